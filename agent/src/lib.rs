@@ -1,0 +1,4 @@
+//! The tunnel ends of Pinhole, in the roles gateway and client.
+
+pub mod kernel;
+pub mod tunnel;

@@ -1,0 +1,104 @@
+//! What a tunnel knows about each peer, published once per batch of packets.
+
+use std::{
+    collections::HashMap,
+    net::SocketAddr,
+    sync::{Arc, Mutex, PoisonError, RwLock},
+    time::Instant,
+};
+
+use super::PublicKey;
+
+/// One peer as the data plane sees it. Times are of the monotonic clock.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PeerStats {
+    /// The peer.
+    pub public_key: PublicKey,
+    /// Where its datagrams go now. `None` until it is known.
+    pub endpoint: Option<SocketAddr>,
+    /// Whether there is a session that can carry data now.
+    pub has_session: bool,
+    /// When the last handshake ended with a session.
+    pub last_handshake: Option<Instant>,
+    /// When the last authenticated packet (handshake, data or keepalive) came.
+    pub last_receive: Option<Instant>,
+    /// When the last datagram was sent, of any kind.
+    pub last_send: Option<Instant>,
+    /// Inner bytes and packets received, without keepalives.
+    pub received: Traffic,
+    /// Inner bytes and packets sent, without keepalives.
+    pub sent: Traffic,
+    /// Packets dropped: no session in time, a source that is not the peer's, a replay, a broken packet.
+    pub dropped: u64,
+    /// How often the endpoint moved to follow an authenticated packet; its first sighting does not count.
+    pub endpoint_changes: u64,
+}
+
+/// Bytes and packets of one direction.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Traffic {
+    /// Inner bytes.
+    pub bytes: u64,
+    /// Inner packets.
+    pub packets: u64,
+}
+
+impl Traffic {
+    pub(super) const fn count(&mut self, bytes: usize) {
+        self.bytes = self.bytes.wrapping_add(bytes as u64);
+        self.packets = self.packets.wrapping_add(1);
+    }
+}
+
+impl PeerStats {
+    pub(super) const fn new(public_key: PublicKey) -> Self {
+        Self {
+            public_key,
+            endpoint: None,
+            has_session: false,
+            last_handshake: None,
+            last_receive: None,
+            last_send: None,
+            received: Traffic { bytes: 0, packets: 0 },
+            sent: Traffic { bytes: 0, packets: 0 },
+            dropped: 0,
+            endpoint_changes: 0,
+        }
+    }
+}
+
+/// One peer's published figures. The writer never waits: where a reader holds them it tries again with the
+/// next batch.
+#[derive(Debug, Clone)]
+pub(super) struct Published(Arc<Mutex<PeerStats>>);
+
+impl Published {
+    /// Whether the figures are out.
+    pub(super) fn publish(&self, stats: &PeerStats) -> bool {
+        let Ok(mut published) = self.0.try_lock() else { return false };
+        published.clone_from(stats);
+        true
+    }
+}
+
+/// The figures of all peers. Its lock is taken when peers come and go, never for packets.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Board(Arc<RwLock<HashMap<PublicKey, Published>>>);
+
+impl Board {
+    pub(super) fn add(&self, stats: PeerStats) -> Published {
+        let key = stats.public_key;
+        let published = Published(Arc::new(Mutex::new(stats)));
+        self.0.write().unwrap_or_else(PoisonError::into_inner).insert(key, published.clone());
+        published
+    }
+
+    pub(super) fn remove(&self, key: &PublicKey) {
+        self.0.write().unwrap_or_else(PoisonError::into_inner).remove(key);
+    }
+
+    pub(super) fn snapshot(&self) -> Vec<PeerStats> {
+        let peers = self.0.read().unwrap_or_else(PoisonError::into_inner);
+        peers.values().map(|peer| peer.0.lock().unwrap_or_else(PoisonError::into_inner).clone()).collect()
+    }
+}

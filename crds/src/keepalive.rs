@@ -1,0 +1,69 @@
+use std::time::Duration;
+
+use kube::KubeSchema;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::Interval;
+
+/// How keepalive intervals are chosen.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+pub enum KeepaliveMode {
+    /// Stay just below what each NAT was seen to allow, between `min` and `max`.
+    #[default]
+    Adaptive,
+    /// Always `interval`.
+    Fixed,
+}
+
+/// Keepalive policy. On a pool it overrides the gateway's, on a client the pool's, each as a whole.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+#[x_kube(
+    validation = Rule::new("!has(self.mode) || self.mode != 'Fixed' || has(self.interval)")
+        .message("interval: is required when mode is Fixed: add one, such as 25s, or use mode Adaptive"),
+    validation = Rule::new("!has(self.interval) || (duration(self.interval) >= duration('5s') && duration(self.interval) <= duration('1h'))")
+        .message("interval: is out of range: use 5s to 1h"),
+    validation = Rule::new("!has(self.min) || (duration(self.min) >= duration('5s') && duration(self.min) <= duration('1h'))")
+        .message("min: is out of range: use 5s to 1h"),
+    validation = Rule::new("!has(self.max) || (duration(self.max) >= duration('5s') && duration(self.max) <= duration('1h'))")
+        .message("max: is out of range: use 5s to 1h"),
+    validation = Rule::new("!has(self.min) || !has(self.max) || duration(self.min) <= duration(self.max)")
+        .message("min: is greater than max: lower min or raise max"),
+)]
+pub struct Keepalive {
+    /// Adaptive (the default) or Fixed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mode: Option<KeepaliveMode>,
+    /// Fixed: the interval. Adaptive: the interval until something was learnt. 5s to 1h, 25s when unset.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub interval: Option<Interval>,
+    /// Adaptive: never more often than this. 5s to 1h, 5s when unset.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub min: Option<Interval>,
+    /// Adaptive: never less often than this. 5s to 1h, 1h when unset.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max: Option<Interval>,
+}
+
+impl Keepalive {
+    /// The mode in force.
+    pub fn mode_or_default(&self) -> KeepaliveMode {
+        self.mode.unwrap_or_default()
+    }
+
+    /// The configured or safe interval: 25 s, as WireGuard recommends for unknown NATs.
+    pub fn interval_or_default(&self) -> Duration {
+        self.interval.map_or(Duration::from_secs(25), |i| i.0)
+    }
+
+    /// Lower bound of what may be chosen.
+    pub fn min_or_default(&self) -> Duration {
+        self.min.map_or(Duration::from_secs(5), |i| i.0)
+    }
+
+    /// Upper bound of what may be chosen.
+    pub fn max_or_default(&self) -> Duration {
+        self.max.map_or(Duration::from_secs(3600), |i| i.0)
+    }
+}

@@ -1,0 +1,52 @@
+//! `pinhole.dev/v1alpha1`: the kinds that a user of Pinhole writes and reads.
+//!
+//! Bounds live in the schema, rules within one object in CEL; the YAML made from these types by `crdgen` lies
+//! beside this crate. Defaults are documented on the fields and applied where they are used (the `*_or_default`
+//! methods): nothing here is ever written into a `spec`.
+
+// KubeSchema copies each struct into a function body, where `pub` reaches nobody.
+#![allow(unreachable_pub)]
+
+mod addressing;
+mod client;
+mod conditions;
+mod gateway;
+mod interval;
+mod keepalive;
+mod pool;
+
+pub use addressing::{AddressRange, AddressRangeError};
+pub use client::{
+    Churn, ClientEnrolment, ClientPhase, ClientPod, EnrolmentMethod, KeepaliveInForce, PoolRef, VPNClient,
+    VPNClientSpec, VPNClientStatus,
+};
+pub use conditions::{CONNECTED, READY, RECONCILING, STALLED, set_condition};
+pub use gateway::{
+    ClientCounts, Exposure, ExposureType, GatewayPod, GatewayPorts, HealthMode, NetworkAccess, NodePorts,
+    PathProof, ReplicaStatus, VPNGateway, VPNGatewaySpec, VPNGatewayStatus,
+};
+pub use interval::{Interval, IntervalError};
+pub use keepalive::{Keepalive, KeepaliveMode};
+pub use pool::{
+    Dns, Enrolment, GatewayRef, JoinToken, NamespaceSelector, PoolCapacity, Sidecars, TokenState,
+    TokenStatus, VPNClientPool, VPNClientPoolSpec, VPNClientPoolStatus,
+};
+
+/// API group of every kind.
+pub const GROUP: &str = "pinhole.dev";
+
+/// Served and stored version.
+pub const VERSION: &str = "v1alpha1";
+
+/// Label on a pod: inject a client of the pool of this name.
+pub const POOL_LABEL: &str = "pinhole.dev/pool";
+
+/// Annotation on a pod: the pool's namespace, where it is not the pod's own.
+pub const POOL_NAMESPACE_ANNOTATION: &str = "pinhole.dev/pool-namespace";
+
+/// The custom resource definitions, in the order in which they should be applied.
+pub fn definitions()
+-> Vec<k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition> {
+    use kube::CustomResourceExt as _;
+    vec![VPNGateway::crd(), VPNClientPool::crd(), VPNClient::crd()]
+}

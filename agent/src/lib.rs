@@ -1,4 +1,5 @@
 //! The tunnel ends of Pinhole, in the roles gateway and client.
 
+pub mod health;
 pub mod kernel;
 pub mod tunnel;

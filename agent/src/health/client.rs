@@ -1,0 +1,854 @@
+//! The client's side: keeps one path to one gateway replica proven, and finds another when it is not.
+
+use std::collections::VecDeque;
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
+use super::{Jitter, Mode, PROBE_GIVE_UP, PROBE_RESENDS, Phase};
+use crate::tunnel::PublicKey;
+
+/// How long a handshake may take before the next candidate is tried.
+const ATTEMPT: Duration = Duration::from_millis(1500);
+/// How long the old session may prove itself over a changed local network before a handshake is made.
+const SESSION_GRACE: Duration = Duration::from_millis(700);
+/// Traffic goes out and nothing comes back for so long: the path is asked at once.
+const STALL: Duration = Duration::from_secs(5);
+/// The same without probes: KEEPALIVE_TIMEOUT + REKEY_TIMEOUT, when WireGuard itself begins to doubt.
+const STALL_WITHOUT_PROBES: Duration = Duration::from_secs(15);
+/// How often the counters of a connected tunnel are looked at.
+const SAMPLE: Duration = Duration::from_secs(5);
+const ROUND_BACKOFF: Duration = Duration::from_millis(500);
+const ROUND_BACKOFF_CAP: Duration = Duration::from_secs(30);
+/// How often a path is tried although no route exists.
+const DORMANT_RETRY: Duration = Duration::from_secs(60);
+/// After so many rounds without an answer the source port is changed, and again after as many more.
+const ROUNDS_TO_REBIND: u32 = 3;
+/// A hint that the path may be gone reaches a whole fleet at once: the probes are spread over this.
+const HINT_SPREAD: Duration = Duration::from_millis(500);
+
+/// One way to one replica.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Candidate {
+    /// The replica, by its key.
+    pub replica: PublicKey,
+    /// Where its tunnel is reached.
+    pub endpoint: SocketAddr,
+}
+
+/// What the shell has to do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Action {
+    /// Route inner traffic to this replica at this endpoint and begin a handshake.
+    Try(Candidate),
+    /// Send an in-tunnel probe to this replica.
+    Probe {
+        /// Whom to ask.
+        replica: PublicKey,
+        /// Comes back with the answer.
+        id: u64,
+    },
+    /// Resolve the endpoints' names again and hand in the candidates.
+    Resolve,
+    /// Continue from a new local port: the mapping of the old one may be stuck.
+    Rebind,
+    /// Tell user and gateway.
+    Phase(Phase),
+}
+
+/// What the data plane counted for the active replica.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Sample {
+    /// Last authenticated packet.
+    pub last_receive: Option<Instant>,
+    /// Last datagram sent.
+    pub last_send: Option<Instant>,
+}
+
+/// What the local network looks like.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Network {
+    /// No route leads to any endpoint.
+    Unreachable,
+    /// There is a route, as before: only something else changed.
+    Unchanged,
+    /// There is a route, from another local address than before.
+    Changed,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Outstanding {
+    first: Instant,
+    first_id: u64,
+    resends: usize,
+}
+
+impl Outstanding {
+    fn next(&self) -> Instant {
+        self.first + PROBE_RESENDS.get(self.resends).copied().unwrap_or(PROBE_GIVE_UP)
+    }
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Step {
+    /// Between rounds.
+    Pause { until: Instant },
+    /// A handshake was begun.
+    Handshake { until: Instant },
+    /// A session exists; a probe must prove it, or data over it when `fresh`: made on this very path.
+    Prove { since: Instant, fresh: bool, outstanding: Outstanding, until: Instant },
+}
+
+#[derive(Clone, Copy, Debug)]
+enum State {
+    /// No candidates yet.
+    Idle,
+    Connected {
+        since: Instant,
+        outstanding: Option<Outstanding>,
+        hint: Option<Instant>,
+    },
+    Searching {
+        step: Step,
+        next: usize,
+        rounds: u32,
+    },
+    Stopped,
+}
+
+/// The state machine. Times are monotonic.
+#[derive(Debug)]
+pub struct ClientHealth {
+    mode: Mode,
+    interval: Duration,
+    candidates: Vec<Candidate>,
+    active: Option<Candidate>,
+    tried: Vec<Candidate>,
+    state: State,
+    routed: bool,
+    phase: Phase,
+    sample: Sample,
+    sampled: Option<Instant>,
+    stalled_since: Option<Instant>,
+    next_id: u64,
+    rtt: Option<Duration>,
+    confirmed: Option<Instant>,
+    jitter: Jitter,
+    actions: VecDeque<Action>,
+}
+
+impl ClientHealth {
+    /// A machine that has no candidates yet.
+    pub fn new(mode: Mode, interval: Duration, mut jitter: Jitter) -> Self {
+        ClientHealth {
+            mode,
+            interval,
+            candidates: Vec::new(),
+            active: None,
+            tried: Vec::new(),
+            state: State::Idle,
+            routed: true,
+            phase: Phase::Disconnected,
+            sample: Sample::default(),
+            sampled: None,
+            stalled_since: None,
+            next_id: jitter.next_u64(),
+            rtt: None,
+            confirmed: None,
+            jitter,
+            actions: VecDeque::new(),
+        }
+    }
+
+    /// The phase as last told.
+    pub fn phase(&self) -> Phase {
+        self.phase
+    }
+
+    /// The way in use or being tried.
+    pub fn active(&self) -> Option<Candidate> {
+        self.active
+    }
+
+    /// Round trip of the last answered probe.
+    pub fn rtt(&self) -> Option<Duration> {
+        self.rtt
+    }
+
+    /// When a bidirectional exchange was last confirmed.
+    pub fn confirmed(&self) -> Option<Instant> {
+        self.confirmed
+    }
+
+    /// The keepalive interval in force, `None` when no probes are sent.
+    pub fn interval(&self) -> Option<Duration> {
+        (self.mode == Mode::Loopback).then_some(self.interval)
+    }
+
+    /// A policy came or changed.
+    pub fn handle_policy(&mut self, mode: Mode, interval: Duration) {
+        self.mode = mode;
+        self.interval = interval;
+    }
+
+    /// The ways there are, the best first. The one in use stays while its replica is among them.
+    pub fn handle_candidates(&mut self, now: Instant, candidates: Vec<Candidate>) {
+        if !self.same_candidates(&candidates) {
+            self.candidates = candidates;
+        }
+        match self.state {
+            State::Stopped => {}
+            State::Idle if !self.candidates.is_empty() => self.search(now, 0),
+            State::Connected { .. } if !self.knows_active() => self.search(now, 0),
+            State::Searching { step: Step::Pause { .. }, rounds: 0, .. } => self.try_next(now),
+            _ => {}
+        }
+    }
+
+    /// What the data plane counted for the active replica, before [`Self::handle_timeout`].
+    pub fn handle_sample(&mut self, now: Instant, sample: Sample) {
+        self.sampled = Some(now);
+        let received = sample.last_receive > self.sample.last_receive;
+        self.sample.last_receive = self.sample.last_receive.max(sample.last_receive);
+        self.sample.last_send = self.sample.last_send.max(sample.last_send);
+        if received || self.sample.last_send <= self.sample.last_receive {
+            self.stalled_since = None;
+        }
+        if self.sample.last_send > self.sample.last_receive && self.stalled_since.is_none() {
+            self.stalled_since = self.sample.last_send;
+        }
+        match &mut self.state {
+            State::Connected { outstanding, .. } => {
+                // Data counts as liveness: an answer that is late behind it tears nothing down.
+                if outstanding.is_some_and(|probe| sample.last_receive > Some(probe.first)) {
+                    *outstanding = None;
+                    self.confirmed = sample.last_receive;
+                }
+            }
+            State::Searching { step: Step::Prove { since, fresh: true, .. }, .. } => {
+                if sample.last_receive > Some(*since) {
+                    self.connect(now);
+                }
+            }
+            _ => {}
+        }
+    }
+
+    /// A handshake that was begun here came to its end: both directions of this path carried a packet.
+    pub fn handle_handshake(&mut self, now: Instant, replica: PublicKey) {
+        let State::Searching { next, rounds, .. } = self.state else { return };
+        let Some(candidate) = self.tried.iter().rev().find(|tried| tried.replica == replica).copied() else {
+            return;
+        };
+        self.active = Some(candidate);
+        match self.mode {
+            Mode::LinkStatus => self.connect(now),
+            Mode::Loopback => {
+                let outstanding = self.probe(now, replica);
+                let step = Step::Prove { since: now, fresh: true, outstanding, until: now + PROBE_GIVE_UP };
+                self.state = State::Searching { step, next, rounds };
+            }
+        }
+    }
+
+    /// A probe came back.
+    pub fn handle_answer(&mut self, now: Instant, replica: PublicKey, id: u64, rtt: Duration) {
+        if self.active.is_none_or(|active| active.replica != replica) {
+            return;
+        }
+        let asked =
+            |outstanding: &Outstanding| id.wrapping_sub(outstanding.first_id) <= outstanding.resends as u64;
+        match &mut self.state {
+            State::Connected { outstanding, .. } => {
+                if outstanding.as_ref().is_some_and(asked) {
+                    *outstanding = None;
+                }
+                self.rtt = Some(rtt);
+                self.confirmed = Some(now);
+                self.sample.last_receive = self.sample.last_receive.max(Some(now));
+                self.stalled_since = None;
+            }
+            State::Searching { step: Step::Prove { outstanding, .. }, .. } if asked(outstanding) => {
+                self.rtt = Some(rtt);
+                self.connect(now);
+            }
+            _ => {}
+        }
+    }
+
+    /// Something suggests that the path is gone, such as the end of the session stream.
+    pub fn handle_hint(&mut self, now: Instant) {
+        let delay = self.jitter.up_to(HINT_SPREAD);
+        match &mut self.state {
+            State::Connected { outstanding: None, hint: hint @ None, .. } if self.mode == Mode::Loopback => {
+                *hint = Some(now + delay);
+            }
+            _ => {}
+        }
+    }
+
+    /// An address or a route of this machine changed.
+    pub fn handle_network(&mut self, now: Instant, network: Network) {
+        if matches!(self.state, State::Idle | State::Stopped) {
+            self.routed = network != Network::Unreachable;
+            return;
+        }
+        let was_routed = std::mem::replace(&mut self.routed, network != Network::Unreachable);
+        match (network, was_routed) {
+            (Network::Unreachable, true) => self.pause(now, 0, 0),
+            (Network::Unreachable, false) | (Network::Unchanged, true) => {}
+            (Network::Changed, _) | (Network::Unchanged, false) => self.prove_or_try(now),
+        }
+    }
+
+    /// The user or the gateway ended it.
+    pub fn handle_stop(&mut self) {
+        self.state = State::Stopped;
+        self.tell(Phase::Disconnected);
+    }
+
+    /// When [`Self::handle_timeout`] is due.
+    pub fn poll_timeout(&self) -> Option<Instant> {
+        match self.state {
+            State::Idle | State::Stopped => None,
+            State::Connected { since, outstanding, hint } => {
+                let sample = self.sampled.unwrap_or(since).max(since) + SAMPLE;
+                let probe = match (self.mode, outstanding) {
+                    (Mode::LinkStatus, _) => None,
+                    (Mode::Loopback, Some(outstanding)) => Some(outstanding.next()),
+                    (Mode::Loopback, None) => Some(self.due(since)),
+                };
+                [Some(sample), probe, hint].into_iter().flatten().min()
+            }
+            State::Searching { step, .. } => Some(match step {
+                Step::Pause { until } | Step::Handshake { until } => until,
+                Step::Prove { outstanding, until, .. } => outstanding.next().min(until),
+            }),
+        }
+    }
+
+    /// Time passed. Hand in a fresh [`Sample`] first.
+    pub fn handle_timeout(&mut self, now: Instant) {
+        match self.state {
+            State::Idle | State::Stopped => {}
+            State::Connected { since, outstanding, hint } => self.watch(now, since, outstanding, hint),
+            State::Searching { step, next, rounds } => self.continue_search(now, step, next, rounds),
+        }
+    }
+
+    /// The next thing to do.
+    pub fn poll_action(&mut self) -> Option<Action> {
+        self.actions.pop_front()
+    }
+
+    fn watch(
+        &mut self,
+        now: Instant,
+        since: Instant,
+        outstanding: Option<Outstanding>,
+        hint: Option<Instant>,
+    ) {
+        if self.mode == Mode::LinkStatus {
+            if self.stalled_since.is_some_and(|start| now >= start + STALL_WITHOUT_PROBES) {
+                self.search(now, 0);
+            }
+            return;
+        }
+        let Some(active) = self.active else { return self.search(now, 0) };
+        let Some(mut waiting) = outstanding else {
+            let hinted = hint.is_some_and(|at| now >= at);
+            let stalled = self.stalled_since.is_some_and(|start| now >= start + STALL);
+            if hinted || stalled || now >= self.due(since) {
+                let probe = self.probe(now, active.replica);
+                self.state = State::Connected { since, outstanding: Some(probe), hint: None };
+            }
+            return;
+        };
+        if now >= waiting.first + PROBE_GIVE_UP {
+            return self.search(now, 0);
+        }
+        if now >= waiting.next() {
+            self.resend(&mut waiting, active.replica);
+            self.state = State::Connected { since, outstanding: Some(waiting), hint: None };
+        }
+    }
+
+    fn continue_search(&mut self, now: Instant, step: Step, next: usize, rounds: u32) {
+        match step {
+            Step::Pause { until } | Step::Handshake { until } if now < until => {}
+            Step::Pause { .. } | Step::Handshake { .. } => self.try_next(now),
+            Step::Prove { until, .. } if now >= until => self.try_next(now),
+            Step::Prove { since, fresh, mut outstanding, until } => {
+                let Some(active) = self.active else { return self.try_next(now) };
+                if now >= outstanding.next() {
+                    self.resend(&mut outstanding, active.replica);
+                    let step = Step::Prove { since, fresh, outstanding, until };
+                    self.state = State::Searching { step, next, rounds };
+                }
+            }
+        }
+    }
+
+    /// When both directions will have been quiet for an interval.
+    fn due(&self, since: Instant) -> Instant {
+        let received = self.sample.last_receive.unwrap_or(since);
+        let sent = self.sample.last_send.unwrap_or(since);
+        received.min(sent).max(since) + self.interval
+    }
+
+    /// Whether only the order differs: the own order, with the way last used first, is then kept.
+    fn same_candidates(&self, other: &[Candidate]) -> bool {
+        self.candidates.len() == other.len()
+            && other.iter().all(|candidate| self.candidates.contains(candidate))
+    }
+
+    fn knows_active(&self) -> bool {
+        let Some(active) = self.active else { return false };
+        self.candidates.iter().any(|candidate| candidate.replica == active.replica)
+    }
+
+    fn connect(&mut self, now: Instant) {
+        self.state = State::Connected { since: now, outstanding: None, hint: None };
+        self.sample = Sample { last_receive: Some(now), last_send: Some(now) };
+        self.sampled = Some(now);
+        self.stalled_since = None;
+        self.confirmed = Some(now);
+        self.tried.clear();
+        self.tell(Phase::Connected);
+    }
+
+    /// Starts to look for a path, with the way that was in use first.
+    fn search(&mut self, now: Instant, rounds: u32) {
+        let first = self.active.and_then(|active| self.candidates.iter().position(|&c| c == active));
+        if let Some(first) = first {
+            self.candidates.rotate_left(first);
+        }
+        self.state = State::Searching { step: Step::Pause { until: now }, next: 0, rounds };
+        self.tell_searching();
+        if rounds == 0 {
+            self.actions.push_back(Action::Resolve);
+        }
+        self.try_next(now);
+    }
+
+    /// The local network changed: the session still stands, and a probe over the new path proves it in one
+    /// round trip.
+    fn prove_or_try(&mut self, now: Instant) {
+        let connected = matches!(self.state, State::Connected { .. });
+        let Some(active) = self.active.filter(|_| connected && self.mode == Mode::Loopback) else {
+            return self.search(now, 0);
+        };
+        let outstanding = self.probe(now, active.replica);
+        let step = Step::Prove { since: now, fresh: false, outstanding, until: now + SESSION_GRACE };
+        self.tried = vec![active];
+        self.state = State::Searching { step, next: 0, rounds: 0 };
+        self.tell_searching();
+    }
+
+    fn try_next(&mut self, now: Instant) {
+        let State::Searching { next, rounds, .. } = self.state else { return };
+        if self.candidates.is_empty() {
+            return self.pause(now, 0, rounds);
+        }
+        let Some(candidate) = self.candidates.get(next).copied() else {
+            return self.end_round(now, rounds + 1);
+        };
+        self.active = Some(candidate);
+        self.tried.retain(|tried| tried.replica != candidate.replica);
+        self.tried.push(candidate);
+        self.actions.push_back(Action::Try(candidate));
+        let step = Step::Handshake { until: now + ATTEMPT };
+        self.state = State::Searching { step, next: next + 1, rounds };
+    }
+
+    fn end_round(&mut self, now: Instant, rounds: u32) {
+        if rounds.is_multiple_of(ROUNDS_TO_REBIND) {
+            self.actions.push_back(Action::Rebind);
+        }
+        self.actions.push_back(Action::Resolve);
+        self.pause(now, 0, rounds);
+    }
+
+    fn pause(&mut self, now: Instant, next: usize, rounds: u32) {
+        let delay = if self.routed {
+            self.jitter.backoff(ROUND_BACKOFF, ROUND_BACKOFF_CAP, rounds)
+        } else {
+            DORMANT_RETRY - self.jitter.up_to(DORMANT_RETRY / 4)
+        };
+        self.state = State::Searching { step: Step::Pause { until: now + delay }, next, rounds };
+        self.tell_searching();
+    }
+
+    fn probe(&mut self, now: Instant, replica: PublicKey) -> Outstanding {
+        let id = self.take_id();
+        self.actions.push_back(Action::Probe { replica, id });
+        self.sample.last_send = self.sample.last_send.max(Some(now));
+        Outstanding { first: now, first_id: id, resends: 0 }
+    }
+
+    fn resend(&mut self, outstanding: &mut Outstanding, replica: PublicKey) {
+        outstanding.resends += 1;
+        let id = self.take_id();
+        self.actions.push_back(Action::Probe { replica, id });
+    }
+
+    fn take_id(&mut self) -> u64 {
+        let id = self.next_id;
+        self.next_id = id.wrapping_add(1);
+        id
+    }
+
+    fn tell_searching(&mut self) {
+        // Before the first path was found there is nothing to wait back to, but the phase is the same: the
+        // exchange is not confirmed yet.
+        self.tell(if self.routed { Phase::WaitingToReconnect } else { Phase::Dormant });
+    }
+
+    fn tell(&mut self, phase: Phase) {
+        if self.phase != phase {
+            self.phase = phase;
+            self.actions.push_back(Action::Phase(phase));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use std::collections::HashSet;
+
+    const INTERVAL: Duration = Duration::from_secs(25);
+    const RTT: Duration = Duration::from_millis(40);
+
+    fn key(n: u8) -> PublicKey {
+        PublicKey::from_bytes([n; 32])
+    }
+
+    fn way(replica: u8, port: u16) -> Candidate {
+        Candidate { replica: key(replica), endpoint: SocketAddr::from(([192, 0, 2, replica], port)) }
+    }
+
+    /// A world in virtual time: some ways carry packets, each after half a round trip.
+    struct World {
+        now: Instant,
+        health: ClientHealth,
+        alive: HashSet<Candidate>,
+        current: Option<Candidate>,
+        pending: Vec<(Instant, Event)>,
+        last_exchange: Option<Instant>,
+        sample: Sample,
+        tries: Vec<Candidate>,
+        probes: u32,
+        rebinds: u32,
+    }
+
+    #[derive(Clone, Copy)]
+    enum Event {
+        Handshake(Candidate),
+        Answer(Candidate, u64),
+    }
+
+    impl World {
+        fn new(mode: Mode, seed: u64) -> Self {
+            World {
+                now: Instant::now(),
+                health: ClientHealth::new(mode, INTERVAL, Jitter::new(seed)),
+                alive: HashSet::new(),
+                current: None,
+                pending: Vec::new(),
+                last_exchange: None,
+                sample: Sample::default(),
+                tries: Vec::new(),
+                probes: 0,
+                rebinds: 0,
+            }
+        }
+
+        fn with(mode: Mode, ways: &[Candidate]) -> Self {
+            let mut world = World::new(mode, 7);
+            world.alive.extend(ways);
+            world.health.handle_candidates(world.now, ways.to_vec());
+            world.act();
+            world
+        }
+
+        fn act(&mut self) {
+            while let Some(action) = self.health.poll_action() {
+                match action {
+                    Action::Try(candidate) => {
+                        self.current = Some(candidate);
+                        self.tries.push(candidate);
+                        self.sample.last_send = Some(self.now);
+                        if self.alive.contains(&candidate) {
+                            self.pending.push((self.now + RTT, Event::Handshake(candidate)));
+                        }
+                    }
+                    Action::Probe { replica, id } => {
+                        self.probes += 1;
+                        self.sample.last_send = Some(self.now);
+                        let Some(current) = self.current.filter(|current| current.replica == replica) else {
+                            continue;
+                        };
+                        if self.alive.contains(&current) {
+                            self.pending.push((self.now + RTT, Event::Answer(current, id)));
+                        }
+                    }
+                    Action::Rebind => self.rebinds += 1,
+                    Action::Resolve | Action::Phase(_) => {}
+                }
+            }
+        }
+
+        fn run_for(&mut self, span: Duration) {
+            let end = self.now + span;
+            loop {
+                self.pending.sort_by_key(|(at, _)| *at);
+                let event = self.pending.first().map(|(at, _)| *at);
+                let timer = self.health.poll_timeout();
+                let Some(next) = [event, timer].into_iter().flatten().min().filter(|at| *at <= end) else {
+                    break;
+                };
+                self.now = self.now.max(next);
+                if event == Some(next) {
+                    let (_, event) = self.pending.remove(0);
+                    self.deliver(event);
+                } else {
+                    self.health.handle_sample(self.now, self.sample);
+                    self.health.handle_timeout(self.now);
+                }
+                self.act();
+            }
+            self.now = end;
+        }
+
+        fn deliver(&mut self, event: Event) {
+            let (Event::Handshake(way) | Event::Answer(way, _)) = event;
+            if !self.alive.contains(&way) {
+                return;
+            }
+            self.last_exchange = Some(self.now);
+            self.sample.last_receive = Some(self.now);
+            match event {
+                Event::Handshake(way) => self.health.handle_handshake(self.now, way.replica),
+                Event::Answer(way, id) => self.health.handle_answer(self.now, way.replica, id, RTT),
+            }
+        }
+
+        fn phase(&self) -> Phase {
+            self.health.phase()
+        }
+    }
+
+    #[test]
+    fn a_handshake_and_an_answered_probe_connect_in_two_round_trips() {
+        let mut world = World::with(Mode::Loopback, &[way(1, 1)]);
+        world.run_for(RTT);
+        assert_eq!(world.phase(), Phase::WaitingToReconnect);
+        world.run_for(RTT);
+        assert_eq!(world.phase(), Phase::Connected);
+        assert_eq!(world.health.rtt(), Some(RTT));
+    }
+
+    #[test]
+    fn an_idle_path_is_probed_once_per_interval() {
+        let mut world = World::with(Mode::Loopback, &[way(1, 1)]);
+        world.run_for(Duration::from_secs(1));
+        let before = world.probes;
+        world.run_for(INTERVAL * 10 + Duration::from_secs(2));
+        assert_eq!(world.probes - before, 10);
+    }
+
+    #[test]
+    fn traffic_in_both_directions_suppresses_probes() {
+        let mut world = World::with(Mode::Loopback, &[way(1, 1)]);
+        world.run_for(Duration::from_secs(1));
+        let before = world.probes;
+        for _ in 0..100 {
+            world.sample = Sample { last_receive: Some(world.now), last_send: Some(world.now) };
+            world.run_for(Duration::from_secs(1));
+        }
+        assert_eq!(world.probes, before);
+    }
+
+    #[test]
+    fn traffic_in_one_direction_alone_does_not_suppress_probes() {
+        let mut world = World::with(Mode::Loopback, &[way(1, 1)]);
+        world.run_for(Duration::from_secs(1));
+        let before = world.probes;
+        for _ in 0..60 {
+            world.sample.last_receive = Some(world.now);
+            world.run_for(Duration::from_secs(1));
+        }
+        assert!(world.probes > before, "an outbound packet must keep the mapping open");
+    }
+
+    #[test]
+    fn a_dead_path_is_named_within_an_interval_and_eight_seconds() {
+        let mut world = World::with(Mode::Loopback, &[way(1, 1)]);
+        world.run_for(Duration::from_secs(1));
+        world.alive.clear();
+        world.run_for(INTERVAL + PROBE_GIVE_UP);
+        assert_eq!(world.phase(), Phase::WaitingToReconnect);
+    }
+
+    #[test]
+    fn an_unanswered_probe_is_sent_again_after_one_two_and_four_seconds() {
+        let mut world = World::with(Mode::Loopback, &[way(1, 1)]);
+        world.run_for(Duration::from_secs(1));
+        world.alive.clear();
+        let connected = world.probes;
+        world.run_for(INTERVAL);
+        assert_eq!(world.probes - connected, 1);
+        for resends in 1..=2 {
+            world.run_for(Duration::from_secs(1));
+            assert_eq!(world.probes - connected, 1 + resends);
+        }
+        world.run_for(Duration::from_secs(2));
+        assert_eq!(world.probes - connected, 4);
+    }
+
+    #[test]
+    fn unanswered_probes_tear_nothing_down_while_data_comes_in() {
+        let mut world = World::with(Mode::Loopback, &[way(1, 1)]);
+        world.run_for(Duration::from_secs(1));
+        world.alive.clear();
+        for _ in 0..120 {
+            world.sample.last_receive = Some(world.now);
+            world.run_for(Duration::from_secs(1));
+            assert_eq!(world.phase(), Phase::Connected);
+        }
+    }
+
+    #[test]
+    fn sending_into_silence_is_noticed_before_the_interval_ends() {
+        let mut world = World::with(Mode::Loopback, &[way(1, 1)]);
+        world.run_for(Duration::from_secs(1));
+        world.alive.clear();
+        for _ in 0..20 {
+            world.sample.last_send = Some(world.now);
+            world.run_for(Duration::from_secs(1));
+        }
+        assert_eq!(world.phase(), Phase::WaitingToReconnect);
+    }
+
+    #[test]
+    fn another_replica_takes_over_without_being_told() {
+        let mut world = World::with(Mode::Loopback, &[way(1, 1), way(2, 1)]);
+        world.run_for(Duration::from_secs(1));
+        assert_eq!(world.health.active(), Some(way(1, 1)));
+        world.alive.remove(&way(1, 1));
+        world.run_for(INTERVAL + PROBE_GIVE_UP + ATTEMPT * 2);
+        assert_eq!((world.phase(), world.health.active()), (Phase::Connected, Some(way(2, 1))));
+    }
+
+    #[test]
+    fn the_end_of_the_session_stream_makes_a_dead_path_known_in_seconds() {
+        let mut world = World::with(Mode::Loopback, &[way(1, 1), way(2, 1)]);
+        world.run_for(Duration::from_secs(1));
+        world.alive.remove(&way(1, 1));
+        world.health.handle_hint(world.now);
+        world.run_for(HINT_SPREAD + PROBE_GIVE_UP + ATTEMPT * 2);
+        assert_eq!(world.health.active(), Some(way(2, 1)));
+        assert_eq!(world.phase(), Phase::Connected);
+    }
+
+    #[test]
+    fn a_changed_local_network_is_proven_in_one_round_trip() {
+        let mut world = World::with(Mode::Loopback, &[way(1, 1)]);
+        world.run_for(Duration::from_secs(1));
+        let tries = world.tries.len();
+        world.health.handle_network(world.now, Network::Changed);
+        assert_eq!(world.phase(), Phase::WaitingToReconnect);
+        world.act();
+        world.run_for(RTT);
+        assert_eq!(world.phase(), Phase::Connected);
+        assert_eq!(world.tries.len(), tries, "the session is kept");
+    }
+
+    #[test]
+    fn without_a_route_a_client_is_dormant_and_comes_back_with_the_route() {
+        let mut world = World::with(Mode::Loopback, &[way(1, 1)]);
+        world.run_for(Duration::from_secs(1));
+        world.alive.clear();
+        world.health.handle_network(world.now, Network::Unreachable);
+        assert_eq!(world.phase(), Phase::Dormant);
+        world.run_for(Duration::from_secs(300));
+        assert_eq!(world.phase(), Phase::Dormant);
+        world.alive.insert(way(1, 1));
+        world.health.handle_network(world.now, Network::Changed);
+        world.act();
+        world.run_for(RTT * 2);
+        assert_eq!(world.phase(), Phase::Connected);
+    }
+
+    #[test]
+    fn a_path_that_stays_dead_is_tried_from_another_port() {
+        let mut world = World::with(Mode::Loopback, &[way(1, 1)]);
+        world.run_for(Duration::from_secs(1));
+        world.alive.clear();
+        world.run_for(Duration::from_secs(120));
+        assert!(world.rebinds > 0);
+    }
+
+    #[test]
+    fn link_status_sends_no_probe_and_still_leaves_a_stalled_path() {
+        let mut world = World::with(Mode::LinkStatus, &[way(1, 1)]);
+        world.run_for(Duration::from_secs(3600));
+        assert_eq!((world.phase(), world.probes), (Phase::Connected, 0));
+        world.alive.clear();
+        world.sample.last_send = Some(world.now);
+        world.run_for(STALL_WITHOUT_PROBES + SAMPLE);
+        assert_eq!(world.phase(), Phase::WaitingToReconnect);
+    }
+
+    #[test]
+    fn a_replica_that_is_no_longer_offered_is_left() {
+        let mut world = World::with(Mode::Loopback, &[way(1, 1), way(2, 1)]);
+        world.run_for(Duration::from_secs(1));
+        world.health.handle_candidates(world.now, vec![way(2, 1)]);
+        world.act();
+        world.run_for(RTT * 2);
+        assert_eq!((world.phase(), world.health.active()), (Phase::Connected, Some(way(2, 1))));
+    }
+
+    #[test]
+    fn an_answer_to_nothing_that_was_asked_connects_nobody() {
+        let mut world = World::with(Mode::Loopback, &[way(1, 1)]);
+        world.pending.clear();
+        world.health.handle_answer(world.now, key(1), 12345, RTT);
+        assert_ne!(world.phase(), Phase::Connected);
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(64))]
+
+        #[test]
+        fn connected_always_rests_on_a_recent_exchange_and_comes_back_with_the_path(
+            seed: u64,
+            changes in proptest::collection::vec((0u8..4, 1u64..90, any::<bool>()), 1..40),
+        ) {
+            let ways = [way(1, 1), way(1, 2), way(2, 1)];
+            let mut world = World::new(Mode::Loopback, seed);
+            world.health.handle_candidates(world.now, ways.to_vec());
+            world.act();
+            for (which, seconds, roam) in changes {
+                world.alive.clear();
+                world.alive.extend(ways.get(usize::from(which)));
+                if roam {
+                    world.health.handle_network(world.now, Network::Changed);
+                    world.act();
+                }
+                for _ in 0..seconds {
+                    world.run_for(Duration::from_secs(1));
+                    if world.phase() == Phase::Connected {
+                        let age = world.now - world.last_exchange.expect("connected without any exchange");
+                        prop_assert!(age <= INTERVAL + PROBE_GIVE_UP + Duration::from_secs(1), "{age:?}");
+                    }
+                }
+            }
+            world.alive.extend(ways);
+            world.run_for(INTERVAL + PROBE_GIVE_UP + ROUND_BACKOFF_CAP + Duration::from_secs(10));
+            prop_assert_eq!(world.phase(), Phase::Connected);
+        }
+    }
+}

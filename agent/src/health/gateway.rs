@@ -1,0 +1,277 @@
+//! The gateway's side: which clients are there, judged by authenticated receives alone.
+
+use std::collections::{BTreeSet, HashMap};
+use std::time::{Duration, Instant};
+
+use super::{LONGEST_CERTAINTY, PROBE_GIVE_UP, Phase};
+use crate::tunnel::PublicKey;
+
+/// What one client promised to do while it has nothing to say.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Expectation {
+    /// A packet at least this often.
+    Every(Duration),
+    /// Nothing.
+    Nothing,
+}
+
+impl Expectation {
+    /// How long a receive proves that the client is there.
+    pub fn certainty(self) -> Duration {
+        match self {
+            Expectation::Every(interval) => (interval + PROBE_GIVE_UP).min(LONGEST_CERTAINTY.max(interval)),
+            Expectation::Nothing => LONGEST_CERTAINTY,
+        }
+    }
+}
+
+/// What the data plane counted for one client.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Sample {
+    /// Last authenticated packet.
+    pub last_receive: Option<Instant>,
+    /// When a handshake last ended with a session that the client has proven to have as well.
+    pub last_handshake: Option<Instant>,
+}
+
+#[derive(Debug)]
+struct Peer {
+    expectation: Expectation,
+    sample: Sample,
+    /// What the client's own agent says, and when it said it.
+    told: Option<(Instant, Phase)>,
+    phase: Phase,
+    deadline: Option<Instant>,
+}
+
+impl Peer {
+    fn judge(&self, now: Instant) -> (Phase, Option<Instant>) {
+        let Some(last) = self.sample.last_receive else { return (Phase::Disconnected, None) };
+        let until = last + self.expectation.certainty();
+        let heard = now < until;
+        // What the client says of itself counts until it is heard again on the tunnel.
+        match self.told {
+            Some((_, phase @ (Phase::WaitingToReconnect | Phase::Dormant))) => {
+                return (phase, heard.then_some(until));
+            }
+            Some((at, Phase::Disconnected)) if last <= at => return (Phase::Disconnected, None),
+            _ => {}
+        }
+        match (heard, self.sample.last_handshake) {
+            (true, Some(_)) => (Phase::Connected, Some(until)),
+            (true, None) => (Phase::WaitingToReconnect, Some(until)),
+            (false, _) => (Phase::Dormant, None),
+        }
+    }
+}
+
+/// All clients of one gateway replica. Times are monotonic.
+#[derive(Debug, Default)]
+pub struct GatewayHealth {
+    peers: HashMap<PublicKey, Peer>,
+    deadlines: BTreeSet<(Instant, PublicKey)>,
+}
+
+impl GatewayHealth {
+    /// Nobody is known yet.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// The clients that may connect: one that stays keeps what is known of it.
+    pub fn handle_peers(&mut self, now: Instant, peers: &HashMap<PublicKey, Expectation>) {
+        self.peers.retain(|key, _| peers.contains_key(key));
+        self.deadlines.retain(|(_, key)| peers.contains_key(key));
+        for (key, &expectation) in peers {
+            let peer = self.peers.entry(*key).or_insert_with(|| Peer {
+                expectation,
+                sample: Sample::default(),
+                told: None,
+                phase: Phase::Disconnected,
+                deadline: None,
+            });
+            peer.expectation = expectation;
+            self.settle(now, key);
+        }
+    }
+
+    /// What the data plane counted. Returns whether the client's phase changed.
+    pub fn handle_sample(&mut self, now: Instant, key: &PublicKey, sample: Sample) -> bool {
+        let Some(peer) = self.peers.get_mut(key) else { return false };
+        if peer.sample.last_receive == sample.last_receive
+            && peer.sample.last_handshake == sample.last_handshake
+        {
+            return false;
+        }
+        peer.sample = sample;
+        // A deadline that is still ahead is looked at again when it is due, which spares the set a change for
+        // every packet.
+        if peer.phase == Phase::Connected && peer.deadline.is_some_and(|at| at > now) {
+            return false;
+        }
+        self.settle(now, key)
+    }
+
+    /// What the client's own agent says of its path. Returns whether the client's phase changed.
+    pub fn handle_told(&mut self, now: Instant, key: &PublicKey, phase: Phase) -> bool {
+        let Some(peer) = self.peers.get_mut(key) else { return false };
+        peer.told = Some((now, phase));
+        self.settle(now, key)
+    }
+
+    /// The client's session stream ended without a word: what it said last is no longer known to be so.
+    pub fn handle_session_end(&mut self, now: Instant, key: &PublicKey) -> bool {
+        let Some(peer) = self.peers.get_mut(key) else { return false };
+        if peer.told.is_some_and(|(_, phase)| phase == Phase::Disconnected) {
+            return false;
+        }
+        peer.told = None;
+        self.settle(now, key)
+    }
+
+    /// When a client may stop being connected. Hand in fresh samples before [`Self::handle_timeout`].
+    pub fn poll_timeout(&self) -> Option<Instant> {
+        self.deadlines.first().map(|(at, _)| *at)
+    }
+
+    /// Time passed. Returns whether any client's phase changed.
+    pub fn handle_timeout(&mut self, now: Instant) -> bool {
+        let mut changed = false;
+        while let Some((at, key)) = self.deadlines.first().copied().filter(|(at, _)| *at <= now) {
+            self.deadlines.remove(&(at, key));
+            changed |= self.settle(now, &key);
+        }
+        changed
+    }
+
+    /// The phase of a client, [`Phase::Disconnected`] for one that is not known.
+    pub fn phase(&self, key: &PublicKey) -> Phase {
+        self.peers.get(key).map_or(Phase::Disconnected, |peer| peer.phase)
+    }
+
+    /// How many clients are in each phase.
+    pub fn count(&self) -> HashMap<Phase, usize> {
+        let mut counts = HashMap::new();
+        for peer in self.peers.values() {
+            *counts.entry(peer.phase).or_default() += 1;
+        }
+        counts
+    }
+
+    fn settle(&mut self, now: Instant, key: &PublicKey) -> bool {
+        let Some(peer) = self.peers.get_mut(key) else { return false };
+        let (phase, deadline) = peer.judge(now);
+        if let Some(old) = std::mem::replace(&mut peer.deadline, deadline) {
+            self.deadlines.remove(&(old, *key));
+        }
+        if let Some(deadline) = deadline {
+            self.deadlines.insert((deadline, *key));
+        }
+        std::mem::replace(&mut peer.phase, phase) != phase
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    const INTERVAL: Duration = Duration::from_secs(25);
+    const SECOND: Duration = Duration::from_secs(1);
+
+    fn key() -> PublicKey {
+        PublicKey::from_bytes([3; 32])
+    }
+
+    fn with(expectation: Expectation) -> (GatewayHealth, Instant) {
+        let now = Instant::now();
+        let mut health = GatewayHealth::new();
+        health.handle_peers(now, &HashMap::from([(key(), expectation)]));
+        (health, now)
+    }
+
+    fn heard(at: Instant) -> Sample {
+        Sample { last_receive: Some(at), last_handshake: Some(at) }
+    }
+
+    #[test]
+    fn a_client_that_was_never_heard_is_disconnected() {
+        let (health, _) = with(Expectation::Every(INTERVAL));
+        assert_eq!(health.phase(&key()), Phase::Disconnected);
+    }
+
+    #[test]
+    fn a_handshake_that_the_client_has_not_finished_is_not_a_connection() {
+        let (mut health, now) = with(Expectation::Every(INTERVAL));
+        health.handle_sample(now, &key(), Sample { last_receive: Some(now), last_handshake: None });
+        assert_eq!(health.phase(&key()), Phase::WaitingToReconnect);
+        assert!(health.handle_sample(now, &key(), heard(now)));
+        assert_eq!(health.phase(&key()), Phase::Connected);
+    }
+
+    #[test]
+    fn silence_of_an_interval_and_eight_seconds_ends_a_connection() {
+        let (mut health, now) = with(Expectation::Every(INTERVAL));
+        health.handle_sample(now, &key(), heard(now));
+        let end = now + INTERVAL + PROBE_GIVE_UP;
+        assert_eq!(health.poll_timeout(), Some(end));
+        assert!(!health.handle_timeout(end - SECOND));
+        assert_eq!(health.phase(&key()), Phase::Connected);
+        assert!(health.handle_timeout(end));
+        assert_eq!(health.phase(&key()), Phase::Dormant);
+    }
+
+    #[test]
+    fn nothing_promised_is_never_trusted_longer_than_three_minutes() {
+        let (mut health, now) = with(Expectation::Nothing);
+        health.handle_sample(now, &key(), heard(now));
+        assert_eq!(health.poll_timeout(), Some(now + LONGEST_CERTAINTY));
+    }
+
+    #[test]
+    fn a_goodbye_counts_at_once_and_until_the_client_is_heard_again() {
+        let (mut health, now) = with(Expectation::Every(INTERVAL));
+        health.handle_sample(now, &key(), heard(now));
+        assert!(health.handle_told(now + SECOND, &key(), Phase::Disconnected));
+        assert_eq!(health.phase(&key()), Phase::Disconnected);
+        health.handle_session_end(now + SECOND, &key());
+        assert_eq!(health.phase(&key()), Phase::Disconnected);
+        health.handle_sample(now + SECOND * 2, &key(), heard(now + SECOND * 2));
+        assert_eq!(health.phase(&key()), Phase::Connected);
+    }
+
+    #[test]
+    fn a_client_that_hears_nothing_is_not_connected_however_much_it_sends() {
+        let (mut health, now) = with(Expectation::Every(INTERVAL));
+        health.handle_sample(now, &key(), heard(now));
+        health.handle_told(now, &key(), Phase::WaitingToReconnect);
+        health.handle_sample(now + SECOND, &key(), heard(now + SECOND));
+        assert_eq!(health.phase(&key()), Phase::WaitingToReconnect);
+        health.handle_told(now + SECOND, &key(), Phase::Connected);
+        assert_eq!(health.phase(&key()), Phase::Connected);
+    }
+
+    #[test]
+    fn a_client_that_is_taken_away_leaves_no_deadline_behind() {
+        let (mut health, now) = with(Expectation::Every(INTERVAL));
+        health.handle_sample(now, &key(), heard(now));
+        health.handle_peers(now, &HashMap::new());
+        assert_eq!(health.poll_timeout(), None);
+        assert_eq!(health.phase(&key()), Phase::Disconnected);
+    }
+
+    proptest! {
+        #[test]
+        fn connected_means_heard_within_the_certainty(gaps in proptest::collection::vec(0u64..120, 1..60)) {
+            let (mut health, mut now) = with(Expectation::Every(INTERVAL));
+            for gap in gaps {
+                health.handle_sample(now, &key(), heard(now));
+                prop_assert_eq!(health.phase(&key()), Phase::Connected);
+                now += Duration::from_secs(gap);
+                health.handle_timeout(now);
+                let expected = Duration::from_secs(gap) < INTERVAL + PROBE_GIVE_UP;
+                prop_assert_eq!(health.phase(&key()) == Phase::Connected, expected);
+            }
+        }
+    }
+}

@@ -19,7 +19,9 @@ pub enum KernelError {
         what: String,
     },
     /// Somebody else holds a device of this name.
-    #[error("the network device {name} is taken by another program: choose another name, or end that program")]
+    #[error(
+        "the network device {name} is taken by another program: choose another name, or end that program"
+    )]
     NameInUse {
         /// The device.
         name: String,

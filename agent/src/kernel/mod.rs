@@ -2,5 +2,14 @@
 //! Everything can be repeated without harm and taken back, and acts in the caller's network namespace.
 
 mod error;
+mod full_tunnel;
+mod masquerade;
+mod netlink;
+mod route;
+mod tun;
 
 pub use error::KernelError;
+pub use full_tunnel::FullTunnel;
+pub use masquerade::Masquerade;
+pub use route::{MAIN_TABLE, RouteSocket, forward_v6};
+pub use tun::TunDevice;

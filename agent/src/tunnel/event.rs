@@ -95,7 +95,11 @@ impl From<&std::io::Error> for SendFailure {
         match error.raw_os_error() {
             Some(libc::EMSGSIZE) => Self::TooLarge,
             Some(
-                libc::ENETUNREACH | libc::EHOSTUNREACH | libc::EADDRNOTAVAIL | libc::ENETDOWN | libc::EAFNOSUPPORT,
+                libc::ENETUNREACH
+                | libc::EHOSTUNREACH
+                | libc::EADDRNOTAVAIL
+                | libc::ENETDOWN
+                | libc::EAFNOSUPPORT,
             ) => Self::Unreachable,
             Some(libc::EPERM | libc::EACCES) => Self::Forbidden,
             Some(libc::ENOBUFS | libc::ENOMEM) => Self::NoBuffers,

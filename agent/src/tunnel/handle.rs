@@ -8,15 +8,16 @@ use std::{
         mpsc,
     },
     thread::JoinHandle,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use ipnet::IpNet;
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
 use super::{
-    PeerConfig, PeerStats, PublicKey, TunnelConfig, TunnelError, TunnelEvent,
+    Discards, PeerConfig, PeerStats, PublicKey, TunnelConfig, TunnelError, TunnelEvent,
     driver::{self, Driver},
+    outbox::{Events, Outbox},
     shard::{Shard, ShardConfig},
     socket::UdpEndpoint,
     stats::Board,
@@ -84,25 +85,35 @@ impl Tunnel {
 
         let socket = UdpEndpoint::bind(config.listen_port, config.fwmark)?;
         let local_port = AtomicU16::new(socket.local_port());
-        let wake = Arc::new(EventFd::from_flags(EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC).map_err(
-            |errno| TunnelError::Thread(errno.into()),
-        )?);
+        let wake = Arc::new(
+            EventFd::from_flags(EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC)
+                .map_err(|errno| TunnelError::Thread(errno.into()))?,
+        );
         let (commands, receiver) = mpsc::channel();
         let board = Board::default();
         let events_lost = Arc::new(AtomicU64::new(0));
-        let shard = Shard::new(ShardConfig { private_key: config.private_key, mtu: config.mtu }, board.clone())?;
+        let shard_config = ShardConfig { private_key: config.private_key, mtu: config.mtu };
+        let shard = Shard::new(&shard_config, board.clone(), Instant::now())?;
         let driver = Driver {
             shard,
-            device,
-            socket,
+            outbox: Outbox::new(socket, device, Events::new(events, Arc::clone(&events_lost))),
             fwmark: config.fwmark,
             commands: receiver,
             wake: Arc::clone(&wake),
-            events: driver::Events::new(events, Arc::clone(&events_lost)),
         };
         let thread = driver::spawn(driver)?;
         let listen_port = config.listen_port;
-        Ok(Self { commands, wake, thread: Some(thread), board, events_lost, local_port, listen_port, name, index })
+        Ok(Self {
+            commands,
+            wake,
+            thread: Some(thread),
+            board,
+            events_lost,
+            local_port,
+            listen_port,
+            name,
+            index,
+        })
     }
 
     /// Makes the set of peers exactly this one. A peer that stays keeps its session and the endpoint that was
@@ -140,6 +151,11 @@ impl Tunnel {
     /// The figures of all peers, in no order, as of their last batch of packets.
     pub fn stats(&self) -> Vec<PeerStats> {
         self.board.snapshot()
+    }
+
+    /// What was discarded without belonging to a peer.
+    pub fn discards(&self) -> Discards {
+        self.board.discards()
     }
 
     /// How many events were lost because the owner's channel was full.

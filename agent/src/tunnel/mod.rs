@@ -1,18 +1,39 @@
 //! The data plane: WireGuard between a TUN device and a UDP socket, on a thread of its own.
+//!
+//! [`Tunnel`] is the owner's handle. Its thread runs `driver`, which waits for socket, device, owner and clock,
+//! and feeds `shard`, where everything is decided without touching any of them. What a shard makes goes
+//! through `output` straight into the buffers of `outbox`. A `peer` wraps boringtun's `Tunn` with exact
+//! deadlines (`timers`), a small queue (`waiting`) and probes; `gate` stands in front of handshakes.
 
+mod clamp;
 mod config;
+mod driver;
 mod error;
 mod event;
+mod gate;
+mod handle;
+mod inner;
 mod key;
+mod message;
+mod outbox;
+mod output;
+mod peer;
+mod probe;
+mod routing;
+mod shard;
+mod socket;
 mod stats;
+mod timers;
+mod waiting;
 
 use std::time::Duration;
 
 pub use config::{PeerConfig, TunnelConfig};
 pub use error::TunnelError;
 pub use event::{SendFailure, TunnelEvent};
+pub use handle::{Probe, Tunnel};
 pub use key::{KeyError, PresharedKey, PrivateKey, PublicKey};
-pub use stats::{PeerStats, Traffic};
+pub use stats::{Discards, PeerStats, Traffic};
 
 /// After how long without an authenticated packet the next one is told as [`TunnelEvent::FirstReceive`]:
 /// `KEEPALIVE_TIMEOUT` + `REKEY_TIMEOUT`, the time after which WireGuard itself begins to doubt.

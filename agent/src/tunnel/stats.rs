@@ -67,6 +67,21 @@ impl PeerStats {
     }
 }
 
+/// Datagrams and packets that belonged to no peer, since the tunnel started.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Discards {
+    /// Datagrams that are no message of WireGuard.
+    pub malformed: u64,
+    /// Messages to or from a peer that does not exist (any more).
+    pub unknown_peer: u64,
+    /// Handshake messages with a wrong first MAC, or beyond their source's allowance.
+    pub refused: u64,
+    /// Handshake messages answered with a cookie.
+    pub challenged: u64,
+    /// Inner packets to an address that is nobody's.
+    pub unrouted: u64,
+}
+
 /// One peer's published figures. The writer never waits: where a reader holds them it tries again with the
 /// next batch.
 #[derive(Debug, Clone)]
@@ -83,22 +98,36 @@ impl Published {
 
 /// The figures of all peers. Its lock is taken when peers come and go, never for packets.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Board(Arc<RwLock<HashMap<PublicKey, Published>>>);
+pub(super) struct Board {
+    peers: Arc<RwLock<HashMap<PublicKey, Published>>>,
+    discards: Arc<Mutex<Discards>>,
+}
 
 impl Board {
     pub(super) fn add(&self, stats: PeerStats) -> Published {
         let key = stats.public_key;
         let published = Published(Arc::new(Mutex::new(stats)));
-        self.0.write().unwrap_or_else(PoisonError::into_inner).insert(key, published.clone());
+        self.peers.write().unwrap_or_else(PoisonError::into_inner).insert(key, published.clone());
         published
     }
 
     pub(super) fn remove(&self, key: &PublicKey) {
-        self.0.write().unwrap_or_else(PoisonError::into_inner).remove(key);
+        self.peers.write().unwrap_or_else(PoisonError::into_inner).remove(key);
     }
 
     pub(super) fn snapshot(&self) -> Vec<PeerStats> {
-        let peers = self.0.read().unwrap_or_else(PoisonError::into_inner);
+        let peers = self.peers.read().unwrap_or_else(PoisonError::into_inner);
         peers.values().map(|peer| peer.0.lock().unwrap_or_else(PoisonError::into_inner).clone()).collect()
+    }
+
+    /// Left out where a reader is in the way: the next batch says it again.
+    pub(super) fn discarded(&self, discards: Discards) {
+        if let Ok(mut published) = self.discards.try_lock() {
+            *published = discards;
+        }
+    }
+
+    pub(super) fn discards(&self) -> Discards {
+        *self.discards.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -1,0 +1,260 @@
+//! The gate in front of handshakes: each costs about 200 µs to answer, and anybody who knows the public key
+//! can send one.
+//!
+//! A source has a small allowance without proof. Beyond it, or when all sources together ask for too much, it
+//! must return a cookie (whitepaper, section 5.4.7), which a forged source address cannot; proven sources have
+//! an allowance of their own, so that nobody can spend it in their name.
+
+use std::{
+    collections::HashMap,
+    net::{IpAddr, Ipv4Addr},
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use boringtun::{
+    noise::{TunnResult, rate_limiter::RateLimiter},
+    x25519,
+};
+
+/// Bytes of a cookie reply.
+pub(super) const COOKIE_REPLY: usize = 64;
+/// Sources remembered. Each costs about 80 bytes.
+const SOURCES: usize = 8192;
+
+/// A token bucket: `rate` a second, up to `burst` at once.
+#[derive(Debug, Clone, Copy)]
+struct Allowance {
+    rate: u32,
+    burst: u32,
+}
+
+const UNPROVEN: Allowance = Allowance { rate: 20, burst: 100 };
+const PROVEN: Allowance = Allowance { rate: 50, burst: 200 };
+const UNPROVEN_TOGETHER: Allowance = Allowance { rate: 2000, burst: 4000 };
+
+#[derive(Debug, Clone, Copy)]
+struct Bucket {
+    full_at: Instant,
+}
+
+impl Bucket {
+    /// Takes a token if there is one. The bucket is its moment of being full again (GCRA), which needs no
+    /// upkeep.
+    fn take(&mut self, now: Instant, allowance: Allowance) -> bool {
+        let token = Duration::from_secs(1) / allowance.rate;
+        let full_at = self.full_at.max(now) + token;
+        if full_at > now + token * allowance.burst {
+            return false;
+        }
+        self.full_at = full_at;
+        true
+    }
+}
+
+#[derive(Debug)]
+struct Source {
+    unproven: Bucket,
+    proven: Bucket,
+}
+
+/// What is to become of a handshake message.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Verdict {
+    /// Answer it.
+    Admit,
+    /// Send this cookie instead.
+    Challenge([u8; COOKIE_REPLY]),
+    /// It is broken, not for us, or too much.
+    Refuse,
+}
+
+pub(super) struct HandshakeGate {
+    /// Checks the first MAC only; shared with every `Tunn`, which would otherwise count for itself.
+    open: Arc<RateLimiter>,
+    /// Always demands a cookie.
+    strict: RateLimiter,
+    sources: HashMap<IpAddr, Source>,
+    together: Bucket,
+    /// For proven sources that the full table has no place for.
+    overflow: Bucket,
+    swept: Instant,
+}
+
+impl HandshakeGate {
+    pub(super) fn new(public_key: &x25519::PublicKey, now: Instant) -> Self {
+        let full = Bucket { full_at: now };
+        Self {
+            open: Arc::new(RateLimiter::new(public_key, u64::MAX)),
+            strict: RateLimiter::new(public_key, 0),
+            sources: HashMap::new(),
+            together: full,
+            overflow: full,
+            swept: now,
+        }
+    }
+
+    /// The limiter for a `Tunn` behind this gate.
+    pub(super) fn limiter(&self) -> Arc<RateLimiter> {
+        Arc::clone(&self.open)
+    }
+
+    /// Judges a handshake initiation or response.
+    pub(super) fn judge(&mut self, now: Instant, source: IpAddr, message: &[u8]) -> Verdict {
+        if self.open.verify_packet(None, message, &mut []).is_err() {
+            return Verdict::Refuse;
+        }
+        let place = place(source);
+        if self.take_unproven(now, place) {
+            return Verdict::Admit;
+        }
+        let mut reply = [0; COOKIE_REPLY];
+        match self.strict.verify_packet(Some(source), message, &mut reply) {
+            Ok(_) if self.take_proven(now, place) => Verdict::Admit,
+            Err(TunnResult::WriteToNetwork(cookie)) if cookie.len() == COOKIE_REPLY => {
+                Verdict::Challenge(reply)
+            }
+            _ => Verdict::Refuse,
+        }
+    }
+
+    fn take_unproven(&mut self, now: Instant, place: IpAddr) -> bool {
+        let Some(source) = self.source(now, place) else { return false };
+        source.unproven.take(now, UNPROVEN) && self.together.take(now, UNPROVEN_TOGETHER)
+    }
+
+    fn take_proven(&mut self, now: Instant, place: IpAddr) -> bool {
+        match self.source(now, place) {
+            Some(source) => source.proven.take(now, PROVEN),
+            None => self.overflow.take(now, PROVEN),
+        }
+    }
+
+    fn source(&mut self, now: Instant, place: IpAddr) -> Option<&mut Source> {
+        if self.sources.len() >= SOURCES && !self.sources.contains_key(&place) {
+            self.sweep(now);
+            if self.sources.len() >= SOURCES {
+                return None;
+            }
+        }
+        let full = Bucket { full_at: now };
+        Some(self.sources.entry(place).or_insert(Source { unproven: full, proven: full }))
+    }
+
+    /// Forgets sources whose allowances are whole again, at most once a second.
+    fn sweep(&mut self, now: Instant) {
+        if now.saturating_duration_since(self.swept) < Duration::from_secs(1) {
+            return;
+        }
+        self.swept = now;
+        self.sources.retain(|_, source| source.unproven.full_at > now || source.proven.full_at > now);
+    }
+}
+
+/// Who counts as one source: an IPv4 address, or the /64 that an IPv6 host can pick addresses from.
+fn place(source: IpAddr) -> IpAddr {
+    match source {
+        IpAddr::V4(_) => source,
+        IpAddr::V6(address) => {
+            let [a, b, c, d, ..] = address.segments();
+            std::net::Ipv6Addr::new(a, b, c, d, 0, 0, 0, 0).into()
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use boringtun::noise::Tunn;
+
+    use super::*;
+    use crate::tunnel::PrivateKey;
+
+    struct Fixture {
+        gate: HandshakeGate,
+        client: Tunn,
+        now: Instant,
+    }
+
+    fn fixture() -> Fixture {
+        let (gateway, client) = (PrivateKey::generate().unwrap(), PrivateKey::generate().unwrap());
+        let public = gateway.public().to_x25519();
+        let now = Instant::now();
+        let gate = HandshakeGate::new(&public, now);
+        let client = Tunn::new(client.secret().clone(), public, None, None, 1, None);
+        Fixture { gate, client, now }
+    }
+
+    fn initiation(client: &mut Tunn) -> Vec<u8> {
+        let mut buffer = [0; 148];
+        match client.format_handshake_initiation(&mut buffer, true) {
+            TunnResult::WriteToNetwork(message) => message.to_vec(),
+            other => panic!("no initiation but {other:?}"),
+        }
+    }
+
+    const HERE: IpAddr = IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1));
+    const THERE: IpAddr = IpAddr::V4(Ipv4Addr::new(192, 0, 2, 2));
+
+    #[test]
+    fn a_message_without_the_first_mac_is_refused_and_costs_its_source_nothing() {
+        let Fixture { mut gate, mut client, now } = fixture();
+        let mut message = initiation(&mut client);
+        message[120] ^= 1;
+        for _ in 0..1000 {
+            assert_eq!(gate.judge(now, HERE, &message), Verdict::Refuse);
+        }
+        assert!(gate.sources.is_empty());
+    }
+
+    #[test]
+    fn beyond_its_allowance_a_source_must_return_a_cookie_and_others_need_not() {
+        let Fixture { mut gate, mut client, now } = fixture();
+        let message = initiation(&mut client);
+        let admitted = (0..500).filter(|_| gate.judge(now, HERE, &message) == Verdict::Admit).count();
+        assert_eq!(admitted, 100);
+        assert_eq!(gate.judge(now, THERE, &message), Verdict::Admit);
+
+        let Verdict::Challenge(cookie) = gate.judge(now, HERE, &message) else { panic!("no cookie") };
+        assert!(matches!(client.decapsulate(None, &cookie, &mut [0; 148]), TunnResult::Done));
+        let proven = initiation(&mut client);
+        assert_eq!(gate.judge(now, HERE, &proven), Verdict::Admit);
+        // The cookie is bound to the address.
+        let admitted = (0..500).filter(|_| gate.judge(now, THERE, &proven) == Verdict::Admit).count();
+        assert_eq!(admitted, 99);
+    }
+
+    #[test]
+    fn an_allowance_grows_back() {
+        let Fixture { mut gate, mut client, now } = fixture();
+        let message = initiation(&mut client);
+        while gate.judge(now, HERE, &message) == Verdict::Admit {}
+        let later = now + Duration::from_secs(2);
+        let admitted = (0..500).filter(|_| gate.judge(later, HERE, &message) == Verdict::Admit).count();
+        assert_eq!(admitted, 40);
+    }
+
+    #[test]
+    fn forged_sources_take_bounded_memory_and_a_proven_one_still_gets_in() {
+        let Fixture { mut gate, mut client, now } = fixture();
+        let message = initiation(&mut client);
+        for n in 0..20_000_u32 {
+            gate.judge(now, Ipv4Addr::from(0x0a00_0000 + n).into(), &message);
+        }
+        assert_eq!(gate.sources.len(), SOURCES);
+        let Verdict::Challenge(cookie) = gate.judge(now, HERE, &message) else { panic!("no cookie") };
+        assert!(matches!(client.decapsulate(None, &cookie, &mut [0; 148]), TunnResult::Done));
+        assert_eq!(gate.judge(now, HERE, &initiation(&mut client)), Verdict::Admit);
+        // All are forgotten once they are quiet.
+        gate.judge(now + Duration::from_secs(60), THERE, &message);
+        assert_eq!(gate.sources.len(), 1);
+    }
+
+    #[test]
+    fn hosts_of_one_ipv6_network_are_one_source() {
+        assert_eq!(
+            place("2001:db8:1:2:3::4".parse().unwrap()),
+            place("2001:db8:1:2:ffff::".parse().unwrap())
+        );
+        assert_ne!(place("2001:db8:1:2::".parse().unwrap()), place("2001:db8:1:3::".parse().unwrap()));
+    }
+}

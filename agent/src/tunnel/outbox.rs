@@ -1,0 +1,154 @@
+//! What a batch makes, on its way out: datagrams gathered into runs, packets to the TUN device, events.
+
+use std::{
+    io,
+    net::{Ipv4Addr, SocketAddr},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+};
+
+use tokio::sync::mpsc::Sender;
+
+use super::{
+    SendFailure, TunnelEvent,
+    output::Output,
+    socket::{LARGEST_DATAGRAM, LONGEST_RUN, UdpEndpoint},
+};
+use crate::kernel::TunDevice;
+
+const NOBODY: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::UNSPECIFIED), 0);
+
+/// The owner's channel for events. Never waited for.
+#[derive(Debug)]
+pub(super) struct Events {
+    sender: Sender<TunnelEvent>,
+    lost: Arc<AtomicU64>,
+}
+
+impl Events {
+    pub(super) const fn new(sender: Sender<TunnelEvent>, lost: Arc<AtomicU64>) -> Self {
+        Self { sender, lost }
+    }
+
+    pub(super) fn send(&self, event: TunnelEvent) {
+        if self.sender.try_send(event).is_err() {
+            self.lost.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+}
+
+/// A run of datagrams to one address, of one size but for the last.
+#[derive(Debug)]
+struct Run {
+    bytes: Vec<u8>,
+    to: SocketAddr,
+    length: usize,
+    segment: usize,
+    count: usize,
+    /// Its last datagram is shorter, so no other can follow.
+    sealed: bool,
+    /// Whom the room behind it was asked for.
+    next_to: SocketAddr,
+}
+
+/// Takes what a shard makes, and sends it.
+#[derive(Debug)]
+pub(super) struct Outbox {
+    pub(super) socket: UdpEndpoint,
+    pub(super) device: TunDevice,
+    events: Events,
+    run: Run,
+    packet: Vec<u8>,
+    failures: Vec<(SocketAddr, SendFailure)>,
+}
+
+impl Outbox {
+    pub(super) fn new(socket: UdpEndpoint, device: TunDevice, events: Events) -> Self {
+        let run = Run {
+            bytes: Vec::new(),
+            to: NOBODY,
+            length: 0,
+            segment: 0,
+            count: 0,
+            sealed: false,
+            next_to: NOBODY,
+        };
+        Self { socket, device, events, run, packet: Vec::new(), failures: Vec::new() }
+    }
+
+    /// Sends what is gathered.
+    pub(super) fn flush(&mut self) {
+        let run = &mut self.run;
+        let bytes = run.bytes.get(..run.length).unwrap_or_default();
+        if run.count > 0
+            && let Err(error) = self.socket.send_run(run.to, bytes, run.segment)
+        {
+            self.failures.push((run.to, SendFailure::from(&error)));
+        }
+        run.length = 0;
+        run.count = 0;
+        run.sealed = false;
+    }
+
+    /// What the kernel refused since the last call.
+    pub(super) fn failures(&mut self) -> Vec<(SocketAddr, SendFailure)> {
+        std::mem::take(&mut self.failures)
+    }
+}
+
+impl Output for Outbox {
+    fn datagram(&mut self, to: SocketAddr, size: usize) -> &mut [u8] {
+        let run = &self.run;
+        if run.to != to || run.sealed || run.count == LONGEST_RUN || run.length + size > LARGEST_DATAGRAM {
+            self.flush();
+        }
+        let run = &mut self.run;
+        run.next_to = to;
+        room(&mut run.bytes, run.length, size)
+    }
+
+    fn send(&mut self, length: usize) {
+        if self.run.count > 0 && length > self.run.segment {
+            // Larger than those before: it begins a run of its own.
+            let start = self.run.length;
+            self.flush();
+            self.run.bytes.copy_within(start..start + length, 0);
+        }
+        let run = &mut self.run;
+        if run.count == 0 {
+            run.to = run.next_to;
+            run.segment = length;
+        }
+        run.sealed = length < run.segment;
+        run.length += length;
+        run.count += 1;
+    }
+
+    fn packet(&mut self, size: usize) -> &mut [u8] {
+        room(&mut self.packet, 0, size)
+    }
+
+    fn deliver(&mut self, length: usize) {
+        let packet = self.packet.get(..length).unwrap_or_default();
+        if let Err(error) = self.device.send(packet) {
+            // The device is down, or has no room: the packet is lost as on any link.
+            if error.kind() != io::ErrorKind::WouldBlock {
+                tracing::debug!(%error, "the TUN device refused a packet");
+            }
+        }
+    }
+
+    fn event(&mut self, event: TunnelEvent) {
+        self.events.send(event);
+    }
+}
+
+fn room(bytes: &mut Vec<u8>, start: usize, size: usize) -> &mut [u8] {
+    let end = start + size;
+    if bytes.len() < end {
+        bytes.resize(end, 0);
+    }
+    bytes.get_mut(start..end).unwrap_or_default()
+}

@@ -1,0 +1,539 @@
+//! One peer: its `Tunn`, and what surrounds it.
+
+use std::{
+    net::{IpAddr, SocketAddr},
+    time::{Duration, Instant},
+};
+
+use boringtun::noise::{Tunn, TunnResult};
+
+use super::{
+    PresharedKey, PublicKey, SILENCE, SendFailure, TunnelEvent,
+    clamp::clamp_mss,
+    message::{DATA_OVERHEAD, INITIATION, Message},
+    output::Output,
+    probe::{Magic, Pending},
+    stats::{PeerStats, Published},
+    timers::{Due, RETRY_JITTER, Timers},
+    waiting::Waiting,
+};
+
+/// `Tunn` stamps everything with the time of its last poll, so it must have been polled this recently.
+const CLOCK: Duration = Duration::from_millis(250);
+/// Packets that may wait for sessions in the whole shard, about 12 MB.
+const WAITING_TOGETHER: usize = 8192;
+
+/// What the peers of a shard have in common.
+#[derive(Debug)]
+pub(super) struct Surroundings {
+    pub(super) mtu: u16,
+    pub(super) magic: Magic,
+    pub(super) jitter: Jitter,
+    /// Packets that wait for sessions now.
+    pub(super) waiting: usize,
+}
+
+/// Spreads retries. No secret depends on it.
+#[derive(Debug)]
+pub(super) struct Jitter(pub(super) u64);
+
+impl Jitter {
+    fn next(&mut self) -> Duration {
+        // xorshift64 (Marsaglia 2003); its state is never 0.
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        let most = u64::try_from(RETRY_JITTER.as_micros()).unwrap_or(u64::MAX);
+        Duration::from_micros(self.0 % most)
+    }
+}
+
+/// How the endpoint is known.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Origin {
+    /// From the configuration, so another configuration may replace it.
+    Configured,
+    /// From the owner's choice or an authenticated packet, so only these may replace it.
+    Settled,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Endpoint {
+    address: SocketAddr,
+    origin: Origin,
+}
+
+/// Keys derived as responder, of which the initiator has not proved possession.
+#[derive(Debug, Clone, Copy)]
+struct Unconfirmed {
+    index: u32,
+    since: Instant,
+}
+
+/// What became of a decrypted packet.
+enum Verdict {
+    Deliver(usize),
+    ProbeAnswer(u64),
+    Foreign,
+}
+
+pub(super) struct Peer {
+    key: PublicKey,
+    preshared: Option<PresharedKey>,
+    tunn: Tunn,
+    polled: Option<Instant>,
+    has_session: bool,
+    unconfirmed: Option<Unconfirmed>,
+    timers: Timers,
+    endpoint: Option<Endpoint>,
+    waiting: Waiting,
+    probes: Pending,
+    stats: PeerStats,
+    published: Published,
+    /// When the shard is to come back.
+    pub(super) scheduled: Option<Instant>,
+    /// Whether the shard has it on its list of peers to settle after the batch.
+    pub(super) touched: bool,
+    failing: Option<SendFailure>,
+}
+
+impl Peer {
+    pub(super) fn new(
+        tunn: Tunn,
+        key: PublicKey,
+        preshared: Option<PresharedKey>,
+        published: Published,
+    ) -> Self {
+        Self {
+            key,
+            preshared,
+            tunn,
+            polled: None,
+            has_session: false,
+            unconfirmed: None,
+            timers: Timers::default(),
+            endpoint: None,
+            waiting: Waiting::default(),
+            probes: Pending::default(),
+            stats: PeerStats::new(key),
+            published,
+            scheduled: None,
+            touched: false,
+            failing: None,
+        }
+    }
+
+    pub(super) const fn key(&self) -> &PublicKey {
+        &self.key
+    }
+
+    pub(super) const fn preshared(&self) -> Option<&PresharedKey> {
+        self.preshared.as_ref()
+    }
+
+    pub(super) fn waiting(&self) -> usize {
+        self.waiting.len()
+    }
+
+    /// Begins anew with other keys; the figures and the endpoint stay.
+    pub(super) fn rekey(&mut self, tunn: Tunn, preshared: Option<PresharedKey>) {
+        self.tunn = tunn;
+        self.preshared = preshared;
+        self.polled = None;
+        self.has_session = false;
+        self.unconfirmed = None;
+        self.timers = Timers::default();
+    }
+
+    /// Takes the configured candidates, unless the endpoint is settled.
+    pub(super) fn offer_endpoints(&mut self, candidates: &[SocketAddr]) {
+        let keep = self.endpoint.is_some_and(|endpoint| {
+            endpoint.origin == Origin::Settled || candidates.contains(&endpoint.address)
+        });
+        if !keep {
+            let configured = |&address| Endpoint { address, origin: Origin::Configured };
+            self.endpoint = candidates.first().map(configured);
+        }
+    }
+
+    /// The next time at which something is due.
+    pub(super) fn deadline(&self) -> Option<Instant> {
+        self.timers.next().map(|(at, _)| at)
+    }
+
+    /// Shows the figures to the owner. `false`: try again later.
+    pub(super) fn publish(&mut self) -> bool {
+        self.stats.endpoint = self.endpoint.map(|endpoint| endpoint.address);
+        self.stats.has_session = self.has_session;
+        self.published.publish(&self.stats)
+    }
+
+    /// Encrypts an inner packet to the peer, or holds it until there is a session.
+    pub(super) fn send<O: Output>(
+        &mut self,
+        now: Instant,
+        packet: &[u8],
+        common: &mut Surroundings,
+        out: &mut O,
+    ) {
+        let Some(endpoint) = self.endpoint else {
+            self.stats.dropped += 1;
+            return;
+        };
+        self.poll_if_stale(now, common, out);
+        if !self.has_session {
+            self.hold(now, packet, common);
+            if !self.timers.handshaking() {
+                self.initiate(now, common, out);
+            }
+            return;
+        }
+        self.encrypt(now, endpoint.address, packet, out);
+        if self.timers.renew_on_send(now) {
+            self.initiate(now, common, out);
+        }
+    }
+
+    /// Begins a handshake because the owner wants one.
+    pub(super) fn handshake<O: Output>(&mut self, now: Instant, common: &mut Surroundings, out: &mut O) {
+        self.poll_if_stale(now, common, out);
+        self.timers.restart_attempt();
+        self.initiate(now, common, out);
+    }
+
+    /// Sends to another endpoint from now on, and proves it with a handshake.
+    pub(super) fn use_endpoint<O: Output>(
+        &mut self,
+        now: Instant,
+        address: SocketAddr,
+        common: &mut Surroundings,
+        out: &mut O,
+    ) {
+        self.endpoint = Some(Endpoint { address, origin: Origin::Settled });
+        self.failing = None;
+        self.handshake(now, common, out);
+    }
+
+    /// Sends an empty data message, or begins a handshake where there is no session.
+    pub(super) fn keepalive<O: Output>(&mut self, now: Instant, common: &mut Surroundings, out: &mut O) {
+        self.poll_if_stale(now, common, out);
+        if !self.has_session {
+            if !self.timers.handshaking() {
+                self.initiate(now, common, out);
+            }
+            return;
+        }
+        let Some(endpoint) = self.endpoint else { return };
+        self.encrypt(now, endpoint.address, &[], out);
+        if self.timers.renew_on_send(now) {
+            self.initiate(now, common, out);
+        }
+    }
+
+    /// Sends a probe as any packet is sent, and remembers it.
+    pub(super) fn probe<O: Output>(
+        &mut self,
+        now: Instant,
+        id: u64,
+        request: &[u8],
+        common: &mut Surroundings,
+        out: &mut O,
+    ) {
+        self.probes.sent(id, now);
+        self.send(now, request, common, out);
+    }
+
+    /// Takes a message that may be from the peer. `is_own` tells whether an inner address belongs to it.
+    pub(super) fn receive<O: Output>(
+        &mut self,
+        now: Instant,
+        from: SocketAddr,
+        (message, datagram): (Message, &[u8]),
+        is_own: impl Fn(IpAddr) -> bool,
+        common: &mut Surroundings,
+        out: &mut O,
+    ) {
+        self.poll_if_stale(now, common, out);
+        match message {
+            Message::Data { receiver } => {
+                if !self.receive_data(now, from, datagram, is_own, common, out) {
+                    self.stats.dropped += 1;
+                    return;
+                }
+                if let Some(keys) = self.unconfirmed.filter(|keys| keys.index == receiver) {
+                    self.unconfirmed = None;
+                    self.session_ready(now, keys.since, false, common, out);
+                }
+                if self.timers.renew_on_receive(now) {
+                    self.initiate(now, common, out);
+                }
+            }
+            Message::Initiation | Message::Response { .. } | Message::CookieReply { .. } => {
+                self.receive_handshake(now, from, (message, datagram), common, out);
+            }
+        }
+    }
+
+    /// Does what is due.
+    pub(super) fn timeout<O: Output>(&mut self, now: Instant, common: &mut Surroundings, out: &mut O) {
+        while let Some((_, due)) = self.timers.next().filter(|&(at, _)| at <= now) {
+            // `Tunn` may see to it itself; then another thing is due afterwards, at another time.
+            self.poll(now, common, out);
+            if self.timers.next().is_none_or(|(at, next)| next != due || at > now) {
+                continue;
+            }
+            match due {
+                Due::RetryHandshake | Due::Silence => self.initiate(now, common, out),
+                Due::Keepalive => self.passive_keepalive(now, out),
+                Due::GiveUpHandshake => self.give_up(now, common, out),
+                Due::DropKeys => {}
+            }
+            self.timers.done(due);
+        }
+    }
+
+    /// Takes note that the kernel refused a datagram.
+    pub(super) fn send_failed<O: Output>(&mut self, category: SendFailure, out: &mut O) {
+        if self.failing != Some(category) {
+            self.failing = Some(category);
+            out.event(TunnelEvent::SendFailed { peer: self.key, category });
+        }
+    }
+
+    /// Whether datagrams to this address are the peer's.
+    pub(super) fn is_at(&self, address: SocketAddr) -> bool {
+        self.endpoint.is_some_and(|endpoint| endpoint.address == address)
+    }
+
+    fn receive_handshake<O: Output>(
+        &mut self,
+        now: Instant,
+        from: SocketAddr,
+        (message, datagram): (Message, &[u8]),
+        common: &mut Surroundings,
+        out: &mut O,
+    ) {
+        // `Tunn` panics where this is shorter than the datagram.
+        let mut room = [0; INITIATION];
+        let reply = match self.tunn.decapsulate(None, datagram, &mut room) {
+            TunnResult::WriteToNetwork(reply) => reply,
+            // A cookie: to be used with the next retry. It proves nobody's presence.
+            TunnResult::Done => return,
+            _ => {
+                self.stats.dropped += 1;
+                return;
+            }
+        };
+        self.authenticated(now, from, false, out);
+        if message == Message::Initiation {
+            self.unconfirmed = Message::sender(reply).map(|index| Unconfirmed { index, since: now });
+            self.timers.keys_derived(now);
+            self.transmit(now, reply, common, out);
+            return;
+        }
+        self.transmit(now, reply, common, out);
+        self.session_ready(now, now, true, common, out);
+    }
+
+    /// Decrypts. `false` where the message is not authentic, or its packet not the peer's to send.
+    fn receive_data<O: Output>(
+        &mut self,
+        now: Instant,
+        from: SocketAddr,
+        datagram: &[u8],
+        is_own: impl Fn(IpAddr) -> bool,
+        common: &Surroundings,
+        out: &mut O,
+    ) -> bool {
+        let (packet, source): (&mut [u8], IpAddr) =
+            match self.tunn.decapsulate(None, datagram, out.packet(datagram.len())) {
+                TunnResult::WriteToTunnelV4(packet, source) => (packet, source.into()),
+                TunnResult::WriteToTunnelV6(packet, source) => (packet, source.into()),
+                TunnResult::Done => {
+                    self.authenticated(now, from, false, out);
+                    return true;
+                }
+                TunnResult::Err(_) | TunnResult::WriteToNetwork(_) => return false,
+            };
+        let verdict = judge(packet, source, is_own, common);
+        self.authenticated(now, from, true, out);
+        match verdict {
+            Verdict::Deliver(length) => {
+                self.stats.received.count(length);
+                out.deliver(length);
+                true
+            }
+            Verdict::ProbeAnswer(id) => {
+                if let Some(rtt) = self.probes.answered(id, now) {
+                    out.event(TunnelEvent::ProbeAnswered { peer: self.key, id, rtt });
+                }
+                true
+            }
+            Verdict::Foreign => false,
+        }
+    }
+
+    /// Follows the peer to where an authenticated packet came from.
+    fn authenticated<O: Output>(&mut self, now: Instant, from: SocketAddr, data: bool, out: &mut O) {
+        self.timers.received(now, data);
+        let silence = self.stats.last_receive.map(|last| now.saturating_duration_since(last));
+        self.stats.last_receive = Some(now);
+        let before = self.endpoint.replace(Endpoint { address: from, origin: Origin::Settled });
+        if before.is_none_or(|endpoint| endpoint.address != from) {
+            self.failing = None;
+            self.stats.endpoint_changes += u64::from(before.is_some());
+            let from_before = before.map(|endpoint| endpoint.address);
+            out.event(TunnelEvent::EndpointChanged {
+                peer: self.key,
+                from: from_before,
+                to: from,
+                idle: silence,
+            });
+        }
+        if silence.is_none_or(|silence| silence >= SILENCE) {
+            out.event(TunnelEvent::FirstReceive { peer: self.key, silence });
+        }
+    }
+
+    fn session_ready<O: Output>(
+        &mut self,
+        now: Instant,
+        since: Instant,
+        initiator: bool,
+        common: &mut Surroundings,
+        out: &mut O,
+    ) {
+        self.has_session = true;
+        self.stats.last_handshake = Some(now);
+        self.timers.session_ready(since, initiator);
+        out.event(TunnelEvent::HandshakeCompleted { peer: self.key });
+        let Some(endpoint) = self.endpoint else { return };
+        self.drain_tunn(now, endpoint.address, common, out);
+        let held = self.waiting.len();
+        let (packets, stale) = self.waiting.take(now);
+        common.waiting -= held;
+        self.stats.dropped += stale;
+        for packet in packets {
+            self.encrypt(now, endpoint.address, &packet, out);
+        }
+    }
+
+    /// Sends what `Tunn` itself held back.
+    fn drain_tunn<O: Output>(&mut self, now: Instant, to: SocketAddr, common: &Surroundings, out: &mut O) {
+        loop {
+            let room = out.datagram(to, usize::from(common.mtu) + INITIATION);
+            let TunnResult::WriteToNetwork(message) = self.tunn.decapsulate(None, &[], room) else { return };
+            let length = message.len();
+            self.sent(now, true);
+            out.send(length);
+        }
+    }
+
+    fn hold(&mut self, now: Instant, packet: &[u8], common: &mut Surroundings) {
+        if common.waiting >= WAITING_TOGETHER {
+            self.stats.dropped += 1;
+            return;
+        }
+        let dropped = self.waiting.hold(now, packet);
+        self.stats.dropped += dropped;
+        if dropped == 0 {
+            common.waiting += 1;
+        }
+    }
+
+    fn encrypt<O: Output>(&mut self, now: Instant, to: SocketAddr, packet: &[u8], out: &mut O) {
+        let room = out.datagram(to, (packet.len() + DATA_OVERHEAD).max(INITIATION));
+        let TunnResult::WriteToNetwork(message) = self.tunn.encapsulate(packet, room) else {
+            self.stats.dropped += 1;
+            return;
+        };
+        let length = message.len();
+        out.send(length);
+        if !packet.is_empty() {
+            self.stats.sent.count(packet.len());
+        }
+        self.sent(now, !packet.is_empty());
+    }
+
+    fn sent(&mut self, now: Instant, data: bool) {
+        self.timers.sent(now, data);
+        self.stats.last_send = Some(now);
+    }
+
+    fn initiate<O: Output>(&mut self, now: Instant, common: &mut Surroundings, out: &mut O) {
+        // Without this `Tunn` would wait for an answer that cannot come.
+        if self.endpoint.is_none() {
+            return;
+        }
+        let mut room = [0; INITIATION];
+        if let TunnResult::WriteToNetwork(message) = self.tunn.format_handshake_initiation(&mut room, true) {
+            self.transmit(now, message, common, out);
+        }
+    }
+
+    fn passive_keepalive<O: Output>(&mut self, now: Instant, out: &mut O) {
+        let Some(endpoint) = self.endpoint else { return };
+        if self.has_session {
+            self.encrypt(now, endpoint.address, &[], out);
+        }
+    }
+
+    fn give_up<O: Output>(&mut self, now: Instant, common: &mut Surroundings, out: &mut O) {
+        common.waiting -= self.waiting.len();
+        let (fresh, stale) = self.waiting.take(now);
+        self.stats.dropped += stale + fresh.len() as u64;
+        out.event(TunnelEvent::HandshakeTimedOut { peer: self.key });
+    }
+
+    fn poll_if_stale<O: Output>(&mut self, now: Instant, common: &mut Surroundings, out: &mut O) {
+        if self.polled.is_none_or(|polled| now.saturating_duration_since(polled) >= CLOCK) {
+            self.poll(now, common, out);
+        }
+    }
+
+    /// Lets `Tunn` see the time: it stamps, expires sessions, and may want to send.
+    fn poll<O: Output>(&mut self, now: Instant, common: &mut Surroundings, out: &mut O) {
+        self.polled = Some(now);
+        let mut room = [0; INITIATION];
+        if let TunnResult::WriteToNetwork(message) = self.tunn.update_timers(&mut room) {
+            self.transmit(now, message, common, out);
+        }
+        let has_session = self.tunn.time_since_last_handshake().is_some();
+        if self.has_session && !has_session {
+            self.timers.session_gone();
+        }
+        self.has_session = has_session;
+    }
+
+    /// Sends what `Tunn` made by itself: an initiation, a response or a keepalive.
+    fn transmit<O: Output>(&mut self, now: Instant, message: &[u8], common: &mut Surroundings, out: &mut O) {
+        let Some(endpoint) = self.endpoint else { return };
+        if let Some(room) = out.datagram(endpoint.address, message.len()).get_mut(..message.len()) {
+            room.copy_from_slice(message);
+            out.send(message.len());
+        }
+        match Message::parse(message) {
+            Some(Message::Initiation) => {
+                self.timers.initiation_sent(now, common.jitter.next());
+                self.stats.last_send = Some(now);
+            }
+            _ => self.sent(now, false),
+        }
+    }
+}
+
+fn judge(
+    packet: &mut [u8],
+    source: IpAddr,
+    is_own: impl Fn(IpAddr) -> bool,
+    common: &Surroundings,
+) -> Verdict {
+    if !is_own(source) {
+        return Verdict::Foreign;
+    }
+    if let Some(id) = common.magic.answer(packet) {
+        return Verdict::ProbeAnswer(id);
+    }
+    clamp_mss(packet, common.mtu);
+    Verdict::Deliver(packet.len())
+}

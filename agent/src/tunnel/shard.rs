@@ -1,0 +1,338 @@
+//! The data plane without sockets and clock: time, datagrams and packets in; datagrams, packets and events out.
+
+use std::{
+    collections::{BTreeSet, HashMap, HashSet},
+    net::SocketAddr,
+    sync::Arc,
+    time::Instant,
+};
+
+use boringtun::{
+    noise::{Packet, Tunn, handshake::parse_handshake_anon},
+    x25519,
+};
+use ring::rand::{SecureRandom, SystemRandom};
+
+use super::{
+    PeerConfig, PresharedKey, PrivateKey, PublicKey, SendFailure, TunnelError,
+    clamp::clamp_mss,
+    gate::{HandshakeGate, Verdict},
+    handle::Probe,
+    inner,
+    message::Message,
+    output::Output,
+    peer::{Jitter, Peer, Surroundings},
+    probe::Magic,
+    routing::{RoutingTable, Slot},
+    stats::{Board, Discards, PeerStats},
+};
+
+/// What a shard is made from.
+pub(super) struct ShardConfig {
+    pub(super) private_key: PrivateKey,
+    /// Largest inner packet, in bytes.
+    pub(super) mtu: u16,
+}
+
+/// Peers that are served by one thread, and share nothing with other shards.
+pub(super) struct Shard {
+    secret: x25519::StaticSecret,
+    public: PublicKey,
+    gate: HandshakeGate,
+    peers: Vec<Option<Box<Peer>>>,
+    vacant: Vec<Slot>,
+    by_key: HashMap<PublicKey, Slot>,
+    routes: RoutingTable,
+    deadlines: BTreeSet<(Instant, Slot)>,
+    touched: Vec<Slot>,
+    common: Surroundings,
+    board: Board,
+    discards: Discards,
+}
+
+impl Shard {
+    pub(super) fn new(config: &ShardConfig, board: Board, now: Instant) -> Result<Self, TunnelError> {
+        let mut random = [0; 16];
+        SystemRandom::new().fill(&mut random).map_err(|_| TunnelError::NoRandomness)?;
+        let (magic, seed) = (inner::field::<8>(&random, 0), inner::field::<8>(&random, 8));
+        let public = config.private_key.public();
+        Ok(Self {
+            secret: config.private_key.secret().clone(),
+            public,
+            gate: HandshakeGate::new(&public.to_x25519(), now),
+            peers: Vec::new(),
+            vacant: Vec::new(),
+            by_key: HashMap::new(),
+            routes: RoutingTable::default(),
+            deadlines: BTreeSet::new(),
+            touched: Vec::new(),
+            common: Surroundings {
+                mtu: config.mtu,
+                magic: Magic(magic.unwrap_or_default()),
+                jitter: Jitter(seed.map_or(1, u64::from_ne_bytes) | 1),
+                waiting: 0,
+            },
+            board,
+            discards: Discards::default(),
+        })
+    }
+
+    /// Makes the set of peers exactly this one.
+    pub(super) fn set_peers(&mut self, configs: &[PeerConfig]) {
+        let wanted: HashSet<&PublicKey> = configs.iter().map(|config| &config.public_key).collect();
+        let gone: Vec<_> = self.by_key.keys().filter(|key| !wanted.contains(key)).copied().collect();
+        for key in gone {
+            self.remove(&key);
+        }
+        let mut routes = RoutingTable::default();
+        let own = self.public;
+        for config in configs.iter().filter(|config| config.public_key != own) {
+            let Some(slot) = self.admit(config) else { continue };
+            for &net in &config.allowed_ips {
+                routes.insert(net, slot);
+            }
+        }
+        self.routes = routes;
+    }
+
+    /// Takes a UDP datagram, whoever sent it.
+    pub(super) fn handle_datagram<O: Output>(
+        &mut self,
+        now: Instant,
+        from: SocketAddr,
+        datagram: &[u8],
+        out: &mut O,
+    ) {
+        let Some(message) = Message::parse(datagram) else {
+            self.discards.malformed += 1;
+            return;
+        };
+        if !self.passes_gate(now, from, (message, datagram), out) {
+            return;
+        }
+        let slot = match message {
+            Message::Initiation => self.initiator_of(datagram),
+            Message::Response { receiver }
+            | Message::CookieReply { receiver }
+            | Message::Data { receiver } => slot_of(receiver),
+        };
+        let Some((slot, peer)) =
+            slot.and_then(|slot| Some((slot, self.peers.get_mut(usize::from(slot))?.as_mut()?)))
+        else {
+            self.discards.unknown_peer += 1;
+            return;
+        };
+        let routes = &self.routes;
+        let is_own = |address| routes.peer_of(address) == Some(slot);
+        peer.receive(now, from, (message, datagram), is_own, &mut self.common, out);
+        touch(&mut self.touched, slot, peer);
+    }
+
+    /// Takes an inner packet from the TUN device. A SYN in it may be changed.
+    pub(super) fn handle_packet<O: Output>(&mut self, now: Instant, packet: &mut [u8], out: &mut O) {
+        let slot = inner::route(packet).and_then(|route| self.routes.peer_of(route.destination));
+        let Some((slot, peer)) =
+            slot.and_then(|slot| Some((slot, self.peers.get_mut(usize::from(slot))?.as_mut()?)))
+        else {
+            self.discards.unrouted += 1;
+            return;
+        };
+        clamp_mss(packet, self.common.mtu);
+        peer.send(now, packet, &mut self.common, out);
+        touch(&mut self.touched, slot, peer);
+    }
+
+    /// Does what is due.
+    pub(super) fn handle_timeout<O: Output>(&mut self, now: Instant, out: &mut O) {
+        while let Some(&(at, slot)) = self.deadlines.first() {
+            if at > now {
+                return;
+            }
+            self.deadlines.pop_first();
+            let Some(Some(peer)) = self.peers.get_mut(usize::from(slot)) else { continue };
+            peer.scheduled = None;
+            peer.timeout(now, &mut self.common, out);
+            touch(&mut self.touched, slot, peer);
+        }
+    }
+
+    /// When [`handle_timeout`](Self::handle_timeout) is next due. `None`: never, as things are.
+    pub(super) fn poll_timeout(&self) -> Option<Instant> {
+        self.deadlines.first().map(|&(at, _)| at)
+    }
+
+    /// Ends a batch: schedules the peers that it touched, and publishes their figures. `false` where a reader
+    /// was in the way, so that it wants to be called again soon.
+    pub(super) fn settle(&mut self) -> bool {
+        let mut unpublished = Vec::new();
+        for slot in self.touched.drain(..) {
+            let Some(Some(peer)) = self.peers.get_mut(usize::from(slot)) else { continue };
+            let deadline = peer.deadline();
+            if peer.scheduled != deadline {
+                if let Some(at) = peer.scheduled {
+                    self.deadlines.remove(&(at, slot));
+                }
+                self.deadlines.extend(deadline.map(|at| (at, slot)));
+                peer.scheduled = deadline;
+            }
+            peer.touched = !peer.publish();
+            if peer.touched {
+                unpublished.push(slot);
+            }
+        }
+        self.touched = unpublished;
+        self.board.discarded(self.discards);
+        self.touched.is_empty()
+    }
+
+    /// Sends to the peer at this endpoint, and begins a handshake.
+    pub(super) fn use_endpoint<O: Output>(
+        &mut self,
+        now: Instant,
+        key: &PublicKey,
+        to: SocketAddr,
+        out: &mut O,
+    ) {
+        self.with(key, |peer, common| peer.use_endpoint(now, to, common, out));
+    }
+
+    /// Begins a handshake.
+    pub(super) fn handshake<O: Output>(&mut self, now: Instant, key: &PublicKey, out: &mut O) {
+        self.with(key, |peer, common| peer.handshake(now, common, out));
+    }
+
+    /// Sends a keepalive.
+    pub(super) fn keepalive<O: Output>(&mut self, now: Instant, key: &PublicKey, out: &mut O) {
+        self.with(key, |peer, common| peer.keepalive(now, common, out));
+    }
+
+    /// Sends a probe. One whose addresses are of different families is none.
+    pub(super) fn probe<O: Output>(&mut self, now: Instant, key: &PublicKey, probe: &Probe, out: &mut O) {
+        let Some(request) = self.common.magic.request(probe) else { return };
+        self.with(key, |peer, common| peer.probe(now, probe.id, &request, common, out));
+    }
+
+    /// Takes note that the kernel refused a datagram to this address.
+    pub(super) fn send_failed<O: Output>(&mut self, to: SocketAddr, category: SendFailure, out: &mut O) {
+        // Rare, so a search is cheap enough.
+        for peer in self.peers.iter_mut().flatten().filter(|peer| peer.is_at(to)) {
+            peer.send_failed(category, out);
+        }
+    }
+
+    fn with(&mut self, key: &PublicKey, act: impl FnOnce(&mut Peer, &mut Surroundings)) {
+        let Some(&slot) = self.by_key.get(key) else { return };
+        let Some(Some(peer)) = self.peers.get_mut(usize::from(slot)) else { return };
+        act(peer, &mut self.common);
+        touch(&mut self.touched, slot, peer);
+    }
+
+    /// Handshakes cost much to answer, so they must pass the gate first. Answers with a cookie where it says so.
+    fn passes_gate<O: Output>(
+        &mut self,
+        now: Instant,
+        from: SocketAddr,
+        (message, datagram): (Message, &[u8]),
+        out: &mut O,
+    ) -> bool {
+        if !matches!(message, Message::Initiation | Message::Response { .. }) {
+            return true;
+        }
+        match self.gate.judge(now, from.ip(), datagram) {
+            Verdict::Admit => true,
+            Verdict::Challenge(cookie) => {
+                self.discards.challenged += 1;
+                if let Some(room) = out.datagram(from, cookie.len()).first_chunk_mut() {
+                    *room = cookie;
+                    out.send(cookie.len());
+                }
+                false
+            }
+            Verdict::Refuse => {
+                self.discards.refused += 1;
+                false
+            }
+        }
+    }
+
+    fn initiator_of(&self, datagram: &[u8]) -> Option<Slot> {
+        let Ok(Packet::HandshakeInit(initiation)) = Tunn::parse_incoming_packet(datagram) else {
+            return None;
+        };
+        let half = parse_handshake_anon(&self.secret, &self.public.to_x25519(), &initiation).ok()?;
+        self.by_key.get(&PublicKey::from_bytes(half.peer_static_public)).copied()
+    }
+
+    /// The peer's place, new or as it was.
+    fn admit(&mut self, config: &PeerConfig) -> Option<Slot> {
+        let key = config.public_key;
+        let slot = match self.by_key.get(&key) {
+            Some(&slot) => slot,
+            None => self.place(key, config.preshared_key.clone())?,
+        };
+        let secret = (&self.secret, self.gate.limiter());
+        let peer = self.peers.get_mut(usize::from(slot))?.as_mut()?;
+        if peer.preshared() != config.preshared_key.as_ref() {
+            let tunn = tunn(secret, key, config.preshared_key.as_ref(), slot);
+            peer.rekey(tunn, config.preshared_key.clone());
+        }
+        peer.offer_endpoints(&config.endpoints);
+        touch(&mut self.touched, slot, peer);
+        Some(slot)
+    }
+
+    fn place(&mut self, key: PublicKey, preshared: Option<PresharedKey>) -> Option<Slot> {
+        let slot = match self.vacant.pop() {
+            Some(slot) => slot,
+            None => {
+                let slot = Slot::try_from(self.peers.len()).ok()?;
+                self.peers.push(None);
+                slot
+            }
+        };
+        let tunn = tunn((&self.secret, self.gate.limiter()), key, preshared.as_ref(), slot);
+        let published = self.board.add(PeerStats::new(key));
+        *self.peers.get_mut(usize::from(slot))? = Some(Box::new(Peer::new(tunn, key, preshared, published)));
+        self.by_key.insert(key, slot);
+        Some(slot)
+    }
+
+    fn remove(&mut self, key: &PublicKey) {
+        let Some(slot) = self.by_key.remove(key) else { return };
+        self.board.remove(key);
+        let Some(peer) = self.peers.get_mut(usize::from(slot)).and_then(Option::take) else { return };
+        debug_assert_eq!(peer.key(), key);
+        self.common.waiting -= peer.waiting();
+        if let Some(at) = peer.scheduled {
+            self.deadlines.remove(&(at, slot));
+        }
+        self.touched.retain(|&touched| touched != slot);
+        self.vacant.push(slot);
+    }
+}
+
+fn tunn(
+    (secret, limiter): (&x25519::StaticSecret, Arc<boringtun::noise::rate_limiter::RateLimiter>),
+    key: PublicKey,
+    preshared: Option<&PresharedKey>,
+    slot: Slot,
+) -> Tunn {
+    // The low byte of the 24-bit index is the shard's number, at a fixed place in every message to us, so that
+    // datagrams can be steered by peer. There is one shard, 0.
+    let index = u32::from(slot) << 8;
+    let preshared = preshared.map(PresharedKey::to_bytes);
+    Tunn::new(secret.clone(), key.to_x25519(), preshared, None, index, Some(limiter))
+}
+
+/// The place of the peer that a receiver index belongs to: session in the low byte, then shard, then place.
+fn slot_of(receiver: u32) -> Option<Slot> {
+    let [_, shard, low, high] = receiver.to_le_bytes();
+    (shard == 0).then_some(Slot::from_le_bytes([low, high]))
+}
+
+fn touch(touched: &mut Vec<Slot>, slot: Slot, peer: &mut Peer) {
+    if !peer.touched {
+        peer.touched = true;
+        touched.push(slot);
+    }
+}

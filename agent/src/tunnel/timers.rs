@@ -1,0 +1,256 @@
+//! When a peer next needs attention: the timers of WireGuard (whitepaper, section 6), as exact deadlines.
+//!
+//! `Tunn` expects to be polled and keeps its timers to itself, so this keeps the same ones beside it. Two of
+//! them are better here than there: silence counts from the first unanswered packet (there from the last
+//! received one, so that any packet after a pause starts a handshake), and a keepalive that is owed is not
+//! forgotten when sending and receiving fall between two polls.
+
+use std::time::{Duration, Instant};
+
+pub(super) const REKEY_AFTER_TIME: Duration = Duration::from_secs(120);
+pub(super) const REJECT_AFTER_TIME: Duration = Duration::from_secs(180);
+pub(super) const REKEY_ATTEMPT_TIME: Duration = Duration::from_secs(90);
+pub(super) const REKEY_TIMEOUT: Duration = Duration::from_secs(5);
+pub(super) const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
+/// Retries are spread over this much beyond [`REKEY_TIMEOUT`], so that thousands do not retry in step.
+pub(super) const RETRY_JITTER: Duration = Duration::from_millis(333);
+
+/// What is due.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Due {
+    /// The initiation found no answer yet.
+    RetryHandshake,
+    /// It found none for [`REKEY_ATTEMPT_TIME`].
+    GiveUpHandshake,
+    /// Data was sent, and nothing came back.
+    Silence,
+    /// Data was received, and nothing was sent back.
+    Keepalive,
+    /// The keys are past [`REJECT_AFTER_TIME`], and later past three times that: drop them, then wipe the rest.
+    DropKeys,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Attempt {
+    since: Instant,
+    retry_at: Instant,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Session {
+    since: Instant,
+    initiator: bool,
+}
+
+/// The timers of one peer.
+#[derive(Debug, Default)]
+pub(super) struct Timers {
+    attempt: Option<Attempt>,
+    session: Option<Session>,
+    unanswered_since: Option<Instant>,
+    owing_since: Option<Instant>,
+    keys_since: Option<Instant>,
+    keys_dropped: bool,
+}
+
+impl Timers {
+    /// An initiation was sent. `jitter` is at most [`RETRY_JITTER`].
+    pub(super) fn initiation_sent(&mut self, now: Instant, jitter: Duration) {
+        let since = self.attempt.map_or(now, |attempt| attempt.since);
+        self.attempt = Some(Attempt { since, retry_at: now + REKEY_TIMEOUT + jitter });
+        self.unanswered_since = None;
+    }
+
+    /// The owner asked anew: the attempt gets its full time again.
+    pub(super) const fn restart_attempt(&mut self) {
+        self.attempt = None;
+    }
+
+    pub(super) const fn handshaking(&self) -> bool {
+        self.attempt.is_some()
+    }
+
+    /// Keys were derived, but only as responder: the session can be used once the initiator has used it.
+    ///
+    /// An attempt of our own goes on meanwhile: where two initiations cross and both answers are lost, somebody
+    /// has to try again.
+    pub(super) fn keys_derived(&mut self, now: Instant) {
+        self.keys_since = Some(now);
+        self.keys_dropped = false;
+    }
+
+    /// A session can be used whose keys were derived at `since`.
+    pub(super) fn session_ready(&mut self, since: Instant, initiator: bool) {
+        self.keys_derived(since);
+        self.attempt = None;
+        self.session = Some(Session { since, initiator });
+    }
+
+    /// No session any more.
+    pub(super) const fn session_gone(&mut self) {
+        self.session = None;
+        self.unanswered_since = None;
+        self.owing_since = None;
+    }
+
+    pub(super) fn sent(&mut self, now: Instant, data: bool) {
+        self.owing_since = None;
+        if data && self.unanswered_since.is_none() {
+            self.unanswered_since = Some(now);
+        }
+    }
+
+    pub(super) fn received(&mut self, now: Instant, data: bool) {
+        self.unanswered_since = None;
+        if data && self.owing_since.is_none() {
+            self.owing_since = Some(now);
+        }
+    }
+
+    /// Whether sending now calls for fresh keys: only the initiator renews, so that both do not at once.
+    pub(super) fn renew_on_send(&self, now: Instant) -> bool {
+        self.older_than(now, REKEY_AFTER_TIME)
+    }
+
+    /// Whether receiving now calls for fresh keys, as the session would end before an answer could go out.
+    pub(super) fn renew_on_receive(&self, now: Instant) -> bool {
+        self.older_than(now, REJECT_AFTER_TIME - KEEPALIVE_TIMEOUT - REKEY_TIMEOUT)
+    }
+
+    fn older_than(&self, now: Instant, age: Duration) -> bool {
+        let Some(session) = self.session else { return false };
+        session.initiator && self.attempt.is_none() && now.saturating_duration_since(session.since) >= age
+    }
+
+    /// The first thing due and when. `None`: nothing, however long it takes.
+    pub(super) fn next(&self) -> Option<(Instant, Due)> {
+        let attempt = self.attempt.map(|attempt| {
+            let end = attempt.since + REKEY_ATTEMPT_TIME;
+            if end <= attempt.retry_at {
+                (end, Due::GiveUpHandshake)
+            } else {
+                (attempt.retry_at, Due::RetryHandshake)
+            }
+        });
+        let silence = self
+            .unanswered_since
+            .filter(|_| self.attempt.is_none())
+            .map(|since| (since + KEEPALIVE_TIMEOUT + REKEY_TIMEOUT, Due::Silence));
+        let keepalive = self.owing_since.map(|since| (since + KEEPALIVE_TIMEOUT, Due::Keepalive));
+        let keys = self.keys_since.map(|since| {
+            let age = if self.keys_dropped { REJECT_AFTER_TIME * 3 } else { REJECT_AFTER_TIME };
+            // `Tunn` wants to be past the age, not at it.
+            (since + age + Duration::from_millis(1), Due::DropKeys)
+        });
+        [attempt, silence, keepalive, keys].into_iter().flatten().min_by_key(|&(at, _)| at)
+    }
+
+    /// Takes note that what was due has been seen to, whether or not it led to a packet.
+    pub(super) const fn done(&mut self, due: Due) {
+        match due {
+            Due::RetryHandshake => {}
+            Due::GiveUpHandshake => self.attempt = None,
+            Due::Silence => self.unanswered_since = None,
+            Due::Keepalive => self.owing_since = None,
+            Due::DropKeys if self.keys_dropped => self.keys_since = None,
+            Due::DropKeys => self.keys_dropped = true,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn seconds(n: u64) -> Duration {
+        Duration::from_secs(n)
+    }
+
+    #[test]
+    fn a_peer_that_never_spoke_has_no_deadline() {
+        assert_eq!(Timers::default().next(), None);
+    }
+
+    #[test]
+    fn an_initiation_is_retried_after_five_seconds_and_given_up_after_ninety() {
+        let start = Instant::now();
+        let mut timers = Timers::default();
+        let mut now = start;
+        let mut sent = 0;
+        loop {
+            timers.initiation_sent(now, RETRY_JITTER);
+            sent += 1;
+            let (at, due) = timers.next().unwrap();
+            if due == Due::GiveUpHandshake {
+                assert_eq!(at, start + seconds(90));
+                break;
+            }
+            assert_eq!((at, due), (now + REKEY_TIMEOUT + RETRY_JITTER, Due::RetryHandshake));
+            now = at;
+        }
+        assert_eq!(sent, 17);
+        timers.done(Due::GiveUpHandshake);
+        assert_eq!(timers.next(), None);
+    }
+
+    #[test]
+    fn an_answered_exchange_leaves_only_the_end_of_the_keys() {
+        let start = Instant::now();
+        let mut timers = Timers::default();
+        timers.session_ready(start, true);
+        timers.sent(start, true);
+        timers.received(start, true);
+        timers.sent(start, false);
+        assert_eq!(
+            timers.next().unwrap(),
+            (start + REJECT_AFTER_TIME + Duration::from_millis(1), Due::DropKeys)
+        );
+        timers.done(Due::DropKeys);
+        assert_eq!(timers.next().unwrap().0, start + seconds(540) + Duration::from_millis(1));
+        timers.done(Due::DropKeys);
+        assert_eq!(timers.next(), None);
+    }
+
+    #[test]
+    fn silence_counts_from_the_first_unanswered_packet() {
+        let start = Instant::now();
+        let mut timers = Timers::default();
+        timers.session_ready(start, true);
+        timers.received(start, false);
+        for at in [60, 61, 70] {
+            timers.sent(start + seconds(at), true);
+        }
+        assert_eq!(timers.next(), Some((start + seconds(75), Due::Silence)));
+        timers.received(start + seconds(71), false);
+        assert_eq!(timers.next().unwrap().1, Due::DropKeys);
+    }
+
+    #[test]
+    fn data_received_is_owed_a_keepalive_after_ten_seconds_and_a_keepalive_is_owed_nothing() {
+        let start = Instant::now();
+        let mut timers = Timers::default();
+        timers.received(start, false);
+        assert_eq!(timers.next(), None);
+        timers.received(start + seconds(1), true);
+        timers.received(start + seconds(2), true);
+        assert_eq!(timers.next(), Some((start + seconds(11), Due::Keepalive)));
+        timers.sent(start + seconds(3), false);
+        assert_eq!(timers.next(), None);
+    }
+
+    #[test]
+    fn only_the_initiator_renews_and_only_one_attempt_runs() {
+        let start = Instant::now();
+        let mut initiator = Timers::default();
+        initiator.session_ready(start, true);
+        assert!(!initiator.renew_on_send(start + seconds(119)));
+        assert!(initiator.renew_on_send(start + seconds(120)));
+        assert!(!initiator.renew_on_receive(start + seconds(164)));
+        assert!(initiator.renew_on_receive(start + seconds(165)));
+        initiator.initiation_sent(start + seconds(120), Duration::ZERO);
+        assert!(!initiator.renew_on_send(start + seconds(121)));
+        let mut responder = Timers::default();
+        responder.session_ready(start, false);
+        assert!(!responder.renew_on_send(start + seconds(170)));
+    }
+}

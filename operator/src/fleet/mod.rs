@@ -1,0 +1,276 @@
+//! What the gateways' replicas should do and what they report: in memory, without I/O, shared by the link (which
+//! carries both over the wire) and the controllers (which decide the one and read the other).
+//!
+//! Nothing here is durable. Whoever becomes leader starts with an empty fleet, publishes what it plans, and hears
+//! the replicas within seconds; until then [`Hearing::Waiting`] says that silence means nothing yet.
+
+mod key;
+mod replica;
+mod sighting;
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
+};
+
+use pinhole_proto::v1::{Ack, DesiredState, GatewayReport};
+use tokio::sync::{Notify, watch};
+
+pub use key::{ClientKey, GatewayKey, PoolKey, object_ref};
+pub use replica::{Proof, ReplicaView};
+pub use sighting::{HANDSHAKE_GRAIN_SECONDS, Sighting, timestamp};
+
+use replica::Replica;
+
+/// A replica that sent nothing for this long is silent: what it said of its clients is not known any more.
+/// Replicas report at least every 3 s, if only an empty report.
+pub const SILENT_AFTER: Duration = Duration::from_secs(10);
+
+/// Something of which the controllers should look again at the fleet's view.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Change {
+    /// A replica of the gateway came, went, fell silent, or its proof or impairments changed.
+    Gateway(GatewayKey),
+    /// A client's phase, endpoint or moves changed, or the replica that spoke of it fell silent.
+    Client(ClientKey),
+}
+
+/// Whether a replica can be heard.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Hearing {
+    /// Not yet, and this operator has not listened for long enough to draw a conclusion.
+    Waiting,
+    /// It reported within [`SILENT_AFTER`].
+    Live,
+    /// It did not.
+    Silent,
+}
+
+/// What the fleet knows of one client.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ClientView {
+    /// The sighting with the most recent authenticated receive, and the replica that made it.
+    pub sighting: Option<(String, Sighting)>,
+    /// Whether that replica can be heard. Without a sighting: whether the replica that was asked for can.
+    pub hearing: Hearing,
+}
+
+/// What the fleet knows of one gateway.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct GatewayView {
+    /// Replicas by name, of which something was planned or heard.
+    pub replicas: BTreeMap<String, ReplicaView>,
+}
+
+/// The registry.
+#[derive(Debug)]
+pub struct Fleet {
+    state: Mutex<State>,
+    changed: Notify,
+}
+
+#[derive(Debug)]
+struct State {
+    since: Instant,
+    gateways: BTreeMap<GatewayKey, BTreeMap<String, Replica>>,
+    changes: BTreeSet<Change>,
+    next_attachment: u64,
+}
+
+impl Fleet {
+    /// An empty fleet that listens from `now` on.
+    pub fn new(now: Instant) -> Arc<Self> {
+        let state =
+            State { since: now, gateways: BTreeMap::new(), changes: BTreeSet::new(), next_attachment: 0 };
+        Arc::new(Self { state: Mutex::new(state), changed: Notify::new() })
+    }
+
+    /// Makes `desired` what the replica should run. The revision is set here; it grows only when the content
+    /// differs from what was published before, and also across restarts of the operator, for it starts from the
+    /// clock.
+    pub fn publish(&self, gateway: &GatewayKey, replica: &str, desired: DesiredState) {
+        self.lock().replica(gateway, replica).publish(desired, unix_millis());
+    }
+
+    /// The newest desired state of the replica, now and whenever it changes. None until something was published.
+    pub fn desired(&self, gateway: &GatewayKey, replica: &str) -> watch::Receiver<Option<Arc<DesiredState>>> {
+        self.lock().replica(gateway, replica).subscribe()
+    }
+
+    /// The replica opened a stream and runs on `running` already (0 for nothing). A newer attachment of the same
+    /// replica supersedes an older one, whose reports are then ignored.
+    pub fn attached(
+        self: &Arc<Self>,
+        gateway: &GatewayKey,
+        replica: &str,
+        running: u64,
+        now: Instant,
+    ) -> Attachment {
+        let mut state = self.lock();
+        state.next_attachment += 1;
+        let id = state.next_attachment;
+        state.replica(gateway, replica).attach(id, running, now);
+        state.changes.insert(Change::Gateway(gateway.clone()));
+        drop(state);
+        self.changed.notify_one();
+        Attachment { fleet: Arc::clone(self), gateway: gateway.clone(), replica: replica.to_owned(), id }
+    }
+
+    /// All that is known of the gateway's replicas.
+    pub fn view(&self, gateway: &GatewayKey, now: Instant) -> GatewayView {
+        let state = self.lock();
+        let since = state.since;
+        let replicas = state.gateways.get(gateway).into_iter().flatten();
+        GatewayView { replicas: replicas.map(|(name, r)| (name.clone(), r.view(since, now))).collect() }
+    }
+
+    /// What is known of the client with `uid`. `last_replica` is the one that spoke of it before this operator
+    /// started to listen, as its status says.
+    pub fn client(
+        &self,
+        gateway: &GatewayKey,
+        uid: &str,
+        last_replica: Option<&str>,
+        now: Instant,
+    ) -> ClientView {
+        let state = self.lock();
+        let empty = BTreeMap::new();
+        let replicas = state.gateways.get(gateway).unwrap_or(&empty);
+        let best = replicas
+            .iter()
+            .filter_map(|(name, replica)| replica.sighting(uid).map(|s| (name, replica, s)))
+            .max_by_key(|(_, replica, s)| (s.recency(), replica.hearing(state.since, now) == Hearing::Live));
+        let unseen = |name: Option<&str>| match name.and_then(|n| replicas.get(n)) {
+            Some(replica) => replica.hearing(state.since, now),
+            None if now.saturating_duration_since(state.since) < SILENT_AFTER => Hearing::Waiting,
+            None => Hearing::Silent,
+        };
+        match best {
+            Some((name, replica, s)) if s.last_receive.is_some() || last_replica.is_none() => ClientView {
+                hearing: replica.hearing(state.since, now),
+                sighting: Some((name.clone(), s.clone())),
+            },
+            // Only replicas that never saw it speak: the one that did may still be silent.
+            Some((name, replica, s)) => match unseen(last_replica) {
+                Hearing::Live => ClientView {
+                    hearing: replica.hearing(state.since, now),
+                    sighting: Some((name.clone(), s.clone())),
+                },
+                other => ClientView { sighting: None, hearing: other },
+            },
+            None => ClientView { sighting: None, hearing: unseen(last_replica) },
+        }
+    }
+
+    /// Forgets replicas that the gateway has no more.
+    pub fn keep_replicas(&self, gateway: &GatewayKey, names: &BTreeSet<String>) {
+        if let Some(replicas) = self.lock().gateways.get_mut(gateway) {
+            replicas.retain(|name, _| names.contains(name));
+        }
+    }
+
+    /// Forgets the gateway.
+    pub fn remove(&self, gateway: &GatewayKey) {
+        self.lock().gateways.remove(gateway);
+    }
+
+    /// Forgets what was said of a client that is gone.
+    pub fn forget_client(&self, gateway: &GatewayKey, uid: &str) {
+        let mut state = self.lock();
+        state.gateways.get_mut(gateway).into_iter().flatten().for_each(|(_, r)| r.forget(uid));
+    }
+
+    /// Notices replicas that fell silent. To be called about every second.
+    pub fn handle_timeout(&self, now: Instant) {
+        let mut state = self.lock();
+        let State { since, gateways, changes, .. } = &mut *state;
+        for (gateway, replicas) in gateways {
+            for replica in replicas.values_mut() {
+                if replica.crossed_silence(*since, now) {
+                    changes.insert(Change::Gateway(gateway.clone()));
+                    changes.extend(replica.clients().map(Change::Client));
+                }
+            }
+        }
+        let any = !state.changes.is_empty();
+        drop(state);
+        if any {
+            self.changed.notify_one();
+        }
+    }
+
+    /// Waits for changes and takes them, each once however often it occurred. One task at a time may wait.
+    pub async fn changes(&self) -> BTreeSet<Change> {
+        loop {
+            let changes = std::mem::take(&mut self.lock().changes);
+            if !changes.is_empty() {
+                return changes;
+            }
+            self.changed.notified().await;
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn with_attached(&self, attachment: &Attachment, act: impl FnOnce(&mut Replica) -> BTreeSet<Change>) {
+        let mut state = self.lock();
+        let replica =
+            state.gateways.get_mut(&attachment.gateway).and_then(|r| r.get_mut(&attachment.replica));
+        let Some(replica) = replica.filter(|r| r.is_attached_as(attachment.id)) else { return };
+        let changes = act(replica);
+        if changes.is_empty() {
+            return;
+        }
+        state.changes.extend(changes);
+        drop(state);
+        self.changed.notify_one();
+    }
+}
+
+impl State {
+    fn replica(&mut self, gateway: &GatewayKey, replica: &str) -> &mut Replica {
+        self.gateways.entry(gateway.clone()).or_default().entry(replica.to_owned()).or_default()
+    }
+}
+
+/// An open stream of a replica. Dropped: the stream ended.
+#[derive(Debug)]
+pub struct Attachment {
+    fleet: Arc<Fleet>,
+    gateway: GatewayKey,
+    replica: String,
+    id: u64,
+}
+
+impl Attachment {
+    /// The replica reported.
+    pub fn report(&self, report: GatewayReport, now: Instant) {
+        self.fleet.with_attached(self, |replica| replica.report(&self.gateway, report, now));
+    }
+
+    /// The replica runs on a revision now, or says why it cannot.
+    pub fn acked(&self, ack: Ack, now: Instant) {
+        self.fleet.with_attached(self, |replica| replica.acked(&self.gateway, ack, now));
+    }
+}
+
+impl Drop for Attachment {
+    fn drop(&mut self) {
+        let gateway = self.gateway.clone();
+        self.fleet.with_attached(self, |replica| {
+            replica.detach();
+            BTreeSet::from([Change::Gateway(gateway)])
+        });
+    }
+}
+
+fn unix_millis() -> u64 {
+    let elapsed = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(elapsed.as_millis()).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,215 @@
+use std::{
+    collections::{BTreeSet, HashMap},
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use pinhole_crds::PathProof;
+use pinhole_proto::v1::{self, Ack, DesiredState, GatewayReport};
+use tokio::sync::watch;
+
+use super::{Change, ClientKey, GatewayKey, Hearing, SILENT_AFTER, Sighting};
+
+/// A proof of a replica's data path, at the time of the view.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Proof {
+    /// How it was proven.
+    pub kind: PathProof,
+    /// How long ago.
+    pub age: Duration,
+}
+
+/// What the fleet knows of one replica.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ReplicaView {
+    /// Whether it holds a stream to this operator.
+    pub attached: bool,
+    /// Whether it can be heard.
+    pub hearing: Hearing,
+    /// Time since it last said anything. None: never, to this operator.
+    pub silent_for: Option<Duration>,
+    /// Its last proof.
+    pub proof: Option<Proof>,
+    /// What it could not set up: category and text, sorted.
+    pub impairments: Vec<(String, String)>,
+    /// Revision that it was last told to run, 0 for none.
+    pub published: u64,
+    /// Revision that it runs, 0 for none.
+    pub applied: u64,
+    /// Why it does not run a newer one: category and text.
+    pub refusal: Option<(String, String)>,
+}
+
+#[derive(Debug, Default)]
+pub(super) struct Replica {
+    desired: watch::Sender<Option<Arc<DesiredState>>>,
+    /// Never publish a revision up to this one: the replica has seen it from an operator before.
+    floor: u64,
+    attachment: Option<u64>,
+    heard: Option<Instant>,
+    was_live: bool,
+    proof: Option<(PathProof, Instant)>,
+    impairments: Vec<(String, String)>,
+    applied: u64,
+    refusal: Option<(String, String)>,
+    clients: HashMap<String, Sighting>,
+}
+
+impl Replica {
+    pub(super) fn publish(&mut self, mut desired: DesiredState, clock: u64) {
+        let current = self.desired.borrow().clone();
+        desired.revision = match &current {
+            Some(current) => current.revision,
+            None => clock.max(self.floor + 1),
+        };
+        match current {
+            Some(current) if *current == desired => return,
+            Some(_) => desired.revision += 1,
+            None => {}
+        }
+        self.desired.send_replace(Some(Arc::new(desired)));
+    }
+
+    pub(super) fn subscribe(&self) -> watch::Receiver<Option<Arc<DesiredState>>> {
+        self.desired.subscribe()
+    }
+
+    pub(super) fn attach(&mut self, id: u64, running: u64, now: Instant) {
+        // No clock and no number of changes leads beyond; keeps arithmetic on what a replica claims from overflowing.
+        let running = running.min(u64::MAX / 2);
+        self.attachment = Some(id);
+        self.heard = Some(now);
+        self.was_live = true;
+        self.applied = running;
+        self.refusal = None;
+        self.floor = self.floor.max(running);
+        // A clock that went back must not leave a replica on an older operator's snapshot.
+        self.desired.send_if_modified(|current| match current {
+            Some(state) if state.revision < running => {
+                Arc::make_mut(state).revision = running + 1;
+                true
+            }
+            _ => false,
+        });
+    }
+
+    pub(super) fn detach(&mut self) {
+        self.attachment = None;
+    }
+
+    pub(super) fn is_attached_as(&self, id: u64) -> bool {
+        self.attachment == Some(id)
+    }
+
+    pub(super) fn report(
+        &mut self,
+        gateway: &GatewayKey,
+        report: GatewayReport,
+        now: Instant,
+    ) -> BTreeSet<Change> {
+        let mut changes = BTreeSet::new();
+        let proof = proof_of(&report, now);
+        let impairments = impairments_of(report.impairments);
+        let revived = !self.was_live;
+        if revived || proof.map(|p| p.0) != self.proof.map(|p| p.0) || impairments != self.impairments {
+            changes.insert(Change::Gateway(gateway.clone()));
+        }
+        self.heard = Some(now);
+        self.was_live = true;
+        self.proof = proof;
+        self.impairments = impairments;
+        self.see(report.clients, report.full, &mut changes);
+        if revived {
+            changes.extend(self.clients().map(Change::Client));
+        }
+        changes
+    }
+
+    fn see(&mut self, reports: Vec<v1::ClientReport>, full: bool, changes: &mut BTreeSet<Change>) {
+        let mut old = if full { std::mem::take(&mut self.clients) } else { HashMap::new() };
+        for report in reports {
+            let Some(uid) = report.client.as_ref().map(|c| c.uid.clone()) else { continue };
+            let Some(sighting) = Sighting::new(report) else { continue };
+            let before = old.remove(&uid).or_else(|| self.clients.remove(&uid));
+            if before.is_none_or(|before| sighting.is_news(&before)) {
+                changes.insert(Change::Client(sighting.client.clone()));
+            }
+            self.clients.insert(uid, sighting);
+        }
+        changes.extend(old.into_values().map(|s| Change::Client(s.client)));
+    }
+
+    pub(super) fn acked(&mut self, gateway: &GatewayKey, ack: Ack, now: Instant) -> BTreeSet<Change> {
+        self.heard = Some(now);
+        let refusal = Some((ack.category, ack.error))
+            .filter(|(category, error)| !category.is_empty() || !error.is_empty());
+        if refusal.is_none() {
+            self.applied = ack.revision;
+        }
+        if refusal == self.refusal {
+            return BTreeSet::new();
+        }
+        self.refusal = refusal;
+        BTreeSet::from([Change::Gateway(gateway.clone())])
+    }
+
+    pub(super) fn hearing(&self, since: Instant, now: Instant) -> Hearing {
+        if self.heard.is_some_and(|heard| now.saturating_duration_since(heard) < SILENT_AFTER) {
+            Hearing::Live
+        } else if self.heard.is_none() && now.saturating_duration_since(since) < SILENT_AFTER {
+            Hearing::Waiting
+        } else {
+            Hearing::Silent
+        }
+    }
+
+    /// True once, when the replica was heard until lately and is not any more.
+    pub(super) fn crossed_silence(&mut self, since: Instant, now: Instant) -> bool {
+        let crossed = self.was_live && self.hearing(since, now) == Hearing::Silent;
+        self.was_live &= !crossed;
+        crossed
+    }
+
+    pub(super) fn view(&self, since: Instant, now: Instant) -> ReplicaView {
+        ReplicaView {
+            attached: self.attachment.is_some(),
+            hearing: self.hearing(since, now),
+            silent_for: self.heard.map(|heard| now.saturating_duration_since(heard)),
+            proof: self.proof.map(|(kind, at)| Proof { kind, age: now.saturating_duration_since(at) }),
+            impairments: self.impairments.clone(),
+            published: self.desired.borrow().as_ref().map_or(0, |d| d.revision),
+            applied: self.applied,
+            refusal: self.refusal.clone(),
+        }
+    }
+
+    pub(super) fn sighting(&self, uid: &str) -> Option<&Sighting> {
+        self.clients.get(uid)
+    }
+
+    pub(super) fn clients(&self) -> impl Iterator<Item = ClientKey> {
+        self.clients.values().map(|s| s.client.clone())
+    }
+
+    pub(super) fn forget(&mut self, uid: &str) {
+        self.clients.remove(uid);
+    }
+}
+
+fn proof_of(report: &GatewayReport, now: Instant) -> Option<(PathProof, Instant)> {
+    let kind = match report.path_proof() {
+        v1::PathProof::Unspecified => return None,
+        v1::PathProof::ClientTraffic => PathProof::ClientTraffic,
+        v1::PathProof::PublishedEndpoint => PathProof::PublishedEndpoint,
+        v1::PathProof::PodAddress => PathProof::PodAddress,
+    };
+    let age = Duration::try_from(report.path_proof_age?).ok()?;
+    Some((kind, now.checked_sub(age)?))
+}
+
+fn impairments_of(impairments: Vec<v1::Impairment>) -> Vec<(String, String)> {
+    let mut all: Vec<_> = impairments.into_iter().map(|i| (i.category, i.message)).collect();
+    all.sort();
+    all.dedup();
+    all
+}

@@ -1,0 +1,168 @@
+//! The lab at the command line.
+
+use std::{
+    io::{BufRead, BufReader, Write},
+    os::unix::process::CommandExt,
+    process::{ExitCode, Stdio},
+};
+
+use anyhow::{Context, bail};
+use clap::{Parser, Subcommand};
+use pinhole_e2e::{
+    Lab,
+    host::Host,
+    lab,
+    nat::NatProfile,
+    progress,
+    project::Images,
+    setup::{packages, rust, tools::Tools},
+    state,
+};
+
+/// A real one-node Kubernetes cluster and real NATs on this machine
+#[derive(Parser)]
+#[command(version)]
+struct Cli {
+    #[command(subcommand)]
+    command: Action,
+}
+
+#[derive(Subcommand)]
+enum Action {
+    /// Bring the lab up, with three client hosts behind three kinds of NAT, and leave it open
+    Up,
+    /// End the lab, and clear away what a killed one left
+    Down,
+    /// Say what is up and what to type
+    Status,
+    /// Install and build all that the lab needs, without starting anything
+    Setup,
+    /// Build the project's images and load them into the open lab
+    Images,
+    /// Own the lab until a signal comes (what `up` leaves running)
+    #[command(hide = true)]
+    Supervise,
+}
+
+const READY: &str = "ready";
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    let outcome = match Cli::parse().command {
+        Action::Up => up(),
+        Action::Down => lab::down().await.map_err(Into::into),
+        Action::Status => status(),
+        Action::Setup => setup().await,
+        Action::Images => images().await,
+        Action::Supervise => supervise().await,
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            progress::say(&format!("pinhole-lab: {error:#}"));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn setup() -> anyhow::Result<()> {
+    packages::install().await?;
+    Tools::build().await?;
+    rust::toolbox().await?;
+    Ok(())
+}
+
+async fn images() -> anyhow::Result<()> {
+    let images = Images::provide(&Lab::open().await?).await?;
+    progress::say(&format!("{} and {} are loaded.", images.agent(), images.operator()));
+    Ok(())
+}
+
+/// Starts the lab in a session of its own and waits until it stands. A signal to this process while it waits
+/// ends the lab, too: both are then in the middle of the same thing.
+fn up() -> anyhow::Result<()> {
+    let program = std::env::current_exe().context("finding this program")?;
+    let mut command = std::process::Command::new(program);
+    command.arg("supervise").stdin(Stdio::null()).stdout(Stdio::piped());
+    // A group of its own keeps the terminal's Ctrl-C after `up` is done away from the lab.
+    command.process_group(0);
+    let mut child = command.spawn().context("starting the lab's own process")?;
+    let child_id = i32::try_from(child.id()).context("an odd process id")?;
+    forward_signals(child_id)?;
+    let mut line = String::new();
+    if let Some(output) = child.stdout.take() {
+        BufReader::new(output).read_line(&mut line).context("waiting for the lab")?;
+    }
+    if line.trim() != READY {
+        let status = child.wait().context("waiting for the lab's own process")?;
+        bail!("the lab did not come up ({status})");
+    }
+    status()
+}
+
+fn forward_signals(child: i32) -> anyhow::Result<()> {
+    use nix::{
+        sys::signal::{Signal, kill},
+        unistd::Pid,
+    };
+    use tokio::signal::unix::{SignalKind, signal};
+    for kind in [SignalKind::interrupt(), SignalKind::terminate()] {
+        let mut signals = signal(kind).context("receiving signals")?;
+        tokio::spawn(async move {
+            while signals.recv().await.is_some() {
+                // The child may have ended already, by the same signal.
+                let _ = kill(Pid::from_raw(child), Signal::SIGTERM);
+            }
+        });
+    }
+    Ok(())
+}
+
+async fn supervise() -> anyhow::Result<()> {
+    let work = async {
+        let lab = Lab::start().await?;
+        let _hosts = hosts(&lab).await?;
+        println!("{READY}");
+        let _ = std::io::stdout().flush();
+        Err::<(), _>(lab.cluster().ended().await)
+    };
+    match lab::until_signal(work).await? {
+        None => Ok(()),
+        Some(outcome) => outcome.map_err(Into::into),
+    }
+}
+
+async fn hosts(lab: &Lab) -> pinhole_e2e::Result<[Host; 3]> {
+    Ok([
+        lab.nat_host("home", NatProfile::home()).await?,
+        lab.nat_host("office", NatProfile::symmetric()).await?,
+        lab.carrier_host("mobile", NatProfile::carrier(), NatProfile::home()).await?,
+    ])
+}
+
+fn status() -> anyhow::Result<()> {
+    if state::holder().is_none() {
+        bail!(pinhole_e2e::Error::NotUp);
+    }
+    let directory = state::directory();
+    println!(
+        "The lab is up. To use its cluster:
+
+  export KUBECONFIG={kubeconfig}
+  export PATH={bin}:$PATH
+  kubectl get nodes
+
+Three hosts to play client on:
+
+  ip netns exec pinhole-home bash      behind a port-preserving home NAT
+  ip netns exec pinhole-office bash    behind a symmetric NAT
+  ip netns exec pinhole-mobile bash    behind a home NAT behind a carrier's NAT
+
+The node is 203.0.113.10 for them. Logs are in {logs}.
+`make lab-down` ends it all.",
+        kubeconfig = state::kubeconfig().display(),
+        bin = directory.join("bin").display(),
+        logs = directory.join("logs").display(),
+    );
+    Ok(())
+}

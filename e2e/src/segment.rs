@@ -1,0 +1,175 @@
+//! A network that hosts and NATs plug into: a bridge in some namespace, with addresses to lease.
+
+use std::{
+    fs::File,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    path::PathBuf,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicU32, Ordering},
+    },
+};
+
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+
+use crate::{
+    error::{Doing, Error, Result},
+    nat::first_address,
+    netns::{Netns, Plug, cable},
+    state,
+};
+
+/// A bridge and its networks. Clones share the leases.
+#[derive(Debug, Clone)]
+pub struct Segment {
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    netns: Netns,
+    bridge: String,
+    v4: Ipv4Net,
+    v6: Option<Ipv6Net>,
+    gateways: Vec<IpAddr>,
+    /// Host numbers to lease.
+    numbers: std::ops::Range<u8>,
+    /// Directory with a file for each leased number: several processes may plug into one segment.
+    leases: PathBuf,
+}
+
+/// What a segment is made from.
+#[derive(Debug)]
+pub(crate) struct Layout<'a> {
+    pub(crate) netns: &'a Netns,
+    pub(crate) bridge: &'a str,
+    pub(crate) v4: Ipv4Net,
+    pub(crate) v6: Option<Ipv6Net>,
+    pub(crate) gateways: Vec<IpAddr>,
+    pub(crate) numbers: std::ops::Range<u8>,
+}
+
+impl Segment {
+    /// A segment over a bridge that exists.
+    pub(crate) fn over(layout: Layout<'_>) -> Self {
+        Self {
+            inner: Arc::new(Inner {
+                netns: layout.netns.clone(),
+                bridge: layout.bridge.to_owned(),
+                v4: layout.v4,
+                v6: layout.v6,
+                gateways: layout.gateways,
+                numbers: layout.numbers,
+                leases: state::directory().join("leases").join(format!("{}-{}", layout.netns, layout.bridge)),
+            }),
+        }
+    }
+
+    /// The inside of a NAT: its first address goes to the bridge and is the gateway of all.
+    pub(crate) async fn of_nat(netns: &Netns, bridge: &str, network: Ipv4Net) -> Result<Self> {
+        let gateway = first_address(network)
+            .ok_or_else(|| Error::Invalid(format!("{network} has no room for a NAT and hosts")))?;
+        netns.ip([format!("address add {gateway} dev {bridge}")]).await?;
+        Ok(Self::over(Layout {
+            netns,
+            bridge,
+            v4: network,
+            v6: None,
+            gateways: vec![gateway.addr()],
+            numbers: 2..250,
+        }))
+    }
+
+    /// Plugs a namespace in, with an interface of this name and the segment's gateways as default routes.
+    pub(crate) async fn attach(&self, netns: &Netns, interface: &str) -> Result<Attachment> {
+        let number = self.lease()?;
+        let attachment = Attachment { segment: self.clone(), number: Mutex::new(number), port: next_port() };
+        let mut addresses = vec![IpNet::V4(self.v4(number))];
+        addresses.extend(self.v6(number).map(IpNet::V6));
+        let near = Plug {
+            netns: &self.inner.netns,
+            interface: &attachment.port,
+            bridge: Some(&self.inner.bridge),
+            addresses: &[],
+            gateways: &[],
+        };
+        let gateways = &self.inner.gateways;
+        cable(&near, &Plug { netns, interface, bridge: None, addresses: &addresses, gateways }).await?;
+        Ok(attachment)
+    }
+
+    fn lease(&self) -> Result<u8> {
+        let Inner { numbers, v4, leases, .. } = &*self.inner;
+        std::fs::create_dir_all(leases).doing(|| format!("making {}", leases.display()))?;
+        let free = |number: &u8| File::create_new(leases.join(number.to_string())).is_ok();
+        numbers.clone().find(free).ok_or_else(|| Error::Invalid(format!("{v4} has no free address left")))
+    }
+
+    fn release(&self, number: u8) {
+        // The whole directory may be gone with the lab.
+        let _ = std::fs::remove_file(self.inner.leases.join(number.to_string()));
+    }
+
+    fn v4(&self, number: u8) -> Ipv4Net {
+        let address = u32::from(self.inner.v4.network()) + u32::from(number);
+        Ipv4Net::new_assert(Ipv4Addr::from(address), self.inner.v4.prefix_len())
+    }
+
+    fn v6(&self, number: u8) -> Option<Ipv6Net> {
+        let network = self.inner.v6?;
+        let address = u128::from(network.network()) + u128::from(number);
+        Some(Ipv6Net::new_assert(Ipv6Addr::from(address), network.prefix_len()))
+    }
+}
+
+/// A place on a segment. Dropping it pulls the plug.
+#[derive(Debug)]
+pub struct Attachment {
+    segment: Segment,
+    number: Mutex<u8>,
+    port: String,
+}
+
+/// A name for a bridge's port, of at most 15 bytes, that no other process of the machine takes.
+fn next_port() -> String {
+    static NEXT: AtomicU32 = AtomicU32::new(1);
+    format!("p{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed) % 1_000_000)
+}
+
+impl Attachment {
+    /// The IPv4 address here.
+    pub(crate) fn address(&self) -> Ipv4Addr {
+        self.segment.v4(self.number()).addr()
+    }
+
+    /// The IPv6 address here, where the segment has IPv6.
+    pub(crate) fn address_v6(&self) -> Option<Ipv6Addr> {
+        self.segment.v6(self.number()).map(|net| net.addr())
+    }
+
+    /// The IPv4 default gateway, if the segment has one.
+    pub(crate) fn gateway(&self) -> Option<IpAddr> {
+        self.segment.inner.gateways.iter().copied().find(IpAddr::is_ipv4)
+    }
+
+    /// Leases another number; yields the IPv4 address before and the one from now on.
+    pub(crate) fn renumber(&self) -> Result<(Ipv4Net, Ipv4Net)> {
+        let new = self.segment.lease()?;
+        let old = std::mem::replace(&mut *self.number.lock().unwrap_or_else(PoisonError::into_inner), new);
+        self.segment.release(old);
+        Ok((self.segment.v4(old), self.segment.v4(new)))
+    }
+
+    fn number(&self) -> u8 {
+        *self.number.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for Attachment {
+    fn drop(&mut self) {
+        let unplug = || std::process::Command::new("ip").args(["link", "del", &self.port]).output();
+        // Gone already when the namespace at either end went first.
+        let _ = self.segment.inner.netns.within(unplug);
+        self.segment.release(self.number());
+    }
+}

@@ -1,0 +1,77 @@
+//! Static binaries for images built `FROM scratch`.
+
+use std::path::{Path, PathBuf};
+
+use crate::{
+    error::{Doing, Result},
+    process::Command,
+    progress,
+    setup::{Lock, cache_dir, crate_dir, sha256_hex},
+};
+
+const STATIC: &str = "-C target-feature=+crt-static";
+const TOOLBOX: &str = include_str!("../bin/pinhole-toolbox.rs");
+
+/// The program that pods of the lab run when they only need to be there, to answer, or to ask. It uses the
+/// standard library alone, so that `rustc` builds it in a second.
+///
+/// # Errors
+/// When the compiler fails.
+pub async fn toolbox() -> Result<PathBuf> {
+    let key = sha256_hex(TOOLBOX.as_bytes());
+    let dir = cache_dir()?.join("toolbox").join(key.get(..16).unwrap_or(&key));
+    let program = dir.join("toolbox");
+    if program.exists() {
+        return Ok(program);
+    }
+    let _lock = Lock::take(&dir.join("lock"), "building the toolbox").await?;
+    let (source, part) = (dir.join("toolbox.rs"), dir.join("toolbox.part"));
+    std::fs::write(&source, TOOLBOX).doing(|| format!("writing {}", source.display()))?;
+    let build = Command::new("rustc")
+        .args(["--edition", "2024", "-O", "-C", "panic=abort", "-C", "strip=symbols"])
+        .args(STATIC.split_whitespace())
+        .args(["--target", &host_triple().await?])
+        .args([source.as_path(), Path::new("-o"), &part]);
+    progress::step("building the toolbox image's program", build.run()).await?;
+    std::fs::rename(&part, &program).doing(|| format!("keeping {}", program.display()))?;
+    Ok(program)
+}
+
+/// The project's own static binaries.
+#[derive(Debug, Clone)]
+pub struct Binaries {
+    /// The agent: `pinhole`.
+    pub agent: PathBuf,
+    /// The operator: `pinhole-operator`.
+    pub operator: PathBuf,
+}
+
+/// Builds the project's binaries; cargo knows what is up to date. `$PINHOLE_PROFILE` names the cargo
+/// profile, `release` when unset.
+///
+/// # Errors
+/// When the build fails, with the end of cargo's output.
+pub async fn binaries() -> Result<Binaries> {
+    let profile = std::env::var("PINHOLE_PROFILE").ok().filter(|name| !name.is_empty());
+    let profile = profile.unwrap_or_else(|| "release".to_owned());
+    let triple = host_triple().await?;
+    let workspace = crate_dir().join("..");
+    let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| workspace.join("target"), PathBuf::from);
+    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    let build = Command::new(cargo)
+        .args(["build", "--locked", "--profile", &profile, "--target", &triple])
+        .args(["-p", "pinhole-agent", "--bin", "pinhole"])
+        .args(["-p", "pinhole-operator", "--bin", "pinhole-operator"])
+        .env("RUSTFLAGS", STATIC)
+        .env_remove("CARGO_ENCODED_RUSTFLAGS")
+        .dir(&workspace);
+    progress::step("building the static binaries of operator and agent", build.run()).await?;
+    let dir = target.join(triple).join(if profile == "dev" { "debug" } else { profile.as_str() });
+    Ok(Binaries { agent: dir.join("pinhole"), operator: dir.join("pinhole-operator") })
+}
+
+/// The GNU target of this machine. Naming it keeps build scripts out of the static flags.
+async fn host_triple() -> Result<String> {
+    let said = Command::new("rustc").args(["--print", "host-tuple"]).run().await?;
+    Ok(said.trim().to_owned())
+}

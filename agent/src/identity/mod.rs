@@ -1,0 +1,13 @@
+//! Who an end of the tunnel is, and how it proves it: join strings, session keys and certificates, the files
+//! that keep them, and TLS connections made with them.
+
+pub mod certificate;
+pub mod dial;
+mod error;
+pub mod join;
+pub mod store;
+
+pub use certificate::SessionKey;
+pub use error::IdentityError;
+pub use join::JoinString;
+pub use store::Store;

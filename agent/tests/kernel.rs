@@ -1,0 +1,202 @@
+//! The kernel's side of a tunnel, against the kernel, each test in namespaces of its own.
+
+use std::{
+    net::{IpAddr, UdpSocket},
+    time::Duration,
+};
+
+use ipnet::IpNet;
+use libtest_mimic::{Arguments, Failed, Trial};
+use pinhole_agent::kernel::{FullTunnel, MAIN_TABLE, Masquerade, RouteSocket, TunDevice, forward_v6};
+
+#[path = "namespace/mod.rs"]
+mod namespace;
+use namespace::Namespace;
+
+const TESTS: &[(&str, fn())] = &[
+    ("a_device_is_there_as_long_as_its_owner", a_device_is_there_as_long_as_its_owner),
+    ("a_name_that_is_taken_or_impossible_is_said", a_name_that_is_taken_or_impossible_is_said),
+    ("addresses_become_exactly_the_wanted_ones", addresses_become_exactly_the_wanted_ones),
+    (
+        "routes_become_exactly_the_wanted_ones_and_others_stay",
+        routes_become_exactly_the_wanted_ones_and_others_stay,
+    ),
+    ("everything_goes_through_a_full_tunnel_but_its_own_datagrams", everything_goes_through_a_full_tunnel),
+    ("forwarding_is_switched_by_device", forwarding_is_switched_by_device),
+    ("clients_go_out_in_the_name_of_the_host", clients_go_out_in_the_name_of_the_host),
+];
+
+fn main() {
+    let root = nix::unistd::geteuid().is_root();
+    let trials = TESTS.iter().map(|&(name, test)| {
+        let trial = Trial::test(name, move || {
+            test();
+            Ok::<(), Failed>(())
+        });
+        trial.with_ignored_flag(!root).with_kind(if root { "" } else { "needs root" })
+    });
+    libtest_mimic::run(&Arguments::from_args(), trials.collect()).exit();
+}
+
+fn nets(list: &[&str]) -> Vec<IpNet> {
+    list.iter().map(|net| net.parse().unwrap()).collect()
+}
+
+fn sorted(mut nets: Vec<IpNet>) -> Vec<IpNet> {
+    nets.sort();
+    nets
+}
+
+fn device(name: &str) -> (TunDevice, RouteSocket, u32) {
+    let device = TunDevice::create(name).unwrap();
+    let mut socket = RouteSocket::open().unwrap();
+    socket.set_mtu(device.index(), 1420).unwrap();
+    socket.set_up(device.index()).unwrap();
+    let index = device.index();
+    (device, socket, index)
+}
+
+fn a_device_is_there_as_long_as_its_owner() {
+    let namespace = Namespace::new();
+    let device = namespace.run(|| device("pin0").0);
+    let shown = namespace.ip("-details link show pin0");
+    assert!(shown.contains("mtu 1420") && shown.contains("UP"), "{shown}");
+    assert!(!namespace.ip("address show pin0").contains("fe80"), "a link-local address nobody asked for");
+    drop(device);
+    assert!(namespace.command("ip link show pin0").is_err());
+}
+
+fn a_name_that_is_taken_or_impossible_is_said() {
+    let namespace = Namespace::new();
+    let category =
+        |name: &'static str| namespace.run(move || TunDevice::create(name).unwrap_err().category());
+    let _first = namespace.run(|| TunDevice::create("pin0").unwrap());
+    assert_eq!(category("pin0"), "DeviceNameInUse");
+    namespace.ip("link add veth0 type veth peer name veth1");
+    assert_eq!(category("veth0"), "DeviceNameInUse");
+    for name in ["", "sixteen-letters!", "a/b", "a b", "..", "pin%d"] {
+        assert_eq!(category(name), "DeviceNameInvalid", "{name:?}");
+    }
+}
+
+fn addresses_become_exactly_the_wanted_ones() {
+    Namespace::new().run(|| {
+        let (_device, mut socket, index) = device("pin0");
+        for wanted in [
+            nets(&["10.9.0.1/24", "fd09::1/64"]),
+            nets(&["10.9.0.1/24", "fd09::1/64"]),
+            nets(&["10.9.0.2/24", "10.9.0.1/24"]),
+            nets(&["10.9.0.1/16"]),
+            vec![],
+        ] {
+            socket.set_addresses(index, &wanted).unwrap();
+            assert_eq!(sorted(socket.addresses(index).unwrap()), sorted(wanted));
+        }
+    });
+}
+
+fn routes_become_exactly_the_wanted_ones_and_others_stay() {
+    let namespace = Namespace::new();
+    let kept = namespace.run(|| device("pin0"));
+    namespace.ip("address add 10.9.0.1/24 dev pin0");
+    namespace.ip("route add 198.51.100.0/24 dev pin0");
+    let (_device, mut socket, index) = kept;
+    let lists = [
+        nets(&["192.0.2.0/24", "2001:db8::/32", "203.0.113.7/32"]),
+        nets(&["192.0.2.0/24", "2001:db8::/32", "203.0.113.7/32"]),
+        nets(&["192.0.2.0/25", "0.0.0.0/0", "::/0"]),
+        vec![],
+    ];
+    for wanted in lists {
+        // Host bits are no reason to refuse or to repeat a route.
+        socket.set_routes(index, MAIN_TABLE, &wanted).unwrap();
+        assert_eq!(sorted(socket.routes(index, MAIN_TABLE).unwrap()), sorted(wanted));
+        assert!(namespace.ip("route").contains("198.51.100.0/24"), "somebody else's route is gone");
+    }
+}
+
+fn everything_goes_through_a_full_tunnel() {
+    let (namespace, outside) = (Namespace::new(), Namespace::new());
+    namespace.join(("eth0", "192.0.2.2/24"), &outside, ("eth0", "192.0.2.1/24"));
+    namespace.ip("route add default via 192.0.2.1");
+    let (_device, mut socket, index) = namespace.run(|| device("pin0"));
+    let full = FullTunnel { fwmark: 0x7069, table: 28777, priority: 5200 };
+    let way = |words: &str| namespace.ip(&format!("route get {words}"));
+    let before = namespace.ip("rule") + &namespace.ip("-6 rule");
+
+    for _ in 0..2 {
+        full.install(&mut socket, index, &nets(&["0.0.0.0/0", "::/0"])).unwrap();
+        assert!(way("203.0.113.1").contains("dev pin0"));
+        assert!(way("2001:db8::1").contains("dev pin0"));
+        assert!(way("203.0.113.1 mark 0x7069").contains("dev eth0"), "the tunnel's own datagrams loop");
+        assert!(way("192.0.2.1").contains("dev eth0"), "the local network stays reachable");
+    }
+    full.install(&mut socket, index, &nets(&["0.0.0.0/0"])).unwrap();
+    assert!(!namespace.ip("-6 rule").contains("28777"));
+    for _ in 0..2 {
+        full.remove(&mut socket, index).unwrap();
+        assert!(way("203.0.113.1").contains("dev eth0"));
+        assert_eq!(namespace.ip("rule") + &namespace.ip("-6 rule"), before);
+    }
+}
+
+fn forwarding_is_switched_by_device() {
+    Namespace::new().run(|| {
+        let (_one, mut socket, one) = device("pin0");
+        let (_two, _, two) = device("pin1");
+        for on in [true, true, false] {
+            socket.set_forwarding_v4(one, on).unwrap();
+            assert_eq!(socket.forwarding_v4(one).unwrap(), on);
+            assert!(!socket.forwarding_v4(two).unwrap(), "the other device is not meant");
+        }
+        forward_v6().unwrap();
+        forward_v6().unwrap();
+    });
+}
+
+/// client (pin0's side) — gateway — server
+fn clients_go_out_in_the_name_of_the_host() {
+    let (client, gateway, server) = (Namespace::new(), Namespace::new(), Namespace::new());
+    client.join(("eth0", "10.9.0.2/24"), &gateway, ("tun0", "10.9.0.1/24"));
+    gateway.join(("eth0", "192.0.2.1/24"), &server, ("eth0", "192.0.2.9/24"));
+    for (namespace, address) in [(&client, "fd09::2/64"), (&server, "2001:db8::9/64")] {
+        namespace.ip(&format!("address add {address} dev eth0 nodad"));
+    }
+    gateway.ip("address add fd09::1/64 dev tun0 nodad");
+    gateway.ip("address add 2001:db8::1/64 dev eth0 nodad");
+    client.ip("route add default via 10.9.0.1");
+    client.ip("-6 route add default via fd09::1");
+    let masquerade = Masquerade {
+        table: "pinhole".to_owned(),
+        sources: nets(&["10.9.0.0/24", "fd09::/64"]),
+        tunnel_device: "tun0".to_owned(),
+    };
+    let install = masquerade.clone();
+    gateway.run(move || {
+        let mut socket = RouteSocket::open().unwrap();
+        for device in ["tun0", "eth0"] {
+            socket.set_forwarding_v4(RouteSocket::index_of(device).unwrap(), true).unwrap();
+        }
+        forward_v6().unwrap();
+        install.install().unwrap();
+        install.install().unwrap();
+    });
+
+    let seen = |from: &'static str, to: &'static str| {
+        let listener = server.run(move || UdpSocket::bind((to, 0)).unwrap());
+        let port = listener.local_addr().unwrap().port();
+        client.run(move || UdpSocket::bind((from, 0)).unwrap().send_to(b"who", (to, port)).unwrap());
+        listener.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+        let (_, source) = listener.recv_from(&mut [0; 8]).expect("the packet gets through");
+        source.ip()
+    };
+    assert_eq!(seen("10.9.0.2", "192.0.2.9"), "192.0.2.1".parse::<IpAddr>().unwrap());
+    assert_eq!(seen("fd09::2", "2001:db8::9"), "2001:db8::1".parse::<IpAddr>().unwrap());
+
+    for _ in 0..2 {
+        let masquerade = masquerade.clone();
+        gateway.run(move || masquerade.remove().unwrap());
+    }
+    server.ip("route add 10.9.0.0/24 via 192.0.2.1");
+    assert_eq!(seen("10.9.0.2", "192.0.2.9"), "10.9.0.2".parse::<IpAddr>().unwrap());
+}

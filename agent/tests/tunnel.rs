@@ -1,0 +1,368 @@
+//! Tunnels between network namespaces, with all real parts.
+
+use std::{
+    io::{Read, Write},
+    net::{IpAddr, SocketAddr, TcpListener, TcpStream},
+    path::PathBuf,
+    process::{Child, Command, Stdio},
+    time::{Duration, Instant},
+};
+
+use libtest_mimic::{Arguments, Failed, Trial};
+use pinhole_agent::tunnel::{
+    PeerConfig, PeerStats, PrivateKey, Probe, PublicKey, SendFailure, Tunnel, TunnelConfig, TunnelEvent,
+};
+use tokio::sync::mpsc::{Receiver, channel};
+
+#[path = "namespace/mod.rs"]
+mod namespace;
+use namespace::Namespace;
+
+const TESTS: &[(&str, fn())] = &[
+    ("packets_of_all_sizes_cross_a_tunnel_both_ways", packets_of_all_sizes_cross_a_tunnel_both_ways),
+    ("a_tunnel_runs_over_ipv6", a_tunnel_runs_over_ipv6),
+    ("a_bulk_transfer_arrives_whole", a_bulk_transfer_arrives_whole),
+    ("a_client_that_rebinds_is_followed_at_once", a_client_that_rebinds_is_followed_at_once),
+    ("a_probe_is_answered_and_its_answer_stays_inside", a_probe_is_answered_and_its_answer_stays_inside),
+    ("a_removed_peer_is_cut_off_and_a_kept_one_keeps_its_session", a_removed_peer_is_cut_off),
+    ("a_network_that_is_gone_is_told", a_network_that_is_gone_is_told),
+    ("nothing_is_left_after_shutdown", nothing_is_left_after_shutdown),
+];
+
+fn main() {
+    let root = nix::unistd::geteuid().is_root();
+    let trial = |name: &str, test: fn(), lacking: &str| {
+        let run = move || {
+            test();
+            Ok::<(), Failed>(())
+        };
+        Trial::test(name, run).with_ignored_flag(!lacking.is_empty()).with_kind(lacking)
+    };
+    let rights = if root { "" } else { "needs root" };
+    let mut trials: Vec<_> = TESTS.iter().map(|&(name, test)| trial(name, test, rights)).collect();
+    let interop =
+        if wireguard_go().is_some() { rights } else { "needs wireguard-go in ~/.cache/pinhole/tools" };
+    trials.push(trial(
+        "wireguard_go_is_a_peer_like_any_other",
+        wireguard_go_is_a_peer_like_any_other,
+        interop,
+    ));
+    libtest_mimic::run(&Arguments::from_args(), trials).exit();
+}
+
+/// One end of a tunnel, and the namespace around it.
+struct End {
+    tunnel: Tunnel,
+    events: Receiver<TunnelEvent>,
+    key: PublicKey,
+    namespace: Namespace,
+}
+
+impl End {
+    fn start(namespace: Namespace, private_key: PrivateKey, addresses: [&str; 2]) -> Self {
+        let (sender, events) = channel(1024);
+        let key = private_key.public();
+        let config = TunnelConfig {
+            private_key,
+            listen_port: 0,
+            tun_name: "pin0".to_owned(),
+            addresses: addresses.map(|address| address.parse().unwrap()).to_vec(),
+            mtu: 1420,
+            fwmark: None,
+        };
+        let tunnel = namespace.run(move || Tunnel::start(config, sender).unwrap());
+        Self { tunnel, events, key, namespace }
+    }
+
+    /// Waits for an event that fits, past all that do not.
+    fn await_event<T>(&mut self, what: &str, fits: impl Fn(&TunnelEvent) -> Option<T>) -> T {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+        let mut seen = Vec::new();
+        let found = runtime.block_on(async {
+            tokio::time::timeout(Duration::from_secs(10), async {
+                loop {
+                    let event = self.events.recv().await.expect("the tunnel runs");
+                    if let Some(found) = fits(&event) {
+                        return found;
+                    }
+                    seen.push(event);
+                }
+            })
+            .await
+        });
+        found.unwrap_or_else(|_| panic!("no event: {what}; but {seen:?}"))
+    }
+
+    fn stats(&self, peer: PublicKey) -> PeerStats {
+        self.tunnel.stats().into_iter().find(|stats| stats.public_key == peer).expect("the peer is known")
+    }
+
+    fn ping(&self, words: &str) -> Result<String, String> {
+        self.namespace.command(&format!("ping -W 3 {words}"))
+    }
+}
+
+const CLIENT: [&str; 2] = ["10.9.0.2/24", "fd09::2/64"];
+const GATEWAY: [&str; 2] = ["10.9.0.1/24", "fd09::1/64"];
+
+fn peer(public_key: PublicKey, allowed_ips: &[&str], endpoint: Option<SocketAddr>) -> PeerConfig {
+    PeerConfig {
+        public_key,
+        preshared_key: None,
+        allowed_ips: allowed_ips.iter().map(|net| net.parse().unwrap()).collect(),
+        endpoints: endpoint.into_iter().collect(),
+    }
+}
+
+fn cable() -> (Namespace, Namespace) {
+    let (client, gateway) = (Namespace::new(), Namespace::new());
+    client.join(("eth0", "192.0.2.2/24"), &gateway, ("eth0", "192.0.2.1/24"));
+    for (namespace, address) in [(&client, "2001:db8::2/64"), (&gateway, "2001:db8::1/64")] {
+        namespace.ip(&format!("address add {address} dev eth0 nodad"));
+    }
+    (client, gateway)
+}
+
+/// A client that knows its gateway's address, and a gateway that does not know its client's.
+fn pair_over(gateway_address: &str) -> (End, End) {
+    let (client, gateway) = cable();
+    let client = End::start(client, PrivateKey::generate().unwrap(), CLIENT);
+    let gateway = End::start(gateway, PrivateKey::generate().unwrap(), GATEWAY);
+    let endpoint = (gateway_address.parse::<IpAddr>().unwrap(), gateway.tunnel.local_port()).into();
+    gateway.tunnel.set_peers(vec![peer(client.key, &["10.9.0.2/32", "fd09::2/128"], None)]);
+    client.tunnel.set_peers(vec![peer(gateway.key, &["10.9.0.0/24", "fd09::/64"], Some(endpoint))]);
+    (client, gateway)
+}
+
+fn pair() -> (End, End) {
+    pair_over("192.0.2.1")
+}
+
+fn packets_of_all_sizes_cross_a_tunnel_both_ways() {
+    let (client, gateway) = pair();
+    for size in [0, 1, 56, 1391, 1392, 4000] {
+        client.ping(&format!("-c 1 -s {size} 10.9.0.1")).unwrap();
+        gateway.ping(&format!("-c 1 -s {size} fd09::2")).unwrap();
+    }
+    let (seen, sent) = (gateway.stats(client.key), client.stats(gateway.key));
+    assert!(seen.has_session && seen.last_handshake.is_some() && seen.last_receive.is_some());
+    assert_eq!(seen.endpoint.map(|endpoint| endpoint.ip()), Some("192.0.2.2".parse().unwrap()));
+    assert_eq!((seen.endpoint_changes, seen.dropped), (0, 0));
+    assert_eq!(seen.received, sent.sent);
+}
+
+fn a_tunnel_runs_over_ipv6() {
+    let (client, gateway) = pair_over("2001:db8::1");
+    client.ping("-c 1 10.9.0.1").unwrap();
+    let endpoint = gateway.stats(client.key).endpoint;
+    assert_eq!(endpoint.map(|endpoint| endpoint.ip()), Some("2001:db8::2".parse().unwrap()));
+}
+
+fn a_bulk_transfer_arrives_whole() {
+    const SIZE: usize = 64 << 20;
+    let (client, gateway) = pair();
+    let listener = gateway.namespace.run(|| TcpListener::bind("10.9.0.1:0").unwrap());
+    let to = listener.local_addr().unwrap();
+    let receiver = std::thread::spawn(move || {
+        let (mut stream, _) = listener.accept().unwrap();
+        let (mut buffer, mut total, mut right) = (vec![0; 1 << 20], 0, true);
+        loop {
+            match stream.read(&mut buffer).unwrap() {
+                0 => return (total, right),
+                length => {
+                    right &= buffer[..length].iter().zip(total..).all(|(&byte, n)| byte == byte_at(n));
+                    total += length;
+                }
+            }
+        }
+    });
+    let started = Instant::now();
+    client.namespace.run(move || {
+        let mut stream = TcpStream::connect(to).unwrap();
+        let mut start = 0;
+        while start < SIZE {
+            let chunk: Vec<u8> = (start..start + (1 << 20)).map(byte_at).collect();
+            stream.write_all(&chunk).unwrap();
+            start += chunk.len();
+        }
+    });
+    assert_eq!(receiver.join().unwrap(), (SIZE, true));
+    eprintln!("64 MiB in {:?}", started.elapsed());
+}
+
+fn byte_at(n: usize) -> u8 {
+    // A prime, so that no two packets are alike.
+    u8::try_from(n % 251).unwrap()
+}
+
+fn a_client_that_rebinds_is_followed_at_once() {
+    let (client, mut gateway) = pair();
+    client.ping("-c 1 10.9.0.1").unwrap();
+    let before = client.tunnel.local_port();
+    let after = client.tunnel.rebind().unwrap();
+    assert_ne!(before, after);
+    assert_eq!(client.tunnel.local_port(), after);
+    let handshake = client.stats(gateway.key).last_handshake;
+    client.tunnel.keepalive(&gateway.key);
+    let peer = client.key;
+    let (from, to) = gateway.await_event("the endpoint moves", |event| match event {
+        TunnelEvent::EndpointChanged { peer: key, from: Some(from), to, .. } if *key == peer => {
+            Some((*from, *to))
+        }
+        _ => None,
+    });
+    assert_eq!((from.port(), to.port()), (before, after));
+    gateway.ping("-c 1 10.9.0.2").unwrap();
+    assert_eq!(gateway.stats(client.key).endpoint_changes, 1);
+    assert_eq!(client.stats(gateway.key).last_handshake, handshake, "the session went on");
+}
+
+fn a_probe_is_answered_and_its_answer_stays_inside() {
+    let (mut client, gateway) = pair();
+    let address = |text: &str| text.parse::<IpAddr>().unwrap();
+    let pairs = [("10.9.0.2", "10.9.0.1"), ("fd09::2", "fd09::1")];
+    for (id, (from, to)) in (7..).zip(pairs) {
+        // The first has no session yet, and waits for it.
+        client.tunnel.probe(&gateway.key, Probe { from: address(from), to: address(to), id });
+        let rtt = client.await_event("an answered probe", |event| match event {
+            TunnelEvent::ProbeAnswered { id: answered, rtt, .. } if *answered == id => Some(*rtt),
+            _ => None,
+        });
+        assert!(rtt < Duration::from_secs(5), "{rtt:?}");
+    }
+    assert_eq!(client.stats(gateway.key).received.packets, 0, "the answers are not for the host");
+}
+
+fn a_removed_peer_is_cut_off() {
+    let (client, gateway) = pair();
+    client.ping("-c 1 10.9.0.1").unwrap();
+    let endpoint = gateway.stats(client.key).endpoint;
+    let other = PrivateKey::generate().unwrap().public();
+    let config = peer(client.key, &["10.9.0.2/32", "fd09::2/128"], None);
+
+    gateway.tunnel.set_peers(vec![peer(other, &["10.9.0.3/32"], None), config.clone()]);
+    client.ping("-c 1 10.9.0.1").unwrap();
+    let stats = gateway.stats(client.key);
+    assert_eq!((stats.endpoint, stats.endpoint_changes), (endpoint, 0), "a reconcile forgot the endpoint");
+    assert!(stats.received.packets >= 2, "the figures go on");
+
+    gateway.tunnel.set_peers(vec![peer(other, &["10.9.0.3/32"], None)]);
+    assert!(client.ping("-c 1 -W 1 10.9.0.1").is_err());
+    assert!(gateway.tunnel.discards().unknown_peer > 0);
+
+    gateway.tunnel.set_peers(vec![config]);
+    client.tunnel.handshake(&gateway.key);
+    client.ping("-c 1 10.9.0.1").unwrap();
+}
+
+fn a_network_that_is_gone_is_told() {
+    let (mut client, gateway) = pair();
+    client.ping("-c 1 10.9.0.1").unwrap();
+    client.namespace.ip("link set eth0 down");
+    client.tunnel.keepalive(&gateway.key);
+    let category = client.await_event("a failed send", |event| match event {
+        TunnelEvent::SendFailed { category, .. } => Some(*category),
+        _ => None,
+    });
+    assert_eq!(category, SendFailure::Unreachable);
+    client.namespace.ip("link set eth0 up");
+    client.ping("-c 1 10.9.0.1").unwrap();
+}
+
+fn nothing_is_left_after_shutdown() {
+    let (client, _gateway) = pair();
+    client.ping("-c 1 10.9.0.1").unwrap();
+    let port = client.tunnel.local_port();
+    client.tunnel.shutdown();
+    assert!(client.namespace.command("ip link show pin0").is_err());
+    client.namespace.run(move || std::net::UdpSocket::bind(("0.0.0.0", port)).unwrap());
+}
+
+/// A process that ends with this.
+struct Running(Child);
+
+impl Running {
+    fn start(namespace: &Namespace, mut command: Command) -> Self {
+        Self(namespace.run(move || command.spawn().expect("the command starts")))
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+fn wireguard_go() -> Option<PathBuf> {
+    let tools = PathBuf::from(std::env::var_os("HOME")?).join(".cache/pinhole/tools");
+    let cached =
+        std::fs::read_dir(tools).into_iter().flatten().flatten().map(|entry| entry.path().join("bin"));
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    cached.chain(std::env::split_paths(&path)).map(|dir| dir.join("wireguard-go")).find(|file| file.is_file())
+}
+
+/// Sets a wireguard-go up by its configuration protocol.
+fn configure(socket: &str, settings: &str) {
+    let end = Instant::now() + Duration::from_secs(10);
+    let mut stream = loop {
+        match std::os::unix::net::UnixStream::connect(socket) {
+            Ok(stream) => break stream,
+            Err(error) if Instant::now() > end => panic!("{socket}: {error}"),
+            Err(_) => std::thread::sleep(Duration::from_millis(20)),
+        }
+    };
+    stream.write_all(format!("set=1\n{settings}\n\n").as_bytes()).unwrap();
+    let mut answer = [0; 64];
+    let length = stream.read(&mut answer).unwrap();
+    assert_eq!(&answer[..length], b"errno=0\n\n");
+}
+
+fn hex(bytes: &[u8]) -> String {
+    use std::fmt::Write;
+    bytes.iter().fold(String::new(), |mut text, byte| {
+        let _ = write!(text, "{byte:02x}");
+        text
+    })
+}
+
+fn wireguard_go_is_a_peer_like_any_other() {
+    use base64::{Engine, engine::general_purpose::STANDARD};
+
+    let (stock, gateway) = cable();
+    let gateway = End::start(gateway, PrivateKey::generate().unwrap(), GATEWAY);
+    // Its configuration socket has its place by name in a directory that all namespaces share.
+    let name = format!("wgt{}", std::process::id());
+    let mut command = Command::new(wireguard_go().unwrap());
+    command.args(["-f", &name]).env("LOG_LEVEL", "error").stdin(Stdio::null()).stdout(Stdio::null());
+    let _running = Running::start(&stock, command);
+    let private = PrivateKey::generate().unwrap();
+    let secret = STANDARD.decode(private.to_base64().as_str()).unwrap();
+    configure(
+        &format!("/var/run/wireguard/{name}.sock"),
+        &format!(
+            "private_key={}\npublic_key={}\nendpoint=192.0.2.1:{}\nallowed_ip=10.9.0.0/24\nallowed_ip=fd09::/64",
+            hex(&secret),
+            hex(gateway.key.as_bytes()),
+            gateway.tunnel.local_port()
+        ),
+    );
+    stock.ip(&format!("address add 10.9.0.2/24 dev {name}"));
+    stock.ip(&format!("address add fd09::2/64 dev {name}"));
+    stock.ip(&format!("link set {name} mtu 1420 up"));
+    gateway.tunnel.set_peers(vec![peer(private.public(), &["10.9.0.2/32", "fd09::2/128"], None)]);
+
+    for size in [0, 56, 1392, 4000] {
+        stock.command(&format!("ping -W 3 -c 1 -s {size} 10.9.0.1")).unwrap();
+        gateway.ping(&format!("-c 1 -s {size} fd09::2")).unwrap();
+    }
+    // Either side may begin a handshake.
+    let first = gateway.stats(private.public()).last_handshake;
+    gateway.tunnel.handshake(&private.public());
+    let end = Instant::now() + Duration::from_secs(10);
+    while gateway.stats(private.public()).last_handshake == first {
+        assert!(Instant::now() < end, "no second handshake");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    stock.command("ping -W 3 -c 1 10.9.0.1").unwrap();
+}

@@ -1,4 +1,5 @@
 //! The kernel's side of a tunnel, against the kernel, each test in namespaces of its own.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing)]
 
 use std::{
     net::{IpAddr, UdpSocket},

@@ -1,4 +1,5 @@
 //! Tunnels between network namespaces, with all real parts.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing)]
 
 use std::{
     io::{Read, Write},

@@ -80,7 +80,7 @@ impl Masquerade {
         nftables(NEW_CHAIN, CREATE)
             .attribute(1, &self.table_name())
             .attribute(3, CHAIN)
-            .nested(4, hook)
+            .nested(4, &hook)
             .attribute(7, b"nat\0")
     }
 
@@ -100,13 +100,13 @@ impl Masquerade {
             compare(EQUAL, &address),
             meta(META_OUTPUT_NAME),
             compare(NOT_EQUAL, &device),
-            expression("masq", Attributes::default()),
+            expression("masq", &Attributes::default()),
         ];
-        let list = expressions.into_iter().fold(Attributes::default(), |list, one| list.nested(1, one));
+        let list = expressions.into_iter().fold(Attributes::default(), |list, one| list.nested(1, &one));
         nftables(NEW_RULE, CREATE | APPEND)
             .attribute(1, &self.table_name())
             .attribute(2, CHAIN)
-            .nested(4, list)
+            .nested(4, &list)
     }
 }
 
@@ -132,12 +132,12 @@ fn text(text: &str) -> Vec<u8> {
     [text.as_bytes(), &[0]].concat()
 }
 
-fn expression(name: &str, data: Attributes) -> Attributes {
+fn expression(name: &str, data: &Attributes) -> Attributes {
     Attributes::default().with(1, &text(name)).nested(2, data)
 }
 
 fn meta(key: u32) -> Attributes {
-    expression("meta", Attributes::default().with(1, &REGISTER.to_be_bytes()).with(2, &key.to_be_bytes()))
+    expression("meta", &Attributes::default().with(1, &REGISTER.to_be_bytes()).with(2, &key.to_be_bytes()))
 }
 
 fn value(bytes: &[u8]) -> Attributes {
@@ -146,7 +146,7 @@ fn value(bytes: &[u8]) -> Attributes {
 
 fn compare(how: u32, with: &[u8]) -> Attributes {
     let data = Attributes::default().with(1, &REGISTER.to_be_bytes()).with(2, &how.to_be_bytes());
-    expression("cmp", data.nested(3, value(with)))
+    expression("cmp", &data.nested(3, &value(with)))
 }
 
 fn network_header(offset: u32, length: usize) -> Attributes {
@@ -155,7 +155,7 @@ fn network_header(offset: u32, length: usize) -> Attributes {
         .with(2, &NETWORK_HEADER.to_be_bytes())
         .with(3, &offset.to_be_bytes())
         .with(4, &bytes_of(length));
-    expression("payload", data)
+    expression("payload", &data)
 }
 
 fn mask_with(mask: &[u8]) -> Attributes {
@@ -163,9 +163,9 @@ fn mask_with(mask: &[u8]) -> Attributes {
         .with(1, &REGISTER.to_be_bytes())
         .with(2, &REGISTER.to_be_bytes())
         .with(3, &bytes_of(mask.len()))
-        .nested(4, value(mask))
-        .nested(5, value(&vec![0; mask.len()]));
-    expression("bitwise", data)
+        .nested(4, &value(mask))
+        .nested(5, &value(&vec![0; mask.len()]));
+    expression("bitwise", &data)
 }
 
 fn bytes_of(length: usize) -> [u8; 4] {

@@ -58,7 +58,7 @@ impl Message {
     }
 
     /// Appends an attribute that holds attributes.
-    pub(super) fn nested(mut self, kind: u16, inner: Attributes) -> Self {
+    pub(super) fn nested(mut self, kind: u16, inner: &Attributes) -> Self {
         self.put(kind | NESTED, &inner.0);
         self
     }
@@ -90,7 +90,7 @@ impl Attributes {
         self
     }
 
-    pub(super) fn nested(mut self, kind: u16, inner: Self) -> Self {
+    pub(super) fn nested(mut self, kind: u16, inner: &Self) -> Self {
         put(&mut self.0, kind | NESTED, &inner.0);
         self
     }
@@ -244,7 +244,7 @@ mod tests {
     #[test]
     fn attributes_are_padded_and_read_back() {
         let inner = Attributes::default().with(7, b"abc").with(8, &[]);
-        let message = Message::new(1, 0, &[]).attribute(1, b"x").nested(2, inner);
+        let message = Message::new(1, 0, &[]).attribute(1, b"x").nested(2, &inner);
         let outer: Vec<_> = attributes(&message.body).collect();
         assert_eq!(outer[0], (1, b"x".as_slice()));
         assert_eq!(attributes(outer[1].1).collect::<Vec<_>>(), [(7, b"abc".as_slice()), (8, &[])]);

@@ -52,8 +52,8 @@ impl RouteSocket {
     /// Brings a device up, without a link-local address of its own making: nobody in a tunnel answers to it.
     pub fn set_up(&mut self, device: u32) -> Result<(), KernelError> {
         let spec = Attributes::default().with(IFLA_INET6_ADDR_GEN_MODE, &[ADDR_GEN_MODE_NONE]);
-        let family = Attributes::default().nested(address_family(libc::AF_INET6), spec);
-        let quiet = link(device, 0, 0).nested(IFLA_AF_SPEC, family);
+        let family = Attributes::default().nested(address_family(libc::AF_INET6), &spec);
+        let quiet = link(device, 0, 0).nested(IFLA_AF_SPEC, &family);
         match self.0.request("leave out the link-local address of the tunnel's device", &quiet) {
             // No IPv6 at all in this kernel or namespace.
             Err(error)
@@ -74,9 +74,9 @@ impl RouteSocket {
     /// of the same name.
     pub fn set_forwarding_v4(&mut self, device: u32, on: bool) -> Result<(), KernelError> {
         let value = Attributes::default().with(IPV4_DEVCONF_FORWARDING, &u32::from(on).to_ne_bytes());
-        let conf = Attributes::default().nested(IFLA_INET_CONF, value);
-        let spec = Attributes::default().nested(address_family(libc::AF_INET), conf);
-        self.0.request("switch IPv4 forwarding", &link(device, 0, 0).nested(IFLA_AF_SPEC, spec))
+        let conf = Attributes::default().nested(IFLA_INET_CONF, &value);
+        let spec = Attributes::default().nested(address_family(libc::AF_INET), &conf);
+        self.0.request("switch IPv4 forwarding", &link(device, 0, 0).nested(IFLA_AF_SPEC, &spec))
     }
 
     /// Whether IPv4 packets that come in by a device are forwarded.

@@ -131,6 +131,11 @@ impl Peer {
         self.preshared.as_ref()
     }
 
+    #[cfg(test)]
+    pub(super) const fn is_handshaking(&self) -> bool {
+        self.timers.handshaking()
+    }
+
     pub(super) fn waiting(&self) -> usize {
         self.waiting.len()
     }

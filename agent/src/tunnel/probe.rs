@@ -39,10 +39,9 @@ impl Magic {
 
     fn message(self, kind: u8, id: u64) -> [u8; MESSAGE] {
         let mut message = [0; MESSAGE];
-        let (header, body) = message.split_at_mut(8);
-        header.copy_from_slice(&[kind, 0, 0, 0, self.0[0], self.0[1], 0, 0]);
-        body[..8].copy_from_slice(&self.0);
-        body[8..].copy_from_slice(&id.to_be_bytes());
+        message[..8].copy_from_slice(&[kind, 0, 0, 0, self.0[0], self.0[1], 0, 0]);
+        message[8..16].copy_from_slice(&self.0);
+        message[16..].copy_from_slice(&id.to_be_bytes());
         message
     }
 

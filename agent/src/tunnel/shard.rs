@@ -284,16 +284,18 @@ impl Shard {
     fn place(&mut self, key: PublicKey, preshared: Option<PresharedKey>) -> Option<Slot> {
         let slot = match self.vacant.pop() {
             Some(slot) => slot,
-            None => {
-                let slot = Slot::try_from(self.peers.len()).ok()?;
-                self.peers.push(None);
-                slot
-            }
+            None => self.grow()?,
         };
         let tunn = tunn((&self.secret, self.gate.limiter()), key, preshared.as_ref(), slot);
         let published = self.board.add(PeerStats::new(key));
         *self.peers.get_mut(usize::from(slot))? = Some(Box::new(Peer::new(tunn, key, preshared, published)));
         self.by_key.insert(key, slot);
+        Some(slot)
+    }
+
+    fn grow(&mut self) -> Option<Slot> {
+        let slot = Slot::try_from(self.peers.len()).ok()?;
+        self.peers.push(None);
         Some(slot)
     }
 
@@ -336,3 +338,6 @@ fn touch(touched: &mut Vec<Slot>, slot: Slot, peer: &mut Peer) {
         touched.push(slot);
     }
 }
+
+#[cfg(test)]
+mod tests;

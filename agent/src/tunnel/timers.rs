@@ -7,8 +7,8 @@
 
 use std::time::{Duration, Instant};
 
-pub(super) const REKEY_AFTER_TIME: Duration = Duration::from_secs(120);
-pub(super) const REJECT_AFTER_TIME: Duration = Duration::from_secs(180);
+pub(super) const REKEY_AFTER_TIME: Duration = Duration::from_mins(2);
+pub(super) const REJECT_AFTER_TIME: Duration = Duration::from_mins(3);
 pub(super) const REKEY_ATTEMPT_TIME: Duration = Duration::from_secs(90);
 pub(super) const REKEY_TIMEOUT: Duration = Duration::from_secs(5);
 pub(super) const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
@@ -114,7 +114,7 @@ impl Timers {
 
     /// Whether receiving now calls for fresh keys, as the session would end before an answer could go out.
     pub(super) fn renew_on_receive(&self, now: Instant) -> bool {
-        self.older_than(now, REJECT_AFTER_TIME - KEEPALIVE_TIMEOUT - REKEY_TIMEOUT)
+        self.older_than(now, REJECT_AFTER_TIME.saturating_sub(KEEPALIVE_TIMEOUT + REKEY_TIMEOUT))
     }
 
     fn older_than(&self, now: Instant, age: Duration) -> bool {
@@ -162,7 +162,7 @@ impl Timers {
 mod tests {
     use super::*;
 
-    fn seconds(n: u64) -> Duration {
+    const fn seconds(n: u64) -> Duration {
         Duration::from_secs(n)
     }
 

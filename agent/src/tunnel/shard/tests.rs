@@ -1,0 +1,582 @@
+//! Shards that talk to each other in memory.
+
+use std::{
+    net::{IpAddr, Ipv4Addr},
+    time::Duration,
+};
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::tunnel::TunnelEvent;
+
+/// Keeps what a shard makes.
+#[derive(Default)]
+struct Made {
+    datagrams: Vec<(SocketAddr, Vec<u8>)>,
+    packets: Vec<Vec<u8>>,
+    events: Vec<TunnelEvent>,
+    room: Vec<u8>,
+    to: Option<SocketAddr>,
+}
+
+impl Output for Made {
+    fn datagram(&mut self, to: SocketAddr, size: usize) -> &mut [u8] {
+        self.to = Some(to);
+        self.room = vec![0; size];
+        &mut self.room
+    }
+
+    fn send(&mut self, length: usize) {
+        self.datagrams.push((self.to.unwrap(), self.room[..length].to_vec()));
+    }
+
+    fn packet(&mut self, size: usize) -> &mut [u8] {
+        self.room = vec![0; size];
+        &mut self.room
+    }
+
+    fn deliver(&mut self, length: usize) {
+        self.packets.push(self.room[..length].to_vec());
+    }
+
+    fn event(&mut self, event: TunnelEvent) {
+        self.events.push(event);
+    }
+}
+
+impl Made {
+    fn take_datagrams(&mut self) -> Vec<Vec<u8>> {
+        std::mem::take(&mut self.datagrams).into_iter().map(|(_, datagram)| datagram).collect()
+    }
+
+    fn moves(&self) -> usize {
+        self.events.iter().filter(|event| matches!(event, TunnelEvent::EndpointChanged { .. })).count()
+    }
+}
+
+struct End {
+    shard: Shard,
+    key: PublicKey,
+    made: Made,
+    board: Board,
+    address: SocketAddr,
+    inner: Ipv4Addr,
+}
+
+impl End {
+    fn new(n: u8) -> Self {
+        let private_key = PrivateKey::generate().unwrap();
+        let key = private_key.public();
+        let board = Board::default();
+        let shard =
+            Shard::new(&ShardConfig { private_key, mtu: 1420 }, board.clone(), Instant::now()).unwrap();
+        let address = (Ipv4Addr::new(192, 0, 2, n), 51820).into();
+        Self { shard, key, made: Made::default(), board, address, inner: Ipv4Addr::new(10, 9, 0, n) }
+    }
+
+    fn knows(&mut self, other: &Self, endpoint: bool) {
+        self.shard.set_peers(&[other.as_peer(endpoint)]);
+        self.shard.settle();
+    }
+
+    fn as_peer(&self, endpoint: bool) -> PeerConfig {
+        PeerConfig {
+            public_key: self.key,
+            preshared_key: None,
+            allowed_ips: vec![IpAddr::from(self.inner).into()],
+            endpoints: endpoint.then_some(self.address).into_iter().collect(),
+        }
+    }
+
+    fn sends(&mut self, now: Instant, other: &Self, number: u8) {
+        self.shard.handle_packet(now, &mut packet(self.inner, other.inner, number), &mut self.made);
+        self.shard.settle();
+    }
+
+    fn receives(&mut self, now: Instant, from: SocketAddr, datagrams: &[Vec<u8>]) {
+        for datagram in datagrams {
+            self.shard.handle_datagram(now, from, datagram, &mut self.made);
+        }
+        self.shard.settle();
+    }
+
+    fn stats(&self, other: &Self) -> PeerStats {
+        self.board.snapshot().into_iter().find(|stats| stats.public_key == other.key).unwrap()
+    }
+
+    fn numbers(&self) -> Vec<u8> {
+        self.made.packets.iter().map(|packet| packet[20]).collect()
+    }
+}
+
+/// An IPv4 packet of 21 bytes.
+fn packet(from: Ipv4Addr, to: Ipv4Addr, number: u8) -> Vec<u8> {
+    let mut packet = vec![0x45, 0, 0, 21, 0, 0, 0, 0, 64, 253, 0, 0];
+    packet.extend(from.octets());
+    packet.extend(to.octets());
+    packet.push(number);
+    packet
+}
+
+/// Carries datagrams to and fro until there are none.
+fn exchange(now: Instant, one: &mut End, two: &mut End) {
+    loop {
+        let (there, back) = (one.made.take_datagrams(), two.made.take_datagrams());
+        if there.is_empty() && back.is_empty() {
+            return;
+        }
+        two.receives(now, one.address, &there);
+        one.receives(now, two.address, &back);
+    }
+}
+
+/// A client that knows where its gateway is, and a gateway that does not know where its client is.
+fn pair() -> (Instant, End, End) {
+    let (mut client, mut gateway) = (End::new(2), End::new(1));
+    client.knows(&gateway, true);
+    gateway.knows(&client, false);
+    (Instant::now(), client, gateway)
+}
+
+fn connected() -> (Instant, End, End) {
+    let (now, mut client, mut gateway) = pair();
+    client.sends(now, &gateway, 0);
+    exchange(now, &mut client, &mut gateway);
+    assert_eq!(gateway.numbers(), [0]);
+    gateway.made = Made::default();
+    client.made = Made::default();
+    (now, client, gateway)
+}
+
+#[test]
+fn the_first_packets_wait_for_the_session_and_arrive_in_order() {
+    let (now, mut client, mut gateway) = pair();
+    for number in 1..=3 {
+        client.sends(now, &gateway, number);
+    }
+    assert_eq!(client.made.datagrams.len(), 1, "one initiation, however many packets wait");
+    exchange(now, &mut client, &mut gateway);
+    assert_eq!(gateway.numbers(), [1, 2, 3]);
+    for (end, other) in [(&client, &gateway), (&gateway, &client)] {
+        let stats = end.stats(other);
+        assert!(stats.has_session);
+        assert_eq!(stats.endpoint, Some(other.address));
+        assert!(end.made.events.contains(&TunnelEvent::HandshakeCompleted { peer: other.key }));
+        assert!(end.made.events.contains(&TunnelEvent::FirstReceive { peer: other.key, silence: None }));
+    }
+    gateway.sends(now, &client, 4);
+    exchange(now, &mut client, &mut gateway);
+    assert_eq!(client.numbers(), [4]);
+}
+
+#[test]
+fn nothing_is_begun_towards_a_peer_of_unknown_whereabouts() {
+    let (now, client, mut gateway) = pair();
+    gateway.sends(now, &client, 1);
+    gateway.shard.keepalive(now, &client.key, &mut gateway.made);
+    gateway.shard.handshake(now, &client.key, &mut gateway.made);
+    gateway.shard.settle();
+    assert!(gateway.made.datagrams.is_empty());
+    assert_eq!(gateway.shard.poll_timeout(), None);
+    assert_eq!(gateway.stats(&client).dropped, 1);
+}
+
+#[test]
+fn crossing_initiations_end_with_a_session_at_once() {
+    let (mut one, mut two) = (End::new(1), End::new(2));
+    one.knows(&two, true);
+    two.knows(&one, true);
+    let now = Instant::now();
+    one.sends(now, &two, 1);
+    two.sends(now, &one, 2);
+    exchange(now, &mut one, &mut two);
+    assert_eq!((one.numbers(), two.numbers()), (vec![2], vec![1]));
+    for number in 3..9 {
+        one.sends(now, &two, number);
+        exchange(now, &mut one, &mut two);
+        two.sends(now, &one, number);
+        exchange(now, &mut one, &mut two);
+    }
+    assert_eq!((one.numbers().len(), two.numbers().len()), (7, 7));
+    assert!(!one.shard.peers[0].as_ref().unwrap().is_handshaking());
+}
+
+#[test]
+fn crossing_initiations_whose_answers_are_lost_are_tried_again() {
+    let (mut one, mut two) = (End::new(1), End::new(2));
+    one.knows(&two, true);
+    two.knows(&one, true);
+    let now = Instant::now();
+    one.sends(now, &two, 1);
+    two.sends(now, &one, 2);
+    let (there, back) = (one.made.take_datagrams(), two.made.take_datagrams());
+    two.receives(now, one.address, &there);
+    one.receives(now, two.address, &back);
+    assert_eq!(
+        one.made.take_datagrams().len() + two.made.take_datagrams().len(),
+        2,
+        "both answers, lost here"
+    );
+    let retry = one.shard.poll_timeout().unwrap().min(two.shard.poll_timeout().unwrap());
+    assert!(retry <= now + Duration::from_millis(5333));
+    one.shard.handle_timeout(retry, &mut one.made);
+    two.shard.handle_timeout(retry, &mut two.made);
+    exchange(retry, &mut one, &mut two);
+    assert_eq!((one.numbers(), two.numbers()), (vec![2], vec![1]));
+}
+
+#[test]
+fn the_endpoint_follows_authentic_packets_only_and_at_once() {
+    let (now, mut client, mut gateway) = connected();
+    let elsewhere: SocketAddr = "198.51.100.7:4500".parse().unwrap();
+    client.sends(now, &gateway, 1);
+    let genuine = client.made.take_datagrams();
+    let mut forged = genuine.clone();
+    *forged[0].last_mut().unwrap() ^= 1;
+    gateway.receives(now, elsewhere, &forged);
+    assert_eq!((gateway.stats(&client).endpoint, gateway.made.moves()), (Some(client.address), 0));
+
+    gateway.receives(now, elsewhere, &genuine);
+    let stats = gateway.stats(&client);
+    assert_eq!((stats.endpoint, stats.endpoint_changes, gateway.made.moves()), (Some(elsewhere), 1, 1));
+    // A replay from where the client was does not bring it back, nor does its packet arrive twice.
+    gateway.receives(now, client.address, &genuine);
+    assert_eq!(gateway.stats(&client).endpoint, Some(elsewhere));
+    assert_eq!(gateway.numbers(), [1]);
+
+    gateway.sends(now, &client, 2);
+    assert_eq!(gateway.made.datagrams[0].0, elsewhere);
+}
+
+#[test]
+fn a_replayed_initiation_is_not_answered() {
+    let (now, mut client, mut gateway) = pair();
+    client.sends(now, &gateway, 1);
+    let initiation = client.made.take_datagrams();
+    gateway.receives(now, client.address, &initiation);
+    assert_eq!(gateway.made.take_datagrams().len(), 1);
+    gateway.receives(now, "198.51.100.7:4500".parse().unwrap(), &initiation);
+    assert!(gateway.made.datagrams.is_empty());
+    assert_eq!(gateway.stats(&client).endpoint, Some(client.address));
+}
+
+#[test]
+fn a_stranger_is_not_answered() {
+    let (now, mut client, mut gateway) = pair();
+    gateway.shard.set_peers(&[]);
+    client.sends(now, &gateway, 1);
+    let initiation = client.made.take_datagrams();
+    gateway.receives(now, client.address, &initiation);
+    assert!(gateway.made.datagrams.is_empty());
+    assert_eq!(gateway.shard.discards.unknown_peer, 1);
+}
+
+#[test]
+fn a_source_that_is_not_the_peers_is_refused_even_where_it_is_another_peers() {
+    let (now, mut client, mut gateway) = connected();
+    let other = End::new(3);
+    gateway.shard.set_peers(&[client.as_peer(false), other.as_peer(false)]);
+    for source in [other.inner, Ipv4Addr::new(8, 8, 8, 8), gateway.inner] {
+        client.shard.handle_packet(now, &mut packet(source, gateway.inner, 1), &mut client.made);
+    }
+    let datagrams = client.made.take_datagrams();
+    assert_eq!(datagrams.len(), 3);
+    gateway.receives(now, client.address, &datagrams);
+    assert_eq!(gateway.numbers(), [0; 0]);
+    assert_eq!(gateway.stats(&client).dropped, 3);
+}
+
+#[test]
+fn a_peer_that_stays_keeps_its_session_and_one_that_goes_is_cut_at_once() {
+    let (now, mut client, mut gateway) = connected();
+    let other = End::new(3);
+    gateway.shard.set_peers(&[other.as_peer(false), client.as_peer(false)]);
+    client.sends(now, &gateway, 1);
+    exchange(now, &mut client, &mut gateway);
+    assert_eq!(gateway.numbers(), [1]);
+
+    gateway.shard.set_peers(&[other.as_peer(false)]);
+    client.sends(now, &gateway, 2);
+    exchange(now, &mut client, &mut gateway);
+    assert_eq!(gateway.numbers(), [1]);
+    assert_eq!(gateway.board.snapshot().len(), 1);
+
+    // Another peer in the same place does not understand the old session.
+    gateway.shard.set_peers(&[other.as_peer(false), End::new(4).as_peer(false)]);
+    client.sends(now, &gateway, 3);
+    exchange(now, &mut client, &mut gateway);
+    assert_eq!(gateway.numbers(), [1]);
+}
+
+#[test]
+fn another_preshared_key_ends_the_session() {
+    let (now, mut client, mut gateway) = connected();
+    let with_key =
+        PeerConfig { preshared_key: Some(PresharedKey::from_bytes([7; 32])), ..client.as_peer(false) };
+    gateway.shard.set_peers(&[with_key]);
+    client.sends(now, &gateway, 1);
+    exchange(now, &mut client, &mut gateway);
+    assert_eq!(gateway.numbers(), [0; 0]);
+
+    let with_key =
+        PeerConfig { preshared_key: Some(PresharedKey::from_bytes([7; 32])), ..gateway.as_peer(true) };
+    client.shard.set_peers(&[with_key]);
+    client.sends(now, &gateway, 2);
+    exchange(now, &mut client, &mut gateway);
+    assert_eq!(gateway.numbers(), [2]);
+}
+
+#[test]
+fn a_configured_endpoint_gives_way_to_another_but_a_learnt_one_stays() {
+    let (now, mut client, mut gateway) = pair();
+    let elsewhere = End::new(9).address;
+    let moved = |end: &End| PeerConfig { endpoints: vec![elsewhere], ..end.as_peer(false) };
+    client.shard.set_peers(&[moved(&gateway)]);
+    client.shard.settle();
+    assert_eq!(client.stats(&gateway).endpoint, Some(elsewhere));
+    client.knows(&gateway, true);
+    client.sends(now, &gateway, 1);
+    exchange(now, &mut client, &mut gateway);
+    client.shard.set_peers(&[moved(&gateway)]);
+    client.shard.settle();
+    assert_eq!(client.stats(&gateway).endpoint, Some(gateway.address));
+}
+
+#[test]
+fn the_owners_choice_of_endpoint_is_proved_by_a_handshake_there() {
+    let (now, mut client, gateway) = connected();
+    let elsewhere = End::new(9).address;
+    client.shard.use_endpoint(now, &gateway.key, elsewhere, &mut client.made);
+    let (to, message) = client.made.datagrams.pop().unwrap();
+    assert_eq!((to, Message::parse(&message)), (elsewhere, Some(Message::Initiation)));
+}
+
+#[test]
+fn idle_peers_have_no_near_deadline() {
+    let (now, mut client, mut gateway) = connected();
+    // The owed keepalive is the last of it.
+    let at = gateway.shard.poll_timeout().unwrap();
+    assert_eq!(at, now + Duration::from_secs(10));
+    gateway.shard.handle_timeout(at, &mut gateway.made);
+    gateway.shard.settle();
+    assert_eq!(gateway.made.datagrams.len(), 1);
+    exchange(at, &mut client, &mut gateway);
+    for end in [&mut client, &mut gateway] {
+        assert!(end.shard.poll_timeout().unwrap() >= now + Duration::from_mins(3));
+        while let Some(at) = end.shard.poll_timeout() {
+            end.shard.handle_timeout(at, &mut end.made);
+            end.shard.settle();
+        }
+        assert!(end.made.datagrams.is_empty(), "the end of the keys is silent");
+    }
+}
+
+#[test]
+fn an_unanswered_initiation_is_given_up_and_told_and_its_packets_are_dropped() {
+    let (start, mut client, gateway) = pair();
+    client.sends(start, &gateway, 1);
+    let mut last = start;
+    while let Some(at) = client.shard.poll_timeout() {
+        assert!(at > last, "time moves on");
+        last = at;
+        client.shard.handle_timeout(at, &mut client.made);
+        client.shard.settle();
+    }
+    assert_eq!(last, start + Duration::from_secs(90));
+    assert!(client.made.datagrams.len() >= 17);
+    assert_eq!(client.made.events, [TunnelEvent::HandshakeTimedOut { peer: gateway.key }]);
+    assert_eq!((client.stats(&gateway).dropped, client.shard.common.waiting), (1, 0));
+    // The next packet begins anew.
+    let before = client.made.datagrams.len();
+    client.sends(last, &gateway, 2);
+    assert_eq!(client.made.datagrams.len(), before + 1);
+}
+
+#[test]
+fn retries_of_many_peers_are_spread() {
+    let now = Instant::now();
+    let mut client = End::new(2);
+    let gateways: Vec<End> = (10..110).map(End::new).collect();
+    client.shard.set_peers(&gateways.iter().map(|gateway| gateway.as_peer(true)).collect::<Vec<_>>());
+    for gateway in &gateways {
+        client.sends(now, gateway, 1);
+    }
+    let deadlines: std::collections::BTreeSet<Instant> =
+        client.shard.deadlines.iter().map(|&(at, _)| at).collect();
+    assert!(deadlines.len() > 90, "{} different times for 100 peers", deadlines.len());
+    let spread = *deadlines.last().unwrap() - *deadlines.first().unwrap();
+    assert!(spread > Duration::from_millis(200), "{spread:?}");
+}
+
+#[test]
+fn packets_that_wait_are_bounded_in_all_and_released_with_their_peer() {
+    let now = Instant::now();
+    let mut client = End::new(2);
+    let gateway = End::new(1);
+    client.knows(&gateway, true);
+    for number in 0..100 {
+        client.sends(now, &gateway, number);
+    }
+    assert_eq!(client.shard.common.waiting, 16);
+    assert_eq!(client.stats(&gateway).dropped, 84);
+    client.shard.set_peers(&[]);
+    assert_eq!(client.shard.common.waiting, 0);
+}
+
+#[test]
+fn many_sources_of_valid_initiations_are_challenged_and_a_cookie_lets_one_in() {
+    let (now, mut client, mut gateway) = pair();
+    let mut stranger = End::new(7);
+    stranger.knows(&gateway, true);
+    for _ in 0..200 {
+        stranger.shard.handshake(now, &gateway.key, &mut stranger.made);
+    }
+    // Behind the same address as the client, as behind one NAT.
+    let flood = stranger.made.take_datagrams();
+    gateway.receives(now, client.address, &flood);
+    assert!(gateway.shard.discards.challenged >= 90);
+    gateway.made.datagrams.clear();
+
+    client.sends(now, &gateway, 1);
+    exchange(now, &mut client, &mut gateway);
+    assert_eq!(gateway.numbers(), [0; 0], "only a cookie came back");
+    let retry = client.shard.poll_timeout().unwrap();
+    client.shard.handle_timeout(retry, &mut client.made);
+    // At the same time as the flood, so that no allowance has grown back.
+    exchange(now, &mut client, &mut gateway);
+    assert_eq!(gateway.numbers(), [1]);
+}
+
+#[test]
+fn a_probe_crosses_the_tunnel_and_its_answer_ends_there() {
+    let (now, mut client, mut gateway) = connected();
+    let probe = Probe { from: client.inner.into(), to: gateway.inner.into(), id: 42 };
+    client.shard.probe(now, &gateway.key, &probe, &mut client.made);
+    exchange(now, &mut client, &mut gateway);
+    let mut answer = gateway.made.packets.pop().unwrap();
+    let (source, destination) = (client.inner.octets(), gateway.inner.octets());
+    answer[12..16].copy_from_slice(&destination);
+    answer[16..20].copy_from_slice(&source);
+    answer[20] = 0;
+    for n in 0..2 {
+        let later = now + Duration::from_millis(30);
+        gateway.shard.handle_packet(later, &mut answer.clone(), &mut gateway.made);
+        exchange(later, &mut client, &mut gateway);
+        let answered =
+            client.made.events.iter().filter(|event| matches!(event, TunnelEvent::ProbeAnswered { .. }));
+        assert_eq!(answered.count(), 1, "answer {n}");
+    }
+    let rtt = Duration::from_millis(30);
+    assert!(client.made.events.contains(&TunnelEvent::ProbeAnswered { peer: gateway.key, id: 42, rtt }));
+    assert!(client.made.packets.is_empty());
+}
+
+/// What can come from the network: noise of any size, noise that looks like a message, and real messages,
+/// damaged, cut, or lengthened.
+fn hostile() -> impl Strategy<Value = Vec<u8>> {
+    let noise = prop::collection::vec(any::<u8>(), 0..300);
+    let large = (any::<u8>(), 0_usize..70_000).prop_map(|(byte, length)| vec![byte; length]);
+    let dressed =
+        (1_u8..=4, prop_oneof![Just(148_usize), Just(92), Just(64), 32_usize..2000], any::<[u8; 8]>())
+            .prop_map(|(kind, length, bytes)| {
+                let mut datagram = vec![0x5a; length];
+                datagram[..4].copy_from_slice(&[kind, 0, 0, 0]);
+                // Small indexes, which belong to sessions.
+                datagram[4..8].copy_from_slice(&[bytes[0] % 12, 0, bytes[1] % 3, 0]);
+                datagram[8..16].copy_from_slice(&bytes);
+                datagram
+            });
+    prop_oneof![noise, large, dressed]
+}
+
+#[derive(Debug, Clone)]
+enum Damage {
+    Flip(prop::sample::Index, u8),
+    Cut(prop::sample::Index),
+    Lengthen(u16),
+    Repeat,
+}
+
+fn damage() -> impl Strategy<Value = Damage> {
+    prop_oneof![
+        (any::<prop::sample::Index>(), 1_u8..).prop_map(|(at, bits)| Damage::Flip(at, bits)),
+        any::<prop::sample::Index>().prop_map(Damage::Cut),
+        (0_u16..2000).prop_map(Damage::Lengthen),
+        Just(Damage::Repeat),
+    ]
+}
+
+impl Damage {
+    fn to(&self, message: &[u8]) -> Vec<u8> {
+        let length = message.len();
+        let mut message = message.to_vec();
+        match self {
+            Self::Flip(at, bits) => message[at.index(length)] ^= bits,
+            Self::Cut(at) => message.truncate(at.index(length)),
+            Self::Lengthen(by) => message.resize(length + usize::from(*by), 0),
+            Self::Repeat => {}
+        }
+        message
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(48))]
+
+    #[test]
+    fn no_datagram_stops_a_gateway_or_moves_its_client(
+        noise in prop::collection::vec(hostile(), 0..40),
+        damages in prop::collection::vec(damage(), 0..40),
+    ) {
+        let (now, mut client, mut gateway) = pair();
+        let attacker: SocketAddr = "203.0.113.66:666".parse().unwrap();
+        // Real messages of all kinds, each delivered before it is abused.
+        let mut seen = Vec::new();
+        client.sends(now, &gateway, 1);
+        loop {
+            let there = client.made.take_datagrams();
+            gateway.receives(now, client.address, &there);
+            let back = gateway.made.take_datagrams();
+            if there.is_empty() && back.is_empty() {
+                break;
+            }
+            client.receives(now, gateway.address, &back);
+            seen.extend(there.into_iter().chain(back));
+        }
+        let damaged = damages.iter().enumerate().map(|(n, damage)| damage.to(&seen[n % seen.len()]));
+        let all: Vec<_> = noise.into_iter().chain(damaged).collect();
+        let delivered = gateway.numbers();
+        gateway.receives(now, attacker, &all);
+        client.receives(now, attacker, &all);
+        prop_assert_eq!(gateway.numbers(), delivered.clone());
+        prop_assert_eq!(gateway.stats(&client).endpoint, Some(client.address));
+        prop_assert_eq!(client.stats(&gateway).endpoint, Some(gateway.address));
+        client.made.datagrams.clear();
+        gateway.made.datagrams.clear();
+        client.sends(now, &gateway, 2);
+        exchange(now, &mut client, &mut gateway);
+        prop_assert_eq!(gateway.numbers().len(), delivered.len() + 1);
+    }
+
+    #[test]
+    fn no_inner_packet_stops_a_tunnel(
+        packets in prop::collection::vec(prop::collection::vec(any::<u8>(), 0..200), 0..30),
+        version in prop_oneof![Just(0x45_u8), Just(0x60), any::<u8>()],
+    ) {
+        let (now, mut client, mut gateway) = connected();
+        for mut packet in packets {
+            if let Some(first) = packet.first_mut() {
+                *first = version;
+            }
+            if let Some(destination) = packet.get_mut(16..20) {
+                destination.copy_from_slice(&gateway.inner.octets());
+            }
+            client.shard.handle_packet(now, &mut packet, &mut client.made);
+        }
+        exchange(now, &mut client, &mut gateway);
+        client.sends(now, &gateway, 77);
+        exchange(now, &mut client, &mut gateway);
+        prop_assert_eq!(gateway.made.packets.last().map(|packet| packet[20]), Some(77));
+    }
+}

@@ -48,7 +48,8 @@ pub enum TunnelEvent {
         /// How long there had been silence. `None` when nothing had ever come.
         silence: Option<Duration>,
     },
-    /// The kernel refused a datagram to the peer. Told once per peer and category until one succeeds.
+    /// The kernel refused a datagram to the peer. Told once, until something
+    /// authenticated comes from the peer, its endpoint changes, or the reason does.
     SendFailed {
         /// The peer.
         peer: PublicKey,

@@ -247,7 +247,7 @@ mod tests {
         assert!(matches!(client.decapsulate(None, &cookie, &mut [0; 148]), TunnResult::Done));
         assert_eq!(gate.judge(now, HERE, &initiation(&mut client)), Verdict::Admit);
         // All are forgotten once they are quiet.
-        gate.judge(now + Duration::from_secs(60), THERE, &message);
+        gate.judge(now + Duration::from_mins(1), THERE, &message);
         assert_eq!(gate.sources.len(), 1);
     }
 

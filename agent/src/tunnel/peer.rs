@@ -202,7 +202,7 @@ impl Peer {
     /// Begins a handshake because the owner wants one.
     pub(super) fn handshake<O: Output>(&mut self, now: Instant, common: &mut Surroundings, out: &mut O) {
         self.poll_if_stale(now, common, out);
-        self.timers.restart_attempt();
+        self.timers.abandon_attempt();
         self.initiate(now, common, out);
     }
 
@@ -383,9 +383,9 @@ impl Peer {
         self.timers.received(now, data);
         let silence = self.stats.last_receive.map(|last| now.saturating_duration_since(last));
         self.stats.last_receive = Some(now);
+        self.failing = None;
         let before = self.endpoint.replace(Endpoint { address: from, origin: Origin::Settled });
         if before.is_none_or(|endpoint| endpoint.address != from) {
-            self.failing = None;
             self.stats.endpoint_changes += u64::from(before.is_some());
             let from_before = before.map(|endpoint| endpoint.address);
             out.event(TunnelEvent::EndpointChanged {
@@ -466,14 +466,16 @@ impl Peer {
     }
 
     fn initiate<O: Output>(&mut self, now: Instant, common: &mut Surroundings, out: &mut O) {
-        // Without this `Tunn` would wait for an answer that cannot come.
-        if self.endpoint.is_none() {
+        let mut room = [0; INITIATION];
+        if self.endpoint.is_some()
+            && let TunnResult::WriteToNetwork(message) =
+                self.tunn.format_handshake_initiation(&mut room, true)
+        {
+            self.transmit(now, message, common, out);
             return;
         }
-        let mut room = [0; INITIATION];
-        if let TunnResult::WriteToNetwork(message) = self.tunn.format_handshake_initiation(&mut room, true) {
-            self.transmit(now, message, common, out);
-        }
+        // Nowhere to send it: an attempt would only wait for an answer that cannot come.
+        self.timers.abandon_attempt();
     }
 
     fn passive_keepalive<O: Output>(&mut self, now: Instant, out: &mut O) {

@@ -61,8 +61,8 @@ impl Timers {
         self.unanswered_since = None;
     }
 
-    /// The owner asked anew: the attempt gets its full time again.
-    pub(super) const fn restart_attempt(&mut self) {
+    /// There is no attempt any more; the next initiation begins one, with its full time.
+    pub(super) const fn abandon_attempt(&mut self) {
         self.attempt = None;
     }
 

@@ -394,6 +394,19 @@ fn an_unanswered_initiation_is_given_up_and_told_and_its_packets_are_dropped() {
 }
 
 #[test]
+fn an_attempt_ends_when_the_endpoint_is_taken_away() {
+    let (start, mut client, gateway) = pair();
+    client.sends(start, &gateway, 1);
+    client.made = Made::default();
+    client.knows(&gateway, false);
+    let at = client.shard.poll_timeout().unwrap();
+    client.shard.handle_timeout(at, &mut client.made);
+    client.shard.settle();
+    assert_eq!(client.shard.poll_timeout(), None);
+    assert!(client.made.datagrams.is_empty());
+}
+
+#[test]
 fn retries_of_many_peers_are_spread() {
     let now = Instant::now();
     let mut client = End::new(2);

@@ -1,5 +1,6 @@
 //! The tunnel ends of Pinhole, in the roles gateway and client.
 
+pub mod gateway;
 pub mod health;
 pub mod identity;
 pub mod kernel;

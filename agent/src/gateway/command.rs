@@ -1,0 +1,57 @@
+//! What the gateway's parts tell its control loop.
+
+use pinhole_proto::v1;
+use tokio::sync::{mpsc, oneshot};
+
+use super::proof::Way;
+use crate::{health::Phase, tunnel::PublicKey};
+
+/// A message to the control loop.
+#[derive(Debug)]
+pub enum Command {
+    /// A snapshot from the operator.
+    Desired(Box<v1::DesiredState>),
+    /// A stream to the operator stands; reports and acknowledgements go there.
+    LinkUp {
+        /// Its outgoing side, bounded.
+        outbox: mpsc::Sender<v1::GatewayMessage>,
+    },
+    /// The stream is gone.
+    LinkDown,
+    /// A client's agent attached.
+    SessionOpened {
+        /// The client.
+        peer: PublicKey,
+        /// Counts up over all sessions.
+        session: u64,
+    },
+    /// A client's agent tells of its path.
+    SessionTold {
+        /// The client.
+        peer: PublicKey,
+        /// Its own view.
+        phase: Phase,
+    },
+    /// A client's session stream ended.
+    SessionClosed {
+        /// The client.
+        peer: PublicKey,
+        /// Which of its sessions.
+        session: u64,
+    },
+    /// The prober is done; `None` when nobody answered.
+    Proof(Option<Way>),
+    /// Whether the data path was proven lately.
+    Ready(oneshot::Sender<Readiness>),
+    /// The metrics, in the text format.
+    Metrics(oneshot::Sender<String>),
+}
+
+/// An answer of `/readyz`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Readiness {
+    /// Whether traffic may be sent here.
+    pub ready: bool,
+    /// Why, in one line.
+    pub reason: String,
+}

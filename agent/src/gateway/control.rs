@@ -1,0 +1,513 @@
+//! The control loop: the only place where tunnel, health, sessions and reports meet.
+
+use std::{
+    collections::{HashMap, HashSet},
+    net::SocketAddr,
+    sync::Arc,
+    time::{Duration, Instant, SystemTime},
+};
+
+use pinhole_proto::v1;
+use tokio::{
+    sync::{mpsc, watch},
+    time::sleep_until,
+};
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    GatewayError,
+    access::NetworkAccess,
+    command::{Command, Readiness},
+    desired::Desired,
+    link::Running,
+    metrics::{Counters, Gauges, render},
+    proof::{Prober, Way},
+    report::{Observation, Reporter},
+    session::Served,
+};
+use crate::{
+    health::gateway::{GatewayHealth, Sample},
+    tunnel::{PeerConfig, PeerStats, PrivateKey, PublicKey, Tunnel, TunnelConfig, TunnelEvent},
+};
+
+/// The data path is proven again this long after the last authenticated client packet or own proof.
+const PROOF_INTERVAL: Duration = Duration::from_secs(30);
+const PROOF_RETRY: Duration = Duration::from_secs(2);
+/// How old the last proof may be for the gateway to be ready: three intervals.
+const PROOF_LIFETIME: Duration = Duration::from_secs(90);
+/// The counters of all peers are read at most this often.
+const SAMPLE: Duration = Duration::from_millis(100);
+const TUNNEL_RETRY: Duration = Duration::from_secs(10);
+const EVENTS: usize = 8192;
+
+/// What the loop is made with.
+pub(super) struct Setup {
+    pub(super) private_key: PrivateKey,
+    pub(super) prober: Prober,
+    pub(super) listen_port: u16,
+    pub(super) tun_name: String,
+    pub(super) uplink: Option<String>,
+    pub(super) pod_address: SocketAddr,
+    pub(super) served: watch::Sender<Served>,
+    pub(super) running: watch::Sender<Running>,
+    pub(super) snapshot: watch::Sender<Option<v1::DesiredState>>,
+    pub(super) control: mpsc::Sender<Command>,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Proof {
+    at: Instant,
+    by: v1::PathProof,
+}
+
+/// The stream to the operator.
+struct Operator {
+    outbox: mpsc::Sender<v1::GatewayMessage>,
+    reporter: Reporter,
+}
+
+pub(super) struct Control {
+    setup: Setup,
+    tunnel: Option<Tunnel>,
+    tunnel_failure: Option<v1::Impairment>,
+    tunnel_retry: Option<Instant>,
+    events: mpsc::Sender<TunnelEvent>,
+    desired: Option<Arc<Desired>>,
+    health: GatewayHealth,
+    access: NetworkAccess,
+    operator: Option<Operator>,
+    sessions: HashMap<PublicKey, u64>,
+    agents: HashSet<PublicKey>,
+    changes: HashMap<PublicKey, v1::EndpointChange>,
+    oversized: bool,
+    client_receive: Option<Instant>,
+    own_proof: Option<Proof>,
+    proving: bool,
+    next_proof: Option<Instant>,
+    sampled: Option<Instant>,
+    stats: Vec<PeerStats>,
+    counters: Counters,
+}
+
+impl Control {
+    pub(super) fn new(setup: Setup) -> (Self, mpsc::Receiver<TunnelEvent>) {
+        let (events, receiver) = mpsc::channel(EVENTS);
+        let control = Control {
+            setup,
+            tunnel: None,
+            tunnel_failure: None,
+            tunnel_retry: None,
+            events,
+            desired: None,
+            health: GatewayHealth::new(),
+            access: NetworkAccess::default(),
+            operator: None,
+            sessions: HashMap::new(),
+            agents: HashSet::new(),
+            changes: HashMap::new(),
+            oversized: false,
+            client_receive: None,
+            own_proof: None,
+            proving: false,
+            next_proof: None,
+            sampled: None,
+            stats: Vec::new(),
+            counters: Counters::default(),
+        };
+        (control, receiver)
+    }
+
+    /// Runs until `stop`, or until the data plane ends.
+    pub(super) async fn run(
+        &mut self,
+        mut commands: mpsc::Receiver<Command>,
+        mut events: mpsc::Receiver<TunnelEvent>,
+        stop: CancellationToken,
+    ) -> Result<(), GatewayError> {
+        loop {
+            let wake = self.next_timeout();
+            tokio::select! {
+                () = stop.cancelled() => return Ok(()),
+                Some(event) = events.recv() => {
+                    if let TunnelEvent::Stopped { reason } = event {
+                        tracing::error!(reason, "the data plane ended");
+                        return Err(crate::tunnel::TunnelError::Stopped.into());
+                    }
+                    self.handle_event(Instant::now(), event);
+                }
+                Some(command) = commands.recv() => self.handle_command(Instant::now(), command),
+                () = sleep_until(wake.into()) => {}
+            }
+            self.handle_time(Instant::now());
+        }
+    }
+
+    /// Takes back what was set up in the kernel.
+    pub(super) fn shut_down(&mut self) {
+        let Some(tunnel) = self.tunnel.take() else { return };
+        self.access.remove(tunnel.name());
+        tunnel.shutdown();
+    }
+
+    /// Applies a snapshot, the newest one or the one kept from before.
+    pub(super) fn apply(&mut self, wire: v1::DesiredState) -> Result<(), GatewayError> {
+        let keep = wire.clone();
+        let (desired, problem) = Desired::parse(wire)?;
+        let desired = Arc::new(desired);
+        let now = Instant::now();
+        self.changes.retain(|key, _| desired.peers.contains_key(key));
+        self.agents.retain(|key| desired.peers.contains_key(key));
+        self.health.handle_peers(now, &desired.expectations(&self.agents));
+        self.desired = Some(Arc::clone(&desired));
+        let result = self.apply_tunnel(&desired);
+        self.setup.served.send_modify(|served| served.desired = Some(Arc::clone(&desired)));
+        self.setup.running.send_replace(Running { revision: desired.revision, ca_pem: desired.ca_pem.clone() });
+        self.setup.snapshot.send_replace(Some(keep));
+        self.changed(now);
+        result?;
+        self.counters.desired_applied += 1;
+        problem.map_or(Ok(()), Err)
+    }
+
+    fn apply_tunnel(&mut self, desired: &Desired) -> Result<(), GatewayError> {
+        let result = self.try_tunnel(desired);
+        self.tunnel_failure = result.as_ref().err().map(|error| v1::Impairment {
+            category: error.category().to_owned(),
+            message: error.to_string(),
+        });
+        self.tunnel_retry = result.is_err().then(|| Instant::now() + TUNNEL_RETRY);
+        result
+    }
+
+    fn try_tunnel(&mut self, desired: &Desired) -> Result<(), GatewayError> {
+        if self.tunnel.is_none() {
+            let config = TunnelConfig {
+                private_key: self.setup.private_key.clone(),
+                listen_port: self.setup.listen_port,
+                tun_name: self.setup.tun_name.clone(),
+                addresses: desired.tunnel_addresses.clone(),
+                mtu: desired.mtu,
+                fwmark: None,
+            };
+            self.tunnel = Some(Tunnel::start(config, self.events.clone())?);
+            self.next_proof = Some(Instant::now());
+            tracing::info!(device = self.setup.tun_name, port = self.setup.listen_port, "the tunnel is up");
+        }
+        let Some(tunnel) = &self.tunnel else { return Ok(()) };
+        let mut peers = desired.tunnel_peers();
+        peers.push(PeerConfig {
+            public_key: self.setup.prober.public_key(),
+            preshared_key: None,
+            allowed_ips: Vec::new(),
+            endpoints: Vec::new(),
+        });
+        // First of all: a client that lost its right is cut even when something below fails.
+        tunnel.set_peers(peers);
+        self.access.apply(desired, (tunnel.name(), tunnel.index()), self.setup.uplink.as_deref());
+        tunnel.set_addresses(&desired.tunnel_addresses)?;
+        Ok(())
+    }
+
+    fn next_timeout(&self) -> Instant {
+        let now = Instant::now();
+        let earliest = self.sampled.map_or(now, |at| at + SAMPLE);
+        let due = [
+            self.operator.as_ref().map(|operator| operator.reporter.poll_timeout()),
+            self.health.poll_timeout(),
+            self.next_proof.filter(|_| !self.proving),
+            self.tunnel_retry,
+        ];
+        let due = due.into_iter().flatten().min().unwrap_or(now + PROOF_INTERVAL);
+        due.max(earliest)
+    }
+
+    fn handle_command(&mut self, now: Instant, command: Command) {
+        match command {
+            Command::Desired(desired) => self.handle_desired(*desired),
+            Command::LinkUp { outbox } => {
+                self.operator = Some(Operator { outbox, reporter: Reporter::new(now) });
+                self.setup.served.send_modify(|served| served.attached = Some(now));
+            }
+            Command::LinkDown => {
+                self.operator = None;
+                self.setup.served.send_modify(|served| served.attached = None);
+            }
+            Command::SessionOpened { peer, session } => {
+                self.sessions.insert(peer, session);
+                if self.agents.insert(peer) {
+                    self.expect(now);
+                }
+                self.changed(now);
+            }
+            Command::SessionTold { peer, phase } => {
+                if self.health.handle_told(now, &peer, phase) {
+                    self.changed(now);
+                }
+            }
+            Command::SessionClosed { peer, session } => {
+                if self.sessions.get(&peer) == Some(&session) {
+                    self.sessions.remove(&peer);
+                    self.health.handle_session_end(now, &peer);
+                    self.changed(now);
+                }
+            }
+            Command::Proof(way) => self.handle_proof(now, way),
+            Command::Ready(answer) => {
+                let _ = answer.send(self.readiness(now));
+            }
+            Command::Metrics(answer) => {
+                self.sample(now);
+                let _ = answer.send(render(&self.counters, &self.gauges(now)));
+            }
+        }
+    }
+
+    fn expect(&mut self, now: Instant) {
+        let Some(desired) = &self.desired else { return };
+        self.health.handle_peers(now, &desired.expectations(&self.agents));
+    }
+
+    fn handle_desired(&mut self, desired: v1::DesiredState) {
+        let (revision, clients) = (desired.revision, desired.peers.len());
+        let result = self.apply(desired);
+        let ack = match &result {
+            Ok(()) => {
+                tracing::info!(revision, clients, "applied the desired state");
+                v1::Ack { revision, ..Default::default() }
+            }
+            Err(error) => {
+                tracing::warn!(revision, %error, category = error.category(), "could not apply all of the desired state");
+                *self.counters.desired_errors.entry(error.category()).or_default() += 1;
+                v1::Ack { revision, error: error.to_string(), category: error.category().to_owned() }
+            }
+        };
+        self.tell(v1::gateway_message::Message::Ack(ack));
+    }
+
+    fn handle_event(&mut self, now: Instant, event: TunnelEvent) {
+        match event {
+            TunnelEvent::HandshakeCompleted { peer } => {
+                self.counters.handshakes += 1;
+                if peer != self.setup.prober.public_key() {
+                    self.sample(now);
+                }
+            }
+            TunnelEvent::FirstReceive { .. } => self.sample(now),
+            TunnelEvent::EndpointChanged { peer, from: Some(from), to, idle } => {
+                tracing::debug!(%from, %to, ?idle, "a client's mapping moved");
+                let change = v1::EndpointChange {
+                    at: Some(SystemTime::now().into()),
+                    from: canonical(from),
+                    to: canonical(to),
+                    idle: idle.and_then(|idle| idle.try_into().ok()),
+                };
+                self.changes.insert(peer, change);
+                self.changed(now);
+            }
+            TunnelEvent::EndpointChanged { .. } => self.changed(now),
+            TunnelEvent::SendFailed { category, .. } => {
+                *self.counters.send_failures.entry(category.category()).or_default() += 1;
+                self.oversized |= category == crate::tunnel::SendFailure::TooLarge;
+            }
+            TunnelEvent::HandshakeTimedOut { .. }
+            | TunnelEvent::ProbeAnswered { .. }
+            | TunnelEvent::Stopped { .. } => {}
+        }
+    }
+
+    fn handle_time(&mut self, now: Instant) {
+        if self.tunnel_retry.is_some_and(|at| now >= at) {
+            if let Some(desired) = self.desired.clone() {
+                let _ = self.apply_tunnel(&desired);
+            }
+        }
+        if self.health.poll_timeout().is_some_and(|at| now >= at) {
+            self.sample(now);
+            if self.health.handle_timeout(now) {
+                self.changed(now);
+            }
+        }
+        if !self.proving && self.next_proof.is_some_and(|at| now >= at) {
+            self.prove(now);
+        }
+        self.report(now);
+    }
+
+    fn changed(&mut self, now: Instant) {
+        if let Some(operator) = &mut self.operator {
+            operator.reporter.handle_change(now);
+        }
+    }
+
+    fn sample(&mut self, now: Instant) {
+        let Some(tunnel) = &self.tunnel else { return };
+        let prober = self.setup.prober.public_key();
+        self.stats = tunnel.stats();
+        self.stats.retain(|stats| stats.public_key != prober);
+        self.sampled = Some(now);
+        self.counters.add(&self.stats);
+        let mut changed = false;
+        for stats in &self.stats {
+            let sample = Sample { last_receive: stats.last_receive, last_handshake: stats.last_handshake };
+            changed |= self.health.handle_sample(now, &stats.public_key, sample);
+            self.client_receive = self.client_receive.max(stats.last_receive);
+        }
+        if changed {
+            self.changed(now);
+        }
+    }
+
+    fn prove(&mut self, now: Instant) {
+        self.sample(now);
+        if let Some(received) = self.client_receive.filter(|at| now < *at + PROOF_INTERVAL) {
+            self.next_proof = Some(received + PROOF_INTERVAL);
+            return;
+        }
+        let published = self.desired.as_ref().map(|desired| desired.own_endpoints()).unwrap_or_default();
+        let (prober, control) = (self.setup.prober.clone(), self.setup.control.clone());
+        let pod = self.setup.pod_address;
+        self.proving = true;
+        tokio::spawn(async move {
+            let way = prober.prove(&published, pod).await;
+            let _ = control.send(Command::Proof(way)).await;
+        });
+    }
+
+    fn handle_proof(&mut self, now: Instant, way: Option<Way>) {
+        self.proving = false;
+        let by = match way {
+            Some(Way::PublishedEndpoint) => v1::PathProof::PublishedEndpoint,
+            Some(Way::PodAddress) => v1::PathProof::PodAddress,
+            None => {
+                self.counters.proofs_failed += 1;
+                self.next_proof = Some(now + PROOF_RETRY);
+                return;
+            }
+        };
+        if self.own_proof.is_none_or(|proof| proof.by != by) {
+            tracing::info!(by = by.as_str_name(), "the data path is proven");
+            self.changed(now);
+        }
+        self.own_proof = Some(Proof { at: now, by });
+        self.next_proof = Some(now + PROOF_INTERVAL);
+    }
+
+    fn proof(&self) -> Option<Proof> {
+        let client = self.client_receive.map(|at| Proof { at, by: v1::PathProof::ClientTraffic });
+        [client, self.own_proof].into_iter().flatten().max_by_key(|proof| proof.at)
+    }
+
+    fn readiness(&self, now: Instant) -> Readiness {
+        let not = |reason: String| Readiness { ready: false, reason };
+        if let Some(failure) = &self.tunnel_failure {
+            return not(failure.message.clone());
+        }
+        if self.tunnel.is_none() {
+            return not("no desired state yet: waiting for the operator".into());
+        }
+        match self.proof() {
+            None => not("the data path has not been proven yet".into()),
+            Some(proof) => {
+                let age = now.saturating_duration_since(proof.at);
+                let reason =
+                    format!("the data path was proven {} s ago by {}", age.as_secs(), proof.by.as_str_name());
+                Readiness { ready: age < PROOF_LIFETIME, reason }
+            }
+        }
+    }
+
+    fn impairments(&self) -> Vec<v1::Impairment> {
+        let mut impairments = self.access.impairments().to_vec();
+        impairments.extend(self.tunnel_failure.clone());
+        if self.oversized {
+            impairments.push(v1::Impairment {
+                category: "DatagramTooLarge".into(),
+                message: "a path takes smaller datagrams than the tunnel's MTU makes: lower the MTU".into(),
+            });
+        }
+        impairments
+    }
+
+    fn gauges(&self, now: Instant) -> Gauges {
+        let age = self.proof().map(|proof| now.saturating_duration_since(proof.at).as_secs_f64());
+        Gauges {
+            clients: self.health.count(),
+            sessions: self.sessions.len(),
+            revision: self.desired.as_ref().map_or(0, |desired| desired.revision),
+            attached: self.operator.is_some(),
+            ready: self.readiness(now).ready,
+            proof_age_seconds: age,
+            impairments: self.impairments().into_iter().map(|impairment| impairment.category).collect(),
+            events_lost: self.tunnel.as_ref().map_or(0, Tunnel::events_lost),
+        }
+    }
+
+    /// Sends what is due. When the stream has no room the operator hears of it later, and then the newest.
+    fn report(&mut self, now: Instant) {
+        let due = self.operator.as_ref().is_some_and(|operator| now >= operator.reporter.poll_timeout());
+        if !due {
+            return;
+        }
+        self.sample(now);
+        let observations = self.observations();
+        let impairments = self.impairments();
+        let proof = self.proof();
+        let Some(operator) = &mut self.operator else { return };
+        let reports = operator.reporter.take(now, &observations);
+        let wire = |(clients, full)| v1::GatewayReport {
+            clients,
+            full,
+            path_proof: proof.map_or(v1::PathProof::Unspecified, |proof| proof.by).into(),
+            path_proof_age: proof.and_then(|proof| now.saturating_duration_since(proof.at).try_into().ok()),
+            impairments: impairments.clone(),
+        };
+        for report in reports.into_iter().map(wire) {
+            let message =
+                v1::GatewayMessage { message: Some(v1::gateway_message::Message::Report(report)) };
+            if operator.outbox.try_send(message).is_err() {
+                // A fresh reporter says everything again with the next heartbeat.
+                operator.reporter = Reporter::new(now + super::report::HEARTBEAT);
+                break;
+            }
+            self.counters.reports += 1;
+        }
+    }
+
+    fn observations(&self) -> Vec<(PublicKey, Observation)> {
+        let Some(desired) = &self.desired else { return Vec::new() };
+        let (now, wall) = (Instant::now(), SystemTime::now());
+        let time = |at: Instant| wall - now.saturating_duration_since(at);
+        let mut stats: HashMap<&PublicKey, &PeerStats> = HashMap::with_capacity(self.stats.len());
+        stats.extend(self.stats.iter().map(|stats| (&stats.public_key, stats)));
+        let observe = |(key, peer): (&PublicKey, &super::desired::Peer)| {
+            let stats = stats.get(key);
+            let observation = Observation {
+                client: peer.client.clone(),
+                phase: self.health.phase(key),
+                endpoint: stats.and_then(|stats| stats.endpoint).map(canonical).unwrap_or_default(),
+                session: self.sessions.contains_key(key),
+                endpoint_changes: stats.map_or(0, |stats| stats.endpoint_changes),
+                last_change: self.changes.get(key).cloned(),
+                last_handshake: stats.and_then(|stats| stats.last_handshake).map(time),
+                last_receive: stats.and_then(|stats| stats.last_receive).map(time),
+                rx_bytes: stats.map_or(0, |stats| stats.received.bytes),
+                tx_bytes: stats.map_or(0, |stats| stats.sent.bytes),
+            };
+            (*key, observation)
+        };
+        desired.peers.iter().map(observe).collect()
+    }
+
+    fn tell(&mut self, message: v1::gateway_message::Message) {
+        let Some(operator) = &self.operator else { return };
+        let message = v1::GatewayMessage { message: Some(message) };
+        if operator.outbox.try_send(message).is_err() {
+            tracing::debug!("the stream to the operator has no room");
+        }
+    }
+}
+
+/// `ip:port` without the IPv4-in-IPv6 form that a dual-stack socket sees.
+fn canonical(address: SocketAddr) -> String {
+    SocketAddr::new(address.ip().to_canonical(), address.port()).to_string()
+}

@@ -1,0 +1,359 @@
+//! What the operator wants, checked and in the gateway's own types. Pure.
+
+use std::{
+    collections::{HashMap, HashSet},
+    fmt::Display,
+    str::FromStr,
+    time::Duration,
+};
+
+use ipnet::IpNet;
+use pinhole_proto::v1;
+
+use super::GatewayError;
+use crate::{
+    health::{Mode, gateway::Expectation},
+    tunnel::{PeerConfig, PresharedKey, PublicKey},
+};
+
+/// Until an operator says otherwise.
+const DEFAULT_INTERVAL: Duration = Duration::from_secs(25);
+
+/// A full snapshot of what one replica needs.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Desired {
+    /// Counts up with every change.
+    pub revision: u64,
+    /// The gateway.
+    pub gateway: v1::ObjectRef,
+    /// This replica's entry.
+    pub replica: String,
+    /// All replicas, as clients outside the cluster reach them.
+    pub replicas: Vec<v1::GatewayReplica>,
+    /// All replicas, as clients inside the cluster reach them.
+    pub cluster_replicas: Vec<v1::GatewayReplica>,
+    /// Own inner addresses.
+    pub tunnel_addresses: Vec<IpNet>,
+    /// Bytes of an inner packet.
+    pub mtu: u16,
+    /// How clients appear to the cluster.
+    pub access: Access,
+    /// The pools.
+    pub pools: Vec<Pool>,
+    /// The clients that may connect.
+    pub peers: HashMap<PublicKey, Peer>,
+    /// What client certificates chain to, PEM.
+    pub ca_pem: String,
+    /// The peers by their client's UID.
+    by_uid: HashMap<String, PublicKey>,
+}
+
+/// How clients appear to what they reach.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Access {
+    /// With the gateway's address.
+    Masquerade,
+    /// With their own inner address.
+    Routed,
+}
+
+/// A pool of clients.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Pool {
+    /// Address ranges of its clients.
+    pub cidrs: Vec<IpNet>,
+    /// As the operator wrote it: what its clients get.
+    pub wire: v1::Pool,
+    /// How its clients prove their path.
+    pub mode: Mode,
+    /// Their keepalive interval until something was learnt.
+    pub interval: Duration,
+}
+
+/// A client that may connect.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Peer {
+    /// The client.
+    pub client: v1::ObjectRef,
+    /// Index of its pool.
+    pub pool: usize,
+    /// Mixed into the handshake when present.
+    pub preshared_key: Option<PresharedKey>,
+    /// Its inner addresses.
+    pub addresses: Vec<IpNet>,
+    /// Whether it runs inside the cluster.
+    pub in_cluster: bool,
+    /// Keepalive that a client without an agent was configured with.
+    pub stock_keepalive: Option<Duration>,
+}
+
+impl Desired {
+    /// Checks a snapshot. A client that makes no sense is left out and named in the second part; anything else
+    /// makes the whole of no use.
+    pub fn parse(wire: v1::DesiredState) -> Result<(Self, Option<GatewayError>), GatewayError> {
+        let gateway = wire.gateway.ok_or_else(|| invalid("it names no gateway"))?;
+        let mtu = match wire.mtu {
+            0 => 1420,
+            mtu => u16::try_from(mtu).map_err(|_| invalid(format!("an MTU of {mtu} is too large")))?,
+        };
+        let access = match v1::NetworkAccess::try_from(wire.access) {
+            Ok(v1::NetworkAccess::Routed) => Access::Routed,
+            _ => Access::Masquerade,
+        };
+        let pools = wire.pools.into_iter().map(Pool::parse).collect::<Result<Vec<_>, _>>()?;
+        let (peers, problem) = parse_peers(wire.peers, pools.len());
+        let desired = Desired {
+            revision: wire.revision,
+            gateway,
+            replica: wire.replica,
+            replicas: wire.replicas,
+            cluster_replicas: wire.cluster_replicas,
+            tunnel_addresses: parse_all(&wire.tunnel_addresses, "tunnel address")?,
+            mtu,
+            access,
+            pools,
+            by_uid: peers.iter().map(|(key, peer)| (peer.client.uid.clone(), *key)).collect(),
+            peers,
+            ca_pem: wire.ca_pem,
+        };
+        Ok((desired, problem))
+    }
+
+    /// The peer of this very incarnation of a client.
+    pub fn peer_of(&self, client: &v1::ObjectRef) -> Option<(&PublicKey, &Peer)> {
+        let key = self.by_uid.get(&client.uid)?;
+        self.peers.get_key_value(key).filter(|(_, peer)| peer.client == *client)
+    }
+
+    /// What the data plane is told. Clients have no endpoint here: it is learnt from them alone.
+    pub fn tunnel_peers(&self) -> Vec<PeerConfig> {
+        let config = |(key, peer): (&PublicKey, &Peer)| PeerConfig {
+            public_key: *key,
+            preshared_key: peer.preshared_key.clone(),
+            allowed_ips: peer.addresses.clone(),
+            endpoints: Vec::new(),
+        };
+        self.peers.iter().map(config).collect()
+    }
+
+    /// The ranges of all clients.
+    pub fn client_ranges(&self) -> Vec<IpNet> {
+        self.pools.iter().flat_map(|pool| pool.cidrs.iter().copied()).collect()
+    }
+
+    /// What each client is expected to do while idle. Only of those in `agents` it is known that they run an
+    /// agent, which probes.
+    pub fn expectations(&self, agents: &HashSet<PublicKey>) -> HashMap<PublicKey, Expectation> {
+        let expect = |(key, peer): (&PublicKey, &Peer)| {
+            let pool = self.pools.get(peer.pool);
+            let expectation = match (peer.stock_keepalive, pool) {
+                (Some(interval), _) => Expectation::Every(interval),
+                (None, Some(pool)) if agents.contains(key) && pool.mode == Mode::Loopback => {
+                    Expectation::Every(pool.interval)
+                }
+                _ => Expectation::Nothing,
+            };
+            (*key, expectation)
+        };
+        self.peers.iter().map(expect).collect()
+    }
+
+    /// What a client needs to run its tunnel.
+    pub fn client_config(&self, peer: &Peer) -> v1::ClientConfig {
+        let pool = self.pools.get(peer.pool).map(|pool| pool.wire.clone()).unwrap_or_default();
+        let replicas = if peer.in_cluster && !self.cluster_replicas.is_empty() {
+            &self.cluster_replicas
+        } else {
+            &self.replicas
+        };
+        v1::ClientConfig {
+            revision: self.revision,
+            client: Some(peer.client.clone()),
+            addresses: peer.addresses.iter().map(ToString::to_string).collect(),
+            routes: pool.routes,
+            dns_servers: pool.dns_servers,
+            dns_search: pool.dns_search,
+            mtu: self.mtu.into(),
+            replicas: replicas.clone(),
+            keepalive: pool.keepalive,
+            health: pool.health,
+        }
+    }
+
+    /// Where clients reach this replica's tunnel, `host:port`.
+    pub fn own_endpoints(&self) -> Vec<String> {
+        let own = self.replicas.iter().filter(|replica| replica.name == self.replica);
+        own.flat_map(|replica| replica.tunnel_endpoints.iter().cloned()).collect()
+    }
+}
+
+impl Pool {
+    fn parse(wire: v1::Pool) -> Result<Self, GatewayError> {
+        let interval = wire.keepalive.as_ref().and_then(|keepalive| keepalive.interval);
+        let mode = match wire.health() {
+            v1::HealthMode::LinkStatus => Mode::LinkStatus,
+            v1::HealthMode::Loopback | v1::HealthMode::Unspecified => Mode::Loopback,
+        };
+        Ok(Pool {
+            cidrs: parse_all(&wire.cidrs, "pool range")?,
+            mode,
+            interval: interval.and_then(positive).unwrap_or(DEFAULT_INTERVAL),
+            wire,
+        })
+    }
+}
+
+fn parse_peers(peers: Vec<v1::Peer>, pools: usize) -> (HashMap<PublicKey, Peer>, Option<GatewayError>) {
+    let mut good = HashMap::with_capacity(peers.len());
+    let mut problems = Vec::new();
+    for wire in peers {
+        let name = wire.client.as_ref().map_or("?".to_owned(), |c| format!("{}/{}", c.namespace, c.name));
+        match Peer::parse(wire, pools) {
+            Ok((key, _)) if good.contains_key(&key) => {
+                problems.push(format!("client {name}: another client has the same public key"));
+            }
+            Ok((key, peer)) => {
+                good.insert(key, peer);
+            }
+            Err(why) => problems.push(format!("client {name}: {why}")),
+        }
+    }
+    let more = problems.len().saturating_sub(3);
+    problems.truncate(3);
+    if more > 0 {
+        problems.push(format!("and {more} more"));
+    }
+    (good, (!problems.is_empty()).then(|| GatewayError::Peers(problems.join("; "))))
+}
+
+impl Peer {
+    fn parse(wire: v1::Peer, pools: usize) -> Result<(PublicKey, Self), String> {
+        let client = wire.client.ok_or("it has no name")?;
+        let key = <[u8; 32]>::try_from(wire.public_key).map_err(|_| "its public key is not 32 bytes long")?;
+        let preshared_key = match wire.preshared_key.len() {
+            0 => None,
+            _ => Some(
+                <[u8; 32]>::try_from(wire.preshared_key)
+                    .map(PresharedKey::from_bytes)
+                    .map_err(|_| "its preshared key is not 32 bytes long")?,
+            ),
+        };
+        let pool = usize::try_from(wire.pool).ok().filter(|pool| *pool < pools).ok_or("its pool is unknown")?;
+        let addresses = wire.addresses.iter().map(|text| text.parse::<IpNet>());
+        let addresses = addresses.collect::<Result<Vec<_>, _>>().map_err(|_| "an address is malformed")?;
+        if addresses.is_empty() {
+            return Err("it has no address".into());
+        }
+        let stock_keepalive = wire.stock_keepalive.and_then(positive);
+        let peer =
+            Peer { client, pool, preshared_key, addresses, in_cluster: wire.in_cluster, stock_keepalive };
+        Ok((PublicKey::from_bytes(key), peer))
+    }
+}
+
+fn positive(duration: prost_types::Duration) -> Option<Duration> {
+    Duration::try_from(duration).ok().filter(|duration| !duration.is_zero())
+}
+
+fn parse_all<T: FromStr<Err: Display>>(texts: &[String], what: &str) -> Result<Vec<T>, GatewayError> {
+    let parse = |text: &String| text.parse().map_err(|error| invalid(format!("{what} {text:?}: {error}")));
+    texts.iter().map(parse).collect()
+}
+
+fn invalid(why: impl Into<String>) -> GatewayError {
+    GatewayError::DesiredState(why.into())
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use super::*;
+
+    pub(in crate::gateway) fn client(name: &str) -> v1::ObjectRef {
+        v1::ObjectRef { namespace: "branch".into(), name: name.into(), uid: format!("uid-{name}") }
+    }
+
+    pub(in crate::gateway) fn peer(name: &str, n: u8) -> v1::Peer {
+        v1::Peer {
+            client: Some(client(name)),
+            public_key: vec![n; 32],
+            addresses: vec![format!("10.77.0.{n}/32")],
+            ..Default::default()
+        }
+    }
+
+    pub(in crate::gateway) fn state(peers: Vec<v1::Peer>) -> v1::DesiredState {
+        v1::DesiredState {
+            revision: 1,
+            gateway: Some(client("edge")),
+            replica: "edge-0".into(),
+            tunnel_addresses: vec!["10.77.0.1/16".into()],
+            mtu: 1420,
+            pools: vec![v1::Pool { cidrs: vec!["10.77.0.0/16".into()], ..Default::default() }],
+            peers,
+            ..Default::default()
+        }
+    }
+
+    #[test]
+    fn a_client_that_makes_no_sense_does_not_keep_the_others_out() {
+        let broken = v1::Peer { public_key: vec![1; 31], ..peer("broken", 1) };
+        let (desired, problem) = Desired::parse(state(vec![broken, peer("fine", 2)])).unwrap();
+        assert_eq!(desired.peers.len(), 1);
+        let problem = problem.unwrap();
+        assert_eq!(problem.category(), "PeerInvalid");
+        assert!(problem.to_string().contains("branch/broken"));
+    }
+
+    #[test]
+    fn two_clients_with_one_key_are_not_mixed_up() {
+        let (desired, problem) = Desired::parse(state(vec![peer("older", 2), peer("younger", 2)])).unwrap();
+        assert_eq!(desired.peers.values().next().unwrap().client.name, "older");
+        assert!(problem.unwrap().to_string().contains("younger"));
+    }
+
+    #[test]
+    fn a_broken_address_of_the_gateway_makes_the_whole_invalid() {
+        let broken = v1::DesiredState { tunnel_addresses: vec!["10.77.0.1/99".into()], ..state(vec![]) };
+        assert_eq!(Desired::parse(broken).unwrap_err().category(), "DesiredStateInvalid");
+    }
+
+    #[test]
+    fn clients_inside_the_cluster_see_its_inner_endpoints() {
+        let replica = |endpoint: &str| v1::GatewayReplica {
+            name: "edge-0".into(),
+            tunnel_endpoints: vec![endpoint.into()],
+            ..Default::default()
+        };
+        let inside = v1::Peer { in_cluster: true, ..peer("inside", 2) };
+        let mut state = state(vec![inside, peer("outside", 3)]);
+        state.replicas = vec![replica("192.0.2.1:51820")];
+        state.cluster_replicas = vec![replica("10.0.0.1:51820")];
+        let (desired, _) = Desired::parse(state).unwrap();
+        let endpoint = |name| {
+            let (_, peer) = desired.peer_of(&client(name)).unwrap();
+            desired.client_config(peer).replicas[0].tunnel_endpoints[0].clone()
+        };
+        assert_eq!((endpoint("inside"), endpoint("outside")), ("10.0.0.1:51820".into(), "192.0.2.1:51820".into()));
+    }
+
+    #[test]
+    fn another_incarnation_of_a_client_is_another_client() {
+        let (desired, _) = Desired::parse(state(vec![peer("laptop", 2)])).unwrap();
+        let old = v1::ObjectRef { uid: "older".into(), ..client("laptop") };
+        assert!(desired.peer_of(&old).is_none());
+    }
+
+    #[test]
+    fn only_a_known_agent_is_expected_to_probe() {
+        let stock = v1::Peer {
+            stock_keepalive: Some(prost_types::Duration { seconds: 20, nanos: 0 }),
+            ..peer("stock", 2)
+        };
+        let (desired, _) = Desired::parse(state(vec![stock, peer("agent", 3), peer("unknown", 4)])).unwrap();
+        let key = |n| PublicKey::from_bytes([n; 32]);
+        let expected = desired.expectations(&HashSet::from([key(3)]));
+        assert_eq!(expected[&key(2)], Expectation::Every(Duration::from_secs(20)));
+        assert_eq!(expected[&key(3)], Expectation::Every(DEFAULT_INTERVAL));
+        assert_eq!(expected[&key(4)], Expectation::Nothing);
+    }
+}

@@ -1,0 +1,227 @@
+//! When the operator is told what, and how much of it. Pure.
+
+use std::{
+    collections::HashMap,
+    time::{Duration, Instant, SystemTime},
+};
+
+use pinhole_proto::v1;
+
+use crate::{health::Phase, tunnel::PublicKey};
+
+/// Changes within this time go up together.
+pub const COALESCE: Duration = Duration::from_millis(250);
+/// Everything goes up this often; it is the heartbeat as well.
+pub const HEARTBEAT: Duration = Duration::from_secs(10);
+/// Clients in one message, about 2 MB.
+pub const LARGEST: usize = 10_000;
+
+/// One client as it stands.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Observation {
+    /// The client.
+    pub client: v1::ObjectRef,
+    /// Judged by receives.
+    pub phase: Phase,
+    /// Source of its last authenticated packet.
+    pub endpoint: String,
+    /// Whether its agent holds a session stream here.
+    pub session: bool,
+    /// How often its mapping moved.
+    pub endpoint_changes: u64,
+    /// The last move.
+    pub last_change: Option<v1::EndpointChange>,
+    /// When a handshake last ended well.
+    pub last_handshake: Option<SystemTime>,
+    /// When it was last heard.
+    pub last_receive: Option<SystemTime>,
+    /// Inner bytes received.
+    pub rx_bytes: u64,
+    /// Inner bytes sent.
+    pub tx_bytes: u64,
+}
+
+/// What is worth a report of its own when it changes. Counters and times are not.
+#[derive(Debug, PartialEq, Eq)]
+struct Meaning {
+    phase: Phase,
+    endpoint: String,
+    session: bool,
+    endpoint_changes: u64,
+}
+
+impl Observation {
+    fn meaning(&self) -> Meaning {
+        Meaning {
+            phase: self.phase,
+            endpoint: self.endpoint.clone(),
+            session: self.session,
+            endpoint_changes: self.endpoint_changes,
+        }
+    }
+
+    fn to_wire(&self) -> v1::ClientReport {
+        v1::ClientReport {
+            client: Some(self.client.clone()),
+            phase: phase_to_wire(self.phase).into(),
+            endpoint: self.endpoint.clone(),
+            last_handshake: self.last_handshake.map(Into::into),
+            last_receive: self.last_receive.map(Into::into),
+            rx_bytes: self.rx_bytes,
+            tx_bytes: self.tx_bytes,
+            session: self.session,
+            endpoint_changes: self.endpoint_changes,
+            last_change: self.last_change.clone(),
+        }
+    }
+}
+
+/// A phase as the protocol names it.
+pub fn phase_to_wire(phase: Phase) -> v1::Phase {
+    match phase {
+        Phase::Connected => v1::Phase::Connected,
+        Phase::Dormant => v1::Phase::Dormant,
+        Phase::WaitingToReconnect => v1::Phase::WaitingToReconnect,
+        Phase::Disconnected => v1::Phase::Disconnected,
+    }
+}
+
+/// What the protocol's phase means here.
+pub fn phase_from_wire(phase: v1::Phase) -> Phase {
+    match phase {
+        v1::Phase::Connected => Phase::Connected,
+        v1::Phase::Dormant => Phase::Dormant,
+        v1::Phase::WaitingToReconnect => Phase::WaitingToReconnect,
+        v1::Phase::Disconnected | v1::Phase::Unspecified => Phase::Disconnected,
+    }
+}
+
+/// Decides when a report is due. One per stream to the operator.
+#[derive(Debug)]
+pub struct Reporter {
+    sent: HashMap<PublicKey, Meaning>,
+    full_due: Instant,
+    dirty_since: Option<Instant>,
+}
+
+impl Reporter {
+    /// A new stream: everything is due at once.
+    pub fn new(now: Instant) -> Self {
+        Reporter { sent: HashMap::new(), full_due: now, dirty_since: None }
+    }
+
+    /// Something changed that the operator should know soon.
+    pub fn handle_change(&mut self, now: Instant) {
+        self.dirty_since.get_or_insert(now);
+    }
+
+    /// When [`Self::take`] is due.
+    pub fn poll_timeout(&self) -> Instant {
+        self.dirty_since.map_or(self.full_due, |since| self.full_due.min(since + COALESCE))
+    }
+
+    /// The clients of the reports that are due, each with whether it is full: the last report of a heartbeat that
+    /// fits into one message says all, larger ones come in parts.
+    pub fn take(&mut self, now: Instant, all: &[(PublicKey, Observation)]) -> Vec<(Vec<v1::ClientReport>, bool)> {
+        if now < self.poll_timeout() {
+            return Vec::new();
+        }
+        self.dirty_since = None;
+        let full = now >= self.full_due;
+        if full {
+            self.full_due = now + HEARTBEAT;
+        }
+        let mut due = Vec::new();
+        let mut meanings = HashMap::with_capacity(all.len());
+        for (key, observation) in all {
+            let meaning = observation.meaning();
+            if full || self.sent.get(key) != Some(&meaning) {
+                due.push(observation.to_wire());
+            }
+            meanings.insert(*key, meaning);
+        }
+        self.sent = meanings;
+        if full && due.len() <= LARGEST {
+            return vec![(due, true)];
+        }
+        due.chunks(LARGEST).map(|part| (part.to_vec(), false)).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::gateway::desired::tests::client;
+
+    fn observation(name: &str, rx_bytes: u64) -> Observation {
+        Observation {
+            client: client(name),
+            phase: Phase::Connected,
+            endpoint: "192.0.2.1:1000".into(),
+            session: true,
+            endpoint_changes: 0,
+            last_change: None,
+            last_handshake: None,
+            last_receive: None,
+            rx_bytes,
+            tx_bytes: 0,
+        }
+    }
+
+    fn key(n: u8) -> PublicKey {
+        PublicKey::from_bytes([n; 32])
+    }
+
+    #[test]
+    fn a_new_stream_hears_everything_at_once_and_then_every_ten_seconds() {
+        let now = Instant::now();
+        let mut reporter = Reporter::new(now);
+        let all = [(key(1), observation("a", 0)), (key(2), observation("b", 0))];
+        let reports = reporter.take(now, &all);
+        assert_eq!((reports[0].0.len(), reports[0].1), (2, true));
+        assert!(reporter.take(now + Duration::from_secs(9), &all).is_empty());
+        assert_eq!(reporter.poll_timeout(), now + HEARTBEAT);
+        assert_eq!(reporter.take(now + HEARTBEAT, &all).len(), 1);
+    }
+
+    #[test]
+    fn a_change_goes_up_within_a_quarter_of_a_second_and_alone() {
+        let now = Instant::now();
+        let mut reporter = Reporter::new(now);
+        let mut all = [(key(1), observation("a", 0)), (key(2), observation("b", 0))];
+        reporter.take(now, &all);
+        all[1].1.endpoint = "192.0.2.1:2000".into();
+        let later = now + Duration::from_secs(1);
+        reporter.handle_change(later);
+        reporter.handle_change(later + Duration::from_millis(200));
+        assert_eq!(reporter.poll_timeout(), later + COALESCE);
+        let reports = reporter.take(later + COALESCE, &all);
+        assert_eq!(reports.len(), 1);
+        assert!(!reports[0].1);
+        assert_eq!(reports[0].0[0].client.as_ref().unwrap().name, "b");
+    }
+
+    #[test]
+    fn counters_alone_make_no_report() {
+        let now = Instant::now();
+        let mut reporter = Reporter::new(now);
+        reporter.take(now, &[(key(1), observation("a", 0))]);
+        reporter.handle_change(now);
+        assert!(reporter.take(now + COALESCE, &[(key(1), observation("a", 99))]).is_empty());
+    }
+
+    #[test]
+    fn a_message_never_holds_more_than_fits() {
+        let now = Instant::now();
+        let mut reporter = Reporter::new(now);
+        let all: Vec<_> = (0..=LARGEST)
+            .map(|n| {
+                let mut bytes = [0; 32];
+                bytes[..8].copy_from_slice(&n.to_be_bytes());
+                (PublicKey::from_bytes(bytes), observation("a", 0))
+            })
+            .collect();
+        let sizes: Vec<_> = reporter.take(now, &all).iter().map(|(clients, full)| (clients.len(), *full)).collect();
+        assert_eq!(sizes, [(LARGEST, false), (1, false)]);
+    }
+}

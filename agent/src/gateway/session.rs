@@ -1,0 +1,273 @@
+//! The service that client agents call: enrolment, renewal, and a stream of configuration.
+
+use std::{
+    pin::Pin,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use futures::Stream;
+use pinhole_proto::{CATEGORY_METADATA, v1};
+use tokio::{
+    sync::{Semaphore, mpsc, watch},
+    time::timeout,
+};
+use tokio_stream::wrappers::ReceiverStream;
+use tokio_util::sync::CancellationToken;
+use tonic::{Code, Request, Response, Status, Streaming, metadata::MetadataValue};
+use v1::client_session_server::ClientSession;
+
+use super::{
+    command::Command,
+    desired::Desired,
+    link::{OperatorAccess, Relay},
+    report::phase_from_wire,
+};
+use crate::{identity::certificate, tunnel::PublicKey};
+
+/// How long a first message may take.
+const HELLO: Duration = Duration::from_secs(10);
+/// How long a client that just enrolled may take to appear in the desired state.
+const APPEARANCE: Duration = Duration::from_secs(5);
+/// How long a relayed call may take, the wait for a connection to the operator included.
+const RELAY: Duration = Duration::from_secs(8);
+/// Enrolments under way at once; each costs the operator a few writes.
+const ENROLMENTS: usize = 32;
+/// Messages that wait for a slow client.
+const OUTBOX: usize = 4;
+
+/// What the control loop runs on, for sessions.
+#[derive(Debug, Clone, Default)]
+pub struct Served {
+    /// The latest snapshot, `None` before there was one.
+    pub desired: Option<Arc<Desired>>,
+    /// Since when there is a stream to the operator, which keeps the snapshot as new as can be.
+    pub attached: Option<Instant>,
+}
+
+impl Served {
+    fn is_fresh(&self) -> bool {
+        self.attached.is_some_and(|since| since.elapsed() >= APPEARANCE)
+    }
+}
+
+/// The service.
+#[derive(Clone)]
+pub struct Sessions {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    access: OperatorAccess,
+    relay: Relay,
+    served: watch::Receiver<Served>,
+    control: mpsc::Sender<Command>,
+    draining: CancellationToken,
+    enrolments: Semaphore,
+    counter: AtomicU64,
+}
+
+impl Sessions {
+    /// A service over what the control loop publishes.
+    pub fn new(
+        access: OperatorAccess,
+        relay: Relay,
+        served: watch::Receiver<Served>,
+        control: mpsc::Sender<Command>,
+        draining: CancellationToken,
+    ) -> Self {
+        let enrolments = Semaphore::new(ENROLMENTS);
+        let inner =
+            Inner { access, relay, served, control, draining, enrolments, counter: AtomicU64::new(1) };
+        Sessions { inner: Arc::new(inner) }
+    }
+}
+
+/// An error with its category.
+pub fn refuse(code: Code, category: &'static str, message: impl Into<String>) -> Status {
+    let mut status = Status::new(code, message);
+    status.metadata_mut().insert(CATEGORY_METADATA, MetadataValue::from_static(category));
+    status
+}
+
+impl Inner {
+    /// The operator, as soon as one is connected.
+    async fn operator(
+        &self,
+    ) -> Result<v1::gateway_link_client::GatewayLinkClient<tonic::transport::Channel>, Status> {
+        let mut relay = self.relay.clone();
+        let connected = timeout(RELAY, relay.wait_for(Option::is_some)).await;
+        let client = connected.ok().and_then(Result::ok).and_then(|client| client.clone());
+        client.ok_or_else(|| {
+            refuse(Code::Unavailable, "OperatorUnreachable", "the gateway has no connection to the operator now")
+        })
+    }
+
+    /// The client's key, once the desired state has it.
+    async fn peer_of(&self, client: &v1::ObjectRef) -> Result<PublicKey, Status> {
+        let mut served = self.served.clone();
+        let find = |served: &Served| {
+            served.desired.as_ref().and_then(|desired| desired.peer_of(client).map(|(key, _)| *key))
+        };
+        let appeared = timeout(APPEARANCE, served.wait_for(|served| find(served).is_some())).await;
+        if let Ok(Ok(served)) = appeared {
+            if let Some(key) = find(&served) {
+                return Ok(key);
+            }
+        }
+        if self.served.borrow().is_fresh() {
+            let message = "this client was deleted or suspended, or it expired";
+            return Err(refuse(Code::PermissionDenied, "ClientRemoved", message));
+        }
+        let message = "the gateway does not know this client yet, and cannot ask the operator now";
+        Err(refuse(Code::Unavailable, "OperatorUnreachable", message))
+    }
+
+    async fn serve(
+        self: Arc<Self>,
+        peer: PublicKey,
+        client: v1::ObjectRef,
+        mut incoming: Streaming<v1::ClientMessage>,
+        outbox: mpsc::Sender<Result<v1::SessionMessage, Status>>,
+    ) {
+        let session = self.counter.fetch_add(1, Ordering::Relaxed);
+        let _ = self.control.send(Command::SessionOpened { peer, session }).await;
+        let mut served = self.served.clone();
+        let mut sent: Option<v1::ClientConfig> = None;
+        loop {
+            let message = next_message(&served.borrow_and_update(), &client, sent.as_ref());
+            match message {
+                Next::Nothing => {}
+                Next::Config(config) => {
+                    sent = Some(config.clone());
+                    let message = v1::session_message::Message::Config(config);
+                    if outbox.send(Ok(v1::SessionMessage { message: Some(message) })).await.is_err() {
+                        break;
+                    }
+                }
+                Next::Cut(cut) => {
+                    let message = v1::session_message::Message::Cut(cut);
+                    let _ = outbox.send(Ok(v1::SessionMessage { message: Some(message) })).await;
+                    break;
+                }
+            }
+            tokio::select! {
+                changed = served.changed() => if changed.is_err() { break },
+                message = incoming.message() => match message {
+                    Ok(Some(message)) => self.heard(peer, message).await,
+                    Ok(None) | Err(_) => break,
+                },
+                () = self.draining.cancelled() => {
+                    let draining = refuse(Code::Unavailable, "GatewayDraining", "this gateway replica is going away");
+                    let _ = outbox.send(Err(draining)).await;
+                    break;
+                }
+                () = outbox.closed() => break,
+            }
+        }
+        let _ = self.control.send(Command::SessionClosed { peer, session }).await;
+    }
+
+    async fn heard(&self, peer: PublicKey, message: v1::ClientMessage) {
+        let Some(v1::client_message::Message::State(state)) = message.message else { return };
+        let phase = phase_from_wire(state.phase());
+        let _ = self.control.send(Command::SessionTold { peer, phase }).await;
+    }
+}
+
+enum Next {
+    Nothing,
+    Config(v1::ClientConfig),
+    Cut(v1::Cut),
+}
+
+/// What a client has to be told, after what it was told last.
+fn next_message(served: &Served, client: &v1::ObjectRef, sent: Option<&v1::ClientConfig>) -> Next {
+    let Some(desired) = &served.desired else { return Next::Nothing };
+    let Some((_, peer)) = desired.peer_of(client) else {
+        let message = "this client was deleted or suspended, or it expired".to_owned();
+        return Next::Cut(v1::Cut { category: "ClientRemoved".to_owned(), message });
+    };
+    let config = desired.client_config(peer);
+    let same = sent.is_some_and(|sent| v1::ClientConfig { revision: config.revision, ..sent.clone() } == config);
+    if same { Next::Nothing } else { Next::Config(config) }
+}
+
+fn caller<T>(request: &Request<T>) -> Result<v1::ObjectRef, Status> {
+    let certificates = request.peer_certs().unwrap_or_default();
+    let leaf = certificates.first().ok_or_else(|| {
+        refuse(Code::Unauthenticated, "CertificateMissing", "this call needs the client's certificate")
+    })?;
+    certificate::client_of(leaf)
+        .map_err(|error| refuse(Code::Unauthenticated, "CertificateInvalid", error.to_string()))
+}
+
+#[tonic::async_trait]
+impl ClientSession for Sessions {
+    type AttachStream = Pin<Box<dyn Stream<Item = Result<v1::SessionMessage, Status>> + Send>>;
+
+    async fn enrol(&self, request: Request<v1::EnrolRequest>) -> Result<Response<v1::EnrolResponse>, Status> {
+        let Ok(_permit) = self.inner.enrolments.try_acquire() else {
+            let message = "too many clients are enrolling now, try again in a moment";
+            return Err(refuse(Code::ResourceExhausted, "EnrolmentBusy", message));
+        };
+        let relayed = v1::RelayEnrolRequest { request: Some(request.into_inner()) };
+        let mut operator = self.inner.operator().await?;
+        let relayed = self.inner.access.call(relayed).map_err(|error| {
+            refuse(Code::Unavailable, "OperatorUnreachable", error.to_string())
+        })?;
+        let response = operator.relay_enrol(relayed).await.map_err(relayed_error)?;
+        let client = response.get_ref().config.as_ref().and_then(|config| config.client.clone());
+        // The client's first handshake comes within a round trip of this answer.
+        if let Some(client) = client {
+            let _ = self.inner.peer_of(&client).await;
+        }
+        Ok(Response::new(response.into_inner()))
+    }
+
+    async fn attach(
+        &self,
+        request: Request<Streaming<v1::ClientMessage>>,
+    ) -> Result<Response<Self::AttachStream>, Status> {
+        let client = caller(&request)?;
+        let peer = self.inner.peer_of(&client).await?;
+        let mut incoming = request.into_inner();
+        let hello = timeout(HELLO, incoming.message()).await;
+        let hello = hello.map_err(|_| Status::deadline_exceeded("no hello in time"))??;
+        if !matches!(hello, Some(v1::ClientMessage { message: Some(v1::client_message::Message::Hello(_)) })) {
+            return Err(Status::invalid_argument("a session begins with a hello"));
+        }
+        let (outbox, messages) = mpsc::channel(OUTBOX);
+        tokio::spawn(Arc::clone(&self.inner).serve(peer, client, incoming, outbox));
+        Ok(Response::new(Box::pin(ReceiverStream::new(messages))))
+    }
+
+    async fn renew(
+        &self,
+        request: Request<v1::RenewRequest>,
+    ) -> Result<Response<v1::IssuedCertificate>, Status> {
+        let client = caller(&request)?;
+        let relayed = v1::RelayRenewRequest { client: Some(client), csr: request.into_inner().csr };
+        let mut operator = self.inner.operator().await?;
+        let relayed = self.inner.access.call(relayed).map_err(|error| {
+            refuse(Code::Unavailable, "OperatorUnreachable", error.to_string())
+        })?;
+        let issued = operator.relay_renew(relayed).await.map_err(relayed_error)?;
+        Ok(Response::new(issued.into_inner()))
+    }
+}
+
+/// The operator's refusal, with its category and nothing else of its metadata.
+fn relayed_error(status: Status) -> Status {
+    let mut relayed = Status::new(status.code(), status.message());
+    let category = status.metadata().get(CATEGORY_METADATA).cloned();
+    let unreachable = MetadataValue::from_static("OperatorUnreachable");
+    let category = category.or_else(|| (status.code() == Code::Unavailable).then_some(unreachable));
+    if let Some(category) = category {
+        relayed.metadata_mut().insert(CATEGORY_METADATA, category);
+    }
+    relayed
+}

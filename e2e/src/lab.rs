@@ -1,6 +1,6 @@
 //! The lab as a whole: a cluster, a public segment, NATs and hosts on it.
 
-use std::{path::PathBuf, sync::Arc, time::Instant};
+use std::{path::PathBuf, time::Instant};
 
 use crate::{
     cluster::{self, Cluster},
@@ -20,7 +20,7 @@ pub struct Lab {
     // Fields drop in this order: the cluster, then every trace of it, then the right to have a lab.
     cluster: Cluster,
     public: Segment,
-    _ground: Option<Arc<Ground>>,
+    ground: Option<Ground>,
 }
 
 /// The right to a lab, and the duty to leave nothing behind.
@@ -31,12 +31,12 @@ struct Ground {
 
 impl Ground {
     /// Takes the lock and clears away what a lab that was killed left.
-    fn take() -> Result<Arc<Self>> {
+    fn take() -> Result<Self> {
         let lock = state::Lock::take()?;
-        let ground = Arc::new(Self { _lock: lock });
+        let ground = Self { _lock: lock };
         state::sweep()?;
         let directory = state::directory();
-        for hidden in ["/run", "/var/log", "/var/lib/cni"] {
+        for hidden in node::BLANK {
             if directory.starts_with(hidden) {
                 return Err(Error::Invalid(format!(
                     "PINHOLE_LAB_DIR={} cannot be below {hidden}, which the node has a blank of",
@@ -120,7 +120,7 @@ impl Lab {
         let cluster = Cluster::up(tools, &toolbox).await?;
         let public = cluster.node().map(|node| node.public().clone()).ok_or(Error::NotUp)?;
         progress::say(&format!("The cluster stands after {:.1} s.", begun.elapsed().as_secs_f32()));
-        Ok(Self { cluster, public, _ground: Some(ground) })
+        Ok(Self { cluster, public, ground: Some(ground) })
     }
 
     /// Works in the lab that another process has up.
@@ -134,7 +134,7 @@ impl Lab {
         }
         let cluster = Cluster::existing(state::kubeconfig(), Tools::build().await?).await?;
         let public = node::public_segment(&node::open_netns()?);
-        Ok(Self { cluster, public, _ground: None })
+        Ok(Self { cluster, public, ground: None })
     }
 
     /// Puts NATs and hosts around a cluster that is not the lab's: their public segment is a bridge of the
@@ -149,7 +149,7 @@ impl Lab {
         let ground = Ground::take()?;
         let cluster = Cluster::existing(kubeconfig, tools).await?;
         let public = crate::machine::public_segment().await?;
-        Ok(Self { cluster, public, _ground: Some(ground) })
+        Ok(Self { cluster, public, ground: Some(ground) })
     }
 
     /// The cluster.
@@ -160,6 +160,11 @@ impl Lab {
     /// Whether the cluster is the lab's own, which alone can load images and has the lab's addresses.
     pub fn is_own(&self) -> bool {
         self.cluster.kubeconfig() == state::kubeconfig()
+    }
+
+    /// Whether this process brought the lab up, and takes it down again.
+    pub fn is_mine(&self) -> bool {
+        self.ground.is_some()
     }
 
     /// A client with all permissions on the cluster.
@@ -237,6 +242,30 @@ impl Lab {
     pub async fn public_host(&self, name: &str) -> Result<Host> {
         Host::create(name, &self.public, Vec::new()).await
     }
+}
+
+/// Ends this process, and everything that it brought up, on SIGINT, SIGTERM and SIGHUP: for programs that
+/// cannot drop their [`Lab`] in the middle of their work, as a test harness.
+///
+/// # Errors
+/// When signals cannot be received.
+pub fn end_on_signals() -> Result<()> {
+    use tokio::signal::unix::{SignalKind, signal};
+    for kind in [SignalKind::interrupt(), SignalKind::terminate(), SignalKind::hangup()] {
+        let mut signals = signal(kind).doing(|| "receiving signals".to_owned())?;
+        tokio::spawn(async move {
+            if signals.recv().await.is_some() {
+                let names: Vec<String> = crate::netns::made_here().iter().cloned().collect();
+                let mine = state::is_mine();
+                let swept = if mine { state::sweep() } else { state::sweep_namespaces(&names) };
+                if let Err(error) = swept {
+                    progress::say(&format!("the lab is not swept clean: {error}"));
+                }
+                std::process::exit(128 + kind.as_raw_value());
+            }
+        });
+    }
+    Ok(())
 }
 
 /// Finds out whether this machine can run a lab, before anything is built or changed.

@@ -1,12 +1,14 @@
 //! Network namespaces: made, entered, plugged together, removed.
 
 use std::{
+    collections::BTreeSet,
     fmt::Display,
     fs::File,
     net::IpAddr,
     os::fd::{AsFd, BorrowedFd},
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
 };
 
 use ipnet::IpNet;
@@ -18,7 +20,11 @@ use nix::{
 use crate::{
     error::{Doing, Error, Result},
     process::Command,
+    wait,
 };
+
+/// A link comes up in milliseconds; the kernel's own rate limit for such events is one second.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Where iproute2 looks for named namespaces.
 pub(crate) const DIRECTORY: &str = "/run/netns";
@@ -61,6 +67,7 @@ impl Netns {
             let _ = std::fs::remove_file(&path);
         }
         made?;
+        made_here().insert(name);
         let netns = Self::open(short)?;
         netns.ip(["link set lo up"]).await?;
         Ok(netns)
@@ -151,10 +158,16 @@ impl Netns {
     /// When the name cannot be removed.
     pub fn remove(&self) -> Result<()> {
         match self.name() {
-            Some(name) => unpin(&path_of(name)),
+            Some(name) => unpin_named(name),
             None => Ok(()),
         }
     }
+}
+
+/// Full names of the namespaces that this process made and did not remove yet.
+pub(crate) fn made_here() -> MutexGuard<'static, BTreeSet<String>> {
+    static MADE: Mutex<BTreeSet<String>> = Mutex::new(BTreeSet::new());
+    MADE.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl AsFd for Netns {
@@ -195,13 +208,25 @@ pub async fn cable(near: &Plug<'_>, far: &Plug<'_>) -> Result<()> {
     near.netns
         .ip([format!("link add {} type veth peer name {} netns {far_name}", near.interface, far.interface)])
         .await?;
-    for end in [near, far] {
+    for end in [far, near] {
         end.netns.ip(end.lines()).await?;
+    }
+    for end in [far, near] {
+        wait::until(&format!("{} of {} to carry", end.interface, end.netns), PATIENCE, || end.carries())
+            .await?;
     }
     Ok(())
 }
 
 impl Plug<'_> {
+    /// The kernel lets frames through only some time after the link was set up.
+    async fn carries(&self) -> Result<(), String> {
+        let show = self.netns.command("ip").args(["-details", "-oneline", "link", "show", self.interface]);
+        let shown = show.run().await.map_err(|error| error.to_string())?;
+        let bridged = self.bridge.is_none() || shown.contains(" state forwarding ");
+        if bridged && shown.contains(" state UP ") { Ok(()) } else { Err(shown) }
+    }
+
     fn lines(&self) -> Vec<String> {
         let Self { interface, .. } = self;
         let mut lines = Vec::new();
@@ -228,6 +253,7 @@ pub(crate) fn ours() -> Vec<String> {
 
 /// Removes the pin of a namespace by its full name.
 pub(crate) fn unpin_named(name: &str) -> Result<()> {
+    made_here().remove(name);
     unpin(&path_of(name))
 }
 

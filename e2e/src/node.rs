@@ -16,6 +16,7 @@ use nix::{
 };
 
 use crate::{
+    cluster::{SERVICES_V4, SERVICES_V6},
     error::{Doing, Error, Result},
     netns::{Netns, Plug, cable},
     process::{Command, Process, Spawner},
@@ -39,6 +40,8 @@ const MACHINE: Ipv4Addr = Ipv4Addr::new(198, 19, 254, 1);
 
 /// The bridge that is the public segment.
 pub(crate) const BRIDGE: &str = "eth0";
+/// Where programs have fixed paths, the node has a blank of its own.
+pub(crate) const BLANK: [&str; 4] = ["/run", "/var/log", "/var/lib/cni", "/var/lib/kubelet"];
 const NETNS: &str = "node";
 /// Numbers of hosts and NATs on the public segment; load balancers have those above.
 const NUMBERS: std::ops::Range<u8> = 32..200;
@@ -137,6 +140,9 @@ async fn network() -> Result<Netns> {
             format!("address add {ADDRESS}/{} dev {BRIDGE}", PUBLIC_V4.prefix_len()),
             format!("address add {ADDRESS_V6}/{} dev {BRIDGE} nodad", PUBLIC_V6.prefix_len()),
             format!("link set {BRIDGE} up"),
+            // The node's own packets to Services must be routed somewhere before they are redirected.
+            format!("route add {SERVICES_V4} dev {BRIDGE}"),
+            format!("route add {SERVICES_V6} dev {BRIDGE}"),
         ])
         .await?;
     let machine = Netns::machine()?;
@@ -151,9 +157,7 @@ async fn network() -> Result<Netns> {
 /// Turns the calling thread into one of the node: what it starts from now on lives there.
 fn enter(netns: &Netns) -> Result<()> {
     use std::os::fd::AsFd;
-    // Where programs keep fixed paths, each node has a blank of its own.
-    let blank = ["/run", "/var/log", "/var/lib/cni"];
-    for dir in blank {
+    for dir in BLANK {
         state::make_outside(Path::new(dir))?;
     }
     let doing = || "making the node's namespaces".to_owned();
@@ -162,7 +166,7 @@ fn enter(netns: &Netns) -> Result<()> {
     sethostname(NAME).doing(doing)?;
     let none = None::<&str>;
     mount(none, "/", none, MsFlags::MS_SLAVE | MsFlags::MS_REC, none).doing(doing)?;
-    for dir in blank {
+    for dir in BLANK {
         mount(Some("pinhole-lab"), dir, Some("tmpfs"), MsFlags::empty(), Some("mode=755"))
             .doing(|| format!("mounting the node's {dir}"))?;
     }

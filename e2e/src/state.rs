@@ -6,6 +6,7 @@ use std::{
     io::{Read, Seek, Write},
     os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
+    sync::atomic::{AtomicBool, Ordering},
     time::{Duration, Instant},
 };
 
@@ -53,6 +54,13 @@ pub fn kubeconfig() -> PathBuf {
     directory().join("kubeconfig")
 }
 
+static MINE: AtomicBool = AtomicBool::new(false);
+
+/// Whether this process has the right to the lab.
+pub(crate) fn is_mine() -> bool {
+    MINE.load(Ordering::SeqCst)
+}
+
 /// The right to run a lab on this machine.
 #[derive(Debug)]
 pub(crate) struct Lock {
@@ -80,6 +88,7 @@ impl Lock {
             write
                 .and_then(|()| write!(file, "{}", std::process::id()))
                 .doing(|| format!("writing {LOCK}"))?;
+            MINE.store(true, Ordering::SeqCst);
             return Ok(Self { _file: file });
         }
     }
@@ -87,6 +96,7 @@ impl Lock {
 
 impl Drop for Lock {
     fn drop(&mut self) {
+        MINE.store(false, Ordering::SeqCst);
         // While still held, so that nobody can have locked the file that goes.
         let _ = std::fs::remove_file(LOCK);
     }
@@ -151,10 +161,7 @@ fn note(file: &str, line: &str) -> Result<()> {
 /// # Errors
 /// What could not be removed.
 pub(crate) fn sweep() -> Result<()> {
-    end_processes()?;
-    for name in netns::ours() {
-        netns::unpin_named(&name)?;
-    }
+    sweep_namespaces(&netns::ours())?;
     // Both are gone with the node already, when it was the lab's own.
     for link in [MACHINE_LINK, MACHINE_BRIDGE] {
         if Path::new("/sys/class/net").join(link).exists() {
@@ -168,12 +175,34 @@ pub(crate) fn sweep() -> Result<()> {
     }
     put_back(&directory.join(RESTORE))?;
     unmount_below(&directory)?;
-    remove_cgroups()?;
+    cgroups().iter().try_for_each(|group| remove_cgroup(group))?;
     remove_made(&directory.join(MADE));
     std::fs::remove_dir_all(&directory).doing(|| format!("removing {}", directory.display()))?;
     // Only when it is empty: others have namespaces, too.
     let _ = std::fs::remove_dir(netns::DIRECTORY);
     Ok(())
+}
+
+/// Ends what runs in these namespaces, and removes them.
+///
+/// # Errors
+/// What could not be removed.
+pub(crate) fn sweep_namespaces(names: &[String]) -> Result<()> {
+    end_processes(names)?;
+    names.iter().try_for_each(|name| netns::unpin_named(name))
+}
+
+/// What a lab would leave behind if it ended now: names of namespaces, mounts, links, cgroups, directories.
+/// Empty when no lab is up and the last one was swept clean.
+pub fn traces() -> Vec<String> {
+    let mut traces = netns::ours();
+    traces.extend(members_of(&traces).iter().map(|pid| format!("process {pid}")));
+    let links = [MACHINE_LINK, MACHINE_BRIDGE].map(|link| Path::new("/sys/class/net").join(link));
+    let there = links.into_iter().chain(cgroups()).chain([directory()]).filter(|path| path.exists());
+    traces.extend(there.map(|path| path.display().to_string()));
+    let mounts = mounts_below(&directory()).unwrap_or_default();
+    traces.extend(mounts.iter().map(|point| format!("mount {}", point.display())));
+    traces
 }
 
 fn quietly(program: &str, args: &[&str]) {
@@ -182,11 +211,11 @@ fn quietly(program: &str, args: &[&str]) {
 
 /// Ends whatever runs in a namespace of the lab. The node's first process is among them, and with it goes
 /// every process of its process-id namespace: containerd, shims, pods.
-fn end_processes() -> Result<()> {
+fn end_processes(namespaces: &[String]) -> Result<()> {
     let begun = Instant::now();
     let mut asked = BTreeSet::new();
     loop {
-        let members = members_of_ours();
+        let members = members_of(namespaces);
         if members.is_empty() {
             return Ok(());
         }
@@ -210,9 +239,9 @@ fn end_processes() -> Result<()> {
     }
 }
 
-fn members_of_ours() -> Vec<i32> {
+fn members_of(namespaces: &[String]) -> Vec<i32> {
     let identity = |path: PathBuf| std::fs::metadata(path).ok().map(|meta| (meta.dev(), meta.ino()));
-    let ours: BTreeSet<_> = netns::ours().iter().filter_map(|name| identity(netns::path_of(name))).collect();
+    let ours: BTreeSet<_> = namespaces.iter().filter_map(|name| identity(netns::path_of(name))).collect();
     let Ok(entries) = std::fs::read_dir("/proc") else { return Vec::new() };
     let pids = entries.flatten().filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
     let own = i32::try_from(std::process::id()).unwrap_or_default();
@@ -235,12 +264,19 @@ fn put_back(notes: &Path) -> Result<()> {
 }
 
 fn unmount_below(directory: &Path) -> Result<()> {
-    let mounts = std::fs::read_to_string("/proc/self/mounts").doing(|| "reading the mounts".to_owned())?;
-    let points = mounts.lines().filter_map(|line| line.split(' ').nth(1)).map(unescape);
-    for point in points.collect::<Vec<_>>().iter().rev().filter(|point| point.starts_with(directory)) {
+    for point in mounts_below(directory)? {
         umount2(point.as_path(), MntFlags::MNT_DETACH).doing(|| format!("unmounting {}", point.display()))?;
     }
     Ok(())
+}
+
+/// Mount points below a directory, the innermost first.
+fn mounts_below(directory: &Path) -> Result<Vec<PathBuf>> {
+    let mounts = std::fs::read_to_string("/proc/self/mounts").doing(|| "reading the mounts".to_owned())?;
+    let points = mounts.lines().filter_map(|line| line.split(' ').nth(1)).map(unescape);
+    let mut below: Vec<_> = points.filter(|point| point.starts_with(directory)).collect();
+    below.reverse();
+    Ok(below)
 }
 
 /// The kernel writes blanks in mount points as octal escapes.
@@ -248,17 +284,12 @@ fn unescape(field: &str) -> PathBuf {
     PathBuf::from(field.replace("\\040", " ").replace("\\011", "\t").replace("\\134", "\\"))
 }
 
-fn remove_cgroups() -> Result<()> {
+/// The lab's cgroup in every hierarchy that has it.
+fn cgroups() -> Vec<PathBuf> {
     let root = Path::new("/sys/fs/cgroup");
-    let Ok(entries) = std::fs::read_dir(root) else { return Ok(()) };
-    let hierarchies = entries.flatten().map(|entry| entry.path());
-    for hierarchy in hierarchies.chain([root.to_owned()]) {
-        let group = hierarchy.join(CGROUP);
-        if group.is_dir() {
-            remove_cgroup(&group)?;
-        }
-    }
-    Ok(())
+    let Ok(entries) = std::fs::read_dir(root) else { return Vec::new() };
+    let hierarchies = entries.flatten().map(|entry| entry.path()).chain([root.to_owned()]);
+    hierarchies.map(|hierarchy| hierarchy.join(CGROUP)).filter(|group| group.is_dir()).collect()
 }
 
 /// Removes a cgroup and those below. A process that just ended may hold its cgroup for a moment.

@@ -8,10 +8,12 @@
 //! toolbox tcp-ask HOST:PORT TEXT         the same over TCP
 //! toolbox connect HOST:PORT              succeed when a TCP connection does
 //! toolbox resolve NAME                   print the addresses of a name
+//! toolbox tun                            succeed when the TUN device can be opened
 //! ```
 
 use std::{
     error::Error,
+    fs::File,
     io::{BufRead, BufReader, ErrorKind, Write},
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, ToSocketAddrs, UdpSocket},
     process::ExitCode,
@@ -46,6 +48,7 @@ fn run(args: &[&str]) -> Outcome {
         ["tcp-ask", to, text] => tcp_ask(to, text),
         ["connect", to] => connect(to).map(drop),
         ["resolve", name] => resolve(name),
+        ["tun"] => File::options().read(true).write(true).open("/dev/net/tun").map(drop).map_err(Into::into),
         _ => Err("unknown command".into()),
     }
 }

@@ -148,7 +148,7 @@ impl Cluster {
     /// # Errors
     /// Never while the tools are what they are.
     pub fn kubectl<S: AsRef<std::ffi::OsStr>>(&self, args: impl IntoIterator<Item = S>) -> Result<Command> {
-        Ok(self.tools.command("kubectl")?.env("KUBECONFIG", &self.kubeconfig).args(args))
+        Ok(self.client_tool("kubectl")?.args(args))
     }
 
     /// A `helm` command for this cluster.
@@ -156,7 +156,18 @@ impl Cluster {
     /// # Errors
     /// Never while the tools are what they are.
     pub fn helm<S: AsRef<std::ffi::OsStr>>(&self, args: impl IntoIterator<Item = S>) -> Result<Command> {
-        Ok(self.tools.command("helm")?.env("KUBECONFIG", &self.kubeconfig).args(args))
+        Ok(self.client_tool("helm")?.args(args))
+    }
+
+    /// What it caches stays with the lab: the next one at this address knows other things.
+    fn client_tool(&self, name: &str) -> Result<Command> {
+        let cache = state::directory().join("cache");
+        let command = self.tools.command(name)?.env("KUBECONFIG", &self.kubeconfig);
+        Ok(command
+            .env("KUBECACHEDIR", cache.join("kubectl"))
+            .env("HELM_CACHE_HOME", cache.join("helm"))
+            .env("HELM_CONFIG_HOME", cache.join("helm-config"))
+            .env("HELM_DATA_HOME", cache.join("helm-data")))
     }
 
     /// Says that a part of the cluster ended by itself, if one did.

@@ -202,8 +202,12 @@ fn shifted(ports: &RangeInclusive<u16>, reboot: u32) -> (u16, u16) {
 
 fn filter(profile: &NatProfile) -> String {
     let mut rules = String::new();
-    if profile.loss.0 > 0 {
-        let _ = writeln!(rules, "    meta l4proto udp numgen random mod 1000 < {} drop", profile.loss.0);
+    match profile.loss.0 {
+        0 => {}
+        1000 => rules.push_str("    meta l4proto udp drop\n"),
+        tenths => {
+            let _ = writeln!(rules, "    meta l4proto udp numgen random mod 1000 < {tenths} drop");
+        }
     }
     match &profile.udp {
         UdpFilter::Blocked => rules.push_str("    meta l4proto udp drop\n"),

@@ -1,0 +1,90 @@
+//! Tests on the real thing: one lab serves all of them.
+//!
+//! A module holds related tests: `async fn name(lab: &Lab) -> Outcome`, listed with `tests!`, and the module
+//! is listed in [`all`]. Names of hosts and of Kubernetes namespaces are a test's own: tests run side by side.
+
+mod cluster;
+mod nats;
+
+use std::{pin::Pin, process::ExitCode, sync::Arc, time::Duration};
+
+use anyhow::anyhow;
+use libtest_mimic::{Arguments, Completion, Failed, Trial};
+use pinhole_e2e::{Lab, lab, state};
+use tokio::{runtime::Runtime, sync::OnceCell};
+
+/// What a test yields.
+pub(crate) type Outcome = anyhow::Result<()>;
+type Run = for<'a> fn(&'a Lab) -> Pin<Box<dyn Future<Output = Outcome> + Send + 'a>>;
+
+/// A test: its name and what it does.
+pub(crate) struct Test {
+    pub(crate) name: &'static str,
+    pub(crate) run: Run,
+}
+
+/// Lists the tests of a module.
+macro_rules! tests {
+    ($($name:ident),+ $(,)?) => {
+        pub(crate) fn tests() -> Vec<crate::Test> {
+            vec![$(crate::Test {
+                name: concat!(module_path!(), "::", stringify!($name)),
+                run: |lab| Box::pin($name(lab)),
+            }),+]
+        }
+    };
+}
+pub(crate) use tests;
+
+fn all() -> Vec<Test> {
+    [cluster::tests(), nats::tests()].into_iter().flatten().collect()
+}
+
+/// No test of the lab takes longer than this unless it hangs.
+const PATIENCE: Duration = Duration::from_secs(300);
+
+/// The one lab, started by the first test that needs it.
+struct Shared {
+    runtime: Runtime,
+    lab: OnceCell<Result<Lab, String>>,
+}
+
+impl Shared {
+    fn run(&self, test: Run) -> Result<Completion, Failed> {
+        if let Err(error) = lab::must_be_possible() {
+            return Ok(Completion::ignored_with(error));
+        }
+        let outcome = self.runtime.block_on(async {
+            let lab = self.lab.get_or_init(start).await.as_ref().map_err(|error| anyhow!("{error}"))?;
+            let outcome = tokio::time::timeout(PATIENCE, test(lab)).await;
+            outcome.map_err(|_| anyhow!("still not done after {PATIENCE:?}"))??;
+            anyhow::Ok(lab.cluster().must_run()?)
+        });
+        outcome.map(|()| Completion::Completed).map_err(|error| format!("{error:#}").into())
+    }
+}
+
+async fn start() -> Result<Lab, String> {
+    // Signals first: they may come while the lab is on its way up.
+    lab::end_on_signals().map_err(|error| error.to_string())?;
+    Lab::find_or_start().await.map_err(|error| error.to_string())
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::from_args();
+    let Ok(runtime) = Runtime::new() else { return ExitCode::FAILURE };
+    let shared = Arc::new(Shared { runtime, lab: OnceCell::new() });
+    let trials = all().into_iter().map(|test| {
+        let shared = Arc::clone(&shared);
+        Trial::ignorable_test(test.name, move || shared.run(test.run))
+    });
+    let conclusion = libtest_mimic::run(&arguments, trials.collect());
+    let mine = shared.lab.get().and_then(|lab| lab.as_ref().ok()).is_some_and(Lab::is_mine);
+    drop(shared);
+    let traces = if mine { state::traces() } else { Vec::new() };
+    if !traces.is_empty() {
+        eprintln!("The lab left something behind: {traces:#?}");
+        return ExitCode::FAILURE;
+    }
+    conclusion.exit_code()
+}

@@ -24,8 +24,8 @@ pub use sighting::{HANDSHAKE_GRAIN_SECONDS, Sighting, timestamp};
 use replica::Replica;
 
 /// A replica that sent nothing for this long is silent: what it said of its clients is not known any more.
-/// Replicas report at least every 3 s, if only an empty report.
-pub const SILENT_AFTER: Duration = Duration::from_secs(10);
+/// Replicas report at least every 10 s, if only an empty report; a status must say so within 15 s.
+pub const SILENT_AFTER: Duration = Duration::from_secs(12);
 
 /// Something of which the controllers should look again at the fleet's view.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]

@@ -1,0 +1,306 @@
+//! A client's status.
+
+use std::{net::IpAddr, time::Duration};
+
+use k8s_openapi::{apimachinery::pkg::apis::meta::v1::Time, jiff::Timestamp};
+use pinhole_crds::{
+    CONNECTED, Churn, ClientCounts, ClientPhase, Interval, VPNClient, VPNClientPool, VPNClientStatus,
+    VPNGateway,
+};
+use pinhole_proto::v1::Phase;
+
+use super::{condition::Conditions, keepalive, keys::KeyError, overlap::Overlap};
+use crate::{
+    fleet::{ClientView, HANDSHAKE_GRAIN_SECONDS, Hearing, Sighting, timestamp},
+    ipam::Denied,
+};
+
+/// What stands behind a client.
+#[derive(Clone, Copy, Debug)]
+pub enum Backing<'a> {
+    /// There is no pool of that name.
+    PoolNotFound,
+    /// The pool's gateway does not exist.
+    GatewayNotFound(&'a VPNClientPool),
+    /// The pool is held up by an older one.
+    Overlapping(&'a VPNClientPool, &'a Overlap),
+    /// All is there.
+    Served(&'a VPNClientPool, &'a VPNGateway),
+}
+
+/// What a client's status is made of.
+#[derive(Clone, Copy, Debug)]
+pub struct StatusInputs<'a> {
+    /// The client, with the status that it has.
+    pub client: &'a VPNClient,
+    /// What stands behind it.
+    pub backing: Backing<'a>,
+    /// The addresses that it holds.
+    pub addresses: &'a [IpAddr],
+    /// Why it does not get the addresses that it should have.
+    pub denied: Option<&'a Denied>,
+    /// Its public key, base64, once it has one.
+    pub public_key: Option<&'a str>,
+    /// Why its key cannot be used.
+    pub key_error: Option<&'a KeyError>,
+    /// An older client of the same gateway with the same key.
+    pub key_twin: Option<&'a str>,
+    /// Secret with its configuration, once that is complete. Only for stock clients.
+    pub config_secret: Option<&'a str>,
+    /// What the gateway's replicas say of it.
+    pub view: Option<&'a ClientView>,
+    /// Moves that its replica had counted when the status was last written, if that is known.
+    pub moves_seen: Option<u64>,
+    /// The time.
+    pub now: Timestamp,
+}
+
+/// Why a client may not connect, or not yet, with what the Ready condition says of it.
+enum Provision {
+    Ready,
+    Suspended,
+    Reconciling { reason: &'static str, message: String },
+    Stalled { reason: &'static str, message: String },
+}
+
+/// The status to write, and when to look again though nothing happens.
+pub fn status(inputs: &StatusInputs<'_>) -> (VPNClientStatus, Option<Duration>) {
+    let client = inputs.client;
+    let default = VPNClientStatus::default();
+    let before = client.status.as_ref().unwrap_or(&default);
+    let mut conditions = Conditions::new(&before.conditions, client.metadata.generation, inputs.now);
+    let provision = provision(inputs);
+    match &provision {
+        Provision::Ready => conditions.ready("Provisioned", "has its key and addresses, and may connect"),
+        Provision::Suspended => conditions.ready("Suspended", "suspended as its spec says"),
+        Provision::Reconciling { reason, message } => conditions.reconciling(reason, message),
+        Provision::Stalled { reason, message } => conditions.stalled(reason, message),
+    };
+    let phase = phase(inputs, before, &provision);
+    connected(inputs, before, phase, &mut conditions);
+    let mut status = VPNClientStatus {
+        observed_generation: client.metadata.generation,
+        conditions: conditions.finish(),
+        phase: Some(phase),
+        public_key: inputs.public_key.map(str::to_owned).or_else(|| before.public_key.clone()),
+        addresses: inputs.addresses.to_vec(),
+        keepalive: keepalive_in_force(inputs),
+        config_secret: inputs.config_secret.map(str::to_owned),
+        ..seen(inputs, before)
+    };
+    calm_handshake(&mut status, before);
+    let expiry = client.spec.expires_at.as_ref().and_then(|end| until(inputs.now, end.0));
+    let waiting = inputs.view.filter(|v| v.hearing == Hearing::Waiting).map(|_| Duration::from_secs(3));
+    (status, expiry.into_iter().chain(waiting).min())
+}
+
+/// Adds one client's phase to `counts`.
+pub fn count(counts: &mut ClientCounts, phase: Option<ClientPhase>) {
+    counts.total += 1;
+    let field = match phase {
+        Some(ClientPhase::Connected) => &mut counts.connected,
+        Some(ClientPhase::WaitingToReconnect) => &mut counts.waiting_to_reconnect,
+        Some(ClientPhase::Dormant) => &mut counts.dormant,
+        Some(ClientPhase::Suspended) => &mut counts.suspended,
+        Some(ClientPhase::Disconnected | ClientPhase::Pending | ClientPhase::Unknown) | None => {
+            &mut counts.disconnected
+        }
+    };
+    *field += 1;
+}
+
+fn provision(inputs: &StatusInputs<'_>) -> Provision {
+    let spec = &inputs.client.spec;
+    let pool = &spec.pool_ref.name;
+    let reconciling = |reason, message| Provision::Reconciling { reason, message };
+    let stalled = |reason, message| Provision::Stalled { reason, message };
+    match inputs.backing {
+        Backing::PoolNotFound => {
+            let text = format!(
+                "there is no VPNClientPool {pool} in this namespace: create it, or delete this client"
+            );
+            return reconciling("PoolNotFound", text);
+        }
+        Backing::GatewayNotFound(p) => {
+            let name = &p.spec.gateway_ref.name;
+            return reconciling(
+                "GatewayNotFound",
+                format!("the pool's VPNGateway {name} does not exist: create it"),
+            );
+        }
+        Backing::Overlapping(_, overlap) => {
+            let text =
+                format!("pool {pool} overlaps the older pool {}: see the pool's conditions", overlap.with);
+            return stalled("OverlappingPool", text);
+        }
+        Backing::Served(..) => {}
+    }
+    if expired(inputs) {
+        return stalled(
+            "Expired",
+            "its time is over: set spec.expiresAt to a later time, or delete it".into(),
+        );
+    }
+    if let Some(twin) = inputs.key_twin {
+        let text =
+            format!("client {twin} is older and has the same public key: give this one a key of its own");
+        return stalled("KeyConflict", text);
+    }
+    if let Some(error) = inputs.key_error {
+        return stalled(error.category(), error.to_string());
+    }
+    if let Some(denied) = inputs.denied {
+        return stalled(denied.category(), denied.to_string());
+    }
+    if spec.suspended == Some(true) {
+        return Provision::Suspended;
+    }
+    if inputs.public_key.is_none() || inputs.addresses.is_empty() {
+        return reconciling("Provisioning", "its key and addresses are being made".into());
+    }
+    if spec.is_stock() && inputs.config_secret.is_none() {
+        return reconciling(
+            "GatewayAddressPending",
+            "the gateway has no endpoint yet to write into the configuration: see the gateway's conditions"
+                .into(),
+        );
+    }
+    Provision::Ready
+}
+
+fn expired(inputs: &StatusInputs<'_>) -> bool {
+    inputs.client.spec.expires_at.as_ref().is_some_and(|end| end.0 <= inputs.now)
+}
+
+fn phase(inputs: &StatusInputs<'_>, before: &VPNClientStatus, provision: &Provision) -> ClientPhase {
+    if inputs.client.spec.suspended == Some(true) || expired(inputs) {
+        return ClientPhase::Suspended;
+    }
+    let served = matches!(inputs.backing, Backing::Served(..));
+    if !served || inputs.addresses.is_empty() || inputs.public_key.is_none() || inputs.key_twin.is_some() {
+        return ClientPhase::Pending;
+    }
+    let Some(view) = inputs.view else { return ClientPhase::Pending };
+    match (view.hearing, &view.sighting) {
+        (Hearing::Silent, _) => ClientPhase::Unknown,
+        (Hearing::Waiting, _) => match before.phase {
+            None | Some(ClientPhase::Pending | ClientPhase::Suspended) => ClientPhase::Disconnected,
+            Some(known) => known,
+        },
+        (Hearing::Live, Some((_, sighting))) => match sighting.phase {
+            Phase::Connected => ClientPhase::Connected,
+            Phase::Dormant => ClientPhase::Dormant,
+            Phase::WaitingToReconnect => ClientPhase::WaitingToReconnect,
+            Phase::Disconnected | Phase::Unspecified => ClientPhase::Disconnected,
+        },
+        (Hearing::Live, None) if matches!(provision, Provision::Reconciling { .. }) => ClientPhase::Pending,
+        (Hearing::Live, None) => ClientPhase::Disconnected,
+    }
+}
+
+fn connected(
+    inputs: &StatusInputs<'_>,
+    before: &VPNClientStatus,
+    phase: ClientPhase,
+    conditions: &mut Conditions<'_>,
+) {
+    let (status, reason, message) = match phase {
+        ClientPhase::Connected => {
+            (Some(true), "ExchangeConfirmed", "packets were exchanged in both directions lately")
+        }
+        ClientPhase::Dormant => (Some(false), "Dormant", "no usable path; its session and address are kept"),
+        ClientPhase::WaitingToReconnect => {
+            (Some(false), "WaitingToReconnect", "it was heard again; the exchange is not confirmed yet")
+        }
+        ClientPhase::Disconnected if before.last_handshake.is_none() => (
+            Some(false),
+            "NeverConnected",
+            "no gateway has heard of it yet: check that it runs, and that UDP reaches the gateway",
+        ),
+        ClientPhase::Disconnected => (Some(false), "Disconnected", "no gateway hears it at present"),
+        ClientPhase::Pending => (Some(false), "Pending", "it has not got all yet that it needs: see Ready"),
+        ClientPhase::Suspended if expired(inputs) => (Some(false), "Expired", "its time is over"),
+        ClientPhase::Suspended => {
+            (Some(false), "Suspended", "it may not connect: set spec.suspended to false to let it")
+        }
+        ClientPhase::Unknown => (
+            None,
+            "GatewaySilent",
+            "the gateway that served it stopped reporting, so nobody knows: check the gateway's pods",
+        ),
+    };
+    conditions.set(CONNECTED, status, reason, message);
+}
+
+fn keepalive_in_force(inputs: &StatusInputs<'_>) -> Option<pinhole_crds::KeepaliveInForce> {
+    let Backing::Served(pool, gateway) = inputs.backing else { return None };
+    let spec = &inputs.client.spec;
+    Some(keepalive::status(keepalive::in_force(&gateway.spec, Some(&pool.spec), Some(spec)), spec.is_stock()))
+}
+
+/// What the reports say; what they do not say stays as it was.
+fn seen(inputs: &StatusInputs<'_>, before: &VPNClientStatus) -> VPNClientStatus {
+    let kept = VPNClientStatus {
+        endpoint: before.endpoint.clone(),
+        replica: before.replica.clone(),
+        last_handshake: before.last_handshake.clone(),
+        churn: before.churn.clone(),
+        ..VPNClientStatus::default()
+    };
+    let live = inputs.view.filter(|v| v.hearing == Hearing::Live);
+    let Some((replica, sighting)) = live.and_then(|v| v.sighting.as_ref()) else { return kept };
+    let heard = sighting.last_receive.is_some();
+    VPNClientStatus {
+        endpoint: sighting.endpoint.clone().or(kept.endpoint),
+        replica: if heard { Some(replica.clone()) } else { kept.replica },
+        last_handshake: sighting.last_handshake.map(seconds).or(kept.last_handshake),
+        churn: churn(kept.churn, sighting, inputs.moves_seen),
+        ..VPNClientStatus::default()
+    }
+}
+
+/// Moves are counted by replicas, each since it started; status counts them all.
+fn churn(before: Option<Churn>, sighting: &Sighting, seen: Option<u64>) -> Option<Churn> {
+    let Some(change) = &sighting.last_change else { return before };
+    let Some(at) = change.at.and_then(timestamp).map(seconds) else { return before };
+    if before.as_ref().and_then(|b| b.last_change.as_ref()).is_some_and(|last| *last >= at) {
+        return before;
+    }
+    let counted = sighting.endpoint_changes;
+    let news = match seen {
+        Some(seen) if seen <= counted => counted - seen,
+        Some(_) => counted,
+        None => 1,
+    };
+    let count = before.map_or(0, |b| b.count);
+    Some(Churn {
+        count: count.saturating_add(i64::try_from(news.max(1)).unwrap_or(i64::MAX)),
+        last_change: Some(at),
+        from: Some(change.from.clone()).filter(|f| !f.is_empty()),
+        to: Some(change.to.clone()).filter(|t| !t.is_empty()),
+        idle: change
+            .idle
+            .and_then(|idle| Duration::try_from(idle).ok())
+            .map(|idle| Interval(Duration::from_secs(idle.as_secs().min(99_999)))),
+    })
+}
+
+/// A newer handshake alone is no reason to write.
+fn calm_handshake(status: &mut VPNClientStatus, before: &VPNClientStatus) {
+    let (Some(new), Some(old)) = (&status.last_handshake, &before.last_handshake) else { return };
+    let is_coarse_step = new.0.as_second() - old.0.as_second() >= HANDSHAKE_GRAIN_SECONDS;
+    let unchanged =
+        VPNClientStatus { last_handshake: before.last_handshake.clone(), ..status.clone() } == *before;
+    if unchanged && !is_coarse_step {
+        status.last_handshake.clone_from(&before.last_handshake);
+    }
+}
+
+fn seconds(time: Timestamp) -> Time {
+    Time(Timestamp::from_second(time.as_second()).unwrap_or(time))
+}
+
+fn until(now: Timestamp, end: Timestamp) -> Option<Duration> {
+    let millis = end.as_millisecond() - now.as_millisecond();
+    u64::try_from(millis).ok().filter(|m| *m > 0).map(|m| Duration::from_millis(m + 50))
+}

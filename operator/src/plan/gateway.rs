@@ -1,0 +1,244 @@
+//! A gateway's objects and status.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use k8s_openapi::jiff::Timestamp;
+use pinhole_crds::{
+    ClientCounts, ExposureType, PathProof, READY, RECONCILING, ReplicaStatus, STALLED, VPNGateway,
+    VPNGatewayStatus,
+};
+
+use super::{
+    condition::Conditions,
+    endpoint::{PodFacts, Replica},
+    keys::KeyError,
+    object::Object,
+    service,
+    settings::Settings,
+    workload,
+};
+use crate::fleet::{GatewayView, Hearing, ReplicaView};
+
+/// A replica that sent no report for this long proves nothing any more.
+pub const REPORTS_STALE: Duration = Duration::from_secs(30);
+
+/// A proof that is older than this proves nothing any more, however fresh the report.
+pub const PROOF_STALE: Duration = Duration::from_secs(90);
+
+/// Longest text of others that is copied into a condition's message, characters.
+const QUOTE: usize = 200;
+
+/// All that should exist for the gateway, but for its private keys, which are made once and never applied.
+pub fn objects(gateway: &VPNGateway, settings: &Settings, ca_pem: &str) -> Vec<Object> {
+    let mut objects = vec![
+        Object::ServiceAccount(workload::service_account(gateway)),
+        Object::ConfigMap(workload::ca(gateway, ca_pem)),
+    ];
+    objects.extend(service::gateway_services(gateway).into_iter().map(|s| Object::Service(Box::new(s))));
+    objects.push(Object::StatefulSet(Box::new(workload::stateful_set(gateway, settings))));
+    objects.push(Object::PodDisruptionBudget(workload::disruption_budget(gateway)));
+    objects
+}
+
+/// What a gateway's status is made of.
+#[derive(Clone, Copy, Debug)]
+pub struct StatusInputs<'a> {
+    /// The gateway, with the status that it has.
+    pub gateway: &'a VPNGateway,
+    /// Its replicas.
+    pub replicas: &'a [Replica],
+    /// Its pods, by name.
+    pub pods: &'a BTreeMap<String, PodFacts>,
+    /// What its replicas report.
+    pub view: &'a GatewayView,
+    /// Its clients by phase.
+    pub clients: ClientCounts,
+    /// Why its keys cannot be used, if they cannot.
+    pub key_error: Option<&'a KeyError>,
+    /// The time.
+    pub now: Timestamp,
+}
+
+/// What is known of one replica's data path.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Evidence {
+    Proven(PathProof),
+    /// It reports, and has no fresh proof.
+    Unproven,
+    /// Its reports stopped.
+    Silent,
+    /// Its pod does not run.
+    NotRunning(Option<(String, String)>),
+    /// It runs and was never heard.
+    NeverHeard,
+    /// This operator has not listened for long enough to tell.
+    Waiting,
+}
+
+/// The status to write, and when to look again though nothing happens.
+pub fn status(inputs: &StatusInputs<'_>) -> (VPNGatewayStatus, Option<Duration>) {
+    let gateway = inputs.gateway;
+    let evidence: Vec<(&Replica, Evidence)> =
+        inputs.replicas.iter().map(|r| (r, evidence(inputs, &r.name))).collect();
+    let before = gateway.status.as_ref().map(|s| s.conditions.as_slice()).unwrap_or_default();
+    let mut conditions = Conditions::new(before, gateway.metadata.generation, inputs.now);
+    judge(inputs, &evidence, &mut conditions);
+    let mut addresses: Vec<String> = Vec::new();
+    for host in inputs.replicas.iter().flat_map(|r| &r.hosts) {
+        if !addresses.contains(host) {
+            addresses.push(host.clone());
+        }
+    }
+    let proven = evidence.iter().filter(|(_, e)| matches!(e, Evidence::Proven(_))).count();
+    let status = VPNGatewayStatus {
+        observed_generation: gateway.metadata.generation,
+        conditions: conditions.finish(),
+        addresses,
+        ready_replicas: i32::try_from(proven).ok(),
+        replicas: evidence.iter().map(|(r, e)| replica_status(r, e, inputs.view)).collect(),
+        clients: Some(inputs.clients),
+    };
+    (status, look_again(inputs.view))
+}
+
+fn evidence(inputs: &StatusInputs<'_>, replica: &str) -> Evidence {
+    let pod = inputs.pods.get(replica);
+    if !pod.is_some_and(|p| p.running) {
+        return Evidence::NotRunning(pod.and_then(|p| p.waiting.clone()));
+    }
+    let Some(view) = inputs.view.replicas.get(replica) else { return Evidence::NeverHeard };
+    match (view.silent_for, view.hearing) {
+        (None, Hearing::Waiting) => Evidence::Waiting,
+        (None, _) => Evidence::NeverHeard,
+        (Some(silence), _) if silence >= REPORTS_STALE => Evidence::Silent,
+        _ => match view.proof {
+            Some(proof) if proof.age < PROOF_STALE => Evidence::Proven(proof.kind),
+            _ => Evidence::Unproven,
+        },
+    }
+}
+
+fn judge(inputs: &StatusInputs<'_>, evidence: &[(&Replica, Evidence)], conditions: &mut Conditions<'_>) {
+    if let Some(error) = inputs.key_error {
+        conditions.stalled(error.category(), &format!("Secret with the gateway's keys: {error}"));
+        return;
+    }
+    let proven: Vec<(&Replica, PathProof)> = evidence
+        .iter()
+        .filter_map(|(r, e)| if let Evidence::Proven(kind) = e { Some((*r, *kind)) } else { None })
+        .collect();
+    if proven.is_empty() {
+        judge_unproven(evidence, conditions);
+        return;
+    }
+    if proven.iter().all(|(r, _)| r.tunnel_endpoints.is_empty()) {
+        conditions.reconciling("AddressPending", address_pending(inputs.gateway));
+        return;
+    }
+    if proven.iter().any(|(_, kind)| *kind != PathProof::PodAddress) {
+        conditions
+            .ready("PathProven", "an authenticated exchange through the gateway's endpoint was seen lately");
+    } else {
+        conditions.ready(
+            "PathProvenInsideCluster",
+            "the gateway answers at its pod's address; nothing came through its published endpoint yet: when \
+             clients cannot connect, check firewalls and the load balancer in front of it",
+        );
+    }
+    if proven.len() < evidence.len() {
+        let missing: Vec<&str> = evidence
+            .iter()
+            .filter(|(_, e)| !matches!(e, Evidence::Proven(_)))
+            .map(|(r, _)| r.name.as_str())
+            .collect();
+        let text = format!("no fresh proof of the data path of {}; the others serve", missing.join(", "));
+        conditions.set(RECONCILING, Some(true), "ReplicasPending", &text);
+    }
+}
+
+fn judge_unproven(evidence: &[(&Replica, Evidence)], conditions: &mut Conditions<'_>) {
+    let has = |wanted: &Evidence| evidence.iter().any(|(_, e)| e == wanted);
+    if has(&Evidence::Unproven) {
+        conditions.reconciling(
+            "PathNotProven",
+            "the gateway reports, but no authenticated packet arrived lately, not even its own: see the log of \
+             its pods",
+        );
+    } else if has(&Evidence::Waiting) && conditions.keep(READY) {
+        conditions.keep(RECONCILING);
+        conditions.keep(STALLED);
+    } else if has(&Evidence::Silent) {
+        conditions.set(
+            READY,
+            None,
+            "ReportsStopped",
+            "the gateway's reports stopped, so nobody knows whether it serves: check its pods, and their way to \
+             the operator",
+        );
+    } else if let Some((replica, waiting)) = evidence.iter().find_map(|(r, e)| match e {
+        Evidence::NotRunning(waiting) => Some((r, waiting)),
+        _ => None,
+    }) {
+        let text = match waiting {
+            Some((reason, message)) => format!("pod {}: {reason}: {}", replica.name, quote(message)),
+            None => format!("pod {} does not run yet", replica.name),
+        };
+        conditions.reconciling("PodsNotRunning", &text);
+    } else {
+        conditions.reconciling(
+            "AwaitingReports",
+            "the gateway's pods run, but none has reported yet: when this lasts, see their log and check that they \
+             reach the operator's Service",
+        );
+    }
+}
+
+fn address_pending(gateway: &VPNGateway) -> &'static str {
+    match gateway.spec.exposure.type_ {
+        ExposureType::LoadBalancer => {
+            "the load balancer gave no address yet: check that the cluster has an implementation of LoadBalancer \
+             Services, or set exposure.addresses"
+        }
+        ExposureType::NodePort | ExposureType::HostPort => {
+            "no address of the node is known yet: check that it reports an ExternalIP or InternalIP, or set \
+             exposure.addresses"
+        }
+    }
+}
+
+fn replica_status(replica: &Replica, evidence: &Evidence, view: &GatewayView) -> ReplicaStatus {
+    let view = view.replicas.get(&replica.name);
+    ReplicaStatus {
+        name: replica.name.clone(),
+        public_key: replica
+            .public_key
+            .map(|k| base64::Engine::encode(&base64::engine::general_purpose::STANDARD, k)),
+        tunnel_endpoints: replica.tunnel_endpoints.clone(),
+        session_endpoints: replica.session_endpoints.clone(),
+        attached: view.is_some_and(|v| v.attached),
+        path_proof: if let Evidence::Proven(kind) = evidence { Some(*kind) } else { None },
+        impairments: view.map(impairments).unwrap_or_default(),
+    }
+}
+
+fn impairments(view: &ReplicaView) -> Vec<String> {
+    let mut all: Vec<String> = view.impairments.iter().map(|(category, _)| quote(category)).collect();
+    all.extend(view.refusal.as_ref().map(|(category, _)| quote(category)));
+    all.sort();
+    all.dedup();
+    all
+}
+
+fn look_again(view: &GatewayView) -> Option<Duration> {
+    let next = |view: &ReplicaView| {
+        let silence = view.silent_for.and_then(|s| REPORTS_STALE.checked_sub(s));
+        let proof = view.proof.and_then(|p| PROOF_STALE.checked_sub(p.age));
+        let waiting = (view.hearing == Hearing::Waiting).then_some(Duration::from_secs(2));
+        silence.into_iter().chain(proof).chain(waiting).min()
+    };
+    view.replicas.values().filter_map(next).min().map(|wait| wait + Duration::from_millis(200))
+}
+
+fn quote(text: &str) -> String {
+    text.chars().filter(|c| !c.is_control()).take(QUOTE).collect()
+}

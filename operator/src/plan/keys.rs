@@ -1,0 +1,122 @@
+use std::{collections::BTreeMap, fmt};
+
+use base64::{Engine as _, engine::general_purpose::STANDARD};
+use boringtun::x25519::{PublicKey, StaticSecret};
+use k8s_openapi::ByteString;
+use ring::rand::{SecureRandom, SystemRandom};
+
+/// A WireGuard private key. Wiped when dropped; shows its public key only.
+pub struct PrivateKey(StaticSecret);
+
+/// Why a key cannot be made or read.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum KeyError {
+    /// The system gives no random numbers.
+    #[error("the system's random generator failed: check that /dev/urandom works on this node")]
+    NoRandomness,
+    /// An entry of a Secret is not 32 bytes in base64.
+    #[error(
+        "entry {0} is not a WireGuard private key (32 bytes, base64): restore it, or delete the entry to have a new key made"
+    )]
+    Unreadable(String),
+}
+
+impl KeyError {
+    /// The reason's name, for conditions, events and metrics.
+    pub fn category(&self) -> &'static str {
+        match self {
+            Self::NoRandomness => "NoRandomness",
+            Self::Unreadable(_) => "KeyUnreadable",
+        }
+    }
+}
+
+impl PrivateKey {
+    /// A new key.
+    pub fn generate() -> Result<Self, KeyError> {
+        let mut bytes = zeroize::Zeroizing::new([0; 32]);
+        SystemRandom::new().fill(bytes.as_mut_slice()).map_err(|_| KeyError::NoRandomness)?;
+        Ok(Self(StaticSecret::from(*bytes)))
+    }
+
+    /// A key as a Secret's `entry` holds it: base64.
+    pub fn read(entry: &str, bytes: &[u8]) -> Result<Self, KeyError> {
+        let unreadable = || KeyError::Unreadable(entry.to_owned());
+        let text = std::str::from_utf8(bytes).map_err(|_| unreadable())?;
+        let decoded = zeroize::Zeroizing::new(STANDARD.decode(text.trim()).map_err(|_| unreadable())?);
+        let key: [u8; 32] = decoded.as_slice().try_into().map_err(|_| unreadable())?;
+        Ok(Self(StaticSecret::from(key)))
+    }
+
+    /// The public half.
+    pub fn public(&self) -> [u8; 32] {
+        PublicKey::from(&self.0).to_bytes()
+    }
+
+    /// The public half, base64.
+    pub fn public_base64(&self) -> String {
+        STANDARD.encode(self.public())
+    }
+
+    /// The key, base64, as a Secret holds it.
+    pub fn to_base64(&self) -> zeroize::Zeroizing<String> {
+        zeroize::Zeroizing::new(STANDARD.encode(self.0.as_bytes()))
+    }
+}
+
+impl fmt::Debug for PrivateKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "PrivateKey(of {})", self.public_base64())
+    }
+}
+
+/// Entry of a replica in its gateway's Secret of keys.
+pub fn key_entry(replica: &str) -> String {
+    format!("{replica}.key")
+}
+
+/// Public keys of the replicas whose keys the Secret holds.
+pub fn public_keys(
+    data: &BTreeMap<String, ByteString>,
+    replicas: &[String],
+) -> Result<BTreeMap<String, [u8; 32]>, KeyError> {
+    let entries = replicas.iter().filter_map(|name| Some((name, data.get(&key_entry(name))?)));
+    entries
+        .map(|(name, bytes)| Ok((name.clone(), PrivateKey::read(&key_entry(name), &bytes.0)?.public())))
+        .collect()
+}
+
+/// A public key of the API, base64, as bytes.
+pub(super) fn parse_public(text: &str) -> Option<[u8; 32]> {
+    STANDARD.decode(text).ok()?.try_into().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_key_survives_its_secret_and_does_not_show_itself() {
+        let key = PrivateKey::generate().unwrap();
+        let text = key.to_base64();
+        let read = PrivateKey::read("edge-0.key", format!("{}\n", *text).as_bytes()).unwrap();
+        assert_eq!(read.public(), key.public());
+        assert!(!format!("{key:?}").contains(text.as_str()));
+    }
+
+    #[test]
+    fn the_public_key_is_that_of_wg_pubkey() {
+        // RFC 7748, section 6.1: Alice's keys.
+        let private = "dwdtCnMYpX08FsFyUbJmRd9ML4frwJkqsXf7pR25LCo=";
+        let key = PrivateKey::read("alice", private.as_bytes()).unwrap();
+        assert_eq!(key.public_base64(), "hSDwCYkwp1R0i33ctD73Wg2/Og0mOBr066SpjqqbTmo=");
+    }
+
+    #[test]
+    fn what_is_no_key_is_named_by_its_entry() {
+        for bytes in [&b"zz"[..], b"", b"AAAA", b"\xff\xfe"] {
+            let error = PrivateKey::read("edge-0.key", bytes).unwrap_err();
+            assert!(error.to_string().contains("edge-0.key"), "{error}");
+        }
+    }
+}

@@ -1,0 +1,32 @@
+//! What should exist and what status should say, decided from what was observed. Pure: no clock, no API, no socket.
+
+mod condition;
+mod desired;
+mod endpoint;
+mod hash;
+mod keepalive;
+mod keys;
+mod name;
+mod object;
+mod overlap;
+mod service;
+mod settings;
+mod workload;
+
+pub mod client;
+pub mod gateway;
+pub mod pool;
+pub mod wgquick;
+
+pub use condition::{Conditions, ready_of};
+pub use desired::{DesiredInputs, PeerInputs, PoolInputs, desired_states, peer};
+pub use endpoint::{NodeAddresses, Observed, PodFacts, Replica, replicas};
+pub use keepalive::{in_force, policy, stock_interval};
+pub use keys::{KeyError, PrivateKey, key_entry, public_keys};
+pub use name::{
+    GATEWAY_LABEL, MANAGED_BY, MANAGED_BY_LABEL, POOL_OBJECT_LABEL, config_secret, gateway_objects_selector,
+    join_service, keys_secret, replica_names,
+};
+pub use object::{Object, ObjectKind};
+pub use overlap::{Overlap, overlaps};
+pub use settings::Settings;

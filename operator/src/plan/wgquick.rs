@@ -1,0 +1,159 @@
+//! The configuration of a client without an agent, as wg-quick and the WireGuard apps read it.
+
+use std::{collections::BTreeMap, fmt::Write as _, net::IpAddr, time::Duration};
+
+use base64::{Engine as _, engine::general_purpose::STANDARD};
+use ipnet::IpNet;
+use k8s_openapi::{ByteString, api::core::v1::Secret};
+use kube::ResourceExt as _;
+use pinhole_crds::{VPNClient, VPNClientPool, VPNGateway};
+
+use super::{
+    endpoint::Replica,
+    hash::choose,
+    keepalive,
+    keys::PrivateKey,
+    name::{GATEWAY_LABEL, POOL_OBJECT_LABEL, common, config_secret, labels, owned},
+};
+use crate::ipam::gateway_address;
+
+/// Entry of the Secret: the configuration.
+pub const CONFIG_ENTRY: &str = "wg0.conf";
+
+/// Entry of the Secret: the private key, base64.
+pub const PRIVATE_KEY_ENTRY: &str = "privatekey";
+
+/// Entry of the Secret: the public key, base64.
+pub const PUBLIC_KEY_ENTRY: &str = "publickey";
+
+/// The key of a stock client.
+#[derive(Debug)]
+pub enum ClientKey {
+    /// Made by the operator.
+    Ours(PrivateKey),
+    /// Made by the user: the public half, base64.
+    Theirs(String),
+}
+
+impl ClientKey {
+    /// The public half, base64.
+    pub fn public_base64(&self) -> String {
+        match self {
+            Self::Ours(key) => key.public_base64(),
+            Self::Theirs(key) => key.clone(),
+        }
+    }
+}
+
+/// What a configuration is made of.
+#[derive(Clone, Copy, Debug)]
+pub struct ConfigInputs<'a> {
+    /// The client.
+    pub client: &'a VPNClient,
+    /// Its pool.
+    pub pool: &'a VPNClientPool,
+    /// The gateway.
+    pub gateway: &'a VPNGateway,
+    /// The gateway's replicas.
+    pub replicas: &'a [Replica],
+    /// The client's addresses.
+    pub addresses: &'a [IpAddr],
+}
+
+/// The Secret with the client's configuration. None as long as the client has no address, or its replica no key or
+/// endpoint. A replica is chosen for good by the client's UID, since such a client cannot fail over by itself.
+pub fn secret(inputs: &ConfigInputs<'_>, key: &ClientKey) -> Option<Secret> {
+    let config = render(inputs, key)?;
+    let name = inputs.client.name_any();
+    let mut all = common();
+    all.extend(labels([
+        (GATEWAY_LABEL, &inputs.gateway.name_any()),
+        (POOL_OBJECT_LABEL, &inputs.pool.name_any()),
+    ]));
+    let mut data = BTreeMap::from([
+        (CONFIG_ENTRY.to_owned(), ByteString(config.into_bytes())),
+        (PUBLIC_KEY_ENTRY.to_owned(), ByteString(key.public_base64().into_bytes())),
+    ]);
+    if let ClientKey::Ours(key) = key {
+        data.insert(PRIVATE_KEY_ENTRY.to_owned(), ByteString(key.to_base64().as_bytes().to_vec()));
+    }
+    Some(Secret {
+        metadata: owned(inputs.client, config_secret(&name), all),
+        type_: Some("Opaque".into()),
+        data: Some(data),
+        ..Secret::default()
+    })
+}
+
+fn render(inputs: &ConfigInputs<'_>, key: &ClientKey) -> Option<String> {
+    let uid = inputs.client.uid().unwrap_or_default();
+    let chosen = choose(&uid, inputs.replicas.iter().map(|r| r.name.as_str()))?;
+    let replica = inputs.replicas.iter().find(|r| r.name == chosen)?;
+    let (public_key, endpoint) = (replica.public_key?, replica.tunnel_endpoints.first()?);
+    if inputs.addresses.is_empty() {
+        return None;
+    }
+    let mut text = String::new();
+    let lines =
+        interface(inputs, key).into_iter().chain(peer(inputs, &STANDARD.encode(public_key), endpoint));
+    for line in lines {
+        writeln!(text, "{line}").ok()?;
+    }
+    Some(text)
+}
+
+fn interface(inputs: &ConfigInputs<'_>, key: &ClientKey) -> Vec<String> {
+    let (client, pool) = (inputs.client, inputs.pool);
+    let namespace = client.namespace().unwrap_or_default();
+    let dns = pool.spec.dns.clone().unwrap_or_default();
+    let resolvers: Vec<String> =
+        dns.servers.iter().map(ToString::to_string).chain(dns.search.iter().cloned()).collect();
+    let mut lines = vec![
+        format!("# VPNClient {} of pool {}, namespace {namespace}", client.name_any(), pool.name_any()),
+        "[Interface]".to_owned(),
+        match key {
+            ClientKey::Ours(key) => format!("PrivateKey = {}", *key.to_base64()),
+            ClientKey::Theirs(public) => {
+                format!("# Add here: PrivateKey = (the private key of {public})")
+            }
+        },
+        format!("Address = {}", list(inputs.addresses.iter().map(|a| IpNet::from(*a)))),
+        format!("MTU = {}", inputs.gateway.spec.mtu_or_default()),
+    ];
+    // Search domains without a resolver would leave wg-quick without any.
+    if !dns.servers.is_empty() {
+        lines.push(format!("DNS = {}", resolvers.join(", ")));
+    }
+    lines
+}
+
+fn peer(inputs: &ConfigInputs<'_>, public_key: &str, endpoint: &str) -> Vec<String> {
+    let policy =
+        keepalive::in_force(&inputs.gateway.spec, Some(&inputs.pool.spec), Some(&inputs.client.spec));
+    let interval: Duration = keepalive::stock_interval(policy);
+    vec![
+        String::new(),
+        "[Peer]".to_owned(),
+        format!("PublicKey = {public_key}"),
+        format!("Endpoint = {endpoint}"),
+        format!("AllowedIPs = {}", list(allowed(inputs))),
+        format!("PersistentKeepalive = {}", interval.as_secs()),
+    ]
+}
+
+/// The pool's routes of the families that the client has, and the gateway's own inner addresses.
+fn allowed(inputs: &ConfigInputs<'_>) -> Vec<IpNet> {
+    let has = |net: &IpNet| inputs.addresses.iter().any(|a| a.is_ipv4() == net.addr().is_ipv4());
+    let gateway = inputs.pool.spec.cidrs.iter().map(|cidr| IpNet::from(gateway_address(cidr)));
+    let mut all: Vec<IpNet> = Vec::new();
+    for net in inputs.pool.spec.routes.iter().copied().chain(gateway).filter(has) {
+        if !all.iter().any(|wider| wider.contains(&net)) {
+            all.push(net);
+        }
+    }
+    all
+}
+
+fn list(nets: impl IntoIterator<Item = IpNet>) -> String {
+    nets.into_iter().map(|net| net.to_string()).collect::<Vec<_>>().join(", ")
+}

@@ -27,6 +27,9 @@ use replica::Replica;
 /// Replicas report at least every 10 s, if only an empty report; a status must say so within 15 s.
 pub const SILENT_AFTER: Duration = Duration::from_secs(12);
 
+/// A proof of a data path that is older than this proves nothing any more, however fresh the report of it.
+pub const PROOF_FRESH: Duration = Duration::from_secs(90);
+
 /// Something of which the controllers should look again at the fleet's view.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Change {

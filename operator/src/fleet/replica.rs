@@ -8,7 +8,7 @@ use pinhole_crds::PathProof;
 use pinhole_proto::v1::{self, Ack, DesiredState, GatewayReport};
 use tokio::sync::watch;
 
-use super::{Change, ClientKey, GatewayKey, Hearing, SILENT_AFTER, Sighting};
+use super::{Change, ClientKey, GatewayKey, Hearing, PROOF_FRESH, SILENT_AFTER, Sighting};
 
 /// A proof of a replica's data path, at the time of the view.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -28,7 +28,7 @@ pub struct ReplicaView {
     pub hearing: Hearing,
     /// Time since it last said anything. None: never, to this operator.
     pub silent_for: Option<Duration>,
-    /// Its last proof.
+    /// Its strongest fresh proof; the last one when none is fresh.
     pub proof: Option<Proof>,
     /// What it could not set up: category and text, sorted.
     pub impairments: Vec<(String, String)>,
@@ -40,7 +40,7 @@ pub struct ReplicaView {
     pub refusal: Option<(String, String)>,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Replica {
     desired: watch::Sender<Option<Arc<DesiredState>>>,
     /// Never publish a revision up to this one: the replica has seen it from an operator before.
@@ -48,11 +48,32 @@ pub(super) struct Replica {
     attachment: Option<u64>,
     heard: Option<Instant>,
     was_live: bool,
-    proof: Option<(PathProof, Instant)>,
+    /// The last proof of each kind, the strongest kind first.
+    proofs: [(PathProof, Option<Instant>); 3],
+    told_proof: Option<PathProof>,
     impairments: Vec<(String, String)>,
     applied: u64,
     refusal: Option<(String, String)>,
     clients: HashMap<String, Sighting>,
+}
+
+impl Default for Replica {
+    fn default() -> Self {
+        let kinds = [PathProof::ClientTraffic, PathProof::PublishedEndpoint, PathProof::PodAddress];
+        Self {
+            desired: watch::Sender::default(),
+            floor: 0,
+            attachment: None,
+            heard: None,
+            was_live: false,
+            proofs: kinds.map(|kind| (kind, None)),
+            told_proof: None,
+            impairments: Vec::new(),
+            applied: 0,
+            refusal: None,
+            clients: HashMap::new(),
+        }
+    }
 }
 
 impl Replica {
@@ -108,21 +129,36 @@ impl Replica {
         now: Instant,
     ) -> BTreeSet<Change> {
         let mut changes = BTreeSet::new();
-        let proof = proof_of(&report, now);
+        self.prove(proof_of(&report, now));
+        let proof = self.proof(now).filter(|p| p.age < PROOF_FRESH).map(|p| p.kind);
         let impairments = impairments_of(report.impairments);
         let revived = !self.was_live;
-        if revived || proof.map(|p| p.0) != self.proof.map(|p| p.0) || impairments != self.impairments {
+        if revived || proof != self.told_proof || impairments != self.impairments {
             changes.insert(Change::Gateway(gateway.clone()));
         }
         self.heard = Some(now);
         self.was_live = true;
-        self.proof = proof;
+        self.told_proof = proof;
         self.impairments = impairments;
         self.see(report.clients, report.full, &mut changes);
         if revived {
             changes.extend(self.clients().map(Change::Client));
         }
         changes
+    }
+
+    fn prove(&mut self, proof: Option<(PathProof, Instant)>) {
+        let Some((kind, at)) = proof else { return };
+        if let Some((_, last)) = self.proofs.iter_mut().find(|(k, _)| *k == kind) {
+            *last = (*last).max(Some(at));
+        }
+    }
+
+    fn proof(&self, now: Instant) -> Option<Proof> {
+        let made = self.proofs.iter().filter_map(|(kind, at)| {
+            at.map(|at| Proof { kind: *kind, age: now.saturating_duration_since(at) })
+        });
+        made.clone().find(|p| p.age < PROOF_FRESH).or_else(|| made.min_by_key(|p| p.age))
     }
 
     fn see(&mut self, reports: Vec<v1::ClientReport>, full: bool, changes: &mut BTreeSet<Change>) {
@@ -175,7 +211,7 @@ impl Replica {
             attached: self.attachment.is_some(),
             hearing: self.hearing(since, now),
             silent_for: self.heard.map(|heard| now.saturating_duration_since(heard)),
-            proof: self.proof.map(|(kind, at)| Proof { kind, age: now.saturating_duration_since(at) }),
+            proof: self.proof(now),
             impairments: self.impairments.clone(),
             published: self.desired.borrow().as_ref().map_or(0, |d| d.revision),
             applied: self.applied,

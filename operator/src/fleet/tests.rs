@@ -141,3 +141,21 @@ fn a_time_out_of_range_is_no_time() {
     attachment.report(report("1", Phase::Connected, Some(i64::MAX)), now);
     assert_eq!(fleet.client(&gateway(), "1", None, now).sighting.unwrap().1.last_receive, None);
 }
+
+#[test]
+fn a_stronger_proof_counts_as_long_as_it_is_fresh() {
+    let now = Instant::now();
+    let fleet = Fleet::new(now);
+    let attachment = fleet.attached(&gateway(), "edge-0", 0, now);
+    let proven = |kind: pinhole_proto::v1::PathProof| GatewayReport {
+        path_proof: kind.into(),
+        path_proof_age: Some(prost_types::Duration::default()),
+        ..GatewayReport::default()
+    };
+    let kind = |at| fleet.view(&gateway(), at).replicas["edge-0"].proof.unwrap().kind;
+    attachment.report(proven(pinhole_proto::v1::PathProof::ClientTraffic), now);
+    let later = now + PROOF_FRESH / 2;
+    attachment.report(proven(pinhole_proto::v1::PathProof::PodAddress), later);
+    assert_eq!(kind(later), pinhole_crds::PathProof::ClientTraffic);
+    assert_eq!(kind(now + PROOF_FRESH), pinhole_crds::PathProof::PodAddress);
+}

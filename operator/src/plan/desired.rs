@@ -2,7 +2,6 @@ use std::{collections::BTreeMap, net::IpAddr};
 
 use ipnet::IpNet;
 use k8s_openapi::jiff::Timestamp;
-use kube::ResourceExt as _;
 use pinhole_crds::{EnrolmentMethod, HealthMode, NetworkAccess, VPNClient, VPNClientPool, VPNGateway};
 use pinhole_proto::v1;
 

@@ -17,13 +17,10 @@ use super::{
     settings::Settings,
     workload,
 };
-use crate::fleet::{GatewayView, Hearing, ReplicaView};
+use crate::fleet::{GatewayView, Hearing, PROOF_FRESH, ReplicaView};
 
 /// A replica that sent no report for this long proves nothing any more.
 pub const REPORTS_STALE: Duration = Duration::from_secs(30);
-
-/// A proof that is older than this proves nothing any more, however fresh the report.
-pub const PROOF_STALE: Duration = Duration::from_secs(90);
 
 /// Longest text of others that is copied into a condition's message, characters.
 const QUOTE: usize = 200;
@@ -112,7 +109,7 @@ fn evidence(inputs: &StatusInputs<'_>, replica: &str) -> Evidence {
         (None, _) => Evidence::NeverHeard,
         (Some(silence), _) if silence >= REPORTS_STALE => Evidence::Silent,
         _ => match view.proof {
-            Some(proof) if proof.age < PROOF_STALE => Evidence::Proven(proof.kind),
+            Some(proof) if proof.age < PROOF_FRESH => Evidence::Proven(proof.kind),
             _ => Evidence::Unproven,
         },
     }
@@ -232,7 +229,7 @@ fn impairments(view: &ReplicaView) -> Vec<String> {
 fn look_again(view: &GatewayView) -> Option<Duration> {
     let next = |view: &ReplicaView| {
         let silence = view.silent_for.and_then(|s| REPORTS_STALE.checked_sub(s));
-        let proof = view.proof.and_then(|p| PROOF_STALE.checked_sub(p.age));
+        let proof = view.proof.and_then(|p| PROOF_FRESH.checked_sub(p.age));
         let waiting = (view.hearing == Hearing::Waiting).then_some(Duration::from_secs(2));
         silence.into_iter().chain(proof).chain(waiting).min()
     };

@@ -64,6 +64,6 @@ impl Keepalive {
 
     /// Upper bound of what may be chosen.
     pub fn max_or_default(&self) -> Duration {
-        self.max.map_or(Duration::from_secs(3600), |i| i.0)
+        self.max.map_or(Duration::from_hours(1), |i| i.0)
     }
 }

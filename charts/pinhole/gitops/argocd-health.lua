@@ -49,11 +49,6 @@ if ready.status == "True" then
   return health("Healthy", ready, "Ready")
 end
 
--- A client that is switched off is no fault of the deployment that declares it.
-if obj.kind == "VPNClient" and (status.phase == "Disconnected" or status.phase == "Dormant") then
-  return health("Suspended", ready, "Not connected")
-end
-
 -- Unknown: the reports behind the status stopped. That is not health, and not proof of a fault.
 if ready.status == "Unknown" then
   return health("Unknown", ready, "Unknown")

@@ -24,6 +24,7 @@ const PACKAGES: &[Package] = &[
     Package { name: "iproute2", proof: &["/usr/sbin/ip", "/sbin/ip", "/usr/bin/ip"] },
     Package { name: "iptables", proof: &["/usr/sbin/iptables", "/sbin/iptables"] },
     Package { name: "iputils-ping", proof: &["/usr/bin/ping", "/bin/ping"] },
+    Package { name: "lua5.1", proof: &["/usr/bin/lua5.1"] },
     Package { name: "nftables", proof: &["/usr/sbin/nft", "/sbin/nft"] },
     Package { name: "runc", proof: &["/usr/sbin/runc", "/usr/bin/runc"] },
     Package { name: "wireguard-tools", proof: &["/usr/bin/wg"] },

@@ -1,0 +1,17 @@
+LAB   = cargo run --quiet --locked --package pinhole-e2e --bin pinhole-lab --
+CRDS  = cargo run --quiet --locked --package pinhole-crds --bin crdgen --
+CACHE = $(or $(PINHOLE_CACHE),$(or $(XDG_CACHE_HOME),$(HOME)/.cache)/pinhole)
+DENY  = $(CACHE)/cargo-deny-0.20.2
+
+.PHONY: demo test lab-up lab-down lint crds crds-check deny
+
+demo:       ; @$(LAB) demo
+test:       ; @$(LAB) setup && cargo test --workspace --locked --no-fail-fast
+lab-up:     ; @$(LAB) up
+lab-down:   ; @$(LAB) down
+lint:       ; cargo fmt --all --check && cargo clippy --workspace --all-targets --locked -- -D warnings
+crds:       ; $(CRDS) crds && $(CRDS) charts/pinhole/files/crds
+crds-check: ; $(CRDS) --check crds && $(CRDS) --check charts/pinhole/files/crds
+deny: $(DENY) ; cargo fetch --locked && $(DENY)/bin/cargo-deny --offline check licenses bans sources
+
+$(DENY): ; cargo install cargo-deny@0.20.2 --locked --root $@.part && mv $@.part $@

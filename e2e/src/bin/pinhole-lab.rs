@@ -95,7 +95,7 @@ fn up() -> anyhow::Result<()> {
     }
     if line.trim() != READY {
         let status = child.wait().context("waiting for the lab's own process")?;
-        bail!("the lab did not come up ({status})");
+        bail!("the lab did not come up; its own process ended ({status})");
     }
     status()
 }

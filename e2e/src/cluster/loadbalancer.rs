@@ -158,20 +158,20 @@ fn lines(verb: &str, addresses: &[IpAddr]) -> Vec<String> {
 mod tests {
     use super::*;
 
-    fn service(spec: serde_json::Value) -> Service {
+    fn service(spec: &serde_json::Value) -> Service {
         serde_json::from_value(json!({ "metadata": { "name": "x", "uid": "1" }, "spec": spec })).unwrap()
     }
 
     #[test]
     fn only_services_that_ask_for_a_cloud_get_an_address() {
-        assert!(wants_address(&service(json!({ "type": "LoadBalancer" }))));
-        assert!(!wants_address(&service(json!({ "type": "NodePort" }))));
-        assert!(!wants_address(&service(json!({ "type": "LoadBalancer", "loadBalancerClass": "a/b" }))));
+        assert!(wants_address(&service(&json!({ "type": "LoadBalancer" }))));
+        assert!(!wants_address(&service(&json!({ "type": "NodePort" }))));
+        assert!(!wants_address(&service(&json!({ "type": "LoadBalancer", "loadBalancerClass": "a/b" }))));
     }
 
     #[test]
     fn a_dual_stack_service_gets_one_address_of_each_family() {
-        let both = service(json!({ "type": "LoadBalancer", "ipFamilies": ["IPv4", "IPv6"] }));
+        let both = service(&json!({ "type": "LoadBalancer", "ipFamilies": ["IPv4", "IPv6"] }));
         let given = addresses(&both, 200);
         assert_eq!(given, [IpAddr::V4(LOAD_BALANCERS.0), IpAddr::V6(LOAD_BALANCERS_V6.0)]);
         assert!(lines("add", &given)[1].contains("2001:db8:113::c8/128"));

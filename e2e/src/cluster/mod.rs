@@ -55,7 +55,7 @@ const API_PORT: u16 = 6443;
 /// Where CoreDNS listens on the node; its Service has the usual 53.
 const DNS_PORT: u16 = 1053;
 /// A cold page cache on a busy machine is slow; a healthy start takes a fraction of it.
-const PATIENCE: Duration = Duration::from_secs(180);
+const PATIENCE: Duration = Duration::from_mins(3);
 
 /// The cluster that the lab works with.
 pub struct Cluster {
@@ -75,7 +75,10 @@ struct Own {
 
 impl std::fmt::Debug for Cluster {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Cluster").field("kubeconfig", &self.kubeconfig).field("own", &self.own).finish()
+        f.debug_struct("Cluster")
+            .field("kubeconfig", &self.kubeconfig)
+            .field("own", &self.own)
+            .finish_non_exhaustive()
     }
 }
 

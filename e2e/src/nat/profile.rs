@@ -73,7 +73,7 @@ impl NatProfile {
             inside: Ipv4Net::new_assert(Ipv4Addr::new(192, 168, 1, 0), 24),
             mapping: Mapping::PortPreserving,
             udp_timeout: Duration::from_secs(30),
-            udp_stream_timeout: Duration::from_secs(120),
+            udp_stream_timeout: Duration::from_mins(2),
             udp: UdpFilter::Open,
             loss: Loss::NONE,
         }
@@ -90,7 +90,7 @@ impl NatProfile {
     /// A carrier's NAT: not port-preserving, and quicker to forget (RFC 6888 calls for two minutes; carriers
     /// with less are ordinary).
     pub const fn carrier() -> Self {
-        let mut profile = Self::home().timeouts(Duration::from_secs(20), Duration::from_secs(60));
+        let mut profile = Self::home().timeouts(Duration::from_secs(20), Duration::from_mins(1));
         profile.inside = Ipv4Net::new_assert(Ipv4Addr::new(100, 64, 0, 0), 24);
         profile.mapping = Mapping::Range(50_000..=50_999);
         profile

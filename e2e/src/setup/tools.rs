@@ -1,6 +1,9 @@
 //! Programs written in Go, built from pinned modules into a cache outside of the tree.
 
-use std::path::{Path, PathBuf};
+use std::{
+    fmt::Write as _,
+    path::{Path, PathBuf},
+};
 
 use crate::{
     error::{Doing, Error, Result},
@@ -172,12 +175,12 @@ impl Plan {
 fn linker_flags(module: &Module, version: &str) -> String {
     let mut flags = String::from("-s -w");
     for stamp in module.stamps {
-        flags.push_str(&format!(" -X {stamp}={version}"));
+        let _ = write!(flags, " -X {stamp}={version}");
     }
     let numbers = version.trim_start_matches('v').split('.').collect::<Vec<_>>();
     if let (true, [major, minor, ..]) = (module.dir == "kubernetes", numbers.as_slice()) {
         let package = "k8s.io/component-base/version";
-        flags.push_str(&format!(" -X {package}.gitMajor={major} -X {package}.gitMinor={minor}"));
+        let _ = write!(flags, " -X {package}.gitMajor={major} -X {package}.gitMinor={minor}");
     }
     flags
 }

@@ -22,13 +22,15 @@ tests![
     clients_reach_no_pod_and_no_service_by_themselves,
 ];
 
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_mins(1);
 
 /// A pod of the toolbox image in a namespace of its own, which goes with it.
 async fn pod(lab: &Lab, namespace: &str, args: &[&str], ports: &str) -> Outcome {
     lab.apply(&format!(
-        r#"
-{{ "apiVersion": "v1", "kind": "Namespace", "metadata": {{ "name": "{namespace}" }} }}
+        "
+apiVersion: v1
+kind: Namespace
+metadata: {{ name: {namespace} }}
 ---
 apiVersion: v1
 kind: Pod
@@ -44,7 +46,7 @@ spec:
     securityContext: {{ capabilities: {{ add: [NET_ADMIN] }} }}
     volumeMounts: [{{ name: tun, mountPath: /dev/net/tun }}]
   volumes: [{{ name: tun, hostPath: {{ path: /dev/net/tun, type: CharDevice }} }}]
-"#
+"
     ))
     .await?;
     lab.kubectl(["wait", "-n", namespace, "pod/toolbox", "--for=condition=Ready", "--timeout=60s"]).await?;
@@ -98,7 +100,7 @@ async fn every_exposure_carries_udp_from_behind_a_nat_with_the_nats_address(lab:
     pod(lab, namespace, &["udp-echo", "9000"], "[{ containerPort: 9000, hostPort: 9100, protocol: UDP }]")
         .await?;
     lab.apply(&format!(
-        r#"
+        "
 apiVersion: v1
 kind: Service
 metadata: {{ name: toolbox, namespace: {namespace} }}
@@ -107,7 +109,7 @@ spec:
   externalTrafficPolicy: Local
   selector: {{ app: toolbox }}
   ports: [{{ port: 9000, protocol: UDP, nodePort: 30900 }}]
-"#
+"
     ))
     .await?;
     let balancer = balancer_addresses(lab, namespace, 1).await?;
@@ -147,7 +149,7 @@ async fn a_load_balancer_service_gets_an_address_of_each_family(lab: &Lab) -> Ou
     let namespace = "balanced";
     pod(lab, namespace, &["tcp-echo", "9001"], "[]").await?;
     lab.apply(&format!(
-        r#"
+        "
 apiVersion: v1
 kind: Service
 metadata: {{ name: toolbox, namespace: {namespace} }}
@@ -157,7 +159,7 @@ spec:
   ipFamilyPolicy: RequireDualStack
   selector: {{ app: toolbox }}
   ports: [{{ port: 9001 }}]
-"#
+"
     ))
     .await?;
     let addresses = balancer_addresses(lab, namespace, 2).await?;

@@ -41,7 +41,7 @@ fn all() -> Vec<Test> {
 }
 
 /// No test of the lab takes longer than this unless it hangs.
-const PATIENCE: Duration = Duration::from_secs(300);
+const PATIENCE: Duration = Duration::from_mins(5);
 
 /// The one lab, started by the first test that needs it.
 struct Shared {

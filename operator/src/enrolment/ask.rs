@@ -1,0 +1,158 @@
+//! A request to enrol, checked before anything is looked up. Pure.
+
+use std::fmt;
+
+use base64::{Engine as _, engine::general_purpose::STANDARD};
+use pinhole_proto::v1::{EnrolRequest, enrol_request};
+use zeroize::Zeroizing;
+
+use super::{EnrolmentError, KeyHash};
+use crate::{fleet::PoolKey, identity::RequestedKey};
+
+/// A WireGuard public key (Curve25519).
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct PublicKey([u8; 32]);
+
+impl PublicKey {
+    /// From 32 bytes. None for another length and for the zero key, which nobody can have.
+    pub fn new(bytes: &[u8]) -> Option<Self> {
+        let key: [u8; 32] = bytes.try_into().ok()?;
+        (key != [0; 32]).then_some(Self(key))
+    }
+
+    /// The 32 bytes.
+    pub fn as_bytes(&self) -> &[u8; 32] {
+        &self.0
+    }
+}
+
+impl fmt::Display for PublicKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&STANDARD.encode(self.0))
+    }
+}
+
+impl fmt::Debug for PublicKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "PublicKey({self})")
+    }
+}
+
+/// What entitles the machine or pod.
+pub enum Credential {
+    /// A join token of the pool.
+    Token {
+        /// Its name.
+        name: String,
+        /// Its secret part.
+        secret: Zeroizing<String>,
+    },
+    /// A pod's ServiceAccount token.
+    ServiceAccount(Zeroizing<String>),
+}
+
+/// A well-formed request.
+pub struct Ask {
+    /// The pool to join.
+    pub pool: PoolKey,
+    /// By what right.
+    pub credential: Credential,
+    /// The tunnel's key.
+    pub public_key: PublicKey,
+    /// The session's key, of which the private part was proven to be held.
+    pub session_key: RequestedKey,
+    /// What the machine calls itself. At most 253 characters, none of them control characters.
+    pub hostname: String,
+}
+
+impl Ask {
+    /// Checks a request from the wire.
+    pub fn new(request: EnrolRequest) -> Result<Self, EnrolmentError> {
+        let invalid = EnrolmentError::RequestInvalid;
+        if !is_label(&request.pool_namespace) || !is_label(&request.pool) {
+            return Err(invalid("pool and pool_namespace must be DNS labels"));
+        }
+        let public_key = PublicKey::new(&request.public_key)
+            .ok_or(invalid("public_key must be a WireGuard public key of 32 bytes"))?;
+        let credential = match request.credential {
+            Some(enrol_request::Credential::Join(join)) => {
+                if join.token.len() > 63 || join.secret.len() > 256 {
+                    return Err(EnrolmentError::TokenInvalid);
+                }
+                Credential::Token { name: join.token, secret: Zeroizing::new(join.secret) }
+            }
+            Some(enrol_request::Credential::ServiceAccountToken(token)) => {
+                Credential::ServiceAccount(Zeroizing::new(token))
+            }
+            None => return Err(invalid("credential is missing")),
+        };
+        Ok(Self {
+            pool: PoolKey::new(request.pool_namespace, request.pool),
+            credential,
+            public_key,
+            session_key: RequestedKey::from_csr(&request.csr)?,
+            hostname: request.hostname.chars().filter(|c| !c.is_control()).take(253).collect(),
+        })
+    }
+
+    /// The hash of the tunnel's key.
+    pub fn key_hash(&self) -> KeyHash {
+        KeyHash::of(&self.public_key)
+    }
+}
+
+fn is_label(text: &str) -> bool {
+    let allowed = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-';
+    (1..=63).contains(&text.len()) && text.bytes().all(allowed)
+}
+
+#[cfg(test)]
+mod tests {
+    use pinhole_proto::v1::JoinCredential;
+
+    use super::*;
+    use crate::enrolment::memory::csr;
+
+    fn request() -> EnrolRequest {
+        EnrolRequest {
+            credential: Some(enrol_request::Credential::Join(JoinCredential {
+                token: "first".into(),
+                secret: "s".into(),
+            })),
+            pool_namespace: "vpn".into(),
+            pool: "staff".into(),
+            public_key: vec![7; 32],
+            csr: csr(),
+            hostname: "laptop".into(),
+        }
+    }
+
+    fn category(change: impl FnOnce(&mut EnrolRequest)) -> &'static str {
+        let mut request = request();
+        change(&mut request);
+        Ask::new(request).err().map_or("accepted", |e| e.category())
+    }
+
+    #[test]
+    fn a_well_formed_request_is_taken() {
+        assert_eq!(category(|_| {}), "accepted");
+    }
+
+    #[test]
+    fn what_cannot_be_meant_is_refused() {
+        assert_eq!(category(|r| r.public_key = vec![7; 31]), "RequestInvalid");
+        assert_eq!(category(|r| r.public_key = vec![0; 32]), "RequestInvalid");
+        assert_eq!(category(|r| r.credential = None), "RequestInvalid");
+        assert_eq!(category(|r| r.pool = "../x".into()), "RequestInvalid");
+        assert_eq!(category(|r| r.pool_namespace = String::new()), "RequestInvalid");
+        assert_eq!(category(|r| r.csr = vec![1, 2, 3]), "CertificateRequestInvalid");
+    }
+
+    #[test]
+    fn a_host_name_is_cut_and_cleaned_not_refused() {
+        let hostname = format!("lap\0top\n{}", "x".repeat(1000));
+        let ask = Ask::new(EnrolRequest { hostname, ..request() }).unwrap_or_else(|e| panic!("{e}"));
+        assert_eq!(ask.hostname.len(), 253);
+        assert!(ask.hostname.starts_with("laptopx"));
+    }
+}

@@ -1,0 +1,127 @@
+//! The VPNClient that an enrolment makes. Pure.
+
+use std::collections::BTreeMap;
+
+use k8s_openapi::{
+    apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference},
+    jiff::Timestamp,
+};
+use kube::{Resource as _, ResourceExt as _};
+use pinhole_crds::{
+    ClientEnrolment, ClientPod, EnrolmentMethod, JoinToken, PoolRef, VPNClient, VPNClientPool, VPNClientSpec,
+};
+
+use super::{
+    Ask, EnrolmentError, KEY_LABEL, KeyHash, PublicKey,
+    name::{machine_name, sidecar_name},
+};
+use crate::{fleet::ClientKey, identity::PodIdentity};
+
+/// Client of a machine that holds `token`.
+pub(super) fn of_machine(pool: &VPNClientPool, token: &JoinToken, ask: &Ask) -> VPNClient {
+    let enrolment = ClientEnrolment {
+        method: EnrolmentMethod::Token,
+        token: Some(token.name.clone()),
+        pod: None,
+        hostname: hostname(ask),
+    };
+    let name = machine_name(&ask.hostname, ask.key_hash());
+    client(pool, &name, ask, token.group.clone(), enrolment)
+}
+
+/// Client of a pod's sidecar.
+pub(super) fn of_pod(pool: &VPNClientPool, pod: &PodIdentity, ask: &Ask) -> VPNClient {
+    let enrolment = ClientEnrolment {
+        method: EnrolmentMethod::ServiceAccount,
+        token: None,
+        pod: Some(ClientPod {
+            namespace: pod.namespace.clone(),
+            name: pod.pod.clone(),
+            uid: pod.pod_uid.clone(),
+        }),
+        hostname: hostname(ask),
+    };
+    client(pool, &sidecar_name(&pod.pod, &pod.pod_uid), ask, None, enrolment)
+}
+
+/// The labels by which a client of this key is found.
+pub(super) fn key_label(key: &PublicKey) -> (String, String) {
+    (KEY_LABEL.to_owned(), KeyHash::of(key).to_string())
+}
+
+/// Whether the client may connect at `now`.
+pub(super) fn check_entitled(client: &VPNClient, now: Timestamp) -> Result<(), EnrolmentError> {
+    let name = || ClientKey::from(client).to_string();
+    if client.metadata.deletion_timestamp.is_some() {
+        return Err(EnrolmentError::ClientNotReady(name()));
+    }
+    if client.spec.suspended == Some(true) {
+        return Err(EnrolmentError::ClientSuspended(name()));
+    }
+    if client.spec.expires_at.as_ref().is_some_and(|at| at.0 <= now) {
+        return Err(EnrolmentError::ClientExpired(name()));
+    }
+    Ok(())
+}
+
+/// Owned by the pool, so that it goes with it; nothing waits for that.
+pub(super) fn owner(pool: &VPNClientPool) -> OwnerReference {
+    OwnerReference {
+        api_version: VPNClientPool::api_version(&()).into_owned(),
+        kind: VPNClientPool::kind(&()).into_owned(),
+        name: pool.name_any(),
+        uid: pool.uid().unwrap_or_default(),
+        controller: Some(true),
+        block_owner_deletion: Some(false),
+    }
+}
+
+/// Labels of what is made for a pool.
+pub(super) fn labels(pool: &VPNClientPool) -> BTreeMap<String, String> {
+    let gateway = &pool.spec.gateway_ref.name;
+    BTreeMap::from(
+        [
+            ("app.kubernetes.io/name", "pinhole-gateway"),
+            ("app.kubernetes.io/instance", gateway),
+            ("app.kubernetes.io/managed-by", "pinhole-operator"),
+            ("app.kubernetes.io/part-of", "pinhole"),
+            ("pinhole.dev/gateway", gateway),
+        ]
+        .map(|(key, value)| (key.to_owned(), value.to_owned())),
+    )
+}
+
+fn client(
+    pool: &VPNClientPool,
+    name: &str,
+    ask: &Ask,
+    group: Option<String>,
+    enrolment: ClientEnrolment,
+) -> VPNClient {
+    let mut labels = labels(pool);
+    labels.extend([key_label(&ask.public_key)]);
+    VPNClient {
+        metadata: ObjectMeta {
+            name: Some(name.to_owned()),
+            namespace: pool.namespace(),
+            labels: Some(labels),
+            owner_references: Some(vec![owner(pool)]),
+            ..ObjectMeta::default()
+        },
+        spec: VPNClientSpec {
+            pool_ref: PoolRef { name: pool.name_any() },
+            public_key: Some(ask.public_key.to_string()),
+            addresses: vec![],
+            suspended: None,
+            expires_at: None,
+            keepalive: None,
+            group,
+            enrolment: Some(enrolment),
+        },
+        status: None,
+    }
+}
+
+fn hostname(ask: &Ask) -> Option<String> {
+    Some(ask.hostname.clone()).filter(|h| !h.is_empty())
+}

@@ -1,0 +1,279 @@
+use std::{collections::BTreeMap, sync::Arc};
+
+use futures::future::join_all;
+use kube::ResourceExt as _;
+use pinhole_crds::{JoinToken, Sidecars};
+use pinhole_proto::{
+    GATEWAY_AUDIENCE,
+    v1::{EnrolRequest, EnrolResponse, JoinCredential, RelayRenewRequest, enrol_request::Credential},
+};
+use rustls::pki_types::{CertificateDer, pem::PemObject as _};
+use x509_parser::{
+    extensions::GeneralName,
+    prelude::{FromDer as _, X509Certificate},
+};
+
+use super::*;
+use crate::enrolment::{
+    PublicKey, USED_ANNOTATION,
+    memory::{self, GATEWAY, Lost, Memory, NAMESPACE, REPLICA, csr, token_secret},
+};
+
+type TestEnroller = Enroller<Arc<Memory>>;
+
+fn token(uses: Option<i64>) -> JoinToken {
+    JoinToken { name: "first".into(), uses, expires_at: None, revoked: None, group: Some("staff".into()) }
+}
+
+fn set_up(uses: Option<i64>) -> (Arc<Memory>, TestEnroller) {
+    let pool = memory::pool("staff", vec![token(uses)]);
+    let secret = token_secret(&pool, "first", "right");
+    let memory = Memory::new(vec![pool]);
+    memory.lock().secrets.insert(secret.name_any(), secret);
+    (Arc::clone(&memory), enroller(&memory))
+}
+
+/// A new operator over what is written down.
+fn enroller(memory: &Arc<Memory>) -> TestEnroller {
+    let reviewer = memory.cached_reviewer();
+    Enroller::new(Arc::clone(memory), Arc::clone(&memory.fleet), Arc::clone(&memory.identity), reviewer)
+}
+
+fn caller() -> ReplicaIdentity {
+    ReplicaIdentity {
+        namespace: NAMESPACE.into(),
+        gateway: GATEWAY.into(),
+        replica: REPLICA.into(),
+        pod_uid: "pod".into(),
+        node: None,
+    }
+}
+
+fn request(key: u8) -> EnrolRequest {
+    EnrolRequest {
+        credential: Some(Credential::Join(JoinCredential { token: "first".into(), secret: "right".into() })),
+        pool_namespace: NAMESPACE.into(),
+        pool: "staff".into(),
+        public_key: vec![key; 32],
+        csr: csr(),
+        hostname: "laptop".into(),
+    }
+}
+
+fn sidecar_request(key: u8) -> EnrolRequest {
+    EnrolRequest { credential: Some(Credential::ServiceAccountToken("pod-token".into())), ..request(key) }
+}
+
+fn with_sidecar(memory: &Memory, pod: &str) {
+    let (identity, pod) = memory::sidecar(NAMESPACE, pod, "staff");
+    let mut state = memory.lock();
+    state.pools.get_mut("staff").unwrap().spec.enrolment.as_mut().unwrap().sidecars =
+        Some(Sidecars::default());
+    state.pods.insert((NAMESPACE.into(), pod.name_any()), pod);
+    memory.reviewer.pods.lock().unwrap().insert(("pod-token".into(), GATEWAY_AUDIENCE), identity);
+}
+
+fn used(memory: &Memory) -> String {
+    memory.lock().secrets["staff-token-first"].annotations().get(USED_ANNOTATION).cloned().unwrap_or_default()
+}
+
+fn clients(memory: &Memory) -> BTreeMap<String, VPNClient> {
+    memory.lock().clients.clone()
+}
+
+fn category<T>(result: Result<T, EnrolmentError>) -> &'static str {
+    result.err().map_or("enrolled", |e| e.category())
+}
+
+fn uri(response: &EnrolResponse) -> String {
+    let pem = &response.certificate.as_ref().unwrap().chain_pem;
+    let der = CertificateDer::from_pem_slice(pem.as_bytes()).unwrap();
+    let (_, x509) = X509Certificate::from_der(&der).unwrap();
+    match x509.subject_alternative_name().unwrap().unwrap().value.general_names.as_slice() {
+        [GeneralName::URI(uri)] => (*uri).to_owned(),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[tokio::test]
+async fn a_machine_with_a_token_becomes_a_client_with_address_and_certificate() {
+    let (memory, enroller) = set_up(Some(1));
+    let response = enroller.enrol(&caller(), request(1)).await.unwrap();
+    let clients = clients(&memory);
+    let (name, client) = clients.first_key_value().unwrap();
+    assert!(name.starts_with("laptop-"), "{name}");
+    assert_eq!(client.spec.group.as_deref(), Some("staff"));
+    assert_eq!(client.owner_references()[0].uid, "uid-of-staff");
+    assert_eq!(client.owner_references()[0].block_owner_deletion, Some(false));
+    assert_eq!(uri(&response), format!("pinhole://vpn/{name}/{}", client.uid().unwrap()));
+    let config = response.config.unwrap();
+    assert_eq!(config.addresses, ["10.77.0.2/32"]);
+    assert_eq!(config.client.unwrap().name, *name);
+    assert_eq!(used(&memory), "1");
+}
+
+#[tokio::test]
+async fn the_same_key_is_the_same_client_even_when_the_token_is_used_up() {
+    let (memory, enroller) = set_up(Some(1));
+    let first = enroller.enrol(&caller(), request(1)).await.unwrap();
+    let renamed = EnrolRequest { hostname: "another-name".into(), ..request(1) };
+    let again = enroller.enrol(&caller(), renamed).await.unwrap();
+    assert_eq!(first.config, again.config);
+    assert_eq!((clients(&memory).len(), used(&memory).as_str()), (1, "1"));
+    assert_eq!(category(enroller.enrol(&caller(), request(2)).await), "TokenUsedUp");
+}
+
+#[tokio::test]
+async fn a_deleted_client_does_not_come_back_with_a_token_that_is_used_up() {
+    let (memory, enroller) = set_up(Some(1));
+    enroller.enrol(&caller(), request(1)).await.unwrap();
+    memory.lock().clients.clear();
+    memory.reconcile();
+    assert_eq!(category(enroller.enrol(&caller(), request(1)).await), "TokenUsedUp");
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_operator_that_dies_at_any_write_strands_nobody_and_admits_nobody_twice() {
+    for lost in [Lost::Request, Lost::Answer] {
+        for at in 0..4 {
+            let (memory, enroller_that_dies) = set_up(Some(1));
+            memory.fail_at(Some((at, lost)));
+            let first = enroller_that_dies.enrol(&caller(), request(1)).await;
+            memory.fail_at(None);
+            let enroller = enroller(&memory);
+            let again = enroller.enrol(&caller(), request(1)).await;
+            assert_eq!(category(again), "enrolled", "{lost:?} {at}, first {:?}", first.err());
+            assert_eq!(category(enroller.enrol(&caller(), request(2)).await), "TokenUsedUp", "{lost:?} {at}");
+            assert_eq!((clients(&memory).len(), used(&memory).as_str()), (1, "1"), "{lost:?} {at}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn of_many_machines_at_once_as_many_get_in_as_there_are_uses() {
+    let (memory, enroller) = set_up(Some(5));
+    let enroller = &enroller;
+    let ask = |key| async move { enroller.enrol(&caller(), request(key)).await };
+    let results = join_all((1..=20).map(ask)).await;
+    let refused = |r: &Result<_, EnrolmentError>| r.as_ref().err().map(EnrolmentError::category);
+    assert_eq!(
+        results.iter().filter(|r| r.is_ok()).count(),
+        5,
+        "{:?}",
+        results.iter().map(refused).collect::<Vec<_>>()
+    );
+    assert_eq!((clients(&memory).len(), used(&memory).as_str()), (5, "5"));
+}
+
+#[tokio::test]
+async fn one_machine_that_asks_many_times_at_once_takes_one_use() {
+    let (memory, enroller) = set_up(Some(5));
+    let results = join_all((0..8).map(|_| async { enroller.enrol(&caller(), request(1)).await })).await;
+    assert!(results.iter().any(Result::is_ok));
+    assert_eq!(category(enroller.enrol(&caller(), request(1)).await), "enrolled");
+    assert_eq!((clients(&memory).len(), used(&memory).as_str()), (1, "1"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_exhausted_pool_leaves_no_client_and_the_use_stays_with_the_machine() {
+    let (memory, enroller) = set_up(Some(1));
+    memory.lock().addresses = 0;
+    assert_eq!(category(enroller.enrol(&caller(), request(1)).await), "PoolExhausted");
+    assert_eq!(clients(&memory).len(), 0);
+    memory.lock().addresses = 1;
+    assert_eq!(category(enroller.enrol(&caller(), request(1)).await), "enrolled");
+    assert_eq!(used(&memory), "1");
+}
+
+#[tokio::test]
+async fn a_suspended_client_is_told_so() {
+    let (memory, enroller) = set_up(Some(1));
+    enroller.enrol(&caller(), request(1)).await.unwrap();
+    memory.lock().clients.values_mut().for_each(|c| c.spec.suspended = Some(true));
+    memory.reconcile();
+    assert_eq!(category(enroller.enrol(&caller(), request(1)).await), "ClientSuspended");
+}
+
+#[tokio::test]
+async fn a_gateway_enrols_for_its_own_pools_only() {
+    let (memory, enroller) = set_up(None);
+    let stranger = ReplicaIdentity { gateway: "other".into(), replica: "other-0".into(), ..caller() };
+    assert_eq!(category(enroller.enrol(&stranger, request(1)).await), "PoolNotFound");
+    let far = ReplicaIdentity { namespace: "elsewhere".into(), ..caller() };
+    assert_eq!(category(enroller.enrol(&far, request(1)).await), "PoolNotFound");
+    let unknown = EnrolRequest { pool: "nobody".into(), ..request(1) };
+    assert_eq!(category(enroller.enrol(&caller(), unknown).await), "PoolNotFound");
+    assert_eq!(clients(&memory).len(), 0);
+}
+
+#[tokio::test]
+async fn a_wrong_secret_changes_nothing() {
+    let (memory, enroller) = set_up(Some(1));
+    let credential = Some(Credential::Join(JoinCredential { token: "first".into(), secret: "wrong".into() }));
+    let wrong = EnrolRequest { credential, ..request(1) };
+    assert_eq!(category(enroller.enrol(&caller(), wrong).await), "TokenInvalid");
+    assert_eq!((clients(&memory).len(), used(&memory).as_str()), (0, ""));
+}
+
+#[tokio::test]
+async fn a_pods_sidecar_becomes_a_client_with_the_record_of_its_pod() {
+    let (memory, enroller) = set_up(None);
+    with_sidecar(&memory, "web-0");
+    enroller.enrol(&caller(), sidecar_request(1)).await.unwrap();
+    let clients = clients(&memory);
+    let (name, client) = clients.first_key_value().unwrap();
+    assert!(name.starts_with("web-0-"), "{name}");
+    let pod = client.spec.enrolment.as_ref().unwrap().pod.as_ref().unwrap();
+    assert_eq!((pod.name.as_str(), pod.uid.as_str()), ("web-0", "uid-of-vpn-web-0"));
+    assert_eq!(used(&memory), "");
+}
+
+#[tokio::test]
+async fn a_sidecar_that_lost_its_key_stays_the_same_client_with_another_key() {
+    let (memory, enroller) = set_up(None);
+    with_sidecar(&memory, "web-0");
+    let first = enroller.enrol(&caller(), sidecar_request(1)).await.unwrap();
+    let again = enroller.enrol(&caller(), sidecar_request(2)).await.unwrap();
+    assert_eq!(first.config.unwrap().client, again.config.unwrap().client);
+    let clients = clients(&memory);
+    let client = clients.values().next().unwrap();
+    assert_eq!(client.spec.public_key, PublicKey::new(&[2; 32]).map(|k| k.to_string()));
+}
+
+#[tokio::test]
+async fn a_sidecar_cannot_take_the_key_of_another_client() {
+    let (memory, enroller) = set_up(None);
+    with_sidecar(&memory, "web-0");
+    enroller.enrol(&caller(), request(1)).await.unwrap();
+    assert_eq!(category(enroller.enrol(&caller(), sidecar_request(1)).await), "RequestInvalid");
+    assert_eq!(clients(&memory).len(), 1);
+}
+
+#[tokio::test]
+async fn a_sidecar_whose_pod_is_gone_or_whose_token_is_refused_is_no_client() {
+    let (memory, enroller) = set_up(None);
+    with_sidecar(&memory, "web-0");
+    memory.lock().pods.clear();
+    assert_eq!(category(enroller.enrol(&caller(), sidecar_request(1)).await), "PodNotSelected");
+    let credential = Some(Credential::ServiceAccountToken("other-token".into()));
+    let refused = EnrolRequest { credential, ..request(1) };
+    assert_eq!(category(enroller.enrol(&caller(), refused).await), "CredentialInvalid");
+}
+
+#[tokio::test]
+async fn a_certificate_is_renewed_for_who_may_connect_and_nobody_else() {
+    let (memory, enroller) = set_up(None);
+    let client = enroller.enrol(&caller(), request(1)).await.unwrap().config.unwrap().client.unwrap();
+    let renewal = |client| RelayRenewRequest { client: Some(client), csr: csr() };
+    let renewed = enroller.renew(&caller(), renewal(client.clone())).await.unwrap();
+    let days = renewed.not_after.unwrap().seconds - Timestamp::now().as_second();
+    assert!((29 * 86400..=30 * 86400).contains(&days), "{days}");
+    let mut anew = client.clone();
+    anew.uid = "another".into();
+    assert_eq!(category(enroller.renew(&caller(), renewal(anew)).await), "ClientDeleted");
+    let far = ReplicaIdentity { namespace: "elsewhere".into(), ..caller() };
+    assert_eq!(category(enroller.renew(&far, renewal(client.clone())).await), "ClientDeleted");
+    memory.lock().clients.values_mut().for_each(|c| c.spec.suspended = Some(true));
+    memory.reconcile();
+    assert_eq!(category(enroller.renew(&caller(), renewal(client)).await), "ClientSuspended");
+}

@@ -1,5 +1,7 @@
 //! The tunnel ends of Pinhole, in the roles gateway and client.
 
+pub mod cli;
+pub mod client;
 pub mod gateway;
 pub mod health;
 pub mod identity;

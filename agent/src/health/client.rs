@@ -286,6 +286,18 @@ impl ClientHealth {
         }
     }
 
+    /// A replica says that it is going away: another one is tried while it still answers.
+    pub fn handle_draining(&mut self, now: Instant, replica: PublicKey) {
+        let is_active = self.active.is_some_and(|active| active.replica == replica);
+        let others = self.candidates.iter().any(|candidate| candidate.replica != replica);
+        if !is_active || !others || !matches!(self.state, State::Connected { .. }) {
+            return;
+        }
+        self.candidates.sort_by_key(|candidate| candidate.replica == replica);
+        self.active = None;
+        self.search(now, 0);
+    }
+
     /// An address or a route of this machine changed.
     pub fn handle_network(&mut self, now: Instant, network: Network) {
         if matches!(self.state, State::Idle | State::Stopped) {
@@ -749,6 +761,24 @@ mod tests {
         world.health.handle_hint(world.now);
         world.run_for(HINT_SPREAD + PROBE_GIVE_UP + ATTEMPT * 2);
         assert_eq!(world.health.active(), Some(way(2, 1)));
+        assert_eq!(world.phase(), Phase::Connected);
+    }
+
+    #[test]
+    fn a_replica_that_drains_is_left_at_once() {
+        let mut world = World::with(Mode::Loopback, &[way(1, 1), way(2, 1)]);
+        world.run_for(Duration::from_secs(1));
+        world.health.handle_draining(world.now, key(1));
+        world.act();
+        world.run_for(RTT * 2);
+        assert_eq!((world.phase(), world.health.active()), (Phase::Connected, Some(way(2, 1))));
+    }
+
+    #[test]
+    fn the_only_replica_is_not_left_because_it_drains() {
+        let mut world = World::with(Mode::Loopback, &[way(1, 1)]);
+        world.run_for(Duration::from_secs(1));
+        world.health.handle_draining(world.now, key(1));
         assert_eq!(world.phase(), Phase::Connected);
     }
 

@@ -1,0 +1,165 @@
+//! The `pinhole` command.
+
+mod gateway;
+mod status;
+mod up;
+
+use std::{path::PathBuf, process::ExitCode};
+
+use clap::{Args, Parser, Subcommand};
+use tokio_util::sync::CancellationToken;
+use tracing_subscriber::EnvFilter;
+
+use crate::{client::ClientError, gateway::GatewayError};
+
+/// Both ends of a Pinhole VPN.
+#[derive(Parser, Debug)]
+#[command(name = "pinhole", version, about, max_term_width = 100)]
+struct Command {
+    #[command(subcommand)]
+    role: Role,
+}
+
+#[derive(Subcommand, Debug)]
+enum Role {
+    /// Join a VPN and run the tunnel
+    Up(up::Up),
+    /// End a tunnel
+    Down(status::Down),
+    /// Show the tunnels of this machine
+    Status(status::Show),
+    /// Run the tunnel of a pod (set up by the pod's environment)
+    Sidecar(up::Sidecar),
+    /// Serve clients (set up by the operator's pod template)
+    Gateway(gateway::Gateway),
+}
+
+/// Which tunnel.
+#[derive(Args, Debug, Clone)]
+struct Tunnel {
+    /// Name of the tunnel and of its network device
+    #[arg(long, env = "PINHOLE_NAME", default_value = "pinhole0")]
+    name: String,
+    /// Directory of keys and certificates, one directory in it per tunnel
+    #[arg(long, env = "PINHOLE_STATE_DIR", default_value = "/var/lib/pinhole")]
+    state_dir: PathBuf,
+}
+
+/// How much is logged.
+#[derive(Args, Debug, Clone)]
+struct Log {
+    /// What to log, such as `info` or `pinhole_agent=debug`
+    #[arg(long = "log", env = "PINHOLE_LOG")]
+    filter: Option<String>,
+    /// Log JSON lines
+    #[arg(long, env = "PINHOLE_LOG_JSON", value_parser = clap::builder::BoolishValueParser::new(), default_value = "false", num_args = 0..=1, default_missing_value = "true")]
+    log_json: bool,
+}
+
+impl Log {
+    /// Logs go to stderr: stdout is for what was asked.
+    fn start(&self, default: &str) {
+        let filter = self.filter.as_deref().unwrap_or(default);
+        let filter = EnvFilter::try_new(filter).unwrap_or_else(|_| EnvFilter::new(default));
+        let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+        let started =
+            if self.log_json { log.json().try_init() } else { log.with_ansi(false).try_init() };
+        if let Err(error) = started {
+            eprintln!("pinhole: cannot log: {error}");
+        }
+    }
+}
+
+/// What ended the command: one line for a person, and a code for a script.
+#[derive(Debug)]
+struct Failure {
+    category: &'static str,
+    message: String,
+    code: u8,
+}
+
+impl From<ClientError> for Failure {
+    fn from(error: ClientError) -> Self {
+        Failure { category: error.category(), message: error.to_string(), code: error.exit_code() }
+    }
+}
+
+impl From<GatewayError> for Failure {
+    fn from(error: GatewayError) -> Self {
+        Failure { category: error.category(), message: error.to_string(), code: 1 }
+    }
+}
+
+/// Runs the command of this process.
+pub fn main() -> ExitCode {
+    let command = Command::parse();
+    let result = match command.role {
+        Role::Up(up) => up.run(),
+        Role::Sidecar(sidecar) => sidecar.run(),
+        Role::Down(down) => down.run(),
+        Role::Status(show) => return finish(show.run()),
+        Role::Gateway(gateway) => gateway.run(),
+    };
+    finish(result.map(|()| ExitCode::SUCCESS))
+}
+
+fn finish(result: Result<ExitCode, Failure>) -> ExitCode {
+    match result {
+        Ok(code) => code,
+        Err(failure) => {
+            let line = failure.message.replace(['\n', '\r'], " ");
+            eprintln!("pinhole: {line} [{}]", failure.category);
+            ExitCode::from(failure.code)
+        }
+    }
+}
+
+/// Runs `work` on a runtime, with a token that ends it on SIGTERM, SIGINT or SIGHUP.
+fn run<E>(threads: usize, work: impl AsyncFnOnce(CancellationToken) -> Result<(), E>) -> Result<(), Failure>
+where
+    Failure: From<E>,
+{
+    let failed = |error: std::io::Error| Failure {
+        category: "SystemFailed",
+        message: format!("cannot start: {error}"),
+        code: 1,
+    };
+    // Somebody else may have chosen one already, in a test.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(threads).enable_all().build();
+    let runtime = runtime.map_err(failed)?;
+    let result = runtime.block_on(async {
+        let stop = CancellationToken::new();
+        tokio::spawn(signals(stop.clone()).map_err_logged());
+        work(stop).await
+    });
+    // A name that does not resolve must not hold up the end.
+    runtime.shutdown_background();
+    Ok(result?)
+}
+
+trait LogError {
+    async fn map_err_logged(self);
+}
+
+impl<F: Future<Output = std::io::Result<()>>> LogError for F {
+    async fn map_err_logged(self) {
+        if let Err(error) = self.await {
+            tracing::error!(%error, "signals are not handled");
+        }
+    }
+}
+
+async fn signals(stop: CancellationToken) -> std::io::Result<()> {
+    use tokio::signal::unix::{SignalKind, signal};
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut hangup = signal(SignalKind::hangup())?;
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+        _ = hangup.recv() => {}
+    }
+    stop.cancel();
+    Ok(())
+}

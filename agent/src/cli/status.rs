@@ -1,0 +1,168 @@
+//! `pinhole status` and `pinhole down`.
+
+use std::{
+    fmt::Write,
+    process::ExitCode,
+    time::Duration,
+};
+
+use clap::{Args, ValueEnum};
+
+use super::{Failure, Tunnel};
+use crate::client::{self, ClientError, Question, Status, control};
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Output {
+    Table,
+    Json,
+}
+
+#[derive(Args, Debug)]
+pub(super) struct Show {
+    #[command(flatten)]
+    tunnel: Tunnel,
+    /// Form of the output
+    #[arg(short, long, value_enum, default_value = "table")]
+    output: Output,
+    /// Print nothing; exit with 0 only if the tunnel is connected (for probes)
+    #[arg(long)]
+    check: bool,
+}
+
+#[derive(Args, Debug)]
+pub(super) struct Down {
+    #[command(flatten)]
+    tunnel: Tunnel,
+}
+
+impl Show {
+    pub(super) fn run(self) -> Result<ExitCode, Failure> {
+        let named = std::env::args().any(|argument| argument.starts_with("--name"));
+        let running = control::running(&self.tunnel.state_dir);
+        let names = if named || self.check || running.is_empty() { vec![self.tunnel.name] } else { running };
+        let mut statuses = Vec::new();
+        for name in &names {
+            match ask(name, &self.tunnel.state_dir, Question::Status) {
+                Ok(status) => statuses.push(status),
+                // A process that was killed leaves its socket behind.
+                Err(error @ ClientError::NotRunning(_)) if names.len() == 1 => return Err(error.into()),
+                Err(ClientError::NotRunning(_)) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        if self.check {
+            let connected = statuses.iter().all(|status| status.phase == "Connected");
+            return Ok(if connected { ExitCode::SUCCESS } else { ExitCode::FAILURE });
+        }
+        match self.output {
+            Output::Table => print!("{}", table(&statuses)),
+            Output::Json => {
+                let json = serde_json::to_string_pretty(&statuses);
+                println!("{}", json.map_err(|error| ClientError::Setting(error.to_string()))?);
+            }
+        }
+        Ok(ExitCode::SUCCESS)
+    }
+}
+
+impl Down {
+    pub(super) fn run(self) -> Result<(), Failure> {
+        ask(&self.tunnel.name, &self.tunnel.state_dir, Question::Down)?;
+        println!("{} is down", self.tunnel.name);
+        Ok(())
+    }
+}
+
+fn ask(name: &str, state_root: &std::path::Path, question: Question) -> Result<Status, ClientError> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let runtime = runtime.map_err(|error| ClientError::Setting(format!("cannot start: {error}")))?;
+    runtime.block_on(client::ask(name, state_root, question))
+}
+
+const HEADINGS: [&str; 9] =
+    ["NAME", "PHASE", "REPLICA", "ENDPOINT", "ADDRESS", "LAST RECEIVE", "RTT", "KEEPALIVE", "RX/TX"];
+
+fn table(statuses: &[Status]) -> String {
+    let mut rows = vec![HEADINGS.map(str::to_owned)];
+    rows.extend(statuses.iter().map(row));
+    let mut widths = [0; HEADINGS.len()];
+    for row in &rows {
+        for (width, cell) in widths.iter_mut().zip(row) {
+            *width = (*width).max(cell.chars().count());
+        }
+    }
+    let mut text = String::new();
+    for row in &rows {
+        let cells: Vec<String> =
+            row.iter().zip(widths).map(|(cell, width)| format!("{cell:width$}")).collect();
+        let _ = writeln!(text, "{}", cells.join("  ").trim_end());
+    }
+    for status in statuses {
+        if let Some(error) = status.last_error.as_ref().filter(|_| status.phase != "Connected") {
+            let _ = writeln!(text, "{}: {error}", status.name);
+        }
+    }
+    text
+}
+
+fn row(status: &Status) -> [String; HEADINGS.len()] {
+    let or_dash = |text: &Option<String>| text.clone().unwrap_or_else(|| "-".to_owned());
+    let addresses: Vec<&str> =
+        status.addresses.iter().map(|address| address.split('/').next().unwrap_or_default()).collect();
+    let interval = match status.keepalive.interval_seconds {
+        Some(seconds) => format!("{seconds:.0}s ({})", status.keepalive.reason),
+        None => format!("none ({})", status.keepalive.mode),
+    };
+    [
+        status.name.clone(),
+        status.phase.clone(),
+        or_dash(&status.replica),
+        or_dash(&status.endpoint),
+        addresses.join(","),
+        status.last_receive_seconds.map_or_else(|| "never".to_owned(), |seconds| format!("{} ago", span(seconds))),
+        status.rtt_milliseconds.map_or_else(|| "-".to_owned(), |rtt| format!("{rtt:.1}ms")),
+        interval,
+        format!("{}/{}", bytes(status.rx_bytes), bytes(status.tx_bytes)),
+    ]
+}
+
+fn span(seconds: f64) -> String {
+    let whole = Duration::try_from_secs_f64(seconds).unwrap_or_default().as_secs();
+    match whole {
+        0..=119 => format!("{whole}s"),
+        120..=7199 => format!("{}m", whole / 60),
+        _ => format!("{}h", whole / 3600),
+    }
+}
+
+fn bytes(count: u64) -> String {
+    const UNITS: [&str; 5] = ["B", "KiB", "MiB", "GiB", "TiB"];
+    let (mut rest, mut unit) = (count, 0);
+    while rest >= 10_240 && unit + 1 < UNITS.len() {
+        rest /= 1024;
+        unit += 1;
+    }
+    format!("{rest}{}", UNITS.get(unit).copied().unwrap_or_default())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_table_has_a_row_for_each_tunnel_and_says_what_is_wrong() {
+        let status = Status {
+            name: "pinhole0".into(),
+            phase: "Dormant".into(),
+            addresses: vec!["10.77.0.9/32".into()],
+            rx_bytes: 20_480,
+            last_error: Some("no route".into()),
+            ..Status::default()
+        };
+        let text = table(&[status]);
+        let lines: Vec<_> = text.lines().collect();
+        assert!(lines[0].starts_with("NAME"));
+        assert!(lines[1].contains("10.77.0.9 ") && lines[1].contains("never") && lines[1].contains("20KiB/0B"));
+        assert_eq!(lines[2], "pinhole0: no route");
+    }
+}

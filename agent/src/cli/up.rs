@@ -1,0 +1,219 @@
+//! `pinhole up` and `pinhole sidecar`.
+
+use std::{
+    fs::File,
+    io::{BufRead, BufReader, Read, Write},
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+    sync::atomic::{AtomicBool, Ordering},
+    time::Duration,
+};
+
+use clap::{ArgAction, Args};
+use zeroize::Zeroizing;
+
+use super::{Failure, Log, Tunnel};
+use crate::{
+    client::{self, ClientError, Credential, Invitation, Membership, Options, Progress},
+    identity::{IdentityError, JoinString},
+};
+
+const TOKEN: &str = "PINHOLE_TOKEN";
+const LONGEST_TOKEN: u64 = 64 * 1024;
+/// Set for the process that stays in the background.
+const BACKGROUND: &str = "PINHOLE_BACKGROUND";
+/// What the process in the background says when its tunnel is up.
+const READY: &str = "ready";
+/// In the tunnel's state directory.
+const LOG: &str = "log";
+
+#[derive(Args, Debug)]
+pub(super) struct Up {
+    #[command(flatten)]
+    tunnel: Tunnel,
+    /// File with the join token, `-` for standard input; PINHOLE_TOKEN holds it otherwise. Not needed again once
+    /// this machine is enrolled
+    #[arg(long, value_name = "FILE")]
+    token_file: Option<PathBuf>,
+    /// Leave the name servers of this machine alone
+    #[arg(long)]
+    no_dns: bool,
+    /// Go to the background once connected
+    #[arg(short, long)]
+    detach: bool,
+    /// Seconds that enrolment and the first connection may take, each; 0 for ever
+    #[arg(long, value_name = "SECONDS", default_value_t = 30)]
+    timeout: u64,
+    #[command(flatten)]
+    log: Log,
+}
+
+impl Up {
+    pub(super) fn run(self) -> Result<(), Failure> {
+        if self.detach && std::env::var_os(BACKGROUND).is_none() {
+            return self.detach();
+        }
+        self.log.start("warn");
+        let invitation = self.token()?.map(|token| token.parse::<JoinString>()).transpose();
+        let options = Options {
+            name: self.tunnel.name,
+            state_root: self.tunnel.state_dir,
+            invitation: invitation.map_err(ClientError::from)?.map(Invitation::from),
+            dns: !self.no_dns,
+            patience: (self.timeout > 0).then(|| Duration::from_secs(self.timeout)),
+        };
+        bring_up(options)
+    }
+
+    /// The join string. Never from an argument: those can be read by everybody on the machine.
+    fn token(&self) -> Result<Option<Zeroizing<String>>, ClientError> {
+        let mut token = Zeroizing::new(String::new());
+        let failed = |path: &Path| {
+            let path = path.to_owned();
+            move |source| IdentityError::Read { path, source }
+        };
+        match &self.token_file {
+            Some(path) if path == Path::new("-") => {
+                let read = std::io::stdin().take(LONGEST_TOKEN).read_to_string(&mut token);
+                read.map_err(failed(Path::new("standard input")))?;
+            }
+            Some(path) => {
+                let file = File::open(path).map_err(failed(path))?;
+                file.take(LONGEST_TOKEN).read_to_string(&mut token).map_err(failed(path))?;
+            }
+            None => token = Zeroizing::new(std::env::var(TOKEN).unwrap_or_default()),
+        }
+        let given = self.token_file.is_some() || !token.is_empty();
+        Ok(given.then_some(token))
+    }
+
+    /// Starts the same command anew, in a session of its own, and waits until it is connected or has failed.
+    fn detach(&self) -> Result<(), Failure> {
+        let failed =
+            |error: std::io::Error| ClientError::Setting(format!("cannot go to the background: {error}"));
+        let token = self.token()?;
+        let program = std::env::current_exe().map_err(failed)?;
+        let mut command = Command::new(program);
+        command.arg("up").args(["--name", &self.tunnel.name, "--state-dir"]).arg(&self.tunnel.state_dir);
+        command.args(["--timeout", &self.timeout.to_string(), "--detach"]);
+        if self.no_dns {
+            command.arg("--no-dns");
+        }
+        if let Some(filter) = &self.log.filter {
+            command.args(["--log", filter]);
+        }
+        if self.log.log_json {
+            command.arg("--log-json");
+        }
+        if token.is_some() {
+            command.args(["--token-file", "-"]);
+        }
+        let mut child = command
+            .env(BACKGROUND, "1")
+            .env_remove(TOKEN)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .map_err(failed)?;
+        if let (Some(mut stdin), Some(token)) = (child.stdin.take(), token) {
+            stdin.write_all(token.as_bytes()).map_err(failed)?;
+        }
+        let lines = child.stdout.take().map(BufReader::new);
+        for line in lines.into_iter().flat_map(BufRead::lines).map_while(Result::ok) {
+            if line == READY {
+                return Ok(());
+            }
+            println!("{line}");
+        }
+        // It has said on stderr what is wrong.
+        let status = child.wait().map_err(failed)?;
+        std::process::exit(status.code().unwrap_or(1));
+    }
+}
+
+#[derive(Args, Debug)]
+pub(super) struct Sidecar {
+    #[command(flatten)]
+    tunnel: Tunnel,
+    /// The pool to join
+    #[arg(long, env = "PINHOLE_POOL")]
+    pool: String,
+    /// Its namespace
+    #[arg(long, env = "PINHOLE_POOL_NAMESPACE")]
+    pool_namespace: String,
+    /// Where the gateway's client sessions are; several are separated by commas
+    #[arg(long, env = "PINHOLE_GATEWAY_SESSION", value_name = "HOST:PORT", value_delimiter = ',')]
+    gateway_session: Vec<String>,
+    /// TLS name of the gateway
+    #[arg(long, env = "PINHOLE_SERVER_NAME")]
+    server_name: String,
+    /// CA bundle of the gateway: PEM, not a file
+    #[arg(long, env = "PINHOLE_CA", value_name = "PEM")]
+    ca: String,
+    /// ServiceAccount token for the gateway, read for each enrolment
+    #[arg(
+        long,
+        env = "PINHOLE_SA_TOKEN_FILE",
+        value_name = "FILE",
+        default_value = "/var/run/secrets/pinhole/token"
+    )]
+    sa_token_file: PathBuf,
+    /// Set the pod's name servers to those of the pool
+    #[arg(long, env = "PINHOLE_DNS", action = ArgAction::Set, num_args = 0..=1, default_value = "false", default_missing_value = "true")]
+    dns: bool,
+    #[command(flatten)]
+    log: Log,
+}
+
+impl Sidecar {
+    pub(super) fn run(self) -> Result<(), Failure> {
+        self.log.start("info");
+        let membership = Membership {
+            namespace: self.pool_namespace,
+            pool: self.pool,
+            server_name: self.server_name,
+            endpoints: self.gateway_session,
+            ca: self.ca,
+        };
+        bring_up(Options {
+            name: self.tunnel.name,
+            state_root: self.tunnel.state_dir,
+            invitation: Some(Invitation { membership, credential: Credential::ServiceAccount(self.sa_token_file) }),
+            dns: self.dns,
+            patience: None,
+        })
+    }
+}
+
+/// Nobody reads on: what is left to say goes to a file.
+fn leave_terminal(log: &Path) {
+    let Ok(log) = File::options().create(true).append(true).open(log) else { return };
+    let _ = nix::unistd::dup2_stdout(&log);
+    let _ = nix::unistd::dup2_stderr(&log);
+}
+
+fn bring_up(options: Options) -> Result<(), Failure> {
+    let background = std::env::var_os(BACKGROUND).is_some();
+    if background {
+        // From now on no terminal can end it.
+        let _ = nix::unistd::setsid();
+    }
+    let said_ready = AtomicBool::new(false);
+    let log = options.state_root.join(&options.name).join(LOG);
+    let progress = move |progress: Progress| {
+        if said_ready.load(Ordering::Relaxed) {
+            return;
+        }
+        let mut output = std::io::stdout();
+        let _ = writeln!(output, "{progress}");
+        if background && matches!(progress, Progress::Connected { .. }) {
+            let _ = writeln!(output, "{READY}");
+            said_ready.store(true, Ordering::Relaxed);
+        }
+        let _ = output.flush();
+        if said_ready.load(Ordering::Relaxed) {
+            leave_terminal(&log);
+        }
+    };
+    super::run(2, async |stop| client::up(options, &progress, stop).await)
+}

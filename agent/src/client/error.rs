@@ -1,0 +1,215 @@
+//! Why a client is not connected.
+
+use pinhole_proto::CATEGORY_METADATA;
+use tonic::{Code, Status};
+
+use crate::{
+    identity::{IdentityError, dial::DialError},
+    kernel::KernelError,
+    tunnel::TunnelError,
+};
+
+/// Why a client could not start, or ended. Each is one line for a person, and says what to do.
+#[derive(Debug, thiserror::Error)]
+pub enum ClientError {
+    /// Nothing is known of this tunnel, and no token was given.
+    #[error("this machine is not enrolled as {0:?}: give a join token with --token-file or PINHOLE_TOKEN")]
+    NotEnrolled(String),
+    /// The gateway's session service does not answer.
+    #[error("the gateway cannot be reached: {0}")]
+    GatewayUnreachable(DialError),
+    /// The session service answers, the tunnel does not.
+    #[error(
+        "the gateway's tunnel does not answer at {endpoints} within {seconds} s: check that UDP to this port is allowed"
+    )]
+    TunnelUnreachable {
+        /// `ip:port`s that were tried.
+        endpoints: String,
+        /// How long.
+        seconds: u64,
+    },
+    /// Gateway or operator refused.
+    #[error("{message}")]
+    Refused {
+        /// Its category.
+        category: &'static str,
+        /// Its words, or ours.
+        message: String,
+    },
+    /// The gateway took the right to connect away.
+    #[error("the gateway has cut this client off: {message}")]
+    Cut {
+        /// Its category.
+        category: &'static str,
+        /// Its words.
+        message: String,
+    },
+    /// The configuration that the gateway sent makes no sense.
+    #[error("the gateway's configuration is invalid: {0}")]
+    Config(String),
+    /// Another process runs this tunnel.
+    #[error("the tunnel {0:?} is up already: `pinhole down --name {0}` ends it")]
+    AlreadyRunning(String),
+    /// No process runs this tunnel.
+    #[error("the tunnel {0:?} is not up")]
+    NotRunning(String),
+    /// The socket for status and down.
+    #[error("the control socket {path}: {source}")]
+    Control {
+        /// The socket.
+        path: String,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// A setting is wrong.
+    #[error("{0}")]
+    Setting(String),
+    /// A file, key or certificate.
+    #[error(transparent)]
+    Identity(#[from] IdentityError),
+    /// The data plane.
+    #[error(transparent)]
+    Tunnel(#[from] TunnelError),
+    /// The kernel.
+    #[error(transparent)]
+    Kernel(#[from] KernelError),
+}
+
+/// Categories of other ends that have a meaning here, with the exit code of each.
+const KNOWN: [(&str, u8); 20] = [
+    ("TokenInvalid", 10),
+    ("TokenExpired", 11),
+    ("TokenUsedUp", 12),
+    ("TokenRevoked", 13),
+    ("PoolExhausted", 14),
+    ("PoolFull", 14),
+    ("GatewayUnreachable", 15),
+    ("NameUnresolved", 15),
+    ("TunnelUnreachable", 15),
+    ("NoTunDevice", 16),
+    ("NotPermitted", 17),
+    ("AlreadyRunning", 18),
+    ("ClientSuspended", 19),
+    ("ClientDeleted", 20),
+    ("ClientRemoved", 20),
+    ("NotRunning", 21),
+    ("NotEnrolled", 22),
+    ("PoolNotFound", 23),
+    ("OperatorUnreachable", 24),
+    ("EnrolmentBusy", 24),
+];
+
+/// A category from the wire as one of ours, so that it stays low in cardinality.
+pub fn known_category(category: &str) -> &'static str {
+    KNOWN.iter().find(|(known, _)| *known == category).map_or("Refused", |(known, _)| known)
+}
+
+impl ClientError {
+    /// A stable, low-cardinality name.
+    pub fn category(&self) -> &'static str {
+        match self {
+            Self::NotEnrolled(_) => "NotEnrolled",
+            Self::GatewayUnreachable(error) => error.category(),
+            Self::TunnelUnreachable { .. } => "TunnelUnreachable",
+            Self::Refused { category, .. } | Self::Cut { category, .. } => category,
+            Self::Config(_) => "ConfigInvalid",
+            Self::AlreadyRunning(_) => "AlreadyRunning",
+            Self::NotRunning(_) => "NotRunning",
+            Self::Control { source, .. } if source.kind() == std::io::ErrorKind::PermissionDenied => {
+                "NotPermitted"
+            }
+            Self::Control { .. } => "ControlSocketFailed",
+            Self::Setting(_) => "SettingInvalid",
+            Self::Identity(error) => error.category(),
+            Self::Tunnel(error) => error.category(),
+            Self::Kernel(error) => error.category(),
+        }
+    }
+
+    /// The exit code of the command: one for each category that a caller may want to tell apart, else 1.
+    pub fn exit_code(&self) -> u8 {
+        let category = self.category();
+        KNOWN.iter().find(|(known, _)| *known == category).map_or(1, |(_, code)| *code)
+    }
+
+    /// Whether it may be different in a moment without anybody doing anything.
+    pub fn is_transient(&self) -> bool {
+        match self {
+            Self::GatewayUnreachable(error) => !matches!(error, DialError::Tls(_)),
+            Self::Refused { category, .. } => matches!(*category, "OperatorUnreachable" | "EnrolmentBusy"),
+            _ => false,
+        }
+    }
+
+    /// What a gRPC error means.
+    pub fn from_status(status: &Status) -> Self {
+        let category = status.metadata().get(CATEGORY_METADATA).and_then(|value| value.to_str().ok());
+        let category = match (category.map(known_category), status.code()) {
+            (Some(category), _) if category != "Refused" => category,
+            (_, Code::Unavailable | Code::DeadlineExceeded) => "OperatorUnreachable",
+            _ => "Refused",
+        };
+        let said = status.message();
+        let message = match category {
+            "TokenInvalid" => "the join token is not valid: ask for another".to_owned(),
+            "TokenExpired" => "the join token has expired: ask for another".to_owned(),
+            "TokenUsedUp" => "the join token was used as often as it may be: ask for another".to_owned(),
+            "TokenRevoked" => "the join token was revoked: ask for another".to_owned(),
+            "PoolExhausted" => {
+                "the pool has no free address: its CIDR must be extended, or clients removed".to_owned()
+            }
+            "PoolFull" => "the pool has its maximum of clients: raise maxClients, or remove clients".to_owned(),
+            "PoolNotFound" => "the pool does not exist: check its name and namespace".to_owned(),
+            "ClientSuspended" => "this client is suspended: its VPNClient must be resumed".to_owned(),
+            "ClientDeleted" | "ClientRemoved" => "this client was deleted: enrol it again".to_owned(),
+            "OperatorUnreachable" => "the gateway cannot reach the operator now: try again later".to_owned(),
+            "EnrolmentBusy" => "too many clients enrol now: try again in a moment".to_owned(),
+            _ if said.is_empty() => format!("the gateway refused: {}", status.code()),
+            _ => return Self::Refused { category, message: format!("the gateway refused: {said}") },
+        };
+        let message = if said.is_empty() { message } else { format!("{message} ({said})") };
+        Self::Refused { category, message }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::HashMap;
+    use tonic::metadata::MetadataValue;
+
+    #[test]
+    fn every_category_that_a_caller_can_tell_apart_comes_over_the_wire() {
+        for (category, code) in KNOWN {
+            let mut status = Status::failed_precondition("");
+            status.metadata_mut().insert(CATEGORY_METADATA, MetadataValue::from_static(category));
+            let error = ClientError::from_status(&status);
+            assert_eq!((error.category(), error.exit_code()), (category, code));
+        }
+    }
+
+    #[test]
+    fn a_category_that_nobody_knows_is_a_plain_refusal() {
+        let mut status = Status::internal("odd\nthing");
+        status.metadata_mut().insert(CATEGORY_METADATA, MetadataValue::from_static("Surprise"));
+        let error = ClientError::from_status(&status);
+        assert_eq!((error.category(), error.exit_code()), ("Refused", 1));
+    }
+
+    #[test]
+    fn the_causes_that_the_manual_names_have_codes_of_their_own() {
+        let named = [
+            "TokenInvalid",
+            "TokenExpired",
+            "TokenUsedUp",
+            "TokenRevoked",
+            "PoolExhausted",
+            "GatewayUnreachable",
+            "NoTunDevice",
+            "NotPermitted",
+        ];
+        let codes: HashMap<_, _> =
+            KNOWN.iter().filter(|(name, _)| named.contains(name)).map(|(name, code)| (code, name)).collect();
+        assert_eq!(codes.len(), named.len());
+    }
+}

@@ -1,0 +1,196 @@
+//! The role client: enrols, runs the tunnel, and keeps it alive whatever happens to the networks in between.
+
+pub mod control;
+mod dns;
+pub mod enrolment;
+mod error;
+mod network;
+mod runner;
+mod session;
+pub mod settings;
+
+use std::{
+    fmt,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use ipnet::IpNet;
+use tokio::{sync::mpsc, time::Instant};
+use tokio_util::sync::CancellationToken;
+
+pub use control::{Question, Status};
+pub use enrolment::{Credential, Invitation, Membership};
+pub use error::ClientError;
+
+use self::{
+    control::Socket,
+    enrolment::{Enrolment, enrol},
+    runner::{FWMARK, Setup, usable},
+};
+use crate::{
+    health::{Jitter, Phase},
+    identity::Store,
+    kernel::TunDevice,
+    tunnel::PublicKey,
+};
+
+const QUESTIONS: usize = 8;
+const RETRY: Duration = Duration::from_secs(1);
+const RETRY_CAP: Duration = Duration::from_secs(15);
+
+/// How a tunnel is brought up.
+#[derive(Clone)]
+pub struct Options {
+    /// Its name, and that of its device.
+    pub name: String,
+    /// Directory of all tunnels' state.
+    pub state_root: PathBuf,
+    /// By which right to join, when this machine is not enrolled yet.
+    pub invitation: Option<Invitation>,
+    /// Whether name servers are set.
+    pub dns: bool,
+    /// How long enrolment and the first connection may take, each; `None` for ever.
+    pub patience: Option<Duration>,
+}
+
+/// What a person is told while a tunnel comes up, one line each.
+#[derive(Debug, Clone)]
+pub enum Progress {
+    /// Asking a gateway to become its client.
+    Enrolling(String),
+    /// Not yet, but it may be different in a moment.
+    Retrying(String),
+    /// A client now.
+    Enrolled {
+        /// `namespace/name`.
+        client: String,
+    },
+    /// Looking for the gateway's tunnel.
+    Connecting,
+    /// Traffic flows.
+    Connected {
+        /// The replica.
+        replica: String,
+        /// Its endpoint.
+        endpoint: SocketAddr,
+        /// Own inner addresses.
+        addresses: Vec<IpNet>,
+        /// Round trip, where it was measured.
+        rtt: Option<Duration>,
+    },
+    /// The path is in doubt, or gone.
+    Phase(Phase),
+}
+
+impl fmt::Display for Progress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Enrolling(gateway) => write!(f, "enrolling with {gateway} ..."),
+            Self::Retrying(why) => write!(f, "not yet: {why}; trying again ..."),
+            Self::Enrolled { client } => write!(f, "enrolled as {client}"),
+            Self::Connecting => f.write_str("connecting ..."),
+            Self::Connected { replica, endpoint, addresses, rtt } => {
+                let addresses: Vec<_> = addresses.iter().map(|address| address.addr().to_string()).collect();
+                write!(f, "connected to {replica} at {endpoint} as {}", addresses.join(", "))?;
+                match rtt {
+                    Some(rtt) => write!(f, " (round trip {:.1} ms)", rtt.as_secs_f64() * 1000.0),
+                    None => Ok(()),
+                }
+            }
+            Self::Phase(Phase::Dormant) => f.write_str("no network: waiting for one ..."),
+            Self::Phase(_) => f.write_str("reconnecting ..."),
+        }
+    }
+}
+
+/// Brings a tunnel up and runs it until `stop`, or until somebody ends it.
+pub async fn up(
+    options: Options,
+    progress: &(dyn Fn(Progress) + Sync),
+    stop: CancellationToken,
+) -> Result<(), ClientError> {
+    check_name(&options.name)?;
+    let store = Store::open(options.state_root.join(&options.name))?;
+    let (asked, questions) = mpsc::channel(QUESTIONS);
+    let _socket = Socket::open(&options.name, store.directory(), asked).await?;
+    // A token may be good for one use: find out before it is spent whether a tunnel can be had at all.
+    drop(TunDevice::create(&options.name)?);
+    let key = store.tunnel_key()?;
+    let enrolment = match usable(Enrolment::load(&store)?, options.invitation.as_ref()) {
+        Some(kept) => kept,
+        None => {
+            let Some(invitation) = &options.invitation else {
+                return Err(ClientError::NotEnrolled(options.name));
+            };
+            progress(Progress::Enrolling(invitation.membership.server_name.clone()));
+            let enrolling = enrol_patiently(invitation, key.public(), options.patience, progress);
+            let enrolment = tokio::select! {
+                enrolment = enrolling => enrolment?,
+                () = stop.cancelled() => return Ok(()),
+            };
+            enrolment.save(&store)?;
+            let client = enrolment.config.client.clone().unwrap_or_default();
+            progress(Progress::Enrolled { client: format!("{}/{}", client.namespace, client.name) });
+            enrolment
+        }
+    };
+    progress(Progress::Connecting);
+    let setup = Setup {
+        name: options.name,
+        store,
+        key,
+        enrolment,
+        invitation: options.invitation,
+        dns: options.dns,
+        patience: options.patience,
+        progress,
+    };
+    runner::run(setup, questions, stop).await
+}
+
+async fn enrol_patiently(
+    invitation: &Invitation,
+    key: PublicKey,
+    patience: Option<Duration>,
+    progress: &(dyn Fn(Progress) + Sync),
+) -> Result<Enrolment, ClientError> {
+    let began = Instant::now();
+    let mut jitter = Jitter::from_os();
+    let mut failures = 0;
+    loop {
+        let error = match enrol(invitation, key, Some(FWMARK)).await {
+            Ok(enrolment) => return Ok(enrolment),
+            Err(error) => error,
+        };
+        let patient = patience.is_none_or(|patience| began.elapsed() < patience);
+        if !error.is_transient() || !patient {
+            return Err(error);
+        }
+        if failures % 5 == 0 {
+            progress(Progress::Retrying(error.to_string()));
+        }
+        failures += 1;
+        tokio::time::sleep(jitter.backoff(RETRY, RETRY_CAP, failures)).await;
+    }
+}
+
+/// A name becomes a device, a directory and a socket.
+fn check_name(name: &str) -> Result<(), ClientError> {
+    let fine = (1..=15).contains(&name.len())
+        && !name.starts_with(['.', '-'])
+        && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.'));
+    if fine {
+        return Ok(());
+    }
+    Err(ClientError::Setting(format!(
+        "{name:?} cannot name a tunnel: use 1 to 15 letters, digits, '-', '_' and '.'"
+    )))
+}
+
+/// Asks a running tunnel.
+pub async fn ask(name: &str, state_root: &Path, question: Question) -> Result<Status, ClientError> {
+    check_name(name)?;
+    control::ask(name, &state_root.join(name), question).await
+}

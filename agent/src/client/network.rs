@@ -1,0 +1,118 @@
+//! The local network: what changes in it, which way an endpoint is reached, and which routes lead into the
+//! tunnel.
+
+use std::{
+    io,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket},
+    os::fd::{AsRawFd, OwnedFd},
+};
+
+use ipnet::IpNet;
+use nix::sys::socket::{
+    AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, bind, recv, setsockopt, socket, sockopt,
+};
+use tokio::io::unix::AsyncFd;
+
+use crate::kernel::{FullTunnel, KernelError, MAIN_TABLE, RouteSocket};
+
+/// Multicast groups of rtnetlink (`RTMGRP_*`): addresses and routes of both families, and links.
+const GROUPS: u32 = 0x1 | 0x10 | 0x40 | 0x100 | 0x400;
+/// First of the routing tables that tunnels use; the device's index is added.
+const TABLES: u32 = 0x7069_0000;
+/// First of the rules that tunnels use: well before the main table's own.
+const PRIORITIES: u32 = 31_000;
+const PRIORITY_SLOTS: u32 = 400;
+
+/// Tells when an address, a route or a link of this machine changed.
+pub(super) struct Watch(AsyncFd<OwnedFd>);
+
+impl Watch {
+    pub(super) fn open() -> io::Result<Self> {
+        let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+        let fd = socket(AddressFamily::Netlink, SockType::Raw, flags, SockProtocol::NetlinkRoute)?;
+        bind(fd.as_raw_fd(), &NetlinkAddr::new(0, GROUPS))?;
+        AsyncFd::new(fd).map(Watch)
+    }
+
+    /// Waits for the next change. What it was does not matter: who asks looks at the result.
+    pub(super) async fn changed(&self) -> io::Result<()> {
+        let mut ready = self.0.readable().await?;
+        let mut message = [0; 8192];
+        loop {
+            match recv(self.0.as_raw_fd(), &mut message, MsgFlags::empty()) {
+                // Lost messages are changes as well.
+                Ok(_) | Err(nix::errno::Errno::ENOBUFS) => {}
+                Err(nix::errno::Errno::EAGAIN) => break,
+                Err(error) => return Err(error.into()),
+            }
+        }
+        ready.clear_ready();
+        Ok(())
+    }
+}
+
+/// The local address from which the tunnel's packets to an endpoint would leave, `None` without a route.
+pub(super) fn source_towards(endpoint: SocketAddr, fwmark: Option<u32>) -> Option<IpAddr> {
+    let unspecified: SocketAddr = match endpoint {
+        SocketAddr::V4(_) => (Ipv4Addr::UNSPECIFIED, 0).into(),
+        SocketAddr::V6(_) => (Ipv6Addr::UNSPECIFIED, 0).into(),
+    };
+    let socket = UdpSocket::bind(unspecified).ok()?;
+    if let Some(mark) = fwmark {
+        setsockopt(&socket, sockopt::Mark, &mark).ok()?;
+    }
+    // Connecting a datagram socket looks up the route and sends nothing.
+    socket.connect(endpoint).ok()?;
+    socket.local_addr().ok().map(|address| address.ip())
+}
+
+/// The routes into one tunnel's device.
+pub(super) struct Routes {
+    device: u32,
+    full: FullTunnel,
+    /// Whether the own table and its rules are in use.
+    covering: bool,
+}
+
+impl Routes {
+    pub(super) fn new(device: u32, fwmark: u32) -> Self {
+        let full = FullTunnel {
+            fwmark,
+            table: TABLES | (device & 0xffff),
+            priority: PRIORITIES + 2 * (device % PRIORITY_SLOTS),
+        };
+        Routes { device, full, covering: false }
+    }
+
+    /// Makes the routes exactly these. `covering` ones would catch the tunnel's own packets.
+    pub(super) fn set(&mut self, covering: &[IpNet], others: &[IpNet]) -> Result<(), KernelError> {
+        let mut socket = RouteSocket::open()?;
+        socket.set_routes(self.device, MAIN_TABLE, others)?;
+        if !covering.is_empty() || self.covering {
+            self.full.install(&mut socket, self.device, covering)?;
+            self.covering = true;
+        }
+        Ok(())
+    }
+
+    /// Takes the rules back; the routes go with the device.
+    pub(super) fn remove(&mut self) {
+        if !std::mem::take(&mut self.covering) {
+            return;
+        }
+        let removed = RouteSocket::open().and_then(|mut socket| self.full.remove(&mut socket, self.device));
+        if let Err(error) = removed {
+            tracing::warn!(%error, category = error.category(), "routing rules stay behind");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_way_to_oneself_leaves_from_oneself() {
+        assert_eq!(source_towards("127.0.0.1:9".parse().unwrap(), None), Some(Ipv4Addr::LOCALHOST.into()));
+    }
+}

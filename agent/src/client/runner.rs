@@ -1,0 +1,629 @@
+//! Runs one tunnel: the only place where tunnel, health, session and the machine's network meet.
+
+use std::{
+    collections::HashMap,
+    net::{IpAddr, SocketAddr},
+    time::{Duration, Instant, SystemTime},
+};
+
+use pinhole_proto::v1;
+use tokio::{
+    sync::{mpsc, oneshot, watch},
+    time::{sleep, sleep_until},
+};
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    ClientError, Progress,
+    control::{Asked, Keepalive, Question, Status},
+    dns::{Dns, Wanted},
+    enrolment::{Enrolment, Invitation, enrol},
+    network::{Routes, Watch, source_towards},
+    session::{self, Session, State, Target},
+    settings::{Replica, Settings},
+};
+use crate::{
+    health::{
+        Jitter, Phase,
+        client::{Action, Candidate, ClientHealth, Network, Sample},
+    },
+    identity::{Store, dial::{Proof, resolve}},
+    kernel::RouteSocket,
+    tunnel::{PeerStats, PrivateKey, Probe, PublicKey, Tunnel, TunnelConfig, TunnelEvent},
+};
+
+/// Marks the tunnel's and the session's packets, so that routes into a tunnel leave them out ("pinh").
+pub(super) const FWMARK: u32 = 0x7069_6e68;
+const EVENTS: usize = 1024;
+/// Changes of the local network come in bursts.
+const SETTLE: Duration = Duration::from_millis(50);
+const GOODBYE: Duration = Duration::from_secs(1);
+const IDLE: Duration = Duration::from_secs(3600);
+
+/// What names resolved to.
+struct Resolved {
+    candidates: Vec<Candidate>,
+    /// Every outer address that a route into the tunnel must not catch.
+    outer: Vec<SocketAddr>,
+}
+
+/// What a tunnel is run with.
+pub(super) struct Setup<'a> {
+    pub(super) name: String,
+    pub(super) store: Store,
+    pub(super) key: PrivateKey,
+    pub(super) enrolment: Enrolment,
+    pub(super) invitation: Option<Invitation>,
+    pub(super) dns: bool,
+    /// How long the first connection may take; `None` for ever.
+    pub(super) patience: Option<Duration>,
+    pub(super) progress: &'a (dyn Fn(Progress) + Sync),
+}
+
+pub(super) struct Runner<'a> {
+    setup: Setup<'a>,
+    settings: Settings,
+    tunnel: Tunnel,
+    health: ClientHealth,
+    routes: Routes,
+    dns: Option<Dns>,
+    /// The replica that routes lead to.
+    routed: Option<PublicKey>,
+    /// Whether routes and name servers are in place: from the first connection on.
+    installed: bool,
+    outer: Vec<SocketAddr>,
+    candidates: Vec<Candidate>,
+    source: Option<IpAddr>,
+    session_replica: Option<Option<PublicKey>>,
+    was_connected: bool,
+    enrolled_again: bool,
+    last_error: Option<String>,
+    target: watch::Sender<Target>,
+    proof: watch::Sender<Proof>,
+    state: watch::Sender<State>,
+    resolved: mpsc::Sender<Resolved>,
+    resolving: bool,
+    enrolled: mpsc::Sender<Result<Enrolment, ClientError>>,
+}
+
+/// Why the loop ended.
+enum End {
+    Stopped,
+    Down(oneshot::Sender<Status>),
+}
+
+/// Runs until stopped, or until it cannot go on.
+pub(super) async fn run(
+    setup: Setup<'_>,
+    mut asked: mpsc::Receiver<Asked>,
+    stop: CancellationToken,
+) -> Result<(), ClientError> {
+    let settings = parse(setup.enrolment.config.clone(), &setup.key)?;
+    let (events, mut tunnel_events) = mpsc::channel(EVENTS);
+    let config = TunnelConfig {
+        private_key: setup.key.clone(),
+        listen_port: 0,
+        tun_name: setup.name.clone(),
+        addresses: settings.addresses.clone(),
+        mtu: settings.mtu,
+        fwmark: Some(FWMARK),
+    };
+    let tunnel = Tunnel::start(config, events)?;
+    let (target, target_now) = watch::channel(target_of(&setup.enrolment, &settings, None, 0));
+    let (proof, proof_now) = watch::channel(setup.enrolment.proof.clone());
+    let (state, state_now) = watch::channel(State::default());
+    let (session_events, mut session) = mpsc::channel(EVENTS);
+    let (resolved, mut resolutions) = mpsc::channel(1);
+    let (enrolled, mut enrolments) = mpsc::channel(1);
+    let holder =
+        Session { target: target_now, proof: proof_now, state: state_now, events: session_events };
+    let session_task = tokio::spawn(holder.run());
+    let network = Watch::open().map_err(|source| ClientError::Setting(format!("cannot watch the network: {source}")))?;
+
+    let dns = setup.dns.then(|| Dns::new(&setup.name, setup.store.clone()));
+    let patience = setup.patience;
+    let mut runner = Runner {
+        health: ClientHealth::new(settings.effective_mode(), settings.interval, Jitter::from_os()),
+        routes: Routes::new(tunnel.index(), FWMARK),
+        dns,
+        routed: None,
+        installed: false,
+        outer: Vec::new(),
+        candidates: Vec::new(),
+        source: None,
+        session_replica: None,
+        was_connected: false,
+        enrolled_again: false,
+        last_error: None,
+        target,
+        proof,
+        state,
+        resolved,
+        resolving: false,
+        enrolled,
+        setup,
+        settings,
+        tunnel,
+    };
+    runner.route_to(None);
+    runner.resolve();
+
+    let deadline = tokio::time::Instant::now() + patience.unwrap_or(IDLE * 24 * 365);
+    let end = loop {
+        let wake = runner.health.poll_timeout().unwrap_or_else(|| Instant::now() + IDLE);
+        tokio::select! {
+            () = stop.cancelled() => break Ok(End::Stopped),
+            Some(event) = tunnel_events.recv() => {
+                if let Err(error) = runner.handle_tunnel(event) {
+                    break Err(error);
+                }
+            }
+            Some(event) = session.recv() => {
+                if let Err(error) = runner.handle_session(event) {
+                    break Err(error);
+                }
+            }
+            Some(resolved) = resolutions.recv() => runner.handle_resolved(resolved),
+            Some(enrolled) = enrolments.recv() => {
+                if let Err(error) = runner.handle_enrolled(enrolled) {
+                    break Err(error);
+                }
+            }
+            Some((question, answer)) = asked.recv() => match question {
+                Question::Status => {
+                    let _ = answer.send(runner.status());
+                }
+                Question::Down => break Ok(End::Down(answer)),
+            },
+            changed = network.changed() => {
+                if changed.is_ok() {
+                    sleep(SETTLE).await;
+                    runner.check_network();
+                }
+            }
+            () = sleep_until(deadline), if !runner.was_connected => {
+                break Err(runner.unreachable(patience.unwrap_or_default()));
+            }
+            () = sleep_until(wake.into()) => {
+                let now = Instant::now();
+                runner.sample(now);
+                runner.health.handle_timeout(now);
+            }
+        }
+        runner.act();
+    };
+
+    runner.health.handle_stop();
+    runner.publish_state();
+    let _ = tokio::time::timeout(GOODBYE, session_task).await;
+    let status = runner.status();
+    runner.shut_down();
+    match end? {
+        End::Stopped => Ok(()),
+        End::Down(answer) => {
+            let _ = answer.send(status);
+            // The answer is written by another task.
+            tokio::task::yield_now().await;
+            sleep(Duration::from_millis(20)).await;
+            Ok(())
+        }
+    }
+}
+
+/// The configuration, with the replicas in an order of this client's own: a fleet spreads over them.
+fn parse(config: v1::ClientConfig, key: &PrivateKey) -> Result<Settings, ClientError> {
+    let mut settings = Settings::parse(config)?;
+    if !settings.replicas.is_empty() {
+        let [first, second, ..] = *key.public().as_bytes();
+        let start = usize::from(u16::from_be_bytes([first, second])) % settings.replicas.len();
+        settings.replicas.rotate_left(start);
+    }
+    Ok(settings)
+}
+
+fn target_of(enrolment: &Enrolment, settings: &Settings, first: Option<PublicKey>, times: u64) -> Target {
+    let mut replicas: Vec<&Replica> = settings.replicas.iter().collect();
+    replicas.sort_by_key(|replica| first != Some(replica.public_key));
+    let way = |replica: &&Replica| (Some(replica.public_key), replica.session_endpoints.clone());
+    let mut ways: Vec<_> = replicas.iter().map(way).filter(|(_, endpoints)| !endpoints.is_empty()).collect();
+    ways.push((None, enrolment.membership.endpoints.clone()));
+    Target {
+        server_name: enrolment.membership.server_name.clone(),
+        ca_pem: enrolment.membership.ca.clone(),
+        ways,
+        fwmark: Some(FWMARK),
+        enrolment: times,
+    }
+}
+
+async fn resolve_all(replicas: Vec<Replica>, fallback: Vec<String>) -> Resolved {
+    let (mut candidates, mut outer) = (Vec::new(), Vec::new());
+    for replica in &replicas {
+        for endpoint in &replica.tunnel_endpoints {
+            let addresses = resolve(endpoint).await.unwrap_or_default();
+            outer.extend(&addresses);
+            candidates.extend(addresses.into_iter().map(|endpoint| Candidate { replica: replica.public_key, endpoint }));
+        }
+    }
+    let sessions = replicas.iter().flat_map(|replica| &replica.session_endpoints).chain(&fallback);
+    for endpoint in sessions {
+        outer.extend(resolve(endpoint).await.unwrap_or_default());
+    }
+    Resolved { candidates, outer }
+}
+
+impl Runner<'_> {
+    fn handle_tunnel(&mut self, event: TunnelEvent) -> Result<(), ClientError> {
+        let now = Instant::now();
+        match event {
+            TunnelEvent::HandshakeCompleted { peer } => self.health.handle_handshake(now, peer),
+            TunnelEvent::ProbeAnswered { peer, id, rtt } => self.health.handle_answer(now, peer, id, rtt),
+            TunnelEvent::FirstReceive { .. } => self.sample(now),
+            TunnelEvent::SendFailed { category, .. } => {
+                self.last_error = Some(format!("the system does not send: {}", category.category()));
+                self.check_network();
+            }
+            TunnelEvent::Stopped { reason } => {
+                tracing::error!(reason, "the data plane ended");
+                return Err(crate::tunnel::TunnelError::Stopped.into());
+            }
+            TunnelEvent::EndpointChanged { .. } | TunnelEvent::HandshakeTimedOut { .. } => {}
+        }
+        Ok(())
+    }
+
+    fn handle_session(&mut self, event: session::Event) -> Result<(), ClientError> {
+        match event {
+            session::Event::Attached { replica, address } => {
+                tracing::info!(%address, "session attached");
+                self.session_replica = Some(replica);
+            }
+            session::Event::Config(config) => self.handle_config(*config),
+            session::Event::Renewed(proof, ca) => {
+                self.setup.enrolment.proof = proof.clone();
+                if !ca.is_empty() {
+                    self.setup.enrolment.membership.ca = ca;
+                }
+                if let Err(error) = self.setup.enrolment.save(&self.setup.store) {
+                    tracing::warn!(%error, "the renewed certificate is not kept");
+                }
+                self.proof.send_replace(proof);
+                tracing::info!("the certificate was renewed");
+            }
+            session::Event::Cut(error) => {
+                if !self.was_connected && self.enrol_again() {
+                    return Ok(());
+                }
+                return Err(error);
+            }
+            session::Event::Expired => {
+                if !self.enrol_again() {
+                    let expired = "the certificate has expired: enrol again with a join token";
+                    self.last_error = Some(expired.to_owned());
+                }
+            }
+            session::Event::Draining(replica) => {
+                self.session_replica = None;
+                if let Some(replica) = replica.or(self.routed) {
+                    self.health.handle_draining(Instant::now(), replica);
+                }
+            }
+            session::Event::Lost(error) => {
+                tracing::info!(error, "no session with the gateway");
+                self.last_error = Some(error);
+                if self.session_replica.take().is_some() {
+                    self.health.handle_hint(Instant::now());
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Asks for a new certificate, once in a run with a join token (which is meant for one use), always with a
+    /// ServiceAccount's. Whether it can.
+    fn enrol_again(&mut self) -> bool {
+        let Some(invitation) = self.setup.invitation.clone() else { return false };
+        if std::mem::replace(&mut self.enrolled_again, true) {
+            return false;
+        }
+        (self.setup.progress)(Progress::Enrolling(invitation.membership.server_name.clone()));
+        let (key, answer) = (self.setup.key.public(), self.enrolled.clone());
+        tokio::spawn(async move {
+            let _ = answer.send(enrol(&invitation, key, Some(FWMARK)).await).await;
+        });
+        true
+    }
+
+    fn handle_enrolled(&mut self, enrolled: Result<Enrolment, ClientError>) -> Result<(), ClientError> {
+        let enrolment = enrolled?;
+        enrolment.save(&self.setup.store)?;
+        let config = enrolment.config.clone();
+        self.proof.send_replace(enrolment.proof.clone());
+        self.setup.enrolment = enrolment;
+        let times = self.target.borrow().enrolment + 1;
+        self.target.send_replace(target_of(&self.setup.enrolment, &self.settings, self.routed, times));
+        self.handle_config(config);
+        Ok(())
+    }
+
+    fn handle_config(&mut self, config: v1::ClientConfig) {
+        let settings = match parse(config.clone(), &self.setup.key) {
+            Ok(settings) => settings,
+            Err(error) => {
+                tracing::warn!(%error, "the new configuration is not applied");
+                self.last_error = Some(error.to_string());
+                return;
+            }
+        };
+        self.setup.enrolment.config = config;
+        if let Err(error) = self.setup.enrolment.save_config(&self.setup.store) {
+            tracing::warn!(%error, "the new configuration is not kept");
+        }
+        if settings == self.settings {
+            return;
+        }
+        tracing::info!("a new configuration is in force");
+        let (mtu, addresses) = (settings.mtu, settings.addresses.clone());
+        let former = std::mem::replace(&mut self.settings, settings);
+        if addresses != former.addresses {
+            self.note(self.tunnel.set_addresses(&addresses).err());
+        }
+        if mtu != former.mtu {
+            let device = self.tunnel.index();
+            let set = RouteSocket::open().and_then(|mut socket| socket.set_mtu(device, mtu.into()));
+            self.note(set.err());
+        }
+        self.health.handle_policy(self.settings.effective_mode(), self.settings.interval);
+        self.route_to(self.routed);
+        self.install();
+        self.retarget();
+        self.resolve();
+    }
+
+    fn handle_resolved(&mut self, resolved: Resolved) {
+        self.resolving = false;
+        // Names that do not resolve now keep the addresses they had.
+        let known: Vec<_> = self.settings.replicas.iter().map(|replica| replica.public_key).collect();
+        let mut candidates = resolved.candidates;
+        if candidates.is_empty() {
+            candidates.extend(self.candidates.iter().filter(|candidate| known.contains(&candidate.replica)));
+        }
+        let (ways, none): (Vec<_>, Vec<_>) = candidates
+            .into_iter()
+            .partition(|candidate| source_towards(candidate.endpoint, Some(FWMARK)).is_some());
+        self.candidates = if ways.is_empty() { none } else { ways };
+        for address in resolved.outer {
+            if !self.outer.contains(&address) {
+                self.outer.push(address);
+            }
+        }
+        if self.candidates.is_empty() {
+            self.last_error = Some("no address of the gateway is known: its name does not resolve".to_owned());
+        }
+        self.source = self.source_now();
+        self.health.handle_candidates(Instant::now(), self.candidates.clone());
+        self.install();
+    }
+
+    fn resolve(&mut self) {
+        if std::mem::replace(&mut self.resolving, true) {
+            return;
+        }
+        let (replicas, answer) = (self.settings.replicas.clone(), self.resolved.clone());
+        let fallback = self.setup.enrolment.membership.endpoints.clone();
+        tokio::spawn(async move {
+            let _ = answer.send(resolve_all(replicas, fallback).await).await;
+        });
+    }
+
+    /// The local address of the way in use, or of the first that has one.
+    fn source_now(&self) -> Option<IpAddr> {
+        let active = self.health.active().into_iter();
+        let mut ways = active.chain(self.candidates.iter().copied());
+        ways.find_map(|candidate| source_towards(candidate.endpoint, Some(FWMARK)))
+    }
+
+    fn check_network(&mut self) {
+        if self.candidates.is_empty() {
+            return self.resolve();
+        }
+        let source = self.source_now();
+        let network = match (source, std::mem::replace(&mut self.source, source)) {
+            (None, _) => Network::Unreachable,
+            (now, before) if now == before => Network::Unchanged,
+            _ => Network::Changed,
+        };
+        self.health.handle_network(Instant::now(), network);
+    }
+
+    fn active_stats(&self) -> Option<PeerStats> {
+        let active = self.health.active()?;
+        self.tunnel.stats().into_iter().find(|stats| stats.public_key == active.replica)
+    }
+
+    fn sample(&mut self, now: Instant) {
+        let Some(stats) = self.active_stats() else { return };
+        let sample = Sample { last_receive: stats.last_receive, last_send: stats.last_send };
+        self.health.handle_sample(now, sample);
+    }
+
+    fn act(&mut self) {
+        while let Some(action) = self.health.poll_action() {
+            match action {
+                Action::Try(candidate) => {
+                    tracing::debug!(endpoint = %candidate.endpoint, "trying");
+                    if self.routed != Some(candidate.replica) {
+                        self.route_to(Some(candidate.replica));
+                    }
+                    self.tunnel.use_endpoint(&candidate.replica, candidate.endpoint);
+                }
+                Action::Probe { replica, id } => self.probe(&replica, id),
+                Action::Resolve => self.resolve(),
+                Action::Rebind => match self.tunnel.rebind() {
+                    Ok(port) => tracing::info!(port, "no answer: going on from another port"),
+                    Err(error) => self.note(Some(error)),
+                },
+                Action::Phase(phase) => self.handle_phase(phase),
+            }
+        }
+        self.publish_state();
+    }
+
+    fn probe(&self, replica: &PublicKey, id: u64) {
+        let Some((from, to)) = self.settings.probe_addresses(replica) else { return };
+        self.tunnel.probe(replica, Probe { from, to, id });
+    }
+
+    fn handle_phase(&mut self, phase: Phase) {
+        tracing::info!(%phase, "phase");
+        match phase {
+            Phase::Connected => {
+                self.was_connected = true;
+                self.last_error = None;
+                self.install();
+                self.retarget();
+                if let Some(active) = self.health.active() {
+                    let replica = self.settings.replica(&active.replica);
+                    (self.setup.progress)(Progress::Connected {
+                        replica: replica.map(|replica| replica.name.clone()).unwrap_or_default(),
+                        endpoint: active.endpoint,
+                        addresses: self.settings.addresses.clone(),
+                        rtt: self.health.rtt(),
+                    });
+                }
+            }
+            Phase::WaitingToReconnect | Phase::Dormant => (self.setup.progress)(Progress::Phase(phase)),
+            Phase::Disconnected => {}
+        }
+    }
+
+    /// Lets inner traffic flow to one replica.
+    fn route_to(&mut self, replica: Option<PublicKey>) {
+        self.routed = replica;
+        self.tunnel.set_peers(self.settings.peers(replica.as_ref()));
+    }
+
+    /// Routes and name servers. Not before the first connection: until then names must resolve the old way.
+    fn install(&mut self) {
+        if !self.was_connected {
+            return;
+        }
+        let (covering, others) = self.settings.split_routes(&self.outer);
+        let routes = self.routes.set(&covering, &others);
+        self.note(routes.err());
+        if let Some(dns) = &mut self.dns {
+            let wanted =
+                Wanted { servers: self.settings.dns_servers.clone(), search: self.settings.dns_search.clone() };
+            if let Err(error) = dns.set(&wanted) {
+                tracing::warn!(error, "the tunnel's name servers are not in use");
+                self.last_error = Some(error);
+            }
+        }
+        self.installed = true;
+    }
+
+    /// Holds the session with the replica that carries the traffic.
+    fn retarget(&self) {
+        let first = self.health.active().map(|active| active.replica);
+        let held = self.session_replica.flatten();
+        let ways = |key: Option<PublicKey>| {
+            key.and_then(|key| self.settings.replica(&key)).map(|replica| &replica.session_endpoints)
+        };
+        // Behind one address nobody can choose.
+        let first = if held.is_some() && ways(held) == ways(first) { held } else { first };
+        let times = self.target.borrow().enrolment;
+        let target = target_of(&self.setup.enrolment, &self.settings, first, times);
+        self.target.send_if_modified(|current| {
+            let changed = *current != target;
+            *current = target;
+            changed
+        });
+    }
+
+    fn publish_state(&self) {
+        let state = State {
+            phase: self.health.phase(),
+            rtt: self.health.rtt(),
+            local_port: self.tunnel.local_port(),
+        };
+        self.state.send_if_modified(|current| {
+            // A round trip alone is not worth a message.
+            let changed = (current.phase, current.local_port) != (state.phase, state.local_port);
+            *current = state;
+            changed
+        });
+    }
+
+    fn note<E: std::error::Error>(&mut self, error: Option<E>) {
+        let Some(error) = error else { return };
+        tracing::warn!(%error, "part of the tunnel is not set up");
+        self.last_error = Some(error.to_string());
+    }
+
+    fn unreachable(&self, patience: Duration) -> ClientError {
+        let mut endpoints: Vec<_> =
+            self.candidates.iter().map(|candidate| candidate.endpoint.to_string()).collect();
+        endpoints.dedup();
+        ClientError::TunnelUnreachable { endpoints: endpoints.join(", "), seconds: patience.as_secs() }
+    }
+
+    fn status(&self) -> Status {
+        let now = Instant::now();
+        let ago = |at: Option<Instant>| at.map(|at| now.saturating_duration_since(at).as_secs_f64());
+        let all: HashMap<_, _> = self.tunnel.stats().into_iter().map(|stats| (stats.public_key, stats)).collect();
+        let active = self.health.active();
+        let stats = active.and_then(|active| all.get(&active.replica));
+        let replica = active.and_then(|active| self.settings.replica(&active.replica));
+        let interval = self.health.interval();
+        let reason = match interval {
+            Some(_) => self.settings.interval_reason,
+            None => "no probes: LinkStatus watches the link and the user's traffic",
+        };
+        let membership = &self.setup.enrolment.membership;
+        let endpoint = stats.and_then(|stats| stats.endpoint).or(active.map(|active| active.endpoint));
+        Status {
+            name: self.setup.name.clone(),
+            phase: self.health.phase().to_string(),
+            client: format!("{}/{}", self.settings.client.namespace, self.settings.client.name),
+            pool: format!("{}/{}", membership.namespace, membership.pool),
+            gateway: membership.server_name.clone(),
+            replica: replica.map(|replica| replica.name.clone()),
+            endpoint: endpoint
+                .map(|endpoint| SocketAddr::new(endpoint.ip().to_canonical(), endpoint.port()).to_string()),
+            addresses: self.settings.addresses.iter().map(ToString::to_string).collect(),
+            routes: self.settings.routes.iter().map(ToString::to_string).collect(),
+            mtu: self.settings.mtu,
+            local_port: self.tunnel.local_port(),
+            last_receive_seconds: ago(stats.and_then(|stats| stats.last_receive)),
+            last_confirmed_seconds: ago(self.health.confirmed()),
+            rtt_milliseconds: self.health.rtt().map(|rtt| rtt.as_secs_f64() * 1000.0),
+            keepalive: Keepalive {
+                mode: self.settings.effective_mode().to_string(),
+                interval_seconds: interval.map(|interval| interval.as_secs_f64()),
+                reason: reason.to_owned(),
+            },
+            rx_bytes: all.values().map(|stats| stats.received.bytes).sum(),
+            tx_bytes: all.values().map(|stats| stats.sent.bytes).sum(),
+            session: self.session_replica.is_some(),
+            last_error: self.last_error.clone(),
+        }
+    }
+
+    fn shut_down(mut self) {
+        if let Some(dns) = &mut self.dns {
+            dns.remove();
+        }
+        self.routes.remove();
+        self.tunnel.shutdown();
+    }
+}
+
+/// Whether what is kept can be used as it is.
+pub(super) fn usable(kept: Option<Enrolment>, invitation: Option<&Invitation>) -> Option<Enrolment> {
+    let kept = kept.filter(|kept| kept.is_valid(SystemTime::now()))?;
+    let Some(invitation) = invitation else { return Some(kept) };
+    let (ours, theirs) = (&kept.membership, &invitation.membership);
+    let same = (&ours.namespace, &ours.pool, &ours.server_name)
+        == (&theirs.namespace, &theirs.pool, &theirs.server_name);
+    same.then_some(kept)
+}

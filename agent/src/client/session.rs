@@ -1,0 +1,286 @@
+//! The stream to a gateway: configuration down, the own state up, and the certificate renewed. Lost and found
+//! again without end; the tunnel does not depend on it.
+
+use std::{
+    net::SocketAddr,
+    time::{Duration, SystemTime},
+};
+
+use pinhole_proto::{CATEGORY_METADATA, v1};
+use tokio::{
+    sync::{mpsc, watch},
+    time::{Instant, sleep, timeout},
+};
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Code, Request, Status, transport::Channel};
+use v1::client_session_client::ClientSessionClient;
+
+use super::{
+    ClientError,
+    error::known_category,
+};
+use crate::{
+    health::{Jitter, Phase},
+    identity::{
+        SessionKey, certificate,
+        dial::{Dialer, Proof},
+    },
+    tunnel::PublicKey,
+};
+
+const BACKOFF: Duration = Duration::from_millis(500);
+const BACKOFF_CAP: Duration = Duration::from_secs(30);
+const STABLE: Duration = Duration::from_secs(30);
+const CALL: Duration = Duration::from_secs(20);
+const RENEWAL_RETRY: Duration = Duration::from_secs(60);
+const OUTBOX: usize = 4;
+
+/// With whom, and as whom, the session is held.
+#[derive(Clone, PartialEq)]
+pub(super) struct Target {
+    /// TLS name of the gateway.
+    pub(super) server_name: String,
+    /// What its certificate chains to, PEM.
+    pub(super) ca_pem: String,
+    /// Where each replica's sessions are, the best first; without a key where it is not known whose.
+    pub(super) ways: Vec<(Option<PublicKey>, Vec<String>)>,
+    /// Mark of the connection's packets.
+    pub(super) fwmark: Option<u32>,
+    /// Counts up when the client enrolled anew: the certificate is another.
+    pub(super) enrolment: u64,
+}
+
+/// What the session tells its owner.
+pub(super) enum Event {
+    /// The stream stands.
+    Attached {
+        /// The replica.
+        replica: Option<PublicKey>,
+        /// Its address.
+        address: SocketAddr,
+    },
+    /// A newer configuration.
+    Config(Box<v1::ClientConfig>),
+    /// The certificate was renewed.
+    Renewed(Proof, String),
+    /// The right to connect was taken away.
+    Cut(ClientError),
+    /// The certificate is no longer valid: only enrolling again helps.
+    Expired,
+    /// The replica is going away.
+    Draining(Option<PublicKey>),
+    /// The stream ended, or could not be had.
+    Lost(String),
+}
+
+/// What the gateway is told.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) struct State {
+    pub(super) phase: Phase,
+    pub(super) rtt: Option<Duration>,
+    pub(super) local_port: u16,
+}
+
+pub(super) struct Session {
+    pub(super) target: watch::Receiver<Target>,
+    pub(super) proof: watch::Receiver<Proof>,
+    pub(super) state: watch::Receiver<State>,
+    pub(super) events: mpsc::Sender<Event>,
+}
+
+/// How a stream ended.
+enum End {
+    /// The target changed: at once again.
+    Retarget,
+    /// It was refused or lost.
+    Lost(ClientError),
+    /// Nobody needs it any more.
+    Stop,
+}
+
+impl Session {
+    pub(super) async fn run(mut self) {
+        let mut jitter = Jitter::from_os();
+        let mut failures = 0;
+        loop {
+            let began = Instant::now();
+            match self.hold().await {
+                End::Stop => return,
+                End::Retarget => continue,
+                End::Lost(error) => {
+                    if self.events.send(Event::Lost(error.to_string())).await.is_err() {
+                        return;
+                    }
+                }
+            }
+            failures = if began.elapsed() > STABLE { 0 } else { failures + 1 };
+            let delay = jitter.backoff(BACKOFF, BACKOFF_CAP, failures);
+            tokio::select! {
+                () = sleep(delay) => {}
+                changed = self.target.changed() => if changed.is_err() { return },
+            }
+        }
+    }
+
+    async fn hold(&mut self) -> End {
+        let target = self.target.borrow_and_update().clone();
+        let proof = self.proof.borrow_and_update().clone();
+        let expired =
+            certificate::validity(&proof.chain_pem).is_ok_and(|(_, not_after)| SystemTime::now() >= not_after);
+        if expired {
+            if self.events.send(Event::Expired).await.is_err() {
+                return End::Stop;
+            }
+            // A new certificate comes with a new target.
+            return if self.target.changed().await.is_ok() { End::Retarget } else { End::Stop };
+        }
+        let connected = tokio::select! {
+            connected = connect(&target, proof) => connected,
+            changed = self.target.changed() => return if changed.is_ok() { End::Retarget } else { End::Stop },
+        };
+        let (channel, replica, address) = match connected {
+            Ok(connected) => connected,
+            Err(error) => return End::Lost(error),
+        };
+        match self.attached(ClientSessionClient::new(channel), replica, address).await {
+            Ok(end) => end,
+            Err(status) => self.refused(replica, &status).await,
+        }
+    }
+
+    async fn refused(&self, replica: Option<PublicKey>, status: &Status) -> End {
+        let category = status.metadata().get(CATEGORY_METADATA).and_then(|value| value.to_str().ok());
+        let error = ClientError::from_status(status);
+        if category == Some("GatewayDraining") {
+            let _ = self.events.send(Event::Draining(replica)).await;
+            return End::Lost(error);
+        }
+        let for_good = matches!(error.category(), "ClientRemoved" | "ClientDeleted" | "ClientSuspended");
+        if status.code() == Code::PermissionDenied && for_good {
+            let cut = ClientError::Cut { category: error.category(), message: status.message().to_owned() };
+            let _ = self.events.send(Event::Cut(cut)).await;
+        }
+        End::Lost(error)
+    }
+
+    async fn attached(
+        &mut self,
+        mut client: ClientSessionClient<Channel>,
+        replica: Option<PublicKey>,
+        address: SocketAddr,
+    ) -> Result<End, Status> {
+        let (outbox, messages) = mpsc::channel(OUTBOX);
+        let hello = v1::ClientHello { version: env!("CARGO_PKG_VERSION").to_owned(), revision: 0 };
+        let hello = v1::ClientMessage { message: Some(v1::client_message::Message::Hello(hello)) };
+        let _ = outbox.try_send(hello);
+        let answer = timeout(CALL, client.attach(Request::new(ReceiverStream::new(messages)))).await;
+        let mut stream =
+            answer.map_err(|_| Status::deadline_exceeded("the gateway does not answer"))??.into_inner();
+        if self.events.send(Event::Attached { replica, address }).await.is_err() {
+            return Ok(End::Stop);
+        }
+        self.state.mark_changed();
+        let mut renewal = Box::pin(sleep(self.renewal_delay()));
+        loop {
+            tokio::select! {
+                message = stream.message() => match message?.map(|message| message.message) {
+                    Some(Some(v1::session_message::Message::Config(config))) => {
+                        if self.events.send(Event::Config(Box::new(config))).await.is_err() {
+                            return Ok(End::Stop);
+                        }
+                    }
+                    Some(Some(v1::session_message::Message::Cut(cut))) => {
+                        let category = known_category(&cut.category);
+                        let cut = ClientError::Cut { category, message: cut.message };
+                        let _ = self.events.send(Event::Cut(cut)).await;
+                        return Err(Status::permission_denied("cut off"));
+                    }
+                    Some(None) => {}
+                    None => return Err(Status::unavailable("the gateway ended the session")),
+                },
+                changed = self.state.changed() => {
+                    if changed.is_err() {
+                        return Ok(End::Stop);
+                    }
+                    let state = self.state.borrow_and_update().to_wire();
+                    let goodbye = state.phase() == v1::Phase::Disconnected;
+                    let message = v1::ClientMessage { message: Some(v1::client_message::Message::State(state)) };
+                    let sent = outbox.send(message).await;
+                    if sent.is_err() || goodbye {
+                        // Closing the own side lets the goodbye arrive before the end.
+                        drop(outbox);
+                        let _ = timeout(Duration::from_millis(500), stream.message()).await;
+                        return Ok(End::Stop);
+                    }
+                }
+                changed = self.target.changed() => {
+                    return Ok(if changed.is_ok() { End::Retarget } else { End::Stop });
+                }
+                () = &mut renewal => {
+                    let delay = match self.renew(&mut client).await {
+                        Ok(()) => self.renewal_delay(),
+                        Err(error) => {
+                            tracing::warn!(%error, category = error.category(), "the certificate could not be renewed yet");
+                            RENEWAL_RETRY
+                        }
+                    };
+                    renewal.set(sleep(delay));
+                }
+            }
+        }
+    }
+
+    fn renewal_delay(&self) -> Duration {
+        let validity = certificate::validity(&self.proof.borrow().chain_pem);
+        validity.map_or(RENEWAL_RETRY, |validity| certificate::renewal_delay(SystemTime::now(), validity))
+    }
+
+    async fn renew(&mut self, client: &mut ClientSessionClient<Channel>) -> Result<(), ClientError> {
+        let key = SessionKey::generate()?;
+        let mut request = Request::new(v1::RenewRequest { csr: key.request()? });
+        request.set_timeout(CALL);
+        let issued = client.renew(request).await.map_err(|status| ClientError::from_status(&status))?;
+        let issued = issued.into_inner();
+        let proof = Proof { chain_pem: issued.chain_pem, key_pem: key.to_pem() };
+        let _ = self.events.send(Event::Renewed(proof, issued.ca_pem)).await;
+        // The owner keeps it and hands it back.
+        let _ = self.proof.changed().await;
+        Ok(())
+    }
+}
+
+impl State {
+    fn to_wire(self) -> v1::ClientState {
+        let phase = match self.phase {
+            Phase::Connected => v1::Phase::Connected,
+            Phase::Dormant => v1::Phase::Dormant,
+            Phase::WaitingToReconnect => v1::Phase::WaitingToReconnect,
+            Phase::Disconnected => v1::Phase::Disconnected,
+        };
+        v1::ClientState {
+            phase: phase.into(),
+            rtt: self.rtt.and_then(|rtt| rtt.try_into().ok()),
+            local_endpoint: format!("0.0.0.0:{}", self.local_port),
+        }
+    }
+}
+
+async fn connect(
+    target: &Target,
+    proof: Proof,
+) -> Result<(Channel, Option<PublicKey>, SocketAddr), ClientError> {
+    let dialer = Dialer {
+        server_name: target.server_name.clone(),
+        ca_pem: target.ca_pem.clone(),
+        proof: Some(proof),
+        fwmark: target.fwmark,
+    };
+    let mut last = crate::identity::dial::DialError::NoEndpoint;
+    for (replica, endpoints) in &target.ways {
+        match dialer.connect(endpoints).await {
+            Ok((channel, address)) => return Ok((channel, *replica, address)),
+            Err(error) => last = error,
+        }
+    }
+    Err(ClientError::GatewayUnreachable(last))
+}

@@ -1,0 +1,125 @@
+//! Gateway and client as processes in network namespaces of their own, with an operator in the test that feeds the
+//! desired state. Needs root, `ip` and `ping`.
+
+mod lab;
+
+use std::time::Duration;
+
+use lab::{Lab, eventually};
+
+const SOON: Duration = Duration::from_secs(15);
+const CUT: Duration = Duration::from_secs(5);
+
+#[test]
+fn a_client_enrols_connects_and_reaches_what_only_the_gateway_reaches() {
+    let lab = Lab::new("reach");
+    let _gateway = lab.gateway();
+    eventually(SOON, "the gateway is ready", || lab.readyz());
+    let up = lab.client(&["up", "--detach", "--no-dns", "--token-file", "-"], &lab.join("secret"));
+    assert!(up.status.success(), "{up:?}");
+    assert!(up.stdout.contains("connected to edge-0"), "{up:?}");
+    assert!(lab.client_pings("10.50.0.2"), "through the tunnel, masqueraded");
+
+    let status = lab.status().expect("the tunnel runs");
+    assert_eq!(status["phase"], "Connected");
+    assert_eq!(status["replica"], "edge-0");
+    assert_eq!(status["addresses"][0], "10.77.0.9/32");
+    assert!(status["rttMilliseconds"].as_f64().is_some_and(|rtt| rtt > 0.0));
+    eventually(SOON, "the operator hears of it", || {
+        lab.operator.reported("laptop").is_some_and(|report| {
+            report.phase() == pinhole_proto::v1::Phase::Connected
+                && report.session
+                && report.endpoint.starts_with("192.0.2.2:")
+                && report.last_receive.is_some()
+        })
+    });
+    assert!(lab.metrics().contains("pinhole_gateway_clients{phase=\"Connected\"} 1"));
+
+    // Without a token: this machine is enrolled now, with the same key and so the same address.
+    let down = lab.client(&["down"], "");
+    assert!(down.status.success(), "{down:?}");
+    assert!(!lab.client_pings("10.50.0.2"));
+    assert!(!lab.client_links().contains("pinhole0"), "the device is gone");
+    eventually(SOON, "the goodbye reaches the operator", || {
+        lab.operator.reported("laptop").is_some_and(|report| report.phase() == pinhole_proto::v1::Phase::Disconnected)
+    });
+    let again = lab.client(&["up", "--detach", "--no-dns"], "");
+    assert!(again.status.success(), "{again:?}");
+    assert!(lab.client_pings("10.50.0.2"));
+    assert_eq!(lab.operator.enrolments(), 1);
+
+    lab.operator.remove("laptop");
+    eventually(CUT, "a client that was deleted is cut off", || {
+        !lab.client_pings("10.50.0.2") && lab.status().is_none()
+    });
+    let refused = lab.client(&["up", "--detach", "--no-dns"], "");
+    assert_eq!(refused.status.code(), Some(20), "{refused:?}");
+    assert!(refused.stderr.contains("[ClientRemoved]"), "{refused:?}");
+}
+
+#[test]
+fn the_tunnel_outlives_the_operator_and_a_restart_of_the_gateway() {
+    let lab = Lab::new("alone");
+    let mut gateway = lab.gateway();
+    eventually(SOON, "the gateway is ready", || lab.readyz());
+    let up = lab.client(&["up", "--detach", "--no-dns", "--token-file", "-"], &lab.join("secret"));
+    assert!(up.status.success(), "{up:?}");
+    lab.operator.stop();
+    assert!(lab.client_pings("10.50.0.2"));
+    gateway.kill();
+    assert!(!lab.client_pings("10.50.0.2"));
+    let _gateway = lab.gateway();
+    eventually(SOON, "the client is back, from the kept snapshot", || lab.client_pings("10.50.0.2"));
+    eventually(SOON, "and so is its session", || lab.status().is_some_and(|status| status["session"] == true));
+    assert!(lab.readyz());
+}
+
+#[test]
+fn each_reason_not_to_connect_has_a_line_and_a_code_of_its_own() {
+    let lab = Lab::new("codes");
+    let _gateway = lab.gateway();
+    eventually(SOON, "the gateway is ready", || lab.readyz());
+    let up = |token: &str| lab.client(&["up", "--no-dns", "--timeout", "3", "--token-file", "-"], token);
+    let expect = |token: &str, code: i32, category: &str| {
+        let output = up(token);
+        assert_eq!(output.status.code(), Some(code), "{output:?}");
+        assert!(output.stderr.trim_end().ends_with(&format!("[{category}]")), "{output:?}");
+        let lines = output.stderr.lines().filter(|line| line.starts_with("pinhole:")).count();
+        assert_eq!(lines, 1, "{output:?}");
+        assert!(!output.stderr.contains("secret"), "{output:?}");
+    };
+    expect("pinhole:rubbish", 10, "TokenInvalid");
+    expect(&lab.join("wrong"), 10, "TokenInvalid");
+    expect(&lab.join("expired"), 11, "TokenExpired");
+    expect(&lab.join("used-up"), 12, "TokenUsedUp");
+    expect(&lab.join("revoked"), 13, "TokenRevoked");
+    expect(&lab.join("exhausted"), 14, "PoolExhausted");
+    expect(&lab.join_at("secret", "192.0.2.1:9"), 15, "GatewayUnreachable");
+    let none = lab.client(&["up", "--no-dns"], "");
+    assert_eq!(none.status.code(), Some(22), "{none:?}");
+    let not_running = lab.client(&["status"], "");
+    assert_eq!(not_running.status.code(), Some(21), "{not_running:?}");
+
+    let unprivileged = lab.unprivileged_client(&["up", "--no-dns", "--token-file", "-"], &lab.join("secret"));
+    assert_eq!(unprivileged.status.code(), Some(17), "{unprivileged:?}");
+    let without_tun = lab.client_without_tun(&["up", "--no-dns", "--token-file", "-"], &lab.join("secret"));
+    assert_eq!(without_tun.status.code(), Some(16), "{without_tun:?}");
+    assert_eq!(lab.operator.enrolments(), 0, "no token was spent on a machine that cannot run a tunnel");
+}
+
+#[test]
+fn a_mapping_that_moves_under_traffic_is_followed_and_reported() {
+    let lab = Lab::new("moves");
+    let _gateway = lab.gateway();
+    eventually(SOON, "the gateway is ready", || lab.readyz());
+    let up = lab.client(&["up", "--detach", "--no-dns", "--token-file", "-"], &lab.join("secret"));
+    assert!(up.status.success(), "{up:?}");
+    lab.renumber_client("192.0.2.2/24", "192.0.2.7/24");
+    eventually(CUT, "traffic flows from the new address", || lab.client_pings("10.50.0.2"));
+    eventually(CUT, "the operator hears of the move", || {
+        lab.operator.reported("laptop").is_some_and(|report| {
+            report.endpoint.starts_with("192.0.2.7:")
+                && report.last_change.is_some_and(|change| change.from.starts_with("192.0.2.2:"))
+        })
+    });
+}

@@ -1,0 +1,222 @@
+//! Three namespaces in a row: a client, a gateway, and a host that only the gateway reaches.
+
+mod operator;
+
+use std::{
+    io::{Read, Write},
+    net::TcpStream,
+    path::{Path, PathBuf},
+    process::{Child, Command, ExitStatus, Stdio},
+    thread::sleep,
+    time::{Duration, Instant},
+};
+
+pub(crate) use operator::Operator;
+
+const PINHOLE: &str = env!("CARGO_BIN_EXE_pinhole");
+
+/// Waits for a condition, and fails when it does not come true.
+#[track_caller]
+pub(crate) fn eventually(within: Duration, what: &str, mut condition: impl FnMut() -> bool) {
+    let deadline = Instant::now() + within;
+    while !condition() {
+        assert!(Instant::now() < deadline, "not within {within:?}: {what}");
+        sleep(Duration::from_millis(50));
+    }
+}
+
+/// The namespaces, gone with it.
+pub(crate) struct Lab {
+    gateway: String,
+    client: String,
+    host: String,
+    directory: tempfile::TempDir,
+    pub(crate) operator: Operator,
+}
+
+/// What a command did.
+#[derive(Debug)]
+pub(crate) struct Output {
+    pub(crate) status: ExitStatus,
+    pub(crate) stdout: String,
+    pub(crate) stderr: String,
+}
+
+/// A process that is killed with it.
+pub(crate) struct Running(Child);
+
+impl Running {
+    pub(crate) fn kill(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
+
+fn ip(arguments: &str) {
+    let output = Command::new("ip").args(arguments.split(' ')).output().expect("`ip` runs");
+    assert!(output.status.success(), "ip {arguments}: {}", String::from_utf8_lossy(&output.stderr));
+}
+
+impl Lab {
+    pub(crate) fn new(name: &str) -> Self {
+        assert!(nix::unistd::geteuid().is_root(), "network namespaces need root");
+        let directory = tempfile::tempdir().unwrap();
+        let prefix = format!("ph{}{name}", std::process::id());
+        let (gateway, client, host) = (format!("{prefix}g"), format!("{prefix}c"), format!("{prefix}h"));
+        for namespace in [&gateway, &client, &host] {
+            ip(&format!("netns add {namespace}"));
+            ip(&format!("-n {namespace} link set lo up"));
+        }
+        ip(&format!("-n {gateway} link add out type veth peer name up netns {client}"));
+        ip(&format!("-n {gateway} link add in type veth peer name up netns {host}"));
+        ip(&format!("-n {gateway} address add 192.0.2.1/24 dev out"));
+        ip(&format!("-n {client} address add 192.0.2.2/24 dev up"));
+        ip(&format!("-n {gateway} address add 10.50.0.1/24 dev in"));
+        ip(&format!("-n {host} address add 10.50.0.2/24 dev up"));
+        for (namespace, device) in [(&gateway, "out"), (&gateway, "in"), (&client, "up"), (&host, "up")] {
+            ip(&format!("-n {namespace} link set {device} up"));
+        }
+        let operator = Operator::start(&gateway, directory.path());
+        Lab { gateway, client, host, directory, operator }
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.directory.path().join(name)
+    }
+
+    /// Starts the gateway.
+    pub(crate) fn gateway(&self) -> Running {
+        let child = Command::new("ip")
+            .args(["netns", "exec", &self.gateway, PINHOLE, "gateway"])
+            .env("PINHOLE_OPERATOR", self.operator.url())
+            .env("PINHOLE_OPERATOR_CA", self.operator.ca_file())
+            .env("PINHOLE_TOKEN_FILE", self.operator.token_file())
+            .env("PINHOLE_KEY_FILE", self.operator.key_directory())
+            .env("POD_NAME", "edge-0")
+            .env("POD_IP", "192.0.2.1")
+            .env("PINHOLE_STATE_DIR", self.path("gateway"))
+            .env("PINHOLE_UPLINK", "in")
+            .env("PINHOLE_LOG", "pinhole_agent=debug,info")
+            .stdin(Stdio::null())
+            .spawn()
+            .expect("the gateway starts");
+        Running(child)
+    }
+
+    /// A join string with this secret.
+    pub(crate) fn join(&self, secret: &str) -> String {
+        self.join_at(secret, "192.0.2.1:51821")
+    }
+
+    pub(crate) fn join_at(&self, secret: &str, endpoint: &str) -> String {
+        self.operator.join(secret, endpoint)
+    }
+
+    /// Runs the command in the client's namespace.
+    pub(crate) fn client(&self, arguments: &[&str], input: &str) -> Output {
+        let mut command = Command::new("ip");
+        command.args(["netns", "exec", &self.client, PINHOLE]).args(arguments);
+        self.run(command, input)
+    }
+
+    pub(crate) fn unprivileged_client(&self, arguments: &[&str], input: &str) -> Output {
+        // A copy, as nobody but root may look into where it was built.
+        let copy = Path::new("/tmp").join(format!("{}-pinhole", self.client));
+        std::fs::copy(PINHOLE, &copy).unwrap();
+        let mut command = Command::new("ip");
+        command.args(["netns", "exec", &self.client, "setpriv", "--reuid=65534", "--clear-groups"]);
+        command.arg(&copy).args(arguments);
+        let output = self.run(command, input);
+        std::fs::remove_file(copy).unwrap();
+        output
+    }
+
+    pub(crate) fn client_without_tun(&self, arguments: &[&str], input: &str) -> Output {
+        let mut command = Command::new("ip");
+        let script = "mount -t tmpfs none /dev/net && exec \"$@\"";
+        command.args(["netns", "exec", &self.client, "unshare", "--mount", "sh", "-c", script, "sh", PINHOLE]);
+        command.args(arguments);
+        self.run(command, input)
+    }
+
+    fn run(&self, mut command: Command, input: &str) -> Output {
+        let mut child = command
+            .env("PINHOLE_STATE_DIR", self.path("client"))
+            .env("PINHOLE_NAME", "pinhole0")
+            .env_remove("PINHOLE_TOKEN")
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::from(std::fs::File::create(self.path("stderr")).unwrap()))
+            .spawn()
+            .expect("the client starts");
+        let _ = child.stdin.take().unwrap().write_all(input.as_bytes());
+        let mut stdout = String::new();
+        child.stdout.take().unwrap().read_to_string(&mut stdout).unwrap();
+        let status = child.wait().unwrap();
+        let stderr = std::fs::read_to_string(self.path("stderr")).unwrap();
+        Output { status, stdout, stderr }
+    }
+
+    /// `pinhole status -o json`, `None` when the tunnel is not up.
+    pub(crate) fn status(&self) -> Option<serde_json::Value> {
+        let output = self.client(&["status", "--name", "pinhole0", "-o", "json"], "");
+        let statuses: serde_json::Value = serde_json::from_str(&output.stdout).ok()?;
+        statuses.get(0).cloned()
+    }
+
+    pub(crate) fn client_pings(&self, address: &str) -> bool {
+        let ping = Command::new("ip")
+            .args(["netns", "exec", &self.client, "ping", "-n", "-c", "1", "-W", "1", address])
+            .stdout(Stdio::null())
+            .status();
+        ping.expect("`ping` runs").success()
+    }
+
+    pub(crate) fn client_links(&self) -> String {
+        let links = Command::new("ip").args(["-n", &self.client, "-o", "link"]).output().unwrap();
+        String::from_utf8(links.stdout).unwrap()
+    }
+
+    pub(crate) fn renumber_client(&self, from: &str, to: &str) {
+        ip(&format!("-n {} address add {to} dev up", self.client));
+        ip(&format!("-n {} address del {from} dev up", self.client));
+    }
+
+    fn get(&self, path: &str) -> Option<String> {
+        self.operator.in_gateway(move || {
+            let mut stream = TcpStream::connect("127.0.0.1:9090").ok()?;
+            stream.set_read_timeout(Some(Duration::from_secs(3))).ok()?;
+            write!(stream, "GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").ok()?;
+            let mut answer = String::new();
+            stream.read_to_string(&mut answer).ok()?;
+            Some(answer)
+        })
+    }
+
+    pub(crate) fn readyz(&self) -> bool {
+        self.get("/readyz").is_some_and(|answer| answer.starts_with("HTTP/1.1 200"))
+    }
+
+    pub(crate) fn metrics(&self) -> String {
+        self.get("/metrics").unwrap_or_default()
+    }
+}
+
+impl Drop for Lab {
+    fn drop(&mut self) {
+        let _ = self.client(&["down"], "");
+        if std::thread::panicking() {
+            let log = std::fs::read_to_string(self.path("client/pinhole0/log")).unwrap_or_default();
+            eprintln!("the client's log:\n{log}");
+        }
+        for namespace in [&self.gateway, &self.client, &self.host] {
+            let _ = Command::new("ip").args(["netns", "delete", namespace]).status();
+        }
+    }
+}

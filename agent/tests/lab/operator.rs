@@ -1,0 +1,338 @@
+//! An operator of a few clients, in the test's own process but in the gateway's namespace.
+
+use std::{
+    collections::HashMap,
+    fs::File,
+    path::{Path, PathBuf},
+    pin::Pin,
+    sync::{Arc, Mutex},
+    thread::JoinHandle,
+};
+
+use futures::Stream;
+use nix::sched::{CloneFlags, setns};
+use pinhole_agent::{identity::JoinString, tunnel::PrivateKey};
+use pinhole_proto::{CATEGORY_METADATA, OPERATOR_SERVER_NAME, gateway_server_name, v1};
+use rcgen::{
+    BasicConstraints, CertificateParams, CertificateSigningRequestParams, DistinguishedName,
+    ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, SanType,
+};
+use tokio::sync::{mpsc, watch};
+use tokio_stream::wrappers::ReceiverStream;
+use tokio_util::sync::CancellationToken;
+use tonic::{
+    Code, Request, Response, Status, Streaming,
+    metadata::MetadataValue,
+    transport::{Identity, Server, ServerTlsConfig},
+};
+use v1::gateway_link_server::{GatewayLink, GatewayLinkServer};
+
+const PORT: u16 = 8443;
+const TOKEN: &str = "a-projected-token";
+const NAMESPACE: &str = "branch";
+const GATEWAY: &str = "edge";
+const POOL: &str = "laptops";
+
+pub(crate) struct Operator {
+    inner: Arc<Inner>,
+    namespace: String,
+    directory: PathBuf,
+    stop: CancellationToken,
+    thread: Mutex<Option<JoinHandle<()>>>,
+}
+
+type Reports = Arc<Mutex<HashMap<String, v1::ClientReport>>>;
+
+struct Inner {
+    issuer: Issuer<'static, KeyPair>,
+    ca_pem: String,
+    desired: watch::Sender<v1::DesiredState>,
+    reports: Reports,
+    enrolments: Mutex<u32>,
+}
+
+fn object(name: &str) -> v1::ObjectRef {
+    v1::ObjectRef { namespace: NAMESPACE.into(), name: name.into(), uid: format!("uid-of-{name}") }
+}
+
+impl Operator {
+    pub(crate) fn start(namespace: &str, directory: &Path) -> Self {
+        let ca_key = KeyPair::generate().unwrap();
+        let mut params = CertificateParams::default();
+        params.distinguished_name = DistinguishedName::new();
+        params.distinguished_name.push(rcgen::DnType::CommonName, "test");
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        let ca_pem = params.self_signed(&ca_key).unwrap().pem();
+        let issuer = Issuer::new(params, ca_key);
+
+        let key = PrivateKey::generate().unwrap();
+        let keys = directory.join("keys");
+        std::fs::create_dir(&keys).unwrap();
+        std::fs::write(keys.join("edge-0.key"), key.to_base64().as_bytes()).unwrap();
+        std::fs::write(directory.join("ca.crt"), &ca_pem).unwrap();
+        std::fs::write(directory.join("token"), TOKEN).unwrap();
+
+        let desired = v1::DesiredState {
+            revision: 1,
+            gateway: Some(object(GATEWAY)),
+            replica: "edge-0".into(),
+            replicas: vec![v1::GatewayReplica {
+                name: "edge-0".into(),
+                public_key: key.public().as_bytes().to_vec(),
+                tunnel_endpoints: vec!["192.0.2.1:51820".into()],
+                session_endpoints: vec!["192.0.2.1:51821".into()],
+                tunnel_addresses: vec!["10.77.0.1".into()],
+            }],
+            tunnel_addresses: vec!["10.77.0.1/16".into()],
+            mtu: 1420,
+            access: v1::NetworkAccess::Masquerade.into(),
+            pools: vec![v1::Pool {
+                pool: Some(object(POOL)),
+                cidrs: vec!["10.77.0.0/16".into()],
+                routes: vec!["10.50.0.0/24".into()],
+                ..Default::default()
+            }],
+            ca_pem: ca_pem.clone(),
+            ..Default::default()
+        };
+        let inner = Arc::new(Inner {
+            issuer,
+            ca_pem,
+            desired: watch::channel(desired).0,
+            reports: Reports::default(),
+            enrolments: Mutex::default(),
+        });
+        let stop = CancellationToken::new();
+        let thread = serve(Arc::clone(&inner), namespace, stop.clone());
+        Operator {
+            inner,
+            namespace: namespace.to_owned(),
+            directory: directory.to_owned(),
+            stop,
+            thread: Mutex::new(Some(thread)),
+        }
+    }
+
+    pub(crate) fn url(&self) -> String {
+        format!("https://127.0.0.1:{PORT}")
+    }
+
+    pub(crate) fn ca_file(&self) -> PathBuf {
+        self.directory.join("ca.crt")
+    }
+
+    pub(crate) fn token_file(&self) -> PathBuf {
+        self.directory.join("token")
+    }
+
+    pub(crate) fn key_directory(&self) -> PathBuf {
+        self.directory.join("keys")
+    }
+
+    pub(crate) fn join(&self, secret: &str, endpoint: &str) -> String {
+        let join = JoinString {
+            v: 1,
+            ns: NAMESPACE.into(),
+            pool: POOL.into(),
+            token: "first".into(),
+            secret: secret.into(),
+            server_name: gateway_server_name(NAMESPACE, GATEWAY),
+            endpoints: vec![endpoint.into()],
+            ca: self.inner.ca_pem.clone(),
+        };
+        join.encode().unwrap().to_string()
+    }
+
+    pub(crate) fn reported(&self, client: &str) -> Option<v1::ClientReport> {
+        self.inner.reports.lock().unwrap().get(client).cloned()
+    }
+
+    pub(crate) fn enrolments(&self) -> u32 {
+        *self.inner.enrolments.lock().unwrap()
+    }
+
+    pub(crate) fn remove(&self, client: &str) {
+        self.inner.desired.send_modify(|desired| {
+            desired.revision += 1;
+            desired.peers.retain(|peer| peer.client != Some(object(client)));
+        });
+    }
+
+    pub(crate) fn stop(&self) {
+        self.stop.cancel();
+        if let Some(thread) = self.thread.lock().unwrap().take() {
+            thread.join().unwrap();
+        }
+    }
+
+    /// Runs something in the gateway's namespace.
+    pub(crate) fn in_gateway<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
+        std::thread::scope(|scope| {
+            scope
+                .spawn(|| {
+                    enter(&self.namespace);
+                    work()
+                })
+                .join()
+                .unwrap()
+        })
+    }
+}
+
+impl Drop for Operator {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
+
+fn enter(namespace: &str) {
+    let file = File::open(Path::new("/run/netns").join(namespace)).unwrap();
+    setns(file, CloneFlags::CLONE_NEWNET).unwrap();
+}
+
+fn serve(inner: Arc<Inner>, namespace: &str, stop: CancellationToken) -> JoinHandle<()> {
+    let namespace = namespace.to_owned();
+    std::thread::spawn(move || {
+        enter(&namespace);
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let key = KeyPair::generate().unwrap();
+        let params = CertificateParams::new(vec![OPERATOR_SERVER_NAME.to_owned()]).unwrap();
+        let certificate = params.signed_by(&key, &inner.issuer).unwrap().pem();
+        let tls = ServerTlsConfig::new().identity(Identity::from_pem(certificate, key.serialize_pem()));
+        runtime.block_on(async {
+            let server = Server::builder().tls_config(tls).unwrap().add_service(GatewayLinkServer::from_arc(inner));
+            let address = ([127, 0, 0, 1], PORT).into();
+            tokio::select! {
+                served = server.serve(address) => served.unwrap(),
+                // Streams end at once, as when the process is killed.
+                () = stop.cancelled() => {}
+            }
+        });
+    })
+}
+
+impl Inner {
+    fn sign(&self, csr: Vec<u8>, name: SanType, usage: ExtendedKeyUsagePurpose) -> v1::IssuedCertificate {
+        let mut request = CertificateSigningRequestParams::from_der(&csr.into()).unwrap();
+        request.params.subject_alt_names = vec![name];
+        request.params.extended_key_usages = vec![usage];
+        let chain_pem = request.signed_by(&self.issuer).unwrap().pem();
+        v1::IssuedCertificate { chain_pem, ca_pem: self.ca_pem.clone(), not_after: None }
+    }
+
+    fn client_certificate(&self, csr: Vec<u8>, client: &v1::ObjectRef) -> v1::IssuedCertificate {
+        let uri = format!("pinhole://{}/{}/{}", client.namespace, client.name, client.uid);
+        self.sign(csr, SanType::URI(uri.try_into().unwrap()), ExtendedKeyUsagePurpose::ClientAuth)
+    }
+}
+
+fn authorised<T>(request: &Request<T>) -> Result<(), Status> {
+    let bearer = request.metadata().get("authorization").and_then(|value| value.to_str().ok());
+    if bearer == Some(&format!("Bearer {TOKEN}")) { Ok(()) } else { Err(Status::unauthenticated("no")) }
+}
+
+fn refuse(category: &'static str) -> Status {
+    let mut status = Status::new(Code::FailedPrecondition, "");
+    status.metadata_mut().insert(CATEGORY_METADATA, MetadataValue::from_static(category));
+    status
+}
+
+#[tonic::async_trait]
+impl GatewayLink for Inner {
+    type AttachStream = Pin<Box<dyn Stream<Item = Result<v1::OperatorMessage, Status>> + Send>>;
+
+    async fn attach(
+        &self,
+        request: Request<Streaming<v1::GatewayMessage>>,
+    ) -> Result<Response<Self::AttachStream>, Status> {
+        authorised(&request)?;
+        let mut incoming = request.into_inner();
+        let hello = incoming.message().await?;
+        assert!(matches!(
+            hello,
+            Some(v1::GatewayMessage { message: Some(v1::gateway_message::Message::Hello(_)) })
+        ));
+        let (sender, messages) = mpsc::channel(4);
+        let mut desired = self.desired.subscribe();
+        desired.mark_changed();
+        tokio::spawn(async move {
+            while desired.changed().await.is_ok() {
+                let desired = desired.borrow_and_update().clone();
+                let message = v1::operator_message::Message::Desired(desired);
+                if sender.send(Ok(v1::OperatorMessage { message: Some(message) })).await.is_err() {
+                    return;
+                }
+            }
+        });
+        let reports = Arc::clone(&self.reports);
+        tokio::spawn(async move {
+            while let Ok(Some(message)) = incoming.message().await {
+                if let Some(v1::gateway_message::Message::Report(report)) = message.message {
+                    let mut reports = reports.lock().unwrap();
+                    reports.extend(report.clients.into_iter().map(|c| (c.client.clone().unwrap().name, c)));
+                }
+            }
+        });
+        Ok(Response::new(Box::pin(ReceiverStream::new(messages))))
+    }
+
+    async fn issue_server_certificate(
+        &self,
+        request: Request<v1::IssueServerCertificateRequest>,
+    ) -> Result<Response<v1::IssuedCertificate>, Status> {
+        authorised(&request)?;
+        let name = SanType::DnsName(gateway_server_name(NAMESPACE, GATEWAY).try_into().unwrap());
+        Ok(Response::new(self.sign(request.into_inner().csr, name, ExtendedKeyUsagePurpose::ServerAuth)))
+    }
+
+    async fn relay_enrol(
+        &self,
+        request: Request<v1::RelayEnrolRequest>,
+    ) -> Result<Response<v1::EnrolResponse>, Status> {
+        authorised(&request)?;
+        let request = request.into_inner().request.unwrap();
+        let Some(v1::enrol_request::Credential::Join(join)) = request.credential else {
+            return Err(refuse("TokenInvalid"));
+        };
+        match join.secret.as_str() {
+            "secret" => {}
+            "expired" => return Err(refuse("TokenExpired")),
+            "used-up" => return Err(refuse("TokenUsedUp")),
+            "revoked" => return Err(refuse("TokenRevoked")),
+            "exhausted" => return Err(refuse("PoolExhausted")),
+            _ => return Err(refuse("TokenInvalid")),
+        }
+        *self.enrolments.lock().unwrap() += 1;
+        let client = object("laptop");
+        self.desired.send_modify(|desired| {
+            desired.revision += 1;
+            desired.peers.push(v1::Peer {
+                client: Some(client.clone()),
+                public_key: request.public_key,
+                addresses: vec!["10.77.0.9/32".into()],
+                ..Default::default()
+            });
+        });
+        let desired = self.desired.borrow();
+        let config = v1::ClientConfig {
+            revision: desired.revision,
+            client: Some(client.clone()),
+            addresses: vec!["10.77.0.9/32".into()],
+            routes: vec!["10.50.0.0/24".into()],
+            mtu: 1420,
+            replicas: desired.replicas.clone(),
+            ..Default::default()
+        };
+        let certificate = Some(self.client_certificate(request.csr, &client));
+        Ok(Response::new(v1::EnrolResponse { certificate, config: Some(config) }))
+    }
+
+    async fn relay_renew(
+        &self,
+        request: Request<v1::RelayRenewRequest>,
+    ) -> Result<Response<v1::IssuedCertificate>, Status> {
+        authorised(&request)?;
+        let request = request.into_inner();
+        Ok(Response::new(self.client_certificate(request.csr, &request.client.unwrap())))
+    }
+}

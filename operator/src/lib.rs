@@ -5,4 +5,5 @@ pub mod enrolment;
 pub mod fleet;
 pub mod identity;
 pub mod ipam;
+pub mod link;
 pub mod plan;

@@ -15,20 +15,24 @@
 //! Everything goes when the [`Lab`] is dropped; `lab::down` also clears away what a killed process left.
 
 pub mod cluster;
+pub mod device;
 pub mod error;
 pub mod host;
 pub mod image;
+pub mod installation;
 pub mod lab;
 mod machine;
 pub mod nat;
 pub mod netns;
 pub mod node;
+pub mod pods;
 pub mod process;
 pub mod progress;
 pub mod project;
 pub mod segment;
 pub mod setup;
 pub mod state;
+pub mod vpn;
 pub mod wait;
 
 pub use error::{Error, Result};

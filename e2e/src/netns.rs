@@ -83,7 +83,17 @@ impl Netns {
         Ok(Self { name: Some(name.into()), handle: Arc::new(handle) })
     }
 
-    /// Name for `ip netns`; none for the machine's own.
+    /// The namespace that a process is in.
+    ///
+    /// # Errors
+    /// When the process is gone.
+    pub fn of_process(pid: nix::unistd::Pid) -> Result<Self> {
+        let path = format!("/proc/{pid}/ns/net");
+        let handle = File::open(&path).doing(|| format!("opening {path}"))?;
+        Ok(Self { name: None, handle: Arc::new(handle) })
+    }
+
+    /// Name for `ip netns`; none for the machine's own, and for a process's.
     pub fn name(&self) -> Option<&str> {
         self.name.as_deref()
     }

@@ -1,5 +1,11 @@
 //! What the chart renders, what it refuses, and whether its documentation is whole. Needs no cluster.
 
+#![allow(
+    clippy::indexing_slicing,
+    clippy::unwrap_used,
+    reason = "a test may panic; without the usual harness clippy does not know it as one"
+)]
+
 use std::{
     collections::{BTreeMap, BTreeSet},
     path::{Path, PathBuf},
@@ -11,6 +17,7 @@ use libtest_mimic::{Arguments, Failed, Trial};
 use serde_json::{Value, json};
 
 type Outcome = anyhow::Result<()>;
+type WithHelm = fn(&Helm) -> Outcome;
 
 const POLICY_API: &str = "admissionregistration.k8s.io/v1/MutatingAdmissionPolicy";
 const KINDS: [&str; 3] = ["VPNGateway", "VPNClientPool", "VPNClient"];
@@ -18,7 +25,7 @@ const KINDS: [&str; 3] = ["VPNGateway", "VPNClientPool", "VPNClient"];
 fn main() -> ExitCode {
     let helm = program(&["helm"]);
     let lua = program(&["lua5.1", "lua5.4", "lua"]);
-    let with_helm: [(&str, fn(&Helm) -> Outcome); 15] = [
+    let with_helm: [(&str, WithHelm); 15] = [
         ("the_chart_lints", the_chart_lints),
         ("the_crds_are_those_of_the_types_and_are_kept", the_crds_are_those_of_the_types_and_are_kept),
         ("crds_can_be_left_out_or_not_kept", crds_can_be_left_out_or_not_kept),
@@ -79,14 +86,9 @@ fn trial(
 
 /// The first of these programs that the lab's cache or the path holds.
 fn program(names: &[&str]) -> Option<PathBuf> {
-    let cached = pinhole_e2e::setup::cache_dir()
-        .and_then(|cache| Ok(std::fs::read_dir(cache.join("tools")).map_err(anyhow::Error::from)))
-        .ok()
-        .and_then(Result::ok)
-        .into_iter()
-        .flatten()
-        .flatten()
-        .map(|dir| dir.path().join("bin"));
+    let cache =
+        pinhole_e2e::setup::cache_dir().ok().and_then(|cache| std::fs::read_dir(cache.join("tools")).ok());
+    let cached = cache.into_iter().flatten().flatten().map(|dir| dir.path().join("bin"));
     let on_path = std::env::split_paths(&std::env::var_os("PATH").unwrap_or_default()).collect::<Vec<_>>();
     cached
         .chain(on_path)

@@ -3,8 +3,16 @@
 //! A module holds related tests: `async fn name(lab: &Lab) -> Outcome`, listed with `tests!`, and the module
 //! is listed in [`all`]. Names of hosts and of Kubernetes namespaces are a test's own: tests run side by side.
 
+mod access;
 mod cluster;
+mod first_tunnel;
+mod kinds;
 mod nats;
+mod product;
+mod resilience;
+mod sidecars;
+mod stock;
+mod uninstall;
 
 use std::{pin::Pin, process::ExitCode, sync::Arc, time::Duration};
 
@@ -37,7 +45,20 @@ macro_rules! tests {
 pub(crate) use tests;
 
 fn all() -> Vec<Test> {
-    [cluster::tests(), nats::tests()].into_iter().flatten().collect()
+    [
+        cluster::tests(),
+        nats::tests(),
+        kinds::tests(),
+        first_tunnel::tests(),
+        access::tests(),
+        stock::tests(),
+        sidecars::tests(),
+        resilience::tests(),
+        uninstall::tests(),
+    ]
+    .into_iter()
+    .flatten()
+    .collect()
 }
 
 /// No test of the lab takes longer than this unless it hangs.

@@ -1,0 +1,185 @@
+//! A machine outside of the cluster that runs `pinhole up`.
+
+use std::{
+    net::IpAddr,
+    os::unix::fs::PermissionsExt,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use serde::Deserialize;
+
+use crate::{
+    error::{Doing, Error, Result},
+    host::Host,
+    installation::Installation,
+    process::{Command, Output, Process},
+    state, wait,
+};
+
+/// What `pinhole status -o json` says, as far as tests ask.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Status {
+    /// Its phase.
+    pub phase: String,
+    /// Inner addresses.
+    pub addresses: Vec<String>,
+    /// The gateway replica in use.
+    pub replica: Option<String>,
+    /// The gateway's `ip:port` in use.
+    pub endpoint: Option<String>,
+    /// Round trip of the last probe, in milliseconds.
+    pub rtt_milliseconds: Option<f64>,
+    /// Whether the session stands.
+    pub session: bool,
+}
+
+/// A host with the agent. Its state directory stays until the lab goes, so that `up` again is the same client.
+#[derive(Debug)]
+pub struct Device {
+    host: Host,
+    agent: PathBuf,
+    directory: PathBuf,
+    process: Option<Process>,
+}
+
+impl Device {
+    /// An agent on `host`, not yet up.
+    ///
+    /// # Errors
+    /// When the agent cannot be built.
+    pub async fn new(host: Host) -> Result<Self> {
+        let directory = state::directory().join("devices").join(host.name());
+        std::fs::create_dir_all(&directory).doing(|| format!("making {}", directory.display()))?;
+        Ok(Self { host, agent: Installation::agent().await?, directory, process: None })
+    }
+
+    /// The machine.
+    pub fn host(&self) -> &Host {
+        &self.host
+    }
+
+    /// Runs `pinhole up` until the tunnel is connected.
+    ///
+    /// # Errors
+    /// When it ends instead, with its words, or is not connected in time.
+    pub async fn up(&mut self, join: &str) -> Result<Status> {
+        self.start(join, &[]).await?;
+        self.connected(Duration::from_secs(30)).await
+    }
+
+    /// Starts `pinhole up` in the background; does not wait.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub async fn start(&mut self, join: &str, more: &[&str]) -> Result<()> {
+        let token = self.token_file(join)?;
+        let command = self.command(&["up", "--no-dns", "--token-file"]).arg(&token).args(more);
+        self.process = Some(self.host.spawn("pinhole", &command).await?);
+        Ok(())
+    }
+
+    /// Runs `pinhole up` to its end: for what should not come up.
+    ///
+    /// # Errors
+    /// When it cannot be run, or does not end within a minute.
+    pub async fn refused(&self, join: &str) -> Result<Output> {
+        let token = self.token_file(join)?;
+        let command = self.host.netns().command(&self.agent);
+        let command = self.with_identity(command.args(["up", "--no-dns", "--token-file"]).arg(&token));
+        let limit = Duration::from_secs(60);
+        let outcome = tokio::time::timeout(limit, command.output()).await;
+        outcome.map_err(|_| Error::Timeout {
+            what: "`pinhole up` to be refused".to_owned(),
+            waited: limit,
+            last: "it runs".to_owned(),
+        })?
+    }
+
+    /// What `pinhole status` says.
+    ///
+    /// # Errors
+    /// When it is not up.
+    pub async fn status(&self) -> Result<Status> {
+        let text = self.netns_command(&["status", "-o", "json"]).run().await?;
+        serde_json::from_str(&text).map_err(|error| Error::Invalid(format!("status {text:?}: {error}")))
+    }
+
+    /// Waits until the client calls itself Connected.
+    ///
+    /// # Errors
+    /// When it does not in `limit`; the error holds the end of its log.
+    pub async fn connected(&self, limit: Duration) -> Result<Status> {
+        self.in_phase("Connected", limit).await
+    }
+
+    /// Waits until the client is in `phase`.
+    ///
+    /// # Errors
+    /// When it is not in `limit`; the error holds the end of its log.
+    pub async fn in_phase(&self, phase: &str, limit: Duration) -> Result<Status> {
+        wait::until(&format!("{} to be {phase}", self.host.name()), limit, || async {
+            if let Some(process) = &self.process {
+                process.must_run().map_err(|error| error.to_string())?;
+            }
+            let log = || self.process.as_ref().map(|process| process.tail(5)).unwrap_or_default();
+            let status = self.status().await.map_err(|error| format!("{error}; {}", log()))?;
+            if status.phase == phase { Ok(status) } else { Err(format!("{status:?}; {}", log())) }
+        })
+        .await
+    }
+
+    /// Waits until a ping through the tunnel is answered.
+    ///
+    /// # Errors
+    /// When none is in `limit`.
+    pub async fn reaches(&self, target: IpAddr, limit: Duration) -> Result<()> {
+        let what = format!("{} to reach {target}", self.host.name());
+        wait::until(&what, limit, || self.host.ping(target)).await
+    }
+
+    /// Runs `pinhole down` and waits for the agent's end.
+    ///
+    /// # Errors
+    /// When it fails.
+    pub async fn down(&mut self) -> Result<()> {
+        self.netns_command(&["down"]).run().await?;
+        match self.process.take() {
+            Some(process) => process.wait().await.map(drop),
+            None => Ok(()),
+        }
+    }
+
+    /// The agent's process, while it is up.
+    pub fn process(&self) -> Option<&Process> {
+        self.process.as_ref()
+    }
+
+    fn command(&self, args: &[&str]) -> Command {
+        self.with_identity(Command::new(&self.agent).args(args))
+    }
+
+    fn netns_command(&self, args: &[&str]) -> Command {
+        self.with_identity(self.host.command(&self.agent).args(args))
+    }
+
+    fn with_identity(&self, command: Command) -> Command {
+        command
+            .args(["--name", "vpn0", "--hostname", self.host.name(), "--state-dir"])
+            .arg(&self.directory)
+            .env("PINHOLE_RUNTIME_DIR", &self.directory)
+    }
+
+    fn token_file(&self, join: &str) -> Result<PathBuf> {
+        let path = self.directory.join("join");
+        write_private(&path, join)?;
+        Ok(path)
+    }
+}
+
+fn write_private(path: &Path, text: &str) -> Result<()> {
+    let doing = || format!("writing {}", path.display());
+    std::fs::write(path, text).doing(doing)?;
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600)).doing(doing)
+}

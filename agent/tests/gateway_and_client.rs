@@ -1,6 +1,13 @@
 //! Gateway and client as processes in network namespaces of their own, with an operator in the test that feeds the
 //! desired state. Needs root, `ip` and `ping`.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    reason = "a failed expectation is a failed test"
+)]
+
 mod lab;
 
 use std::time::Duration;
@@ -41,7 +48,9 @@ fn a_client_enrols_connects_and_reaches_what_only_the_gateway_reaches() {
     assert!(!lab.client_pings("10.50.0.2"));
     assert!(!lab.client_links().contains("pinhole0"), "the device is gone");
     eventually(SOON, "the goodbye reaches the operator", || {
-        lab.operator.reported("laptop").is_some_and(|report| report.phase() == pinhole_proto::v1::Phase::Disconnected)
+        lab.operator
+            .reported("laptop")
+            .is_some_and(|report| report.phase() == pinhole_proto::v1::Phase::Disconnected)
     });
     let again = lab.client(&["up", "--detach", "--no-dns"], "");
     assert!(again.status.success(), "{again:?}");
@@ -70,7 +79,9 @@ fn the_tunnel_outlives_the_operator_and_a_restart_of_the_gateway() {
     assert!(!lab.client_pings("10.50.0.2"));
     let _gateway = lab.gateway();
     eventually(SOON, "the client is back, from the kept snapshot", || lab.client_pings("10.50.0.2"));
-    eventually(SOON, "and so is its session", || lab.status().is_some_and(|status| status["session"] == true));
+    eventually(SOON, "and so is its session", || {
+        lab.status().is_some_and(|status| status["session"] == true)
+    });
     assert!(lab.readyz());
 }
 

@@ -2,7 +2,7 @@
 //! carry the documentation of every message.
 
 /// The generated messages, clients and servers.
-#[allow(missing_docs, unreachable_pub, clippy::pedantic)]
+#[allow(missing_docs, unreachable_pub, clippy::pedantic, clippy::large_enum_variant)]
 pub mod v1 {
     tonic::include_proto!("pinhole.v1");
 }

@@ -84,7 +84,8 @@ impl Gateway {
 
 /// `host:port` of a URL. Without the `https` nobody should think that anything else would do.
 fn endpoint(url: &str) -> Result<String, GatewayError> {
-    let wrong = || GatewayError::Setting(format!("PINHOLE_OPERATOR: {url:?} is not of the form https://HOST:PORT"));
+    let wrong =
+        || GatewayError::Setting(format!("PINHOLE_OPERATOR: {url:?} is not of the form https://HOST:PORT"));
     let uri: tonic::transport::Uri = url.parse().map_err(|_| wrong())?;
     let authority = uri.authority().filter(|_| uri.scheme_str() == Some("https")).ok_or_else(wrong)?;
     Ok(format!("{}:{}", authority.host(), authority.port_u16().unwrap_or(443)))
@@ -93,7 +94,10 @@ fn endpoint(url: &str) -> Result<String, GatewayError> {
 fn load_key(path: &Path, pod: Option<&str>) -> Result<PrivateKey, GatewayError> {
     let path = if path.is_dir() {
         let pod = pod.filter(|pod| !pod.contains('/')).ok_or_else(|| {
-            GatewayError::ReplicaKey(format!("{} is a directory: POD_NAME must say which key", path.display()))
+            GatewayError::ReplicaKey(format!(
+                "{} is a directory: POD_NAME must say which key",
+                path.display()
+            ))
         })?;
         path.join(format!("{pod}.key"))
     } else {

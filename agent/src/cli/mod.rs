@@ -62,8 +62,7 @@ impl Log {
         let filter = self.filter.as_deref().unwrap_or(default);
         let filter = EnvFilter::try_new(filter).unwrap_or_else(|_| EnvFilter::new(default));
         let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
-        let started =
-            if self.log_json { log.json().try_init() } else { log.with_ansi(false).try_init() };
+        let started = if self.log_json { log.json().try_init() } else { log.with_ansi(false).try_init() };
         if let Err(error) = started {
             eprintln!("pinhole: cannot log: {error}");
         }

@@ -1,10 +1,6 @@
 //! `pinhole status` and `pinhole down`.
 
-use std::{
-    fmt::Write,
-    process::ExitCode,
-    time::Duration,
-};
+use std::{fmt::Write, process::ExitCode, time::Duration};
 
 use clap::{Args, ValueEnum};
 
@@ -37,9 +33,9 @@ pub(super) struct Down {
 
 impl Show {
     pub(super) fn run(self) -> Result<ExitCode, Failure> {
-        let named = std::env::args().any(|argument| argument.starts_with("--name"));
+        let one = std::env::args().any(|argument| argument.starts_with("--name"));
         let running = control::running(&self.tunnel.state_dir);
-        let names = if named || self.check || running.is_empty() { vec![self.tunnel.name] } else { running };
+        let names = if one || self.check || running.is_empty() { vec![self.tunnel.name] } else { running };
         let mut statuses = Vec::new();
         for name in &names {
             match ask(name, &self.tunnel.state_dir, Question::Status) {
@@ -119,7 +115,9 @@ fn row(status: &Status) -> [String; HEADINGS.len()] {
         or_dash(&status.replica),
         or_dash(&status.endpoint),
         addresses.join(","),
-        status.last_receive_seconds.map_or_else(|| "never".to_owned(), |seconds| format!("{} ago", span(seconds))),
+        status
+            .last_receive_seconds
+            .map_or_else(|| "never".to_owned(), |seconds| format!("{} ago", span(seconds))),
         status.rtt_milliseconds.map_or_else(|| "-".to_owned(), |rtt| format!("{rtt:.1}ms")),
         interval,
         format!("{}/{}", bytes(status.rx_bytes), bytes(status.tx_bytes)),
@@ -162,7 +160,9 @@ mod tests {
         let text = table(&[status]);
         let lines: Vec<_> = text.lines().collect();
         assert!(lines[0].starts_with("NAME"));
-        assert!(lines[1].contains("10.77.0.9 ") && lines[1].contains("never") && lines[1].contains("20KiB/0B"));
+        assert!(
+            lines[1].contains("10.77.0.9 ") && lines[1].contains("never") && lines[1].contains("20KiB/0B")
+        );
         assert_eq!(lines[2], "pinhole0: no route");
     }
 }

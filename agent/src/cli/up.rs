@@ -178,7 +178,10 @@ impl Sidecar {
         bring_up(Options {
             name: self.tunnel.name,
             state_root: self.tunnel.state_dir,
-            invitation: Some(Invitation { membership, credential: Credential::ServiceAccount(self.sa_token_file) }),
+            invitation: Some(Invitation {
+                membership,
+                credential: Credential::ServiceAccount(self.sa_token_file),
+            }),
             dns: self.dns,
             patience: None,
         })

@@ -115,7 +115,9 @@ impl Socket {
                     tokio::spawn(serve(listener, asked));
                     return Ok(Socket { path });
                 }
-                Err(source) => refused = Some(ClientError::Control { path: path.display().to_string(), source }),
+                Err(source) => {
+                    refused = Some(ClientError::Control { path: path.display().to_string(), source });
+                }
             }
         }
         Err(refused.unwrap_or_else(|| ClientError::NotRunning(name.to_owned())))
@@ -203,10 +205,13 @@ async fn exchange(stream: UnixStream, question: Question) -> io::Result<Status> 
 /// Names of the tunnels that seem to run: those with a socket.
 pub fn running(states: &Path) -> Vec<String> {
     let sockets = entries(Path::new(RUNTIME)).into_iter().filter_map(|path| {
-        (path.extension()? == "sock").then(|| path.file_stem().map(|name| name.to_string_lossy().into_owned()))?
+        (path.extension()? == "sock")
+            .then(|| path.file_stem().map(|name| name.to_string_lossy().into_owned()))?
     });
     let kept = entries(states).into_iter().filter_map(|path| {
-        path.join(SOCKET).exists().then(|| path.file_name().map(|name| name.to_string_lossy().into_owned()))?
+        path.join(SOCKET)
+            .exists()
+            .then(|| path.file_name().map(|name| name.to_string_lossy().into_owned()))?
     });
     let mut names: Vec<String> = sockets.chain(kept).collect();
     names.sort();
@@ -216,5 +221,6 @@ pub fn running(states: &Path) -> Vec<String> {
 
 fn entries(directory: &Path) -> Vec<PathBuf> {
     let read = std::fs::read_dir(directory);
-    read.map(|entries| entries.filter_map(|entry| entry.ok().map(|entry| entry.path())).collect()).unwrap_or_default()
+    read.map(|entries| entries.filter_map(|entry| entry.ok().map(|entry| entry.path())).collect())
+        .unwrap_or_default()
 }

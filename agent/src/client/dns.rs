@@ -126,23 +126,19 @@ fn on_path(program: &str) -> bool {
 }
 
 fn resolv_conf(wanted: &Wanted) -> String {
-    let mut content: String =
+    let mut lines: Vec<String> =
         wanted.servers.iter().map(|server| format!("nameserver {server}\n")).collect();
     if !wanted.search.is_empty() {
-        content += &format!("search {}\n", wanted.search.join(" "));
+        lines.push(format!("search {}\n", wanted.search.join(" ")));
     }
-    content
+    lines.concat()
 }
 
 fn run(command: &mut Command, input: &str) -> Result<(), String> {
     let program = command.get_program().to_string_lossy().into_owned();
     let failed = |error: std::io::Error| format!("cannot run {program}: {error}");
-    let mut child = command
-        .stdin(Stdio::piped())
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .spawn()
-        .map_err(failed)?;
+    let mut child =
+        command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().map_err(failed)?;
     if let Some(mut stdin) = child.stdin.take() {
         let _ = stdin.write_all(input.as_bytes());
     }

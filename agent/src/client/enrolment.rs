@@ -97,10 +97,10 @@ impl Enrolment {
             return Ok(None);
         };
         let damaged = |file: &str, reason: String| IdentityError::Damaged { path: store.path(file), reason };
-        let membership = serde_json::from_slice(&membership)
-            .map_err(|error| damaged(MEMBERSHIP, error.to_string()))?;
-        let config =
-            v1::ClientConfig::decode(config.as_slice()).map_err(|error| damaged(CONFIG, error.to_string()))?;
+        let membership =
+            serde_json::from_slice(&membership).map_err(|error| damaged(MEMBERSHIP, error.to_string()))?;
+        let config = v1::ClientConfig::decode(config.as_slice())
+            .map_err(|error| damaged(CONFIG, error.to_string()))?;
         let (key, chain) = session
             .split_once(SEPARATOR)
             .ok_or_else(|| damaged(SESSION, "the certificate is missing".to_owned()))?;

@@ -100,7 +100,7 @@ const KNOWN: [(&str, u8); 20] = [
 ];
 
 /// A category from the wire as one of ours, so that it stays low in cardinality.
-pub fn known_category(category: &str) -> &'static str {
+pub(super) fn known_category(category: &str) -> &'static str {
     KNOWN.iter().find(|(known, _)| *known == category).map_or("Refused", |(known, _)| known)
 }
 
@@ -158,7 +158,9 @@ impl ClientError {
             "PoolExhausted" => {
                 "the pool has no free address: its CIDR must be extended, or clients removed".to_owned()
             }
-            "PoolFull" => "the pool has its maximum of clients: raise maxClients, or remove clients".to_owned(),
+            "PoolFull" => {
+                "the pool has its maximum of clients: raise maxClients, or remove clients".to_owned()
+            }
             "PoolNotFound" => "the pool does not exist: check its name and namespace".to_owned(),
             "ClientSuspended" => "this client is suspended: its VPNClient must be resumed".to_owned(),
             "ClientDeleted" | "ClientRemoved" => "this client was deleted: enrol it again".to_owned(),

@@ -118,22 +118,13 @@ pub async fn up(
     // A token may be good for one use: find out before it is spent whether a tunnel can be had at all.
     drop(TunDevice::create(&options.name)?);
     let key = store.tunnel_key()?;
-    let enrolment = match usable(Enrolment::load(&store)?, options.invitation.as_ref()) {
-        Some(kept) => kept,
-        None => {
-            let Some(invitation) = &options.invitation else {
-                return Err(ClientError::NotEnrolled(options.name));
-            };
-            progress(Progress::Enrolling(invitation.membership.server_name.clone()));
-            let enrolling = enrol_patiently(invitation, key.public(), options.patience, progress);
-            let enrolment = tokio::select! {
-                enrolment = enrolling => enrolment?,
-                () = stop.cancelled() => return Ok(()),
-            };
-            enrolment.save(&store)?;
-            let client = enrolment.config.client.clone().unwrap_or_default();
-            progress(Progress::Enrolled { client: format!("{}/{}", client.namespace, client.name) });
-            enrolment
+    let enrolment = if let Some(kept) = usable(Enrolment::load(&store)?, options.invitation.as_ref()) {
+        kept
+    } else {
+        let joining = join(&options, &store, key.public(), progress);
+        tokio::select! {
+            enrolment = joining => enrolment?,
+            () = stop.cancelled() => return Ok(()),
         }
     };
     progress(Progress::Connecting);
@@ -148,6 +139,23 @@ pub async fn up(
         progress,
     };
     runner::run(setup, questions, stop).await
+}
+
+async fn join(
+    options: &Options,
+    store: &Store,
+    key: PublicKey,
+    progress: &(dyn Fn(Progress) + Sync),
+) -> Result<Enrolment, ClientError> {
+    let Some(invitation) = &options.invitation else {
+        return Err(ClientError::NotEnrolled(options.name.clone()));
+    };
+    progress(Progress::Enrolling(invitation.membership.server_name.clone()));
+    let enrolment = enrol_patiently(invitation, key, options.patience, progress).await?;
+    enrolment.save(store)?;
+    let client = enrolment.config.client.clone().unwrap_or_default();
+    progress(Progress::Enrolled { client: format!("{}/{}", client.namespace, client.name) });
+    Ok(enrolment)
 }
 
 async fn enrol_patiently(

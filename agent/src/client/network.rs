@@ -9,7 +9,8 @@ use std::{
 
 use ipnet::IpNet;
 use nix::sys::socket::{
-    AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, bind, recv, setsockopt, socket, sockopt,
+    AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, bind, recv, setsockopt, socket,
+    sockopt,
 };
 use tokio::io::unix::AsyncFd;
 
@@ -31,7 +32,9 @@ impl Watch {
         let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
         let fd = socket(AddressFamily::Netlink, SockType::Raw, flags, SockProtocol::NetlinkRoute)?;
         bind(fd.as_raw_fd(), &NetlinkAddr::new(0, GROUPS))?;
-        AsyncFd::new(fd).map(Watch)
+        // SAFETY: an `OwnedFd` is one open descriptor for as long as it lives, and `AsyncFd` keeps it.
+        let fd = unsafe { AsyncFd::register(fd) }?;
+        Ok(Watch(fd))
     }
 
     /// Waits for the next change. What it was does not matter: who asks looks at the result.
@@ -110,6 +113,14 @@ impl Routes {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn a_change_of_the_network_is_noticed() {
+        let watch = Watch::open().unwrap();
+        let device = crate::kernel::TunDevice::create("ph-watch-test").unwrap();
+        tokio::time::timeout(std::time::Duration::from_secs(5), watch.changed()).await.unwrap().unwrap();
+        drop(device);
+    }
 
     #[test]
     fn the_way_to_oneself_leaves_from_oneself() {

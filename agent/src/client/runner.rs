@@ -14,10 +14,11 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    ClientError, Progress,
+    ClientError, Credential, Progress,
     control::{Asked, Keepalive, Question, Status},
     dns::{Dns, Wanted},
-    enrolment::{Enrolment, Invitation, enrol},
+    enrol_patiently,
+    enrolment::{Enrolment, Invitation},
     network::{Routes, Watch, source_towards},
     session::{self, Session, State, Target},
     settings::{Replica, Settings},
@@ -27,7 +28,10 @@ use crate::{
         Jitter, Phase,
         client::{Action, Candidate, ClientHealth, Network, Sample},
     },
-    identity::{Store, dial::{Proof, resolve}},
+    identity::{
+        Store,
+        dial::{Proof, resolve},
+    },
     kernel::RouteSocket,
     tunnel::{PeerStats, PrivateKey, Probe, PublicKey, Tunnel, TunnelConfig, TunnelEvent},
 };
@@ -38,7 +42,7 @@ const EVENTS: usize = 1024;
 /// Changes of the local network come in bursts.
 const SETTLE: Duration = Duration::from_millis(50);
 const GOODBYE: Duration = Duration::from_secs(1);
-const IDLE: Duration = Duration::from_secs(3600);
+const IDLE: Duration = Duration::from_hours(1);
 
 /// What names resolved to.
 struct Resolved {
@@ -60,7 +64,7 @@ pub(super) struct Setup<'a> {
     pub(super) progress: &'a (dyn Fn(Progress) + Sync),
 }
 
-pub(super) struct Runner<'a> {
+struct Runner<'a> {
     setup: Setup<'a>,
     settings: Settings,
     tunnel: Tunnel,
@@ -69,12 +73,10 @@ pub(super) struct Runner<'a> {
     dns: Option<Dns>,
     /// The replica that routes lead to.
     routed: Option<PublicKey>,
-    /// Whether routes and name servers are in place: from the first connection on.
-    installed: bool,
     outer: Vec<SocketAddr>,
     candidates: Vec<Candidate>,
     source: Option<IpAddr>,
-    session_replica: Option<Option<PublicKey>>,
+    held: Held,
     was_connected: bool,
     enrolled_again: bool,
     last_error: Option<String>,
@@ -84,6 +86,14 @@ pub(super) struct Runner<'a> {
     resolved: mpsc::Sender<Resolved>,
     resolving: bool,
     enrolled: mpsc::Sender<Result<Enrolment, ClientError>>,
+}
+
+/// With whom the session is held.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Held {
+    Nowhere,
+    /// With this replica, where it is known which.
+    With(Option<PublicKey>),
 }
 
 /// Why the loop ended.
@@ -115,10 +125,10 @@ pub(super) async fn run(
     let (session_events, mut session) = mpsc::channel(EVENTS);
     let (resolved, mut resolutions) = mpsc::channel(1);
     let (enrolled, mut enrolments) = mpsc::channel(1);
-    let holder =
-        Session { target: target_now, proof: proof_now, state: state_now, events: session_events };
+    let holder = Session { target: target_now, proof: proof_now, state: state_now, events: session_events };
     let session_task = tokio::spawn(holder.run());
-    let network = Watch::open().map_err(|source| ClientError::Setting(format!("cannot watch the network: {source}")))?;
+    let network = Watch::open()
+        .map_err(|source| ClientError::Setting(format!("cannot watch the network: {source}")))?;
 
     let dns = setup.dns.then(|| Dns::new(&setup.name, setup.store.clone()));
     let patience = setup.patience;
@@ -127,11 +137,10 @@ pub(super) async fn run(
         routes: Routes::new(tunnel.index(), FWMARK),
         dns,
         routed: None,
-        installed: false,
         outer: Vec::new(),
         candidates: Vec::new(),
         source: None,
-        session_replica: None,
+        held: Held::Nowhere,
         was_connected: false,
         enrolled_again: false,
         last_error: None,
@@ -242,7 +251,9 @@ async fn resolve_all(replicas: Vec<Replica>, fallback: Vec<String>) -> Resolved 
         for endpoint in &replica.tunnel_endpoints {
             let addresses = resolve(endpoint).await.unwrap_or_default();
             outer.extend(&addresses);
-            candidates.extend(addresses.into_iter().map(|endpoint| Candidate { replica: replica.public_key, endpoint }));
+            candidates.extend(
+                addresses.into_iter().map(|endpoint| Candidate { replica: replica.public_key, endpoint }),
+            );
         }
     }
     let sessions = replicas.iter().flat_map(|replica| &replica.session_endpoints).chain(&fallback);
@@ -276,7 +287,7 @@ impl Runner<'_> {
         match event {
             session::Event::Attached { replica, address } => {
                 tracing::info!(%address, "session attached");
-                self.session_replica = Some(replica);
+                self.held = Held::With(replica);
             }
             session::Event::Config(config) => self.handle_config(*config),
             session::Event::Renewed(proof, ca) => {
@@ -303,7 +314,7 @@ impl Runner<'_> {
                 }
             }
             session::Event::Draining(replica) => {
-                self.session_replica = None;
+                self.held = Held::Nowhere;
                 if let Some(replica) = replica.or(self.routed) {
                     self.health.handle_draining(Instant::now(), replica);
                 }
@@ -311,7 +322,7 @@ impl Runner<'_> {
             session::Event::Lost(error) => {
                 tracing::info!(error, "no session with the gateway");
                 self.last_error = Some(error);
-                if self.session_replica.take().is_some() {
+                if std::mem::replace(&mut self.held, Held::Nowhere) != Held::Nowhere {
                     self.health.handle_hint(Instant::now());
                 }
             }
@@ -323,19 +334,28 @@ impl Runner<'_> {
     /// ServiceAccount's. Whether it can.
     fn enrol_again(&mut self) -> bool {
         let Some(invitation) = self.setup.invitation.clone() else { return false };
-        if std::mem::replace(&mut self.enrolled_again, true) {
+        let once = matches!(invitation.credential, Credential::Join { .. });
+        if std::mem::replace(&mut self.enrolled_again, true) && once {
             return false;
         }
         (self.setup.progress)(Progress::Enrolling(invitation.membership.server_name.clone()));
         let (key, answer) = (self.setup.key.public(), self.enrolled.clone());
         tokio::spawn(async move {
-            let _ = answer.send(enrol(&invitation, key, Some(FWMARK)).await).await;
+            let _ = answer.send(enrol_patiently(&invitation, key, None, &|_| {}).await).await;
         });
         true
     }
 
     fn handle_enrolled(&mut self, enrolled: Result<Enrolment, ClientError>) -> Result<(), ClientError> {
-        let enrolment = enrolled?;
+        let enrolment = match enrolled {
+            Ok(enrolment) => enrolment,
+            // The tunnel itself does not need the certificate.
+            Err(error) if self.was_connected => {
+                self.note(Some(error));
+                return Ok(());
+            }
+            Err(error) => return Err(error),
+        };
         enrolment.save(&self.setup.store)?;
         let config = enrolment.config.clone();
         self.proof.send_replace(enrolment.proof.clone());
@@ -398,7 +418,8 @@ impl Runner<'_> {
             }
         }
         if self.candidates.is_empty() {
-            self.last_error = Some("no address of the gateway is known: its name does not resolve".to_owned());
+            self.last_error =
+                Some("no address of the gateway is known: its name does not resolve".to_owned());
         }
         self.source = self.source_now();
         self.health.handle_candidates(Instant::now(), self.candidates.clone());
@@ -512,20 +533,24 @@ impl Runner<'_> {
         let routes = self.routes.set(&covering, &others);
         self.note(routes.err());
         if let Some(dns) = &mut self.dns {
-            let wanted =
-                Wanted { servers: self.settings.dns_servers.clone(), search: self.settings.dns_search.clone() };
+            let wanted = Wanted {
+                servers: self.settings.dns_servers.clone(),
+                search: self.settings.dns_search.clone(),
+            };
             if let Err(error) = dns.set(&wanted) {
                 tracing::warn!(error, "the tunnel's name servers are not in use");
                 self.last_error = Some(error);
             }
         }
-        self.installed = true;
     }
 
     /// Holds the session with the replica that carries the traffic.
     fn retarget(&self) {
         let first = self.health.active().map(|active| active.replica);
-        let held = self.session_replica.flatten();
+        let held = match self.held {
+            Held::With(replica) => replica,
+            Held::Nowhere => None,
+        };
         let ways = |key: Option<PublicKey>| {
             key.and_then(|key| self.settings.replica(&key)).map(|replica| &replica.session_endpoints)
         };
@@ -570,7 +595,8 @@ impl Runner<'_> {
     fn status(&self) -> Status {
         let now = Instant::now();
         let ago = |at: Option<Instant>| at.map(|at| now.saturating_duration_since(at).as_secs_f64());
-        let all: HashMap<_, _> = self.tunnel.stats().into_iter().map(|stats| (stats.public_key, stats)).collect();
+        let all: HashMap<_, _> =
+            self.tunnel.stats().into_iter().map(|stats| (stats.public_key, stats)).collect();
         let active = self.health.active();
         let stats = active.and_then(|active| all.get(&active.replica));
         let replica = active.and_then(|active| self.settings.replica(&active.replica));
@@ -604,7 +630,7 @@ impl Runner<'_> {
             },
             rx_bytes: all.values().map(|stats| stats.received.bytes).sum(),
             tx_bytes: all.values().map(|stats| stats.sent.bytes).sum(),
-            session: self.session_replica.is_some(),
+            session: self.held != Held::Nowhere,
             last_error: self.last_error.clone(),
         }
     }

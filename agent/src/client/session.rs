@@ -15,10 +15,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, Request, Status, transport::Channel};
 use v1::client_session_client::ClientSessionClient;
 
-use super::{
-    ClientError,
-    error::known_category,
-};
+use super::{ClientError, error::known_category};
 use crate::{
     health::{Jitter, Phase},
     identity::{
@@ -32,7 +29,7 @@ const BACKOFF: Duration = Duration::from_millis(500);
 const BACKOFF_CAP: Duration = Duration::from_secs(30);
 const STABLE: Duration = Duration::from_secs(30);
 const CALL: Duration = Duration::from_secs(20);
-const RENEWAL_RETRY: Duration = Duration::from_secs(60);
+const RENEWAL_RETRY: Duration = Duration::from_mins(1);
 const OUTBOX: usize = 4;
 
 /// With whom, and as whom, the session is held.
@@ -125,8 +122,8 @@ impl Session {
     async fn hold(&mut self) -> End {
         let target = self.target.borrow_and_update().clone();
         let proof = self.proof.borrow_and_update().clone();
-        let expired =
-            certificate::validity(&proof.chain_pem).is_ok_and(|(_, not_after)| SystemTime::now() >= not_after);
+        let expired = certificate::validity(&proof.chain_pem)
+            .is_ok_and(|(_, not_after)| SystemTime::now() >= not_after);
         if expired {
             if self.events.send(Event::Expired).await.is_err() {
                 return End::Stop;

@@ -75,7 +75,10 @@ impl Settings {
         let settings = Settings {
             client,
             addresses: parse_all(&wire.addresses, "address")?,
-            routes: parse_all::<IpNet>(&wire.routes, "route")?.into_iter().map(|route| route.trunc()).collect(),
+            routes: parse_all::<IpNet>(&wire.routes, "route")?
+                .into_iter()
+                .map(|route| route.trunc())
+                .collect(),
             dns_servers: parse_all(&wire.dns_servers, "DNS server")?,
             dns_search: wire.dns_search.into_iter().filter(|domain| is_domain(domain)).collect(),
             mtu,
@@ -98,7 +101,8 @@ impl Settings {
     /// What the data plane is told: the routes lead to `active`, the others can be reached for probes alone.
     pub fn peers(&self, active: Option<&PublicKey>) -> Vec<PeerConfig> {
         let peer = |replica: &Replica| {
-            let mut allowed_ips: Vec<IpNet> = replica.tunnel_addresses.iter().copied().map(IpNet::from).collect();
+            let mut allowed_ips: Vec<IpNet> =
+                replica.tunnel_addresses.iter().copied().map(IpNet::from).collect();
             if active == Some(&replica.public_key) {
                 allowed_ips.extend(&self.routes);
             }
@@ -159,14 +163,12 @@ fn interval(policy: Option<&v1::KeepalivePolicy>) -> (Duration, &'static str) {
         wire.and_then(|wire| Duration::try_from(wire).ok()).filter(|duration| !duration.is_zero())
     };
     let Some(interval) = duration(policy.interval) else { return (DEFAULT_INTERVAL, "default") };
-    match policy.mode() {
-        v1::keepalive_policy::Mode::Fixed => (interval, "fixed by policy"),
-        _ => {
-            let least = duration(policy.min).unwrap_or(Duration::from_secs(1));
-            let most = duration(policy.max).unwrap_or(interval).max(least);
-            (interval.clamp(least, most), "policy, nothing learnt yet")
-        }
+    if policy.mode() == v1::keepalive_policy::Mode::Fixed {
+        return (interval, "fixed by policy");
     }
+    let least = duration(policy.min).unwrap_or(Duration::from_secs(1));
+    let most = duration(policy.max).unwrap_or(interval).max(least);
+    (interval.clamp(least, most), "policy, nothing learnt yet")
 }
 
 /// What may stand in resolv.conf without changing its meaning.
@@ -243,10 +245,11 @@ mod tests {
     #[test]
     fn a_policy_bounds_its_own_interval() {
         let seconds = |seconds| Some(prost_types::Duration { seconds, nanos: 0 });
-        let mut policy = v1::KeepalivePolicy { interval: seconds(60), max: seconds(30), ..Default::default() };
+        let mut policy =
+            v1::KeepalivePolicy { interval: seconds(60), max: seconds(30), ..Default::default() };
         assert_eq!(interval(Some(&policy)).0, Duration::from_secs(30));
         policy.set_mode(v1::keepalive_policy::Mode::Fixed);
-        assert_eq!(interval(Some(&policy)).0, Duration::from_secs(60));
+        assert_eq!(interval(Some(&policy)).0, Duration::from_mins(1));
         assert_eq!(interval(None).0, DEFAULT_INTERVAL);
     }
 

@@ -8,7 +8,7 @@ use crate::{health::Phase, tunnel::PublicKey};
 
 /// A message to the control loop.
 #[derive(Debug)]
-pub enum Command {
+pub(super) enum Command {
     /// A snapshot from the operator.
     Desired(Box<v1::DesiredState>),
     /// A stream to the operator stands; reports and acknowledgements go there.
@@ -49,7 +49,7 @@ pub enum Command {
 
 /// An answer of `/readyz`.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Readiness {
+pub(super) struct Readiness {
     /// Whether traffic may be sent here.
     pub ready: bool,
     /// Why, in one line.

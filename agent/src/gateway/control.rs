@@ -133,7 +133,7 @@ impl Control {
                         tracing::error!(reason, "the data plane ended");
                         return Err(crate::tunnel::TunnelError::Stopped.into());
                     }
-                    self.handle_event(Instant::now(), event);
+                    self.handle_event(Instant::now(), &event);
                 }
                 Some(command) = commands.recv() => self.handle_command(Instant::now(), command),
                 () = sleep_until(wake.into()) => {}
@@ -161,7 +161,9 @@ impl Control {
         self.desired = Some(Arc::clone(&desired));
         let result = self.apply_tunnel(&desired);
         self.setup.served.send_modify(|served| served.desired = Some(Arc::clone(&desired)));
-        self.setup.running.send_replace(Running { revision: desired.revision, ca_pem: desired.ca_pem.clone() });
+        self.setup
+            .running
+            .send_replace(Running { revision: desired.revision, ca_pem: desired.ca_pem.clone() });
         self.setup.snapshot.send_replace(Some(keep));
         self.changed(now);
         result?;
@@ -284,8 +286,8 @@ impl Control {
         self.tell(v1::gateway_message::Message::Ack(ack));
     }
 
-    fn handle_event(&mut self, now: Instant, event: TunnelEvent) {
-        match event {
+    fn handle_event(&mut self, now: Instant, event: &TunnelEvent) {
+        match *event {
             TunnelEvent::HandshakeCompleted { peer } => {
                 self.counters.handshakes += 1;
                 if peer != self.setup.prober.public_key() {
@@ -316,10 +318,9 @@ impl Control {
     }
 
     fn handle_time(&mut self, now: Instant) {
-        if self.tunnel_retry.is_some_and(|at| now >= at) {
-            if let Some(desired) = self.desired.clone() {
-                let _ = self.apply_tunnel(&desired);
-            }
+        let retry = self.tunnel_retry.is_some_and(|at| now >= at);
+        if let Some(desired) = self.desired.clone().filter(|_| retry) {
+            let _ = self.apply_tunnel(&desired);
         }
         if self.health.poll_timeout().is_some_and(|at| now >= at) {
             self.sample(now);
@@ -462,8 +463,7 @@ impl Control {
             impairments: impairments.clone(),
         };
         for report in reports.into_iter().map(wire) {
-            let message =
-                v1::GatewayMessage { message: Some(v1::gateway_message::Message::Report(report)) };
+            let message = v1::GatewayMessage { message: Some(v1::gateway_message::Message::Report(report)) };
             if operator.outbox.try_send(message).is_err() {
                 // A fresh reporter says everything again with the next heartbeat.
                 operator.reporter = Reporter::new(now + super::report::HEARTBEAT);

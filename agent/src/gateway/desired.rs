@@ -238,7 +238,8 @@ impl Peer {
                     .map_err(|_| "its preshared key is not 32 bytes long")?,
             ),
         };
-        let pool = usize::try_from(wire.pool).ok().filter(|pool| *pool < pools).ok_or("its pool is unknown")?;
+        let pool =
+            usize::try_from(wire.pool).ok().filter(|pool| *pool < pools).ok_or("its pool is unknown")?;
         let addresses = wire.addresses.iter().map(|text| text.parse::<IpNet>());
         let addresses = addresses.collect::<Result<Vec<_>, _>>().map_err(|_| "an address is malformed")?;
         if addresses.is_empty() {
@@ -333,7 +334,10 @@ pub(super) mod tests {
             let (_, peer) = desired.peer_of(&client(name)).unwrap();
             desired.client_config(peer).replicas[0].tunnel_endpoints[0].clone()
         };
-        assert_eq!((endpoint("inside"), endpoint("outside")), ("10.0.0.1:51820".into(), "192.0.2.1:51820".into()));
+        assert_eq!(
+            (endpoint("inside"), endpoint("outside")),
+            ("10.0.0.1:51820".into(), "192.0.2.1:51820".into())
+        );
     }
 
     #[test]

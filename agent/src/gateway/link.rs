@@ -67,11 +67,12 @@ impl OperatorAccess {
     }
 
     /// A request that says who is asking.
-    pub fn request<T>(&self, message: T) -> Result<Request<T>, GatewayError> {
+    pub(super) fn request<T>(&self, message: T) -> Result<Request<T>, GatewayError> {
         let token = read(&self.token_file)?;
         let bearer = format!("Bearer {}", token.trim());
-        let mut bearer: MetadataValue<_> =
-            bearer.parse().map_err(|_| GatewayError::Setting("the ServiceAccount token is malformed".into()))?;
+        let mut bearer: MetadataValue<_> = bearer
+            .parse()
+            .map_err(|_| GatewayError::Setting("the ServiceAccount token is malformed".into()))?;
         bearer.set_sensitive(true);
         let mut request = Request::new(message);
         request.metadata_mut().insert("authorization", bearer);
@@ -79,7 +80,7 @@ impl OperatorAccess {
     }
 
     /// The same for a call that must end soon.
-    pub fn call<T>(&self, message: T) -> Result<Request<T>, GatewayError> {
+    pub(super) fn call<T>(&self, message: T) -> Result<Request<T>, GatewayError> {
         let mut request = self.request(message)?;
         request.set_timeout(CALL);
         Ok(request)
@@ -87,15 +88,14 @@ impl OperatorAccess {
 }
 
 fn read(path: &PathBuf) -> Result<String, GatewayError> {
-    std::fs::read_to_string(path)
-        .map_err(|source| IdentityError::Read { path: path.clone(), source }.into())
+    std::fs::read_to_string(path).map_err(|source| IdentityError::Read { path: path.clone(), source }.into())
 }
 
 /// A live connection to the leading operator, for relays.
-pub type Relay = watch::Receiver<Option<GatewayLinkClient<Channel>>>;
+pub(super) type Relay = watch::Receiver<Option<GatewayLinkClient<Channel>>>;
 
 /// Keeps the stream.
-pub struct Link {
+pub(super) struct Link {
     /// The operator.
     pub access: OperatorAccess,
     /// What this replica tells of itself.
@@ -114,7 +114,7 @@ pub struct Link {
 
 /// What the control loop runs on.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Running {
+pub(super) struct Running {
     /// The revision.
     pub revision: u64,
     /// What client certificates chain to.
@@ -123,7 +123,7 @@ pub struct Running {
 
 impl Link {
     /// Runs until the task is dropped.
-    pub async fn run(self) {
+    pub(super) async fn run(self) {
         let mut jitter = Jitter::from_os();
         let mut failures = 0;
         let certificate = self.load_certificate();
@@ -164,8 +164,7 @@ impl Link {
             revision: self.running.borrow().revision,
             public_key: self.public_key.as_bytes().to_vec(),
         };
-        let hello =
-            v1::GatewayMessage { message: Some(v1::gateway_message::Message::Hello(hello)) };
+        let hello = v1::GatewayMessage { message: Some(v1::gateway_message::Message::Hello(hello)) };
         let _ = outbox.try_send(hello);
         let request = self.access.request(ReceiverStream::new(messages))?;
         // The operator answers the head of the stream once it has reviewed the token, or refuses.
@@ -175,7 +174,7 @@ impl Link {
         self.relay.send_replace(Some(client.clone()));
         let _ = self.control.send(Command::LinkUp { outbox }).await;
         let mut running = self.running.clone();
-        let mut renewal = Box::pin(sleep(self.renewal_delay(certificate.as_ref())));
+        let mut renewal = Box::pin(sleep(Self::renewal_delay(certificate.as_ref())));
         loop {
             tokio::select! {
                 message = stream.message() => match message? {
@@ -191,7 +190,7 @@ impl Link {
                 () = &mut renewal => {
                     let delay = match self.renew(&mut client).await {
                         Ok(issued) => {
-                            let delay = self.renewal_delay(Some(&issued));
+                            let delay = Self::renewal_delay(Some(&issued));
                             *certificate = Some(issued);
                             self.install(certificate.as_ref());
                             delay
@@ -207,12 +206,12 @@ impl Link {
         }
     }
 
-    fn renewal_delay(&self, certificate: Option<&Certificate>) -> Duration {
+    fn renewal_delay(certificate: Option<&Certificate>) -> Duration {
         let Some(certificate) = certificate else { return Duration::ZERO };
         let now = SystemTime::now();
         certificate::validity(&certificate.chain_pem)
             .map_or(Duration::ZERO, |validity| certificate::renewal_delay(now, validity))
-            .min(Duration::from_secs(24 * 3600))
+            .min(Duration::from_hours(24))
     }
 
     async fn renew(&self, client: &mut GatewayLinkClient<Channel>) -> Result<Certificate, GatewayError> {
@@ -249,7 +248,9 @@ impl Link {
         let ca_pem = if running.is_empty() { &certificate.ca_pem } else { &running };
         match server_config(&certificate.key, &certificate.chain_pem, ca_pem) {
             Ok(config) => self.tls.set(config),
-            Err(error) => tracing::error!(%error, category = error.category(), "client sessions keep their old TLS"),
+            Err(error) => {
+                tracing::error!(%error, category = error.category(), "client sessions keep their old TLS");
+            }
         }
     }
 }

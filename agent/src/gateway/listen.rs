@@ -20,7 +20,10 @@ const HANDSHAKES: usize = 256;
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// Connections that have shaken hands. Before there is a certificate they are closed at once.
-pub fn accept(listener: TcpListener, tls: Arc<ServerTls>) -> impl Stream<Item = io::Result<TlsStream<TcpStream>>> {
+pub(super) fn accept(
+    listener: TcpListener,
+    tls: Arc<ServerTls>,
+) -> impl Stream<Item = io::Result<TlsStream<TcpStream>>> {
     let (ready, connections) = mpsc::channel(HANDSHAKES);
     tokio::spawn(accept_all(listener, tls, ready));
     ReceiverStream::new(connections)
@@ -53,7 +56,11 @@ async fn accept_all(
     }
 }
 
-async fn shake_hands(stream: TcpStream, source: SocketAddr, acceptor: TlsAcceptor) -> Option<TlsStream<TcpStream>> {
+async fn shake_hands(
+    stream: TcpStream,
+    source: SocketAddr,
+    acceptor: TlsAcceptor,
+) -> Option<TlsStream<TcpStream>> {
     let _ = stream.set_nodelay(true);
     match timeout(HANDSHAKE, acceptor.accept(stream)).await {
         Ok(Ok(stream)) => Some(stream),

@@ -10,8 +10,7 @@ use crate::{
     tunnel::{PeerStats, PublicKey},
 };
 
-const PHASES: [Phase; 4] =
-    [Phase::Connected, Phase::Dormant, Phase::WaitingToReconnect, Phase::Disconnected];
+const PHASES: [Phase; 4] = [Phase::Connected, Phase::Dormant, Phase::WaitingToReconnect, Phase::Disconnected];
 
 /// Counters that only grow, also when clients come and go.
 #[derive(Debug, Default)]
@@ -72,17 +71,42 @@ pub(super) fn render(counters: &Counters, gauges: &Gauges) -> String {
         page.sample("pinhole_gateway_clients", &[("phase", &phase.to_string())], count);
     }
     page.one("pinhole_gateway_sessions", "gauge", "Session streams of client agents.", gauges.sessions);
-    page.one("pinhole_gateway_desired_revision", "gauge", "Revision of the desired state in force.", gauges.revision);
-    page.one("pinhole_gateway_operator_attached", "gauge", "Whether a stream to the operator stands.", u8::from(gauges.attached));
-    page.one("pinhole_gateway_ready", "gauge", "Whether the data path was proven lately.", u8::from(gauges.ready));
+    page.one(
+        "pinhole_gateway_desired_revision",
+        "gauge",
+        "Revision of the desired state in force.",
+        gauges.revision,
+    );
+    page.one(
+        "pinhole_gateway_operator_attached",
+        "gauge",
+        "Whether a stream to the operator stands.",
+        u8::from(gauges.attached),
+    );
+    page.one(
+        "pinhole_gateway_ready",
+        "gauge",
+        "Whether the data path was proven lately.",
+        u8::from(gauges.ready),
+    );
     if let Some(age) = gauges.proof_age_seconds {
-        page.one("pinhole_gateway_path_proof_age_seconds", "gauge", "Time since the data path was last proven.", age);
+        page.one(
+            "pinhole_gateway_path_proof_age_seconds",
+            "gauge",
+            "Time since the data path was last proven.",
+            age,
+        );
     }
     page.family("pinhole_gateway_impairments", "gauge", "What could not be set up, by category.");
     for category in &gauges.impairments {
         page.sample("pinhole_gateway_impairments", &[("category", category)], 1);
     }
-    page.one("pinhole_gateway_received_bytes_total", "counter", "Inner bytes from clients.", counters.rx_bytes);
+    page.one(
+        "pinhole_gateway_received_bytes_total",
+        "counter",
+        "Inner bytes from clients.",
+        counters.rx_bytes,
+    );
     page.one("pinhole_gateway_sent_bytes_total", "counter", "Inner bytes to clients.", counters.tx_bytes);
     page.one("pinhole_gateway_dropped_packets_total", "counter", "Packets dropped.", counters.dropped);
     page.one(
@@ -91,11 +115,31 @@ pub(super) fn render(counters: &Counters, gauges: &Gauges) -> String {
         "Times that a client's mapping moved.",
         counters.endpoint_changes,
     );
-    page.one("pinhole_gateway_handshakes_total", "counter", "Handshakes that ended with a session.", counters.handshakes);
+    page.one(
+        "pinhole_gateway_handshakes_total",
+        "counter",
+        "Handshakes that ended with a session.",
+        counters.handshakes,
+    );
     page.one("pinhole_gateway_reports_total", "counter", "Reports sent to the operator.", counters.reports);
-    page.one("pinhole_gateway_desired_applied_total", "counter", "Snapshots applied.", counters.desired_applied);
-    page.one("pinhole_gateway_path_proofs_failed_total", "counter", "Own path proofs nobody answered.", counters.proofs_failed);
-    page.one("pinhole_gateway_events_lost_total", "counter", "Data plane events that found no room.", gauges.events_lost);
+    page.one(
+        "pinhole_gateway_desired_applied_total",
+        "counter",
+        "Snapshots applied.",
+        counters.desired_applied,
+    );
+    page.one(
+        "pinhole_gateway_path_proofs_failed_total",
+        "counter",
+        "Own path proofs nobody answered.",
+        counters.proofs_failed,
+    );
+    page.one(
+        "pinhole_gateway_events_lost_total",
+        "counter",
+        "Data plane events that found no room.",
+        gauges.events_lost,
+    );
     page.family("pinhole_gateway_send_failures_total", "counter", "Datagrams that the kernel refused.");
     for (category, count) in &counters.send_failures {
         page.sample("pinhole_gateway_send_failures_total", &[("category", category)], count);

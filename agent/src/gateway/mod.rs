@@ -35,17 +35,13 @@ pub use error::GatewayError;
 pub use link::OperatorAccess;
 
 use self::{
-    command::Command,
     control::{Control, Setup},
     link::{Link, Running},
     proof::Prober,
     session::{Served, Sessions},
     tls::ServerTls,
 };
-use crate::{
-    identity::Store,
-    tunnel::PrivateKey,
-};
+use crate::{identity::Store, tunnel::PrivateKey};
 
 const SNAPSHOT: &str = "desired.bin";
 const COMMANDS: usize = 1024;
@@ -94,11 +90,11 @@ pub async fn run(options: Options, stop: CancellationToken) -> Result<(), Gatewa
     let tls = Arc::new(ServerTls::default());
     let draining = CancellationToken::new();
     let public_key = options.private_key.public();
-    let prober = Prober::new(PrivateKey::generate()?, public_key);
+    let own_peer = Prober::new(PrivateKey::generate()?, public_key);
 
     let setup = Setup {
         private_key: options.private_key,
-        prober,
+        prober: own_peer,
         listen_port: options.listen_port,
         tun_name: options.tun_name,
         uplink: options.uplink.or_else(default_uplink),
@@ -125,8 +121,9 @@ pub async fn run(options: Options, stop: CancellationToken) -> Result<(), Gatewa
         tls: Arc::clone(&tls),
         store: store.clone(),
     };
-    let service = Sessions::new(options.operator, relay_now, served_now.clone(), control.clone(), draining.clone());
-    let server = tonic::transport::Server::builder()
+    let service =
+        Sessions::new(options.operator, relay_now, served_now.clone(), control.clone(), draining.clone());
+    let session_service = tonic::transport::Server::builder()
         .http2_keepalive_interval(Some(SESSION_KEEPALIVE))
         .http2_keepalive_timeout(Some(SESSION_KEEPALIVE_ANSWER))
         .max_concurrent_streams(STREAMS)
@@ -135,7 +132,7 @@ pub async fn run(options: Options, stop: CancellationToken) -> Result<(), Gatewa
 
     let mut tasks = tokio::task::JoinSet::new();
     tasks.spawn(link.run());
-    tasks.spawn(async move { report_end("the session service", server.await) });
+    tasks.spawn(async move { report_end("the session service", session_service.await) });
     tasks.spawn(async move { report_end("the health service", probes::serve(probes, control).await) });
     tasks.spawn(keep_snapshots(store, snapshot_now));
 
@@ -165,7 +162,9 @@ async fn listen(port: u16, what: &str) -> Result<TcpListener, GatewayError> {
     let address = SocketAddr::from((Ipv6Addr::UNSPECIFIED, port));
     let listener = match TcpListener::bind(address).await {
         // A kernel without IPv6.
-        Err(error) if error.raw_os_error() == Some(libc::EAFNOSUPPORT) => TcpListener::bind(("0.0.0.0", port)).await,
+        Err(error) if error.raw_os_error() == Some(libc::EAFNOSUPPORT) => {
+            TcpListener::bind(("0.0.0.0", port)).await
+        }
         result => result,
     };
     listener.map_err(|source| GatewayError::Listen { what: format!("TCP port {port} for {what}"), source })
@@ -189,7 +188,8 @@ async fn keep_snapshots(store: Store, mut snapshots: watch::Receiver<Option<v1::
     while snapshots.changed().await.is_ok() {
         let Some(snapshot) = snapshots.borrow_and_update().clone() else { continue };
         let store = store.clone();
-        let written = tokio::task::spawn_blocking(move || store.write(SNAPSHOT, &snapshot.encode_to_vec())).await;
+        let written =
+            tokio::task::spawn_blocking(move || store.write(SNAPSHOT, &snapshot.encode_to_vec())).await;
         if let Ok(Err(error)) = written {
             tracing::warn!(%error, category = error.category(), "the desired state is not kept for a restart");
         }
@@ -209,7 +209,8 @@ fn default_uplink() -> Option<String> {
         v6.lines().find_map(|line| {
             let fields: Vec<&str> = line.split_ascii_whitespace().collect();
             let [destination, length, .., device] = fields.as_slice() else { return None };
-            let default = destination.bytes().all(|digit| digit == b'0') && *length == "00" && *device != "lo";
+            let default =
+                destination.bytes().all(|digit| digit == b'0') && *length == "00" && *device != "lo";
             default.then(|| (*device).to_owned())
         })
     })

@@ -23,7 +23,7 @@ const MESSAGE: usize = 256;
 
 /// How a proof was made.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Way {
+pub(super) enum Way {
     /// Through an endpoint that clients use.
     PublishedEndpoint,
     /// Through the address of the pod only.
@@ -32,25 +32,25 @@ pub enum Way {
 
 /// The peer. Its key lives as long as the process.
 #[derive(Debug, Clone)]
-pub struct Prober {
+pub(super) struct Prober {
     key: PrivateKey,
     gateway: PublicKey,
 }
 
 impl Prober {
     /// A prober of the gateway with this public key.
-    pub fn new(key: PrivateKey, gateway: PublicKey) -> Self {
+    pub(super) fn new(key: PrivateKey, gateway: PublicKey) -> Self {
         Prober { key, gateway }
     }
 
     /// As which peer the gateway must know it. It needs no address.
-    pub fn public_key(&self) -> PublicKey {
+    pub(super) fn public_key(&self) -> PublicKey {
         self.key.public()
     }
 
     /// Shakes hands through the first published endpoint that answers, else through the pod's address. `None`
     /// when neither does.
-    pub async fn prove(&self, published: &[String], pod: SocketAddr) -> Option<Way> {
+    pub(super) async fn prove(&self, published: &[String], pod: SocketAddr) -> Option<Way> {
         for endpoint in published {
             for address in resolve(endpoint).await.unwrap_or_default() {
                 if self.shake_hands(address).await {

@@ -122,7 +122,11 @@ impl Reporter {
 
     /// The clients of the reports that are due, each with whether it is full: the last report of a heartbeat that
     /// fits into one message says all, larger ones come in parts.
-    pub fn take(&mut self, now: Instant, all: &[(PublicKey, Observation)]) -> Vec<(Vec<v1::ClientReport>, bool)> {
+    pub fn take(
+        &mut self,
+        now: Instant,
+        all: &[(PublicKey, Observation)],
+    ) -> Vec<(Vec<v1::ClientReport>, bool)> {
         if now < self.poll_timeout() {
             return Vec::new();
         }
@@ -221,7 +225,8 @@ mod tests {
                 (PublicKey::from_bytes(bytes), observation("a", 0))
             })
             .collect();
-        let sizes: Vec<_> = reporter.take(now, &all).iter().map(|(clients, full)| (clients.len(), *full)).collect();
+        let sizes: Vec<_> =
+            reporter.take(now, &all).iter().map(|(clients, full)| (clients.len(), *full)).collect();
         assert_eq!(sizes, [(LARGEST, false), (1, false)]);
     }
 }

@@ -41,7 +41,7 @@ const OUTBOX: usize = 4;
 
 /// What the control loop runs on, for sessions.
 #[derive(Debug, Clone, Default)]
-pub struct Served {
+pub(super) struct Served {
     /// The latest snapshot, `None` before there was one.
     pub desired: Option<Arc<Desired>>,
     /// Since when there is a stream to the operator, which keeps the snapshot as new as can be.
@@ -56,7 +56,7 @@ impl Served {
 
 /// The service.
 #[derive(Clone)]
-pub struct Sessions {
+pub(super) struct Sessions {
     inner: Arc<Inner>,
 }
 
@@ -72,7 +72,7 @@ struct Inner {
 
 impl Sessions {
     /// A service over what the control loop publishes.
-    pub fn new(
+    pub(super) fn new(
         access: OperatorAccess,
         relay: Relay,
         served: watch::Receiver<Served>,
@@ -87,7 +87,7 @@ impl Sessions {
 }
 
 /// An error with its category.
-pub fn refuse(code: Code, category: &'static str, message: impl Into<String>) -> Status {
+pub(super) fn refuse(code: Code, category: &'static str, message: impl Into<String>) -> Status {
     let mut status = Status::new(code, message);
     status.metadata_mut().insert(CATEGORY_METADATA, MetadataValue::from_static(category));
     status
@@ -102,7 +102,11 @@ impl Inner {
         let connected = timeout(RELAY, relay.wait_for(Option::is_some)).await;
         let client = connected.ok().and_then(Result::ok).and_then(|client| client.clone());
         client.ok_or_else(|| {
-            refuse(Code::Unavailable, "OperatorUnreachable", "the gateway has no connection to the operator now")
+            refuse(
+                Code::Unavailable,
+                "OperatorUnreachable",
+                "the gateway has no connection to the operator now",
+            )
         })
     }
 
@@ -113,10 +117,8 @@ impl Inner {
             served.desired.as_ref().and_then(|desired| desired.peer_of(client).map(|(key, _)| *key))
         };
         let appeared = timeout(APPEARANCE, served.wait_for(|served| find(served).is_some())).await;
-        if let Ok(Ok(served)) = appeared {
-            if let Some(key) = find(&served) {
-                return Ok(key);
-            }
+        if let Some(key) = appeared.ok().and_then(Result::ok).and_then(|served| find(&served)) {
+            return Ok(key);
         }
         if self.served.borrow().is_fresh() {
             let message = "this client was deleted or suspended, or it expired";
@@ -142,8 +144,8 @@ impl Inner {
             match message {
                 Next::Nothing => {}
                 Next::Config(config) => {
-                    sent = Some(config.clone());
-                    let message = v1::session_message::Message::Config(config);
+                    sent = Some((*config).clone());
+                    let message = v1::session_message::Message::Config(*config);
                     if outbox.send(Ok(v1::SessionMessage { message: Some(message) })).await.is_err() {
                         break;
                     }
@@ -180,7 +182,7 @@ impl Inner {
 
 enum Next {
     Nothing,
-    Config(v1::ClientConfig),
+    Config(Box<v1::ClientConfig>),
     Cut(v1::Cut),
 }
 
@@ -192,8 +194,9 @@ fn next_message(served: &Served, client: &v1::ObjectRef, sent: Option<&v1::Clien
         return Next::Cut(v1::Cut { category: "ClientRemoved".to_owned(), message });
     };
     let config = desired.client_config(peer);
-    let same = sent.is_some_and(|sent| v1::ClientConfig { revision: config.revision, ..sent.clone() } == config);
-    if same { Next::Nothing } else { Next::Config(config) }
+    let same =
+        sent.is_some_and(|sent| v1::ClientConfig { revision: config.revision, ..sent.clone() } == config);
+    if same { Next::Nothing } else { Next::Config(Box::new(config)) }
 }
 
 fn caller<T>(request: &Request<T>) -> Result<v1::ObjectRef, Status> {
@@ -216,10 +219,12 @@ impl ClientSession for Sessions {
         };
         let relayed = v1::RelayEnrolRequest { request: Some(request.into_inner()) };
         let mut operator = self.inner.operator().await?;
-        let relayed = self.inner.access.call(relayed).map_err(|error| {
-            refuse(Code::Unavailable, "OperatorUnreachable", error.to_string())
-        })?;
-        let response = operator.relay_enrol(relayed).await.map_err(relayed_error)?;
+        let relayed = self
+            .inner
+            .access
+            .call(relayed)
+            .map_err(|error| refuse(Code::Unavailable, "OperatorUnreachable", error.to_string()))?;
+        let response = operator.relay_enrol(relayed).await.map_err(|status| relayed_error(&status))?;
         let client = response.get_ref().config.as_ref().and_then(|config| config.client.clone());
         // The client's first handshake comes within a round trip of this answer.
         if let Some(client) = client {
@@ -237,7 +242,8 @@ impl ClientSession for Sessions {
         let mut incoming = request.into_inner();
         let hello = timeout(HELLO, incoming.message()).await;
         let hello = hello.map_err(|_| Status::deadline_exceeded("no hello in time"))??;
-        if !matches!(hello, Some(v1::ClientMessage { message: Some(v1::client_message::Message::Hello(_)) })) {
+        if !matches!(hello, Some(v1::ClientMessage { message: Some(v1::client_message::Message::Hello(_)) }))
+        {
             return Err(Status::invalid_argument("a session begins with a hello"));
         }
         let (outbox, messages) = mpsc::channel(OUTBOX);
@@ -252,16 +258,18 @@ impl ClientSession for Sessions {
         let client = caller(&request)?;
         let relayed = v1::RelayRenewRequest { client: Some(client), csr: request.into_inner().csr };
         let mut operator = self.inner.operator().await?;
-        let relayed = self.inner.access.call(relayed).map_err(|error| {
-            refuse(Code::Unavailable, "OperatorUnreachable", error.to_string())
-        })?;
-        let issued = operator.relay_renew(relayed).await.map_err(relayed_error)?;
+        let relayed = self
+            .inner
+            .access
+            .call(relayed)
+            .map_err(|error| refuse(Code::Unavailable, "OperatorUnreachable", error.to_string()))?;
+        let issued = operator.relay_renew(relayed).await.map_err(|status| relayed_error(&status))?;
         Ok(Response::new(issued.into_inner()))
     }
 }
 
 /// The operator's refusal, with its category and nothing else of its metadata.
-fn relayed_error(status: Status) -> Status {
+fn relayed_error(status: &Status) -> Status {
     let mut relayed = Status::new(status.code(), status.message());
     let category = status.metadata().get(CATEGORY_METADATA).cloned();
     let unreachable = MetadataValue::from_static("OperatorUnreachable");

@@ -1,6 +1,6 @@
 //! TLS of the session service: the certificate comes from the operator and changes while connections go on.
 
-use std::sync::{Arc, RwLock, PoisonError};
+use std::sync::{Arc, PoisonError, RwLock};
 
 use rustls::{RootCertStore, ServerConfig, server::WebPkiClientVerifier};
 
@@ -12,23 +12,27 @@ const HTTP2: &[u8] = b"h2";
 
 /// The configuration for the next connection. Those that exist keep theirs.
 #[derive(Debug, Default)]
-pub struct ServerTls(RwLock<Option<Arc<ServerConfig>>>);
+pub(super) struct ServerTls(RwLock<Option<Arc<ServerConfig>>>);
 
 impl ServerTls {
     /// What a new connection gets, `None` while there is no certificate.
-    pub fn current(&self) -> Option<Arc<ServerConfig>> {
+    pub(super) fn current(&self) -> Option<Arc<ServerConfig>> {
         self.0.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Replaces it.
-    pub fn set(&self, config: ServerConfig) {
+    pub(super) fn set(&self, config: ServerConfig) {
         *self.0.write().unwrap_or_else(PoisonError::into_inner) = Some(Arc::new(config));
     }
 }
 
 /// A server that shows `chain_pem`, and accepts clients without a certificate (they may only enrol) or with one of
 /// `ca_pem`.
-pub fn server_config(key: &SessionKey, chain_pem: &str, ca_pem: &str) -> Result<ServerConfig, GatewayError> {
+pub(super) fn server_config(
+    key: &SessionKey,
+    chain_pem: &str,
+    ca_pem: &str,
+) -> Result<ServerConfig, GatewayError> {
     let refused = |error: &dyn std::fmt::Display| GatewayError::Tls(error.to_string());
     let mut roots = RootCertStore::empty();
     for authority in certificate::chain(ca_pem)? {

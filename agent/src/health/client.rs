@@ -20,7 +20,7 @@ const SAMPLE: Duration = Duration::from_secs(5);
 const ROUND_BACKOFF: Duration = Duration::from_millis(500);
 const ROUND_BACKOFF_CAP: Duration = Duration::from_secs(30);
 /// How often a path is tried although no route exists.
-const DORMANT_RETRY: Duration = Duration::from_secs(60);
+const DORMANT_RETRY: Duration = Duration::from_mins(1);
 /// After so many rounds without an answer the source port is changed, and again after as many more.
 const ROUNDS_TO_REBIND: u32 = 3;
 /// A hint that the path may be gone reaches a whole fleet at once: the probes are spread over this.
@@ -196,7 +196,6 @@ impl ClientHealth {
             self.candidates = candidates;
         }
         match self.state {
-            State::Stopped => {}
             State::Idle if !self.candidates.is_empty() => self.search(now, 0),
             State::Connected { .. } if !self.knows_active() => self.search(now, 0),
             State::Searching { step: Step::Pause { .. }, rounds: 0, .. } => self.try_next(now),
@@ -217,17 +216,17 @@ impl ClientHealth {
             self.stalled_since = self.sample.last_send;
         }
         match &mut self.state {
-            State::Connected { outstanding, .. } => {
-                // Data counts as liveness: an answer that is late behind it tears nothing down.
-                if outstanding.is_some_and(|probe| sample.last_receive > Some(probe.first)) {
-                    *outstanding = None;
-                    self.confirmed = sample.last_receive;
-                }
+            // Data counts as liveness: an answer that is late behind it tears nothing down.
+            State::Connected { outstanding, .. }
+                if outstanding.is_some_and(|probe| sample.last_receive > Some(probe.first)) =>
+            {
+                *outstanding = None;
+                self.confirmed = sample.last_receive;
             }
-            State::Searching { step: Step::Prove { since, fresh: true, .. }, .. } => {
-                if sample.last_receive > Some(*since) {
-                    self.connect(now);
-                }
+            State::Searching { step: Step::Prove { since, fresh: true, .. }, .. }
+                if sample.last_receive > Some(*since) =>
+            {
+                self.connect(now);
             }
             _ => {}
         }
@@ -484,7 +483,7 @@ impl ClientHealth {
         let delay = if self.routed {
             self.jitter.backoff(ROUND_BACKOFF, ROUND_BACKOFF_CAP, rounds)
         } else {
-            DORMANT_RETRY - self.jitter.up_to(DORMANT_RETRY / 4)
+            DORMANT_RETRY / 4 * 3 + self.jitter.up_to(DORMANT_RETRY / 4)
         };
         self.state = State::Searching { step: Step::Pause { until: now + delay }, next, rounds };
         self.tell_searching();
@@ -802,7 +801,7 @@ mod tests {
         world.alive.clear();
         world.health.handle_network(world.now, Network::Unreachable);
         assert_eq!(world.phase(), Phase::Dormant);
-        world.run_for(Duration::from_secs(300));
+        world.run_for(Duration::from_mins(5));
         assert_eq!(world.phase(), Phase::Dormant);
         world.alive.insert(way(1, 1));
         world.health.handle_network(world.now, Network::Changed);
@@ -816,14 +815,14 @@ mod tests {
         let mut world = World::with(Mode::Loopback, &[way(1, 1)]);
         world.run_for(Duration::from_secs(1));
         world.alive.clear();
-        world.run_for(Duration::from_secs(120));
+        world.run_for(Duration::from_mins(2));
         assert!(world.rebinds > 0);
     }
 
     #[test]
     fn link_status_sends_no_probe_and_still_leaves_a_stalled_path() {
         let mut world = World::with(Mode::LinkStatus, &[way(1, 1)]);
-        world.run_for(Duration::from_secs(3600));
+        world.run_for(Duration::from_hours(1));
         assert_eq!((world.phase(), world.probes), (Phase::Connected, 0));
         world.alive.clear();
         world.sample.last_send = Some(world.now);

@@ -21,7 +21,7 @@ pub const PROBE_GIVE_UP: Duration = Duration::from_secs(8);
 
 /// How long an authenticated receive is worth anything when nothing was agreed on keepalives: WireGuard's
 /// Reject-After-Time, after which a session that was not renewed is gone.
-pub const LONGEST_CERTAINTY: Duration = Duration::from_secs(180);
+pub const LONGEST_CERTAINTY: Duration = Duration::from_mins(3);
 
 /// The field's own phases of a client.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]

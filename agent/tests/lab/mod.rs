@@ -3,6 +3,7 @@
 mod operator;
 
 use std::{
+    fmt,
     io::{Read, Write},
     net::TcpStream,
     path::{Path, PathBuf},
@@ -25,13 +26,37 @@ pub(crate) fn eventually(within: Duration, what: &str, mut condition: impl FnMut
     }
 }
 
-/// The namespaces, gone with it.
+/// The namespaces, with the operator in the gateway's. The fields go in their order.
 pub(crate) struct Lab {
-    gateway: String,
-    client: String,
-    host: String,
-    directory: tempfile::TempDir,
     pub(crate) operator: Operator,
+    directory: tempfile::TempDir,
+    gateway: Namespace,
+    client: Namespace,
+    _host: Namespace,
+}
+
+/// A network namespace, gone with it.
+struct Namespace(String);
+
+impl Namespace {
+    fn new(name: String) -> Self {
+        ip(&format!("netns add {name}"));
+        let namespace = Namespace(name);
+        ip(&format!("-n {namespace} link set lo up"));
+        namespace
+    }
+}
+
+impl Drop for Namespace {
+    fn drop(&mut self) {
+        let _ = Command::new("ip").args(["netns", "delete", &self.0]).status();
+    }
+}
+
+impl fmt::Display for Namespace {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
 }
 
 /// What a command did.
@@ -68,22 +93,19 @@ impl Lab {
         assert!(nix::unistd::geteuid().is_root(), "network namespaces need root");
         let directory = tempfile::tempdir().unwrap();
         let prefix = format!("ph{}{name}", std::process::id());
-        let (gateway, client, host) = (format!("{prefix}g"), format!("{prefix}c"), format!("{prefix}h"));
-        for namespace in [&gateway, &client, &host] {
-            ip(&format!("netns add {namespace}"));
-            ip(&format!("-n {namespace} link set lo up"));
-        }
-        ip(&format!("-n {gateway} link add out type veth peer name up netns {client}"));
-        ip(&format!("-n {gateway} link add in type veth peer name up netns {host}"));
+        let namespace = |role: &str| Namespace::new(format!("{prefix}{role}"));
+        let (gateway, client, host) = (namespace("g"), namespace("c"), namespace("h"));
+        ip(&format!("-n {gateway} link add out type veth peer name wan netns {client}"));
+        ip(&format!("-n {gateway} link add in type veth peer name wan netns {host}"));
         ip(&format!("-n {gateway} address add 192.0.2.1/24 dev out"));
-        ip(&format!("-n {client} address add 192.0.2.2/24 dev up"));
+        ip(&format!("-n {client} address add 192.0.2.2/24 dev wan"));
         ip(&format!("-n {gateway} address add 10.50.0.1/24 dev in"));
-        ip(&format!("-n {host} address add 10.50.0.2/24 dev up"));
-        for (namespace, device) in [(&gateway, "out"), (&gateway, "in"), (&client, "up"), (&host, "up")] {
+        ip(&format!("-n {host} address add 10.50.0.2/24 dev wan"));
+        for (namespace, device) in [(&gateway, "out"), (&gateway, "in"), (&client, "wan"), (&host, "wan")] {
             ip(&format!("-n {namespace} link set {device} up"));
         }
-        let operator = Operator::start(&gateway, directory.path());
-        Lab { gateway, client, host, directory, operator }
+        let operator = Operator::start(&gateway.0, directory.path());
+        Lab { operator, directory, gateway, client, _host: host }
     }
 
     fn path(&self, name: &str) -> PathBuf {
@@ -93,8 +115,8 @@ impl Lab {
     /// Starts the gateway.
     pub(crate) fn gateway(&self) -> Running {
         let child = Command::new("ip")
-            .args(["netns", "exec", &self.gateway, PINHOLE, "gateway"])
-            .env("PINHOLE_OPERATOR", self.operator.url())
+            .args(["netns", "exec", &self.gateway.0, PINHOLE, "gateway"])
+            .env("PINHOLE_OPERATOR", Operator::url())
             .env("PINHOLE_OPERATOR_CA", self.operator.ca_file())
             .env("PINHOLE_TOKEN_FILE", self.operator.token_file())
             .env("PINHOLE_KEY_FILE", self.operator.key_directory())
@@ -121,7 +143,7 @@ impl Lab {
     /// Runs the command in the client's namespace.
     pub(crate) fn client(&self, arguments: &[&str], input: &str) -> Output {
         let mut command = Command::new("ip");
-        command.args(["netns", "exec", &self.client, PINHOLE]).args(arguments);
+        command.args(["netns", "exec", &self.client.0, PINHOLE]).args(arguments);
         self.run(command, input)
     }
 
@@ -130,7 +152,7 @@ impl Lab {
         let copy = Path::new("/tmp").join(format!("{}-pinhole", self.client));
         std::fs::copy(PINHOLE, &copy).unwrap();
         let mut command = Command::new("ip");
-        command.args(["netns", "exec", &self.client, "setpriv", "--reuid=65534", "--clear-groups"]);
+        command.args(["netns", "exec", &self.client.0, "setpriv", "--reuid=65534", "--clear-groups"]);
         command.arg(&copy).args(arguments);
         let output = self.run(command, input);
         std::fs::remove_file(copy).unwrap();
@@ -140,7 +162,18 @@ impl Lab {
     pub(crate) fn client_without_tun(&self, arguments: &[&str], input: &str) -> Output {
         let mut command = Command::new("ip");
         let script = "mount -t tmpfs none /dev/net && exec \"$@\"";
-        command.args(["netns", "exec", &self.client, "unshare", "--mount", "sh", "-c", script, "sh", PINHOLE]);
+        command.args([
+            "netns",
+            "exec",
+            &self.client.0,
+            "unshare",
+            "--mount",
+            "sh",
+            "-c",
+            script,
+            "sh",
+            PINHOLE,
+        ]);
         command.args(arguments);
         self.run(command, input)
     }
@@ -172,20 +205,20 @@ impl Lab {
 
     pub(crate) fn client_pings(&self, address: &str) -> bool {
         let ping = Command::new("ip")
-            .args(["netns", "exec", &self.client, "ping", "-n", "-c", "1", "-W", "1", address])
+            .args(["netns", "exec", &self.client.0, "ping", "-n", "-c", "1", "-W", "1", address])
             .stdout(Stdio::null())
             .status();
         ping.expect("`ping` runs").success()
     }
 
     pub(crate) fn client_links(&self) -> String {
-        let links = Command::new("ip").args(["-n", &self.client, "-o", "link"]).output().unwrap();
+        let links = Command::new("ip").args(["-n", &self.client.0, "-o", "link"]).output().unwrap();
         String::from_utf8(links.stdout).unwrap()
     }
 
     pub(crate) fn renumber_client(&self, from: &str, to: &str) {
-        ip(&format!("-n {} address add {to} dev up", self.client));
-        ip(&format!("-n {} address del {from} dev up", self.client));
+        ip(&format!("-n {} address del {from} dev wan", self.client));
+        ip(&format!("-n {} address add {to} dev wan", self.client));
     }
 
     fn get(&self, path: &str) -> Option<String> {
@@ -214,9 +247,6 @@ impl Drop for Lab {
         if std::thread::panicking() {
             let log = std::fs::read_to_string(self.path("client/pinhole0/log")).unwrap_or_default();
             eprintln!("the client's log:\n{log}");
-        }
-        for namespace in [&self.gateway, &self.client, &self.host] {
-            let _ = Command::new("ip").args(["netns", "delete", namespace]).status();
         }
     }
 }

@@ -113,7 +113,7 @@ impl Operator {
         }
     }
 
-    pub(crate) fn url(&self) -> String {
+    pub(crate) fn url() -> String {
         format!("https://127.0.0.1:{PORT}")
     }
 
@@ -200,10 +200,11 @@ fn serve(inner: Arc<Inner>, namespace: &str, stop: CancellationToken) -> JoinHan
         let certificate = params.signed_by(&key, &inner.issuer).unwrap().pem();
         let tls = ServerTlsConfig::new().identity(Identity::from_pem(certificate, key.serialize_pem()));
         runtime.block_on(async {
-            let server = Server::builder().tls_config(tls).unwrap().add_service(GatewayLinkServer::from_arc(inner));
+            let service =
+                Server::builder().tls_config(tls).unwrap().add_service(GatewayLinkServer::from_arc(inner));
             let address = ([127, 0, 0, 1], PORT).into();
             tokio::select! {
-                served = server.serve(address) => served.unwrap(),
+                served = service.serve(address) => served.unwrap(),
                 // Streams end at once, as when the process is killed.
                 () = stop.cancelled() => {}
             }

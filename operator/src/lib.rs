@@ -5,5 +5,7 @@ pub mod enrolment;
 pub mod fleet;
 pub mod identity;
 pub mod ipam;
+pub mod kubectl;
 pub mod link;
 pub mod plan;
+pub mod telemetry;

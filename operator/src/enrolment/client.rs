@@ -15,7 +15,11 @@ use super::{
     Ask, EnrolmentError, KEY_LABEL, KeyHash, PublicKey,
     name::{machine_name, sidecar_name},
 };
-use crate::{fleet::ClientKey, identity::PodIdentity};
+use crate::{
+    fleet::ClientKey,
+    identity::PodIdentity,
+    plan::name::{GATEWAY_LABEL, MANAGED_BY, MANAGED_BY_LABEL, POOL_OBJECT_LABEL},
+};
 
 /// Client of a machine that holds `token`.
 pub(super) fn of_machine(pool: &VPNClientPool, token: &JoinToken, ask: &Ask) -> VPNClient {
@@ -78,17 +82,13 @@ pub(super) fn owner(pool: &VPNClientPool) -> OwnerReference {
 
 /// Labels of what is made for a pool.
 pub(super) fn labels(pool: &VPNClientPool) -> BTreeMap<String, String> {
-    let gateway = &pool.spec.gateway_ref.name;
-    BTreeMap::from(
-        [
-            ("app.kubernetes.io/name", "pinhole-gateway"),
-            ("app.kubernetes.io/instance", gateway),
-            ("app.kubernetes.io/managed-by", "pinhole-operator"),
-            ("app.kubernetes.io/part-of", "pinhole"),
-            ("pinhole.dev/gateway", gateway),
-        ]
-        .map(|(key, value)| (key.to_owned(), value.to_owned())),
-    )
+    let labels = [
+        (MANAGED_BY_LABEL, MANAGED_BY),
+        ("app.kubernetes.io/part-of", "pinhole"),
+        (GATEWAY_LABEL, &pool.spec.gateway_ref.name),
+        (POOL_OBJECT_LABEL, &pool.name_any()),
+    ];
+    labels.map(|(key, value)| (key.to_owned(), value.to_owned())).into()
 }
 
 fn client(

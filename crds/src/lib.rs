@@ -44,9 +44,36 @@ pub const POOL_LABEL: &str = "pinhole.dev/pool";
 /// Annotation on a pod: the pool's namespace, where it is not the pod's own.
 pub const POOL_NAMESPACE_ANNOTATION: &str = "pinhole.dev/pool-namespace";
 
-/// The custom resource definitions, in the order in which they should be applied.
-pub fn definitions()
--> Vec<k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition> {
+/// The custom resource definitions, in the order in which they should be applied, as the API server takes them.
+///
+/// # Errors
+/// Never, unless a definition cannot be serialised.
+pub fn definitions() -> Result<Vec<serde_json::Value>, serde_json::Error> {
     use kube::CustomResourceExt as _;
-    vec![VPNGateway::crd(), VPNClientPool::crd(), VPNClient::crd()]
+    [VPNGateway::crd(), VPNClientPool::crd(), VPNClient::crd()]
+        .into_iter()
+        .map(|definition| {
+            let mut value = serde_json::to_value(definition)?;
+            drop_rust_formats(&mut value);
+            Ok(value)
+        })
+        .collect()
+}
+
+/// Takes away `format: uint16` and the like, which the API server does not know and warns about: the bounds say it.
+fn drop_rust_formats(value: &mut serde_json::Value) {
+    match value {
+        serde_json::Value::Object(map) => {
+            if map
+                .get("format")
+                .and_then(|format| format.as_str())
+                .is_some_and(|format| format.starts_with("uint"))
+            {
+                map.remove("format");
+            }
+            map.values_mut().for_each(drop_rust_formats);
+        }
+        serde_json::Value::Array(items) => items.iter_mut().for_each(drop_rust_formats),
+        _ => {}
+    }
 }

@@ -75,7 +75,10 @@ impl Device {
     /// When it cannot be started.
     pub async fn start(&mut self, join: &str, more: &[&str]) -> Result<()> {
         let token = self.token_file(join)?;
-        let command = self.command(&["up", "--no-dns", "--token-file"]).arg(&token).args(more);
+        let command = self
+            .command(&["up", "--no-dns", "--hostname", self.host.name(), "--token-file"])
+            .arg(&token)
+            .args(more);
         self.process = Some(self.host.spawn("pinhole", &command).await?);
         Ok(())
     }
@@ -86,8 +89,8 @@ impl Device {
     /// When it cannot be run, or does not end within a minute.
     pub async fn refused(&self, join: &str) -> Result<Output> {
         let token = self.token_file(join)?;
-        let command = self.host.netns().command(&self.agent);
-        let command = self.with_identity(command.args(["up", "--no-dns", "--token-file"]).arg(&token));
+        let args = ["up", "--no-dns", "--hostname", self.host.name(), "--token-file"];
+        let command = self.netns_command(&args).arg(&token);
         let limit = Duration::from_secs(60);
         let outcome = tokio::time::timeout(limit, command.output()).await;
         outcome.map_err(|_| Error::Timeout {
@@ -165,10 +168,7 @@ impl Device {
     }
 
     fn with_identity(&self, command: Command) -> Command {
-        command
-            .args(["--name", "vpn0", "--hostname", self.host.name(), "--state-dir"])
-            .arg(&self.directory)
-            .env("PINHOLE_RUNTIME_DIR", &self.directory)
+        command.args(["--name", "vpn0", "--state-dir"]).arg(&self.directory)
     }
 
     fn token_file(&self, join: &str) -> Result<PathBuf> {

@@ -171,8 +171,7 @@ fn the_crds_are_those_of_the_types_and_are_kept(helm: &Helm) -> Outcome {
     let objects = helm.render(&json!({}))?;
     let rendered = objects.of("CustomResourceDefinition");
     ensure!(rendered.len() == 3, "{} CRDs", rendered.len());
-    for definition in pinhole_crds::definitions() {
-        let wanted = serde_json::to_value(&definition)?;
+    for wanted in pinhole_crds::definitions()? {
         let name = &wanted["metadata"]["name"];
         let found =
             rendered.iter().find(|crd| crd["metadata"]["name"] == *name).context("a CRD is missing")?;

@@ -41,6 +41,7 @@ async fn each_misuse_of_a_token_is_refused_in_one_line_with_its_reason(lab: &Lab
     vpn.pool("staff", "[10.81.0.0/24]", &tokens(false)).await?;
     let once = vpn.join("staff", "once").await?;
     let withdrawn = vpn.join("staff", "withdrawn").await?;
+    let old = vpn.join("staff", "old").await?;
     let mut first = device(lab, "misuse-first").await?;
     first.up(&once).await?;
     first.down().await?;
@@ -59,7 +60,7 @@ async fn each_misuse_of_a_token_is_refused_in_one_line_with_its_reason(lab: &Lab
         (altered(&once, "token", "unheard-of")?, "TokenInvalid"),
         (once.clone(), "TokenUsedUp"),
         (withdrawn, "TokenRevoked"),
-        (altered(&once, "token", "old")?, "TokenInvalid"),
+        (old, "TokenExpired"),
     ] {
         let output = other.refused(&join).await?;
         let said = output.stderr.clone();

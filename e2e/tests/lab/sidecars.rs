@@ -93,7 +93,7 @@ async fn a_pod_of_a_namespace_that_may_not_join_is_told_so(lab: &Lab) -> Outcome
     wait::until("the sidecar to say why", Duration::from_secs(90), || async {
         let log = lab.kubectl(["logs", "-n", "closed-app", "app", "-c", "pinhole"]).await;
         let log = log.map_err(|error| error.to_string())?;
-        if log.contains("NamespaceNotAllowed") { Ok(()) } else { Err(log) }
+        if log.contains("SidecarNotAllowed") { Ok(()) } else { Err(log) }
     })
     .await?;
     let clients = vpn.kubectl(&["get", "vc", "-o", "name"]).await?;

@@ -1,6 +1,8 @@
 //! The CEL rules of the kinds, evaluated as the API server does. What the schema bounds (lengths, ranges,
 //! enumerations) is tested against a real API server in the end-to-end tests.
 
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
 use kube::core::cel::{validate_cel, validate_cel_update};
 use pinhole_crds::{VPNClient, VPNClientPool, VPNGateway};
 use serde_json::{Value, json};

@@ -91,7 +91,7 @@ impl Device {
         let token = self.token_file(join)?;
         let args = ["up", "--no-dns", "--hostname", self.host.name(), "--token-file"];
         let command = self.netns_command(&args).arg(&token);
-        let limit = Duration::from_secs(60);
+        let limit = Duration::from_mins(1);
         let outcome = tokio::time::timeout(limit, command.output()).await;
         outcome.map_err(|_| Error::Timeout {
             what: "`pinhole up` to be refused".to_owned(),

@@ -17,7 +17,7 @@ pub const NAMESPACE: &str = "pinhole-system";
 /// Name of the Helm release.
 pub const RELEASE: &str = "pinhole";
 
-const PATIENCE: Duration = Duration::from_secs(120);
+const PATIENCE: Duration = Duration::from_mins(2);
 
 /// Pinhole in a cluster.
 #[derive(Debug, Clone)]
@@ -96,7 +96,7 @@ impl Installation {
     pub async fn leader(lab: &Lab) -> Result<String> {
         let args =
             ["get", "lease", "pinhole-operator", "-n", NAMESPACE, "-o", "jsonpath={.spec.holderIdentity}"];
-        wait::until("an operator that leads", Duration::from_secs(60), || async {
+        wait::until("an operator that leads", Duration::from_mins(1), || async {
             let holder = lab.kubectl(args).await.map_err(|error| error.to_string())?;
             let running = Self::operators(lab).await.map_err(|error| error.to_string())?;
             let leads = |pod: &&String| holder.starts_with(pod.as_str());

@@ -8,7 +8,7 @@ use pinhole_crds::{ClientPhase, VPNClient, VPNClientPool, VPNGateway};
 use crate::{error::Result, lab::Lab, wait};
 
 /// How long anything that the operator does may take before a test gives up.
-pub const PATIENCE: Duration = Duration::from_secs(60);
+pub const PATIENCE: Duration = Duration::from_mins(1);
 
 /// How a gateway is exposed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

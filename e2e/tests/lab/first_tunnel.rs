@@ -140,7 +140,7 @@ spec:
             vpn.namespace()
         ))
         .await?;
-    let address = wait::until("the address of the target pod", Duration::from_secs(60), || async {
+    let address = wait::until("the address of the target pod", Duration::from_mins(1), || async {
         let text = vpn.kubectl(&["get", "pod", "target", "-o", "jsonpath={.status.podIP}"]).await;
         text.map_err(|error| error.to_string())?.parse::<IpAddr>().map_err(|_| "none yet".to_owned())
     });

@@ -18,8 +18,7 @@ use tokio::{
 
 use super::ClientError;
 
-/// Where sockets are, unless the state directory has to do.
-const RUNTIME: &str = "/run/pinhole";
+/// In the tunnel's state directory.
 const SOCKET: &str = "control.sock";
 const EXCHANGE: Duration = Duration::from_secs(10);
 const LONGEST_REQUEST: u64 = 64;
@@ -105,22 +104,14 @@ impl Socket {
         state: &Path,
         asked: mpsc::Sender<Asked>,
     ) -> Result<Self, ClientError> {
-        let mut refused = None;
-        for path in paths(name, state) {
-            if UnixStream::connect(&path).await.is_ok() {
-                return Err(ClientError::AlreadyRunning(name.to_owned()));
-            }
-            match listen(&path) {
-                Ok(listener) => {
-                    tokio::spawn(serve(listener, asked));
-                    return Ok(Socket { path });
-                }
-                Err(source) => {
-                    refused = Some(ClientError::Control { path: path.display().to_string(), source });
-                }
-            }
+        let path = state.join(SOCKET);
+        if UnixStream::connect(&path).await.is_ok() {
+            return Err(ClientError::AlreadyRunning(name.to_owned()));
         }
-        Err(refused.unwrap_or_else(|| ClientError::NotRunning(name.to_owned())))
+        let listener = listen(&path)
+            .map_err(|source| ClientError::Control { path: path.display().to_string(), source })?;
+        tokio::spawn(serve(listener, asked));
+        Ok(Socket { path })
     }
 }
 
@@ -130,15 +121,7 @@ impl Drop for Socket {
     }
 }
 
-/// The state directory comes second, for containers whose root cannot be written.
-fn paths(name: &str, state: &Path) -> [PathBuf; 2] {
-    [Path::new(RUNTIME).join(format!("{name}.sock")), state.join(SOCKET)]
-}
-
 fn listen(path: &Path) -> io::Result<UnixListener> {
-    if let Some(directory) = path.parent() {
-        std::fs::create_dir_all(directory)?;
-    }
     match std::fs::remove_file(path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
         _ => {}
@@ -173,21 +156,14 @@ async fn answer(stream: UnixStream, asked: mpsc::Sender<Asked>) -> Option<()> {
 
 /// Asks a running tunnel. After `Down` was answered the tunnel is gone.
 pub async fn ask(name: &str, state: &Path, question: Question) -> Result<Status, ClientError> {
-    let mut refused = ClientError::NotRunning(name.to_owned());
-    for path in paths(name, state) {
-        match UnixStream::connect(&path).await {
-            Ok(stream) => {
-                let exchange = timeout(EXCHANGE, exchange(stream, question)).await;
-                let failed = |source| ClientError::Control { path: path.display().to_string(), source };
-                return exchange.map_err(|_| failed(io::ErrorKind::TimedOut.into()))?.map_err(failed);
-            }
-            Err(source) if source.kind() == io::ErrorKind::PermissionDenied => {
-                refused = ClientError::Control { path: path.display().to_string(), source };
-            }
-            Err(_) => {}
-        }
-    }
-    Err(refused)
+    let path = state.join(SOCKET);
+    let failed = |source| ClientError::Control { path: path.display().to_string(), source };
+    let stream = UnixStream::connect(&path).await.map_err(|source| match source.kind() {
+        io::ErrorKind::PermissionDenied => failed(source),
+        _ => ClientError::NotRunning(name.to_owned()),
+    })?;
+    let exchange = timeout(EXCHANGE, exchange(stream, question)).await;
+    exchange.map_err(|_| failed(io::ErrorKind::TimedOut.into()))?.map_err(failed)
 }
 
 async fn exchange(stream: UnixStream, question: Question) -> io::Result<Status> {
@@ -204,23 +180,11 @@ async fn exchange(stream: UnixStream, question: Question) -> io::Result<Status> 
 
 /// Names of the tunnels that seem to run: those with a socket.
 pub fn running(states: &Path) -> Vec<String> {
-    let sockets = entries(Path::new(RUNTIME)).into_iter().filter_map(|path| {
-        (path.extension()? == "sock")
-            .then(|| path.file_stem().map(|name| name.to_string_lossy().into_owned()))?
-    });
-    let kept = entries(states).into_iter().filter_map(|path| {
-        path.join(SOCKET)
-            .exists()
-            .then(|| path.file_name().map(|name| name.to_string_lossy().into_owned()))?
-    });
-    let mut names: Vec<String> = sockets.chain(kept).collect();
+    let entries = std::fs::read_dir(states).into_iter().flatten().filter_map(Result::ok);
+    let mut names: Vec<String> = entries
+        .filter(|entry| entry.path().join(SOCKET).exists())
+        .map(|entry| entry.file_name().to_string_lossy().into_owned())
+        .collect();
     names.sort();
-    names.dedup();
     names
-}
-
-fn entries(directory: &Path) -> Vec<PathBuf> {
-    let read = std::fs::read_dir(directory);
-    read.map(|entries| entries.filter_map(|entry| entry.ok().map(|entry| entry.path())).collect())
-        .unwrap_or_default()
 }

@@ -513,6 +513,7 @@ impl Runner<'_> {
                     });
                 }
             }
+            Phase::WaitingToReconnect if !self.was_connected => {}
             Phase::WaitingToReconnect | Phase::Dormant => (self.setup.progress)(Progress::Phase(phase)),
             Phase::Disconnected => {}
         }

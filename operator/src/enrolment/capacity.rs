@@ -61,6 +61,6 @@ mod tests {
         assert_eq!(verdict(0, 10, None), "PoolExhausted");
         assert_eq!(verdict(5, 5, Some(5)), "PoolFull");
         assert_eq!(verdict(0, 5, Some(5)), "PoolFull");
-        assert_eq!(check(&memory::pool("staff", vec![])).is_ok(), true);
+        assert!(check(&memory::pool("staff", vec![])).is_ok());
     }
 }

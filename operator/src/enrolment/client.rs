@@ -18,7 +18,7 @@ use super::{
 use crate::{
     fleet::ClientKey,
     identity::PodIdentity,
-    plan::name::{GATEWAY_LABEL, MANAGED_BY, MANAGED_BY_LABEL, POOL_OBJECT_LABEL},
+    plan::{GATEWAY_LABEL, MANAGED_BY, MANAGED_BY_LABEL, POOL_OBJECT_LABEL},
 };
 
 /// Client of a machine that holds `token`.

@@ -51,8 +51,8 @@ pub(super) fn machine_name(hostname: &str, key: KeyHash) -> String {
 /// Name of a sidecar's VPNClient: its pod's, and a part of the hash of the pod's UID.
 pub(super) fn sidecar_name(pod: &str, pod_uid: &str) -> String {
     let hash = digest(&SHA256, pod_uid.as_bytes());
-    let hex: String = hash.as_ref().iter().take(4).map(|byte| format!("{byte:02x}")).collect();
-    with_suffix(pod, &hex)
+    let hex: Vec<String> = hash.as_ref().iter().take(4).map(|byte| format!("{byte:02x}")).collect();
+    with_suffix(pod, &hex.concat())
 }
 
 fn with_suffix(text: &str, hex: &str) -> String {

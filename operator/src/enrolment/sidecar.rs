@@ -72,18 +72,18 @@ mod tests {
     use super::*;
     use crate::enrolment::memory;
 
-    fn pool(sidecars: Option<Option<NamespaceSelector>>) -> VPNClientPool {
+    fn pool(sidecars: Option<Sidecars>) -> VPNClientPool {
         let mut pool = memory::pool("staff", vec![]);
-        let sidecars = sidecars.map(|namespace_selector| Sidecars { namespace_selector });
         pool.spec.enrolment = Some(Enrolment { tokens: vec![], sidecars });
         pool
     }
 
-    fn selector(names: &[&str], labels: &[(&str, &str)]) -> Option<Option<NamespaceSelector>> {
-        Some(Some(NamespaceSelector {
+    fn selecting(names: &[&str], labels: &[(&str, &str)]) -> Sidecars {
+        let namespace_selector = NamespaceSelector {
             names: names.iter().map(|&n| n.into()).collect(),
             match_labels: labels.iter().map(|&(k, v)| (k.into(), v.into())).collect(),
-        }))
+        };
+        Sidecars { namespace_selector: Some(namespace_selector) }
     }
 
     fn verdict(pool: &VPNClientPool, namespace: &str, labels: &[(&str, &str)]) -> &'static str {
@@ -102,23 +102,23 @@ mod tests {
 
     #[test]
     fn without_a_selector_only_the_pools_own_namespace_may() {
-        assert_eq!(verdict(&pool(Some(None)), "vpn", &[]), "admitted");
-        assert_eq!(verdict(&pool(Some(None)), "shop", &[]), "SidecarNotAllowed");
+        assert_eq!(verdict(&pool(Some(Sidecars::default())), "vpn", &[]), "admitted");
+        assert_eq!(verdict(&pool(Some(Sidecars::default())), "shop", &[]), "SidecarNotAllowed");
     }
 
     #[test]
     fn an_empty_selector_takes_all_and_a_filled_one_by_name_or_by_all_its_labels() {
-        assert_eq!(verdict(&pool(selector(&[], &[])), "shop", &[]), "admitted");
-        let some = pool(selector(&["shop"], &[("team", "a"), ("tier", "x")]));
+        assert_eq!(verdict(&pool(Some(selecting(&[], &[]))), "shop", &[]), "admitted");
+        let some = pool(Some(selecting(&["shop"], &[("team", "a"), ("tier", "x")])));
         assert_eq!(verdict(&some, "shop", &[]), "admitted");
         assert_eq!(verdict(&some, "other", &[("team", "a"), ("tier", "x")]), "admitted");
         assert_eq!(verdict(&some, "other", &[("team", "a")]), "SidecarNotAllowed");
-        assert_eq!(verdict(&pool(selector(&["shop"], &[])), "other", &[]), "SidecarNotAllowed");
+        assert_eq!(verdict(&pool(Some(selecting(&["shop"], &[]))), "other", &[]), "SidecarNotAllowed");
     }
 
     #[test]
     fn a_pod_joins_only_the_pool_that_it_asks_for_by_label() {
-        let pool = pool(selector(&[], &[]));
+        let pool = pool(Some(selecting(&[], &[])));
         let category = |change: fn(&mut Pod)| {
             let (identity, mut pod) = memory::sidecar("vpn", "web-0", "staff");
             change(&mut pod);

@@ -14,10 +14,10 @@ use super::{
 
 /// Lifetime of a client's certificate. Losing the right to connect does not wait for it: a gateway serves only
 /// the peers it was told. Long, so that a machine that was off for weeks comes back without enrolling again.
-pub const CLIENT_LIFETIME: Duration = Duration::from_secs(30 * 24 * 3600);
+pub const CLIENT_LIFETIME: Duration = Duration::from_hours(30 * 24);
 
 /// Lifetime of a server's certificate: gateways and the operator itself.
-pub const SERVER_LIFETIME: Duration = Duration::from_secs(7 * 24 * 3600);
+pub const SERVER_LIFETIME: Duration = Duration::from_hours(7 * 24);
 
 /// A certificate authority with its key.
 pub struct Authority {

@@ -10,7 +10,7 @@ use tokio_util::sync::CancellationToken;
 use super::{Authorities, AuthorityStore, IdentityError, Issued, ServerCertificate, operator_names};
 
 /// How often the Secret is looked at again.
-const LOOK_EVERY: Duration = Duration::from_secs(600);
+const LOOK_EVERY: Duration = Duration::from_mins(10);
 
 /// The operator's certificate authority as it stands, and its own certificate.
 pub struct Identity {

@@ -10,7 +10,7 @@ use ring::digest::{SHA256, digest};
 use super::{CredentialError, PodIdentity};
 
 /// How long an accepted token is believed without asking again.
-pub(crate) const ACCEPTED_FOR: Duration = Duration::from_secs(60);
+pub(crate) const ACCEPTED_FOR: Duration = Duration::from_mins(1);
 
 /// How long a refused one is refused without asking again.
 const REFUSED_FOR: Duration = Duration::from_secs(10);
@@ -69,28 +69,28 @@ impl Reviews {
 mod tests {
     use super::*;
 
-    fn accepted() -> Verdict {
-        Ok(PodIdentity {
+    fn pod() -> PodIdentity {
+        PodIdentity {
             namespace: "vpn".into(),
             service_account: "edge".into(),
             pod: "edge-0".into(),
             pod_uid: "u".into(),
             node: None,
-        })
+        }
     }
 
     #[test]
     fn an_accepted_token_is_believed_for_a_minute() {
         let (mut reviews, token, now) = (Reviews::default(), TokenHash::of("t", "a"), Instant::now());
-        reviews.put(token, &accepted(), now);
-        assert_eq!(reviews.get(token, now + ACCEPTED_FOR / 2), Some(accepted()));
+        reviews.put(token, &Ok(pod()), now);
+        assert_eq!(reviews.get(token, now + ACCEPTED_FOR / 2), Some(Ok(pod())));
         assert_eq!(reviews.get(token, now + ACCEPTED_FOR), None);
     }
 
     #[test]
     fn a_token_is_remembered_for_one_audience_only() {
         let (mut reviews, now) = (Reviews::default(), Instant::now());
-        reviews.put(TokenHash::of("t", "a"), &accepted(), now);
+        reviews.put(TokenHash::of("t", "a"), &Ok(pod()), now);
         assert_eq!(reviews.get(TokenHash::of("t", "b"), now), None);
     }
 
@@ -111,7 +111,7 @@ mod tests {
         }
         assert_eq!(reviews.verdicts.len(), CAPACITY);
         let later = now + REFUSED_FOR;
-        reviews.put(TokenHash::of("t", "a"), &accepted(), later);
+        reviews.put(TokenHash::of("t", "a"), &Ok(pod()), later);
         assert_eq!(reviews.verdicts.len(), 1);
     }
 }

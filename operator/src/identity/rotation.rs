@@ -7,20 +7,20 @@ use std::time::{Duration, SystemTime};
 
 use super::CLIENT_LIFETIME;
 
-const DAY: Duration = Duration::from_secs(24 * 3600);
+const DAY: Duration = Duration::from_hours(24);
 
 /// Lifetime of an authority.
-pub const AUTHORITY_LIFETIME: Duration = Duration::from_secs(3 * 365 * 24 * 3600);
+pub const AUTHORITY_LIFETIME: Duration = Duration::from_hours(3 * 365 * 24);
 
 /// A successor is made when an authority has less than this left.
-pub const SUCCESSOR_BEFORE: Duration = Duration::from_secs(180 * 24 * 3600);
+pub const SUCCESSOR_BEFORE: Duration = Duration::from_hours(180 * 24);
 
 /// Time between making an authority and issuing from it. Longer than any certificate lives: every holder has
 /// renewed in between and got the bundle with both.
 pub const SPREAD: Duration = CLIENT_LIFETIME.saturating_add(DAY);
 
 /// Validity starts this long before an authority or certificate is made: clocks differ.
-pub const CLOCK_SKEW: Duration = Duration::from_secs(3600);
+pub const CLOCK_SKEW: Duration = Duration::from_hours(1);
 
 /// From when to when a certificate is valid.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -1,5 +1,5 @@
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     future::Future,
     time::{Duration, SystemTime},
 };
@@ -15,6 +15,9 @@ pub const AUTHORITY_SECRET: &str = "pinhole-ca";
 
 /// Key of the trust bundle, for whoever reads the Secret; made from the authorities, never read.
 const BUNDLE_KEY: &str = "ca.crt";
+
+/// How the keys of an authority begin; `.crt` and `.key` follow.
+const AUTHORITY_PREFIX: &str = "authority-";
 
 const CALL_TIMEOUT: Duration = Duration::from_secs(10);
 const ATTEMPTS: usize = 5;
@@ -104,16 +107,16 @@ impl AuthorityStore {
             let bytes = data.get(key).ok_or_else(|| unreadable(key, "is missing".into()))?;
             std::str::from_utf8(&bytes.0).map_err(|_| unreadable(key, "is no text".into()))
         };
+        let stem = |key: &String| {
+            let stem = key.strip_suffix(".crt").or_else(|| key.strip_suffix(".key"))?;
+            stem.starts_with(AUTHORITY_PREFIX).then(|| stem.to_owned())
+        };
+        let stems: BTreeSet<String> = data.keys().filter_map(stem).collect();
         let mut authorities = vec![];
-        for certificate in
-            data.keys().filter(|key| is_ours(key) && key.ends_with(".crt")).take(MAX_AUTHORITIES)
-        {
-            if certificate == BUNDLE_KEY {
-                continue;
-            }
-            let key = format!("{}.key", certificate.trim_end_matches(".crt"));
-            let authority = Authority::from_pem(text(certificate)?, text(&key)?)
-                .map_err(|problem| unreadable(certificate, problem))?;
+        for stem in stems.into_iter().take(MAX_AUTHORITIES) {
+            let (certificate, key) = (format!("{stem}.crt"), format!("{stem}.key"));
+            let authority = Authority::from_pem(text(&certificate)?, text(&key)?)
+                .map_err(|problem| unreadable(&certificate, problem))?;
             authorities.push(authority);
         }
         Ok(Authorities::new(authorities))
@@ -139,7 +142,7 @@ fn data(authorities: &Authorities) -> BTreeMap<String, ByteString> {
     let mut data = BTreeMap::from([(BUNDLE_KEY.to_owned(), text(authorities.bundle_pem()))]);
     for authority in authorities.iter() {
         let made = authority.validity().not_before.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-        let name = format!("authority-{}", made.as_secs());
+        let name = format!("{AUTHORITY_PREFIX}{}", made.as_secs());
         data.insert(format!("{name}.crt"), text(authority.certificate_pem()));
         data.insert(format!("{name}.key"), text(&authority.key_pem()));
     }
@@ -151,7 +154,7 @@ fn text(text: &str) -> ByteString {
 }
 
 fn is_ours(key: &str) -> bool {
-    key == BUNDLE_KEY || key.starts_with("authority-")
+    key == BUNDLE_KEY || key.starts_with(AUTHORITY_PREFIX)
 }
 
 fn labels() -> BTreeMap<String, String> {
@@ -194,7 +197,7 @@ mod tests {
         let start = SystemTime::now();
         let mut authorities = rotated(Authorities::new(vec![]), start).unwrap();
         assert_eq!(authorities.iter().count(), 1);
-        let due = start + AUTHORITY_LIFETIME - SUCCESSOR_BEFORE + Duration::from_secs(60);
+        let due = start + AUTHORITY_LIFETIME - SUCCESSOR_BEFORE + Duration::from_mins(1);
         authorities = rotated(store.read(&secret(&authorities)).unwrap(), due).unwrap();
         assert_eq!(authorities.iter().count(), 2);
         assert_eq!(authorities.bundle_pem().matches("BEGIN CERTIFICATE").count(), 2);
@@ -207,7 +210,11 @@ mod tests {
     #[tokio::test]
     async fn a_secret_that_cannot_be_read_is_left_alone_and_named() {
         let mut broken = secret(&Authorities::new(vec![Authority::generate(SystemTime::now()).unwrap()]));
-        let key = broken.data.as_ref().unwrap().keys().find(|k| k.ends_with(".key")).unwrap().clone();
+        let key = broken.data.as_ref().unwrap().keys().find(|k| k.contains(".key")).unwrap().clone();
+        let certificate = key.replace(".key", ".crt");
+        let mut halved = broken.clone();
+        halved.data.as_mut().unwrap().remove(&certificate);
+        assert_eq!(store().read(&halved).unwrap_err().category(), "AuthorityUnreadable");
         broken.data.as_mut().unwrap().remove(&key);
         let error = store().read(&broken).unwrap_err();
         assert_eq!(error.category(), "AuthorityUnreadable");

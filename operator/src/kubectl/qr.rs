@@ -22,11 +22,9 @@ pub(super) fn qr_code(text: &str, coloured: bool) -> Result<String, PluginError>
         .light_color(Dense1x2::Dark)
         .quiet_zone(true)
         .build();
-    let line = |line: &str| match coloured {
-        true => format!("{WHITE_ON_BLACK}{line}{NORMAL}\n"),
-        false => format!("{line}\n"),
-    };
-    Ok(image.lines().map(line).collect())
+    let (before, after) = if coloured { (WHITE_ON_BLACK, NORMAL) } else { ("", "") };
+    let lines: Vec<String> = image.lines().map(|line| format!("{before}{line}{after}\n")).collect();
+    Ok(lines.concat())
 }
 
 #[cfg(test)]

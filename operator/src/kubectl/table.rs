@@ -23,8 +23,7 @@ pub(super) fn age(seconds: i64) -> String {
     let seconds = seconds.max(0);
     let (days, hours, minutes) = (seconds / 86400, seconds / 3600 % 24, seconds / 60 % 60);
     match (days, hours, minutes) {
-        (8.., _, _) => format!("{days}d"),
-        (1.., 0, _) => format!("{days}d"),
+        (8.., _, _) | (1.., 0, _) => format!("{days}d"),
         (1.., _, _) => format!("{days}d{hours}h"),
         (0, 1.., 0) => format!("{hours}h"),
         (0, 1.., _) => format!("{hours}h{minutes}m"),

@@ -29,14 +29,14 @@ use crate::{
 const HELLO_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// How often the token of an open stream is reviewed again: it ends when its pod is gone.
-const REVIEW_EVERY: Duration = Duration::from_secs(60);
+const REVIEW_EVERY: Duration = Duration::from_mins(1);
 
 /// A stream ends, in peace, after between one and two of this; the replica comes back with a fresh token, which
 /// otherwise would end after ten minutes, and replicas spread over operators.
-const AGE: Duration = Duration::from_secs(240);
+const AGE: Duration = Duration::from_mins(4);
 
 /// How long a stream may stay without anything being published for it.
-const UNKNOWN_FOR: Duration = Duration::from_secs(60);
+const UNKNOWN_FOR: Duration = Duration::from_mins(1);
 
 /// What a stream needs.
 #[derive(Clone)]

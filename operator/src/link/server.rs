@@ -24,7 +24,7 @@ const KEEPALIVE: Duration = Duration::from_secs(15);
 const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// A connection takes no new calls after this; its stream ends by itself within eight minutes.
-const CONNECTION_AGE: Duration = Duration::from_secs(600);
+const CONNECTION_AGE: Duration = Duration::from_mins(10);
 
 const STREAMS_PER_CONNECTION: u32 = 64;
 const CALLS_PER_CONNECTION: usize = 64;

@@ -48,9 +48,13 @@ pub(super) fn of_enrolment(error: &EnrolmentError) -> Status {
     let code = match error {
         E::RequestInvalid(_) => Code::InvalidArgument,
         E::TokenInvalid => Code::Unauthenticated,
-        E::TokenExpired(_) | E::TokenUsedUp(_) | E::TokenRevoked(_) => Code::PermissionDenied,
-        E::SidecarNotAllowed { .. } | E::PodNotSelected { .. } => Code::PermissionDenied,
-        E::ClientSuspended(_) | E::ClientExpired(_) => Code::PermissionDenied,
+        E::TokenExpired(_)
+        | E::TokenUsedUp(_)
+        | E::TokenRevoked(_)
+        | E::SidecarNotAllowed { .. }
+        | E::PodNotSelected { .. }
+        | E::ClientSuspended(_)
+        | E::ClientExpired(_) => Code::PermissionDenied,
         E::PoolNotFound(_) | E::ClientDeleted(_) => Code::NotFound,
         E::PoolExhausted(_) | E::PoolFull(_) | E::RateLimited => Code::ResourceExhausted,
         E::NameTaken(_) | E::SecretTaken(_) => Code::AlreadyExists,

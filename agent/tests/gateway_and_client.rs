@@ -119,6 +119,20 @@ fn each_reason_not_to_connect_has_a_line_and_a_code_of_its_own() {
 }
 
 #[test]
+fn a_new_pool_brings_the_gateway_a_certificate_with_its_name_and_breaks_no_session() {
+    let lab = Lab::new("pools");
+    let _gateway = lab.gateway();
+    eventually(SOON, "the gateway is ready", || lab.readyz());
+    let up = lab.client(&["up", "--detach", "--no-dns", "--token-file", "-"], &lab.join("secret"));
+    assert!(up.status.success(), "{up:?}");
+    eventually(SOON, "the session stands", || lab.status().is_some_and(|status| status["session"] == true));
+    let before = lab.operator.server_certificates();
+    lab.operator.add_pool("staff");
+    eventually(SOON, "a certificate is asked for", || lab.operator.server_certificates() == before + 1);
+    assert!(lab.status().is_some_and(|status| status["session"] == true && status["phase"] == "Connected"));
+}
+
+#[test]
 fn a_mapping_that_moves_under_traffic_is_followed_and_reported() {
     let lab = Lab::new("moves");
     let _gateway = lab.gateway();

@@ -29,9 +29,9 @@ pub(super) struct Gateway {
         default_value = "/var/run/secrets/pinhole/token"
     )]
     token_file: PathBuf,
-    /// WireGuard key of this replica, or the directory with a <pod name>.key for each
-    #[arg(long, env = "PINHOLE_KEY_FILE", value_name = "PATH", default_value = "/etc/pinhole/keys")]
-    key_file: PathBuf,
+    /// WireGuard key of this replica, or the directory with a <pod name>.key for each replica
+    #[arg(long, env = "PINHOLE_KEYS", value_name = "PATH", default_value = "/etc/pinhole/keys")]
+    keys: PathBuf,
     /// Name of this pod
     #[arg(long, env = "POD_NAME")]
     pod_name: Option<String>,
@@ -69,7 +69,7 @@ impl Gateway {
                 ca_file: self.operator_ca,
                 token_file: self.token_file,
             },
-            private_key: load_key(&self.key_file, self.pod_name.as_deref())?,
+            private_key: load_key(&self.keys, self.pod_name.as_deref())?,
             state_directory: self.state_dir,
             listen_port: self.listen_port,
             session_port: self.session_port,

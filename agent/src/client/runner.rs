@@ -299,6 +299,12 @@ impl Runner<'_> {
                     tracing::warn!(%error, "the renewed certificate is not kept");
                 }
                 self.proof.send_replace(proof);
+                let ca_pem = self.setup.enrolment.membership.ca.clone();
+                // For the next connection: this one stands.
+                self.target.send_if_modified(|target| {
+                    target.ca_pem = ca_pem;
+                    false
+                });
                 tracing::info!("the certificate was renewed");
             }
             session::Event::Cut(error) => {

@@ -161,9 +161,11 @@ impl Control {
         self.desired = Some(Arc::clone(&desired));
         let result = self.apply_tunnel(&desired);
         self.setup.served.send_modify(|served| served.desired = Some(Arc::clone(&desired)));
-        self.setup
-            .running
-            .send_replace(Running { revision: desired.revision, ca_pem: desired.ca_pem.clone() });
+        self.setup.running.send_replace(Running {
+            revision: desired.revision,
+            ca_pem: desired.ca_pem.clone(),
+            pools: desired.pools.iter().filter_map(|pool| pool.wire.pool.clone()).collect(),
+        });
         self.setup.snapshot.send_replace(Some(keep));
         self.changed(now);
         result?;

@@ -15,6 +15,7 @@ use tokio::{
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, Request, metadata::MetadataValue, transport::Channel};
 use v1::gateway_link_client::GatewayLinkClient;
+use zeroize::Zeroizing;
 
 use super::{
     GatewayError,
@@ -40,9 +41,9 @@ const LARGEST_MESSAGE: usize = 64 << 20;
 /// Messages that wait for the stream.
 const OUTBOX: usize = 8;
 
-const SESSION_KEY: &str = "session.key";
-const SESSION_CHAIN: &str = "session.crt";
-const SESSION_CA: &str = "session.ca";
+const SESSION: &str = "session.pem";
+/// Between key, chain and CA bundle.
+const SEPARATOR: &str = "\n#\n";
 
 /// Where the operator is, and what is shown to it.
 #[derive(Debug, Clone)]
@@ -119,6 +120,8 @@ pub(super) struct Running {
     pub revision: u64,
     /// What client certificates chain to.
     pub ca_pem: String,
+    /// The gateway's pools: clients inside the cluster know it by a name of their pool.
+    pub pools: Vec<v1::ObjectRef>,
 }
 
 impl Link {
@@ -157,7 +160,7 @@ impl Link {
     }
 
     async fn attach(&self, certificate: &mut Option<Certificate>) -> Result<(), GatewayError> {
-        let mut client = self.access.connect().await?;
+        let client = self.access.connect().await?;
         let (outbox, messages) = mpsc::channel(OUTBOX);
         let hello = v1::GatewayHello {
             version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -168,13 +171,14 @@ impl Link {
         let _ = outbox.try_send(hello);
         let request = self.access.request(ReceiverStream::new(messages))?;
         // The operator answers the head of the stream once it has reviewed the token, or refuses.
-        let answer = tokio::time::timeout(CALL, client.attach(request)).await;
+        let answer = tokio::time::timeout(CALL, client.clone().attach(request)).await;
         let mut stream = answer.map_err(|_| tonic::Status::unavailable("no answer in time"))??.into_inner();
         tracing::info!("attached to the operator");
         self.relay.send_replace(Some(client.clone()));
         let _ = self.control.send(Command::LinkUp { outbox }).await;
         let mut running = self.running.clone();
-        let mut renewal = Box::pin(sleep(Self::renewal_delay(certificate.as_ref())));
+        let renew = |delay| self.renew_after(delay, client.clone());
+        let mut renewal = Box::pin(renew(self.renewal_delay(certificate.as_ref())));
         loop {
             tokio::select! {
                 message = stream.message() => match message? {
@@ -186,59 +190,78 @@ impl Link {
                     Some(_) => {}
                     None => return Ok(()),
                 },
-                Ok(()) = running.changed() => self.install(certificate.as_ref()),
-                () = &mut renewal => {
-                    let delay = match self.renew(&mut client).await {
+                Ok(()) = running.changed() => {
+                    self.install(certificate.as_ref());
+                    let pools = running.borrow_and_update().pools.clone();
+                    if certificate.as_ref().is_some_and(|certificate| certificate.pools != pools) {
+                        renewal.set(renew(Duration::ZERO));
+                    }
+                }
+                issued = &mut renewal => {
+                    let delay = match issued {
                         Ok(issued) => {
-                            let delay = Self::renewal_delay(Some(&issued));
                             *certificate = Some(issued);
                             self.install(certificate.as_ref());
-                            delay
+                            self.renewal_delay(certificate.as_ref())
                         }
                         Err(error) => {
                             tracing::warn!(%error, category = error.category(), "no certificate for client sessions");
                             CERTIFICATE_RETRY
                         }
                     };
-                    renewal.set(sleep(delay));
+                    renewal.set(renew(delay));
                 }
             }
         }
     }
 
-    fn renewal_delay(certificate: Option<&Certificate>) -> Duration {
+    fn renewal_delay(&self, certificate: Option<&Certificate>) -> Duration {
         let Some(certificate) = certificate else { return Duration::ZERO };
+        if certificate.pools != self.running.borrow().pools {
+            return Duration::ZERO;
+        }
         let now = SystemTime::now();
         certificate::validity(&certificate.chain_pem)
             .map_or(Duration::ZERO, |validity| certificate::renewal_delay(now, validity))
             .min(Duration::from_hours(24))
     }
 
-    async fn renew(&self, client: &mut GatewayLinkClient<Channel>) -> Result<Certificate, GatewayError> {
+    async fn renew_after(
+        &self,
+        delay: Duration,
+        mut client: GatewayLinkClient<Channel>,
+    ) -> Result<Certificate, GatewayError> {
+        sleep(delay).await;
+        // Before the call: a pool that comes while it is under way asks for another certificate.
+        let pools = self.running.borrow().pools.clone();
         let key = SessionKey::generate()?;
         let request = v1::IssueServerCertificateRequest { csr: key.request()? };
         let issued = client.issue_server_certificate(self.access.call(request)?).await?.into_inner();
-        let certificate = Certificate { key, chain_pem: issued.chain_pem, ca_pem: issued.ca_pem };
-        self.store.write(SESSION_KEY, certificate.key.to_pem().as_bytes())?;
-        self.store.write(SESSION_CHAIN, certificate.chain_pem.as_bytes())?;
-        self.store.write(SESSION_CA, certificate.ca_pem.as_bytes())?;
+        // One file, so that its parts always match.
+        let all = [key.to_pem().as_str(), SEPARATOR, &issued.chain_pem, SEPARATOR, &issued.ca_pem].concat();
+        self.store.write(SESSION, Zeroizing::new(all).as_bytes())?;
+        let certificate = Certificate { key, chain_pem: issued.chain_pem, ca_pem: issued.ca_pem, pools };
         tracing::info!("got a certificate for client sessions");
         Ok(certificate)
     }
 
     fn load_certificate(&self) -> Result<Option<Certificate>, GatewayError> {
-        let (Some(key), Some(chain_pem), Some(ca_pem)) = (
-            self.store.read_text(SESSION_KEY)?,
-            self.store.read_text(SESSION_CHAIN)?,
-            self.store.read_text(SESSION_CA)?,
-        ) else {
+        let Some(all) = self.store.read_text(SESSION)?.map(Zeroizing::new) else { return Ok(None) };
+        let mut parts = all.split(SEPARATOR);
+        let (Some(key), Some(chain_pem), Some(ca_pem)) = (parts.next(), parts.next(), parts.next()) else {
             return Ok(None);
         };
-        let (_, not_after) = certificate::validity(&chain_pem)?;
+        let (_, not_after) = certificate::validity(chain_pem)?;
         if not_after <= SystemTime::now() {
             return Ok(None);
         }
-        Ok(Some(Certificate { key: SessionKey::from_pem(&key)?, chain_pem, ca_pem }))
+        // For which pools it is good is not kept: with the first stream it is renewed.
+        Ok(Some(Certificate {
+            key: SessionKey::from_pem(key)?,
+            chain_pem: chain_pem.to_owned(),
+            ca_pem: ca_pem.to_owned(),
+            pools: Vec::new(),
+        }))
     }
 
     fn install(&self, certificate: Option<&Certificate>) {
@@ -260,4 +283,6 @@ struct Certificate {
     key: SessionKey,
     chain_pem: String,
     ca_pem: String,
+    /// By the names of which pools the gateway can be called.
+    pools: Vec<v1::ObjectRef>,
 }

@@ -119,7 +119,7 @@ impl Lab {
             .env("PINHOLE_OPERATOR", Operator::url())
             .env("PINHOLE_OPERATOR_CA", self.operator.ca_file())
             .env("PINHOLE_TOKEN_FILE", self.operator.token_file())
-            .env("PINHOLE_KEY_FILE", self.operator.key_directory())
+            .env("PINHOLE_KEYS", self.operator.key_directory())
             .env("POD_NAME", "edge-0")
             .env("POD_IP", "192.0.2.1")
             .env("PINHOLE_STATE_DIR", self.path("gateway"))

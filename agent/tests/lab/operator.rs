@@ -49,6 +49,7 @@ struct Inner {
     desired: watch::Sender<v1::DesiredState>,
     reports: Reports,
     enrolments: Mutex<u32>,
+    server_certificates: Mutex<u32>,
 }
 
 fn object(name: &str) -> v1::ObjectRef {
@@ -101,6 +102,7 @@ impl Operator {
             desired: watch::channel(desired).0,
             reports: Reports::default(),
             enrolments: Mutex::default(),
+            server_certificates: Mutex::default(),
         });
         let stop = CancellationToken::new();
         let thread = serve(Arc::clone(&inner), namespace, stop.clone());
@@ -149,6 +151,18 @@ impl Operator {
 
     pub(crate) fn enrolments(&self) -> u32 {
         *self.inner.enrolments.lock().unwrap()
+    }
+
+    pub(crate) fn server_certificates(&self) -> u32 {
+        *self.inner.server_certificates.lock().unwrap()
+    }
+
+    pub(crate) fn add_pool(&self, name: &str) {
+        self.inner.desired.send_modify(|desired| {
+            desired.revision += 1;
+            let cidrs = vec!["10.78.0.0/16".into()];
+            desired.pools.push(v1::Pool { pool: Some(object(name)), cidrs, ..Default::default() });
+        });
     }
 
     pub(crate) fn remove(&self, client: &str) {
@@ -282,6 +296,7 @@ impl GatewayLink for Inner {
         request: Request<v1::IssueServerCertificateRequest>,
     ) -> Result<Response<v1::IssuedCertificate>, Status> {
         authorised(&request)?;
+        *self.server_certificates.lock().unwrap() += 1;
         let name = SanType::DnsName(gateway_server_name(NAMESPACE, GATEWAY).try_into().unwrap());
         Ok(Response::new(self.sign(request.into_inner().csr, name, ExtendedKeyUsagePurpose::ServerAuth)))
     }

@@ -133,6 +133,25 @@ fn a_new_pool_brings_the_gateway_a_certificate_with_its_name_and_breaks_no_sessi
 }
 
 #[test]
+fn a_sidecar_waits_for_its_gateway_and_keeps_its_client_over_a_restart() {
+    let lab = Lab::new("sidecar");
+    let mut sidecar = lab.sidecar();
+    let check = || lab.client(&["status", "--check"], "").status.success();
+    eventually(SOON, "the sidecar runs", || lab.client_waits());
+    eventually(SOON, "it says that it is not connected", || {
+        lab.status().is_some_and(|status| status["phase"] == "Disconnected")
+    });
+    assert!(!check(), "nothing is connected before there is a gateway");
+    let _gateway = lab.gateway();
+    eventually(SOON * 2, "the sidecar is connected", check);
+    assert!(lab.client_pings("10.50.0.2"));
+    sidecar.kill();
+    let _sidecar = lab.sidecar();
+    eventually(SOON, "the restarted sidecar is connected", || check() && lab.client_pings("10.50.0.2"));
+    assert_eq!(lab.operator.enrolments(), 1);
+}
+
+#[test]
 fn a_mapping_that_moves_under_traffic_is_followed_and_reported() {
     let lab = Lab::new("moves");
     let _gateway = lab.gateway();

@@ -60,6 +60,8 @@ pub struct Invitation {
     pub membership: Membership,
     /// By which right.
     pub credential: Credential,
+    /// What the machine calls itself: a part of its VPNClient's name.
+    pub hostname: String,
 }
 
 impl From<JoinString> for Invitation {
@@ -73,6 +75,7 @@ impl From<JoinString> for Invitation {
                 ca: join.ca,
             },
             credential: Credential::Join { token: join.token, secret: Zeroizing::new(join.secret) },
+            hostname: hostname(),
         }
     }
 }
@@ -145,8 +148,8 @@ impl Enrolment {
 /// Between key and chain.
 const SEPARATOR: &str = "\n# certificate chain\n";
 
-/// How the machine calls itself.
-fn hostname() -> String {
+/// The name that the kernel knows the machine by.
+pub fn hostname() -> String {
     std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default().trim().to_owned()
 }
 
@@ -183,7 +186,7 @@ pub async fn enrol(
         pool: membership.pool.clone(),
         public_key: public_key.as_bytes().to_vec(),
         csr: key.request()?,
-        hostname: hostname(),
+        hostname: invitation.hostname.clone(),
     });
     request.set_timeout(CALL);
     let response = ClientSessionClient::new(channel).enrol(request).await;

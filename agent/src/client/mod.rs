@@ -21,7 +21,7 @@ use tokio::{sync::mpsc, time::Instant};
 use tokio_util::sync::CancellationToken;
 
 pub use control::{Question, Status};
-pub use enrolment::{Credential, Invitation, Membership};
+pub use enrolment::{Credential, Invitation, Membership, hostname};
 pub use error::ClientError;
 
 use self::{
@@ -51,6 +51,8 @@ pub struct Options {
     pub invitation: Option<Invitation>,
     /// Whether name servers are set.
     pub dns: bool,
+    /// UDP port of the tunnel on this machine, 0 for any.
+    pub listen_port: u16,
     /// How long enrolment and the first connection may take, each; `None` for ever.
     pub patience: Option<Duration>,
 }
@@ -113,7 +115,7 @@ pub async fn up(
 ) -> Result<(), ClientError> {
     check_name(&options.name)?;
     let store = Store::open(options.state_root.join(&options.name))?;
-    let (asked, questions) = mpsc::channel(QUESTIONS);
+    let (asked, mut questions) = mpsc::channel(QUESTIONS);
     let _socket = Socket::open(&options.name, store.directory(), asked).await?;
     // A token may be good for one use: find out before it is spent whether a tunnel can be had at all.
     drop(TunDevice::create(&options.name)?);
@@ -125,6 +127,7 @@ pub async fn up(
         tokio::select! {
             enrolment = joining => enrolment?,
             () = stop.cancelled() => return Ok(()),
+            () = answer_meanwhile(&options, &mut questions) => return Ok(()),
         }
     };
     progress(Progress::Connecting);
@@ -135,10 +138,30 @@ pub async fn up(
         enrolment,
         invitation: options.invitation,
         dns: options.dns,
+        listen_port: options.listen_port,
         patience: options.patience,
         progress,
     };
     runner::run(setup, questions, stop).await
+}
+
+/// Answers while there is no tunnel yet, until somebody wants it to end.
+async fn answer_meanwhile(options: &Options, questions: &mut mpsc::Receiver<control::Asked>) {
+    while let Some((question, answer)) = questions.recv().await {
+        let membership = options.invitation.as_ref().map(|invitation| &invitation.membership);
+        let status = Status {
+            name: options.name.clone(),
+            phase: Phase::Disconnected.to_string(),
+            pool: membership.map(|of| format!("{}/{}", of.namespace, of.pool)).unwrap_or_default(),
+            gateway: membership.map(|of| of.server_name.clone()).unwrap_or_default(),
+            last_error: Some("not enrolled yet: the gateway has not answered".to_owned()),
+            ..Status::default()
+        };
+        let _ = answer.send(status);
+        if question == Question::Down {
+            return;
+        }
+    }
 }
 
 async fn join(

@@ -59,6 +59,7 @@ pub(super) struct Setup<'a> {
     pub(super) enrolment: Enrolment,
     pub(super) invitation: Option<Invitation>,
     pub(super) dns: bool,
+    pub(super) listen_port: u16,
     /// How long the first connection may take; `None` for ever.
     pub(super) patience: Option<Duration>,
     pub(super) progress: &'a (dyn Fn(Progress) + Sync),
@@ -112,7 +113,7 @@ pub(super) async fn run(
     let (events, mut tunnel_events) = mpsc::channel(EVENTS);
     let config = TunnelConfig {
         private_key: setup.key.clone(),
-        listen_port: 0,
+        listen_port: setup.listen_port,
         tun_name: setup.name.clone(),
         addresses: settings.addresses.clone(),
         mtu: settings.mtu,

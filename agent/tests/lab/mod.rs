@@ -131,6 +131,23 @@ impl Lab {
         Running(child)
     }
 
+    /// Starts a sidecar in the client's namespace.
+    pub(crate) fn sidecar(&self) -> Running {
+        let child = Command::new("ip")
+            .args(["netns", "exec", &self.client.0, PINHOLE, "sidecar"])
+            .env("PINHOLE_POOL", "laptops")
+            .env("PINHOLE_POOL_NAMESPACE", "branch")
+            .env("PINHOLE_GATEWAY_SESSION", "192.0.2.1:51821")
+            .env("PINHOLE_SERVER_NAME", "edge.branch.gateway.pinhole.dev")
+            .env("PINHOLE_CA", self.operator.ca_pem())
+            .env("PINHOLE_SA_TOKEN_FILE", self.operator.token_file())
+            .env("PINHOLE_STATE_DIR", self.path("client"))
+            .stdin(Stdio::null())
+            .spawn()
+            .expect("the sidecar starts");
+        Running(child)
+    }
+
     /// A join string with this secret.
     pub(crate) fn join(&self, secret: &str) -> String {
         self.join_at(secret, "192.0.2.1:51821")
@@ -209,6 +226,11 @@ impl Lab {
             .stdout(Stdio::null())
             .status();
         ping.expect("`ping` runs").success()
+    }
+
+    /// Whether a client has begun, connected or not.
+    pub(crate) fn client_waits(&self) -> bool {
+        self.path("client/pinhole0/wireguard.key").exists()
     }
 
     pub(crate) fn client_links(&self) -> String {

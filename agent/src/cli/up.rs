@@ -35,6 +35,12 @@ pub(super) struct Up {
     /// this machine is enrolled
     #[arg(long, value_name = "FILE")]
     token_file: Option<PathBuf>,
+    /// What this machine calls itself when it enrols; the kernel's host name otherwise
+    #[arg(long, env = "PINHOLE_HOSTNAME")]
+    hostname: Option<String>,
+    /// UDP port of the tunnel on this machine, 0 for any
+    #[arg(long, value_name = "PORT", default_value_t = 0)]
+    listen_port: u16,
     /// Leave the name servers of this machine alone
     #[arg(long)]
     no_dns: bool,
@@ -55,11 +61,16 @@ impl Up {
         }
         self.log.start("warn");
         let invitation = self.token()?.map(|token| token.parse::<JoinString>()).transpose();
+        let mut invitation = invitation.map_err(ClientError::from)?.map(Invitation::from);
+        if let (Some(invitation), Some(hostname)) = (&mut invitation, self.hostname) {
+            invitation.hostname = hostname;
+        }
         let options = Options {
             name: self.tunnel.name,
             state_root: self.tunnel.state_dir,
-            invitation: invitation.map_err(ClientError::from)?.map(Invitation::from),
+            invitation,
             dns: !self.no_dns,
+            listen_port: self.listen_port,
             patience: (self.timeout > 0).then(|| Duration::from_secs(self.timeout)),
         };
         bring_up(options)
@@ -96,6 +107,10 @@ impl Up {
         let mut command = Command::new(program);
         command.arg("up").args(["--name", &self.tunnel.name, "--state-dir"]).arg(&self.tunnel.state_dir);
         command.args(["--timeout", &self.timeout.to_string(), "--detach"]);
+        command.args(["--listen-port", &self.listen_port.to_string()]);
+        if let Some(hostname) = &self.hostname {
+            command.args(["--hostname", hostname]);
+        }
         if self.no_dns {
             command.arg("--no-dns");
         }
@@ -181,8 +196,10 @@ impl Sidecar {
             invitation: Some(Invitation {
                 membership,
                 credential: Credential::ServiceAccount(self.sa_token_file),
+                hostname: client::hostname(),
             }),
             dns: self.dns,
+            listen_port: 0,
             patience: None,
         })
     }

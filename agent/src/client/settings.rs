@@ -98,12 +98,13 @@ impl Settings {
         self.replicas.iter().find(|replica| replica.public_key == *key)
     }
 
-    /// What the data plane is told: the routes lead to `active`, the others can be reached for probes alone.
+    /// What the data plane is told: inner traffic flows to `active`, the others answer probes alone. Replicas share
+    /// their inner addresses, so those too lead to one of them only.
     pub fn peers(&self, active: Option<&PublicKey>) -> Vec<PeerConfig> {
         let peer = |replica: &Replica| {
-            let mut allowed_ips: Vec<IpNet> =
-                replica.tunnel_addresses.iter().copied().map(IpNet::from).collect();
+            let mut allowed_ips: Vec<IpNet> = Vec::new();
             if active == Some(&replica.public_key) {
+                allowed_ips.extend(replica.tunnel_addresses.iter().copied().map(IpNet::from));
                 allowed_ips.extend(&self.routes);
             }
             PeerConfig {
@@ -218,7 +219,7 @@ mod tests {
     fn routes_lead_to_the_active_replica_alone() {
         let settings = Settings::parse(config()).unwrap();
         let peers = settings.peers(Some(&key(2)));
-        assert_eq!(peers[0].allowed_ips, ["10.77.0.1/32".parse().unwrap()]);
+        assert_eq!(peers[0].allowed_ips, []);
         assert_eq!(peers[1].allowed_ips.len(), 3);
     }
 

@@ -106,7 +106,9 @@ impl Device {
     /// When it is not up.
     pub async fn status(&self) -> Result<Status> {
         let text = self.netns_command(&["status", "-o", "json"]).run().await?;
-        serde_json::from_str(&text).map_err(|error| Error::Invalid(format!("status {text:?}: {error}")))
+        let tunnels: Vec<Status> = serde_json::from_str(&text)
+            .map_err(|error| Error::Invalid(format!("status {text:?}: {error}")))?;
+        tunnels.into_iter().next().ok_or_else(|| Error::Invalid("no tunnel is up".to_owned()))
     }
 
     /// Waits until the client calls itself Connected.

@@ -5,7 +5,7 @@ use std::{fmt, net::IpAddr, time::Duration};
 use kube::{Api, api::ListParams};
 use pinhole_crds::{ClientPhase, VPNClient, VPNClientPool, VPNGateway};
 
-use crate::{error::Result, lab::Lab, wait};
+use crate::{error::Result, lab::Lab, process::Command, setup::rust, wait};
 
 /// How long anything that the operator does may take before a test gives up.
 pub const PATIENCE: Duration = Duration::from_mins(1);
@@ -102,6 +102,16 @@ spec:
     /// What `kubectl` says.
     pub async fn kubectl(&self, args: &[&str]) -> Result<String> {
         self.lab.kubectl(["-n", &self.namespace].iter().chain(args)).await
+    }
+
+    /// Runs the plugin, as `kubectl pinhole -n NAMESPACE` does.
+    ///
+    /// # Errors
+    /// What it says.
+    pub async fn plugin(&self, args: &[&str]) -> Result<String> {
+        let plugin = rust::binaries().await?.kubectl;
+        let command = Command::new(plugin).env("KUBECONFIG", self.lab.cluster().kubeconfig());
+        command.args(["-n", &self.namespace]).args(args).run().await
     }
 
     /// The join string of a token, once the operator has made it complete.

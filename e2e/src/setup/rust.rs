@@ -44,6 +44,8 @@ pub struct Binaries {
     pub agent: PathBuf,
     /// The operator: `pinhole-operator`.
     pub operator: PathBuf,
+    /// The plugin behind `kubectl pinhole`.
+    pub kubectl: PathBuf,
 }
 
 /// Builds the project's binaries; cargo knows what is up to date. `$PINHOLE_PROFILE` names the cargo
@@ -61,13 +63,17 @@ pub async fn binaries() -> Result<Binaries> {
     let build = Command::new(cargo)
         .args(["build", "--locked", "--profile", &profile, "--target", &triple])
         .args(["-p", "pinhole-agent", "--bin", "pinhole"])
-        .args(["-p", "pinhole-operator", "--bin", "pinhole-operator"])
+        .args(["-p", "pinhole-operator", "--bin", "pinhole-operator", "--bin", "kubectl-pinhole"])
         .env("RUSTFLAGS", STATIC)
         .env_remove("CARGO_ENCODED_RUSTFLAGS")
         .dir(&workspace);
     progress::step("building the static binaries of operator and agent", build.run()).await?;
     let dir = target.join(triple).join(if profile == "dev" { "debug" } else { profile.as_str() });
-    Ok(Binaries { agent: dir.join("pinhole"), operator: dir.join("pinhole-operator") })
+    Ok(Binaries {
+        agent: dir.join("pinhole"),
+        operator: dir.join("pinhole-operator"),
+        kubectl: dir.join("kubectl-pinhole"),
+    })
 }
 
 /// The GNU target of this machine. Naming it keeps build scripts out of the static flags.

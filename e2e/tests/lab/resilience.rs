@@ -127,6 +127,9 @@ async fn twenty_clients_behind_one_nat_with_one_source_port_are_told_apart(lab: 
         endpoints.iter().all(|endpoint| endpoint.starts_with(&format!("{}:", nat.address()))),
         "{endpoints:?}"
     );
+    let listed = vpn.plugin(&["peers", "--behind", &nat.address().to_string(), "-o", "json"]).await?;
+    let listed: Vec<serde_json::Value> = serde_json::from_str(&listed)?;
+    ensure!(listed.len() == 20, "one command lists {} of the 20 clients behind the NAT", listed.len());
     for device in &mut devices {
         device.down().await?;
     }

@@ -82,6 +82,10 @@ async fn wireguard_go_behind_a_nat_works_from_the_configuration_secret(lab: &Lab
         .await?;
     let config = configuration(&vpn, "phone").await?;
     ensure!(config.contains("PersistentKeepalive = 5"), "no keepalive in the configuration");
+    let printed = vpn.plugin(&["config", "phone"]).await?;
+    ensure!(printed.trim() == config.trim(), "kubectl pinhole config prints something else");
+    let code = vpn.plugin(&["config", "phone", "--qr"]).await?;
+    ensure!(code.lines().count() > 20 && code.contains('█'), "no QR code: {code}");
     let host = lab.nat_host("stock", NatProfile::symmetric()).await?;
     let process = wg_up(lab, &host, &config).await?;
     wait::until("a pod to answer the phone", PATIENCE, || host.ping(pod)).await?;

@@ -7,9 +7,9 @@ use std::{
 };
 
 use anyhow::{Context, bail};
-use clap::{Parser, Subcommand};
+use clap::{Parser, Subcommand, ValueEnum};
 use pinhole_e2e::{
-    Lab,
+    Lab, demo,
     host::Host,
     lab,
     nat::NatProfile,
@@ -29,6 +29,12 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Action {
+    /// Show Pinhole at work: a cluster, three clients behind three real NATs, a live table; cleans up after itself
+    Demo {
+        /// Form of the results; with json all else goes to standard error
+        #[arg(short, long, value_enum, default_value = "text")]
+        output: Output,
+    },
     /// Bring the lab up, with three client hosts behind three kinds of NAT, and leave it open
     Up,
     /// End the lab, and clear away what a killed one left
@@ -44,11 +50,18 @@ enum Action {
     Supervise,
 }
 
+#[derive(Clone, Copy, ValueEnum)]
+enum Output {
+    Text,
+    Json,
+}
+
 const READY: &str = "ready";
 
 #[tokio::main]
 async fn main() -> ExitCode {
     let outcome = match Cli::parse().command {
+        Action::Demo { output } => demo(output).await,
         Action::Up => up(),
         Action::Down => lab::down().await.map_err(Into::into),
         Action::Status => status(),
@@ -63,6 +76,14 @@ async fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+async fn demo(output: Output) -> anyhow::Result<()> {
+    let output = match output {
+        Output::Text => demo::Output::Text,
+        Output::Json => demo::Output::Json,
+    };
+    demo::run(output).await.map_err(Into::into)
 }
 
 async fn setup() -> anyhow::Result<()> {

@@ -23,7 +23,7 @@ pub(crate) struct Pinger(JoinHandle<()>);
 impl Pinger {
     /// Starts to ping from `host`, and reports each ping together with `tag`. Times count from `epoch`.
     pub(crate) fn start(
-        host: Host,
+        host: &Host,
         target: IpAddr,
         epoch: Instant,
         tag: usize,
@@ -74,7 +74,8 @@ mod tests {
     fn the_round_trip_is_read_from_an_answer_and_nothing_else() {
         let said = "PING 10.0.0.1 (10.0.0.1) 56(84) bytes of data.\n64 bytes from 10.0.0.1: icmp_seq=1 ttl=63 time=0.842 ms\n";
         assert_eq!(round_trip(said), Some(Duration::from_micros(842)));
-        let lost = "PING 10.0.0.1 (10.0.0.1) 56(84) bytes of data.\n\n1 packets transmitted, 0 received, time 0ms\n";
+        let lost =
+            "PING 10.0.0.1 (10.0.0.1) 56(84) bytes of data.\n\n1 packets transmitted, 0 received, time 0ms\n";
         assert_eq!(round_trip(lost), None);
         assert_eq!(round_trip("64 bytes from 10.0.0.1: icmp_seq=1 ttl=63 time=-1 ms"), None);
     }

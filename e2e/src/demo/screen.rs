@@ -30,7 +30,12 @@ impl Screen {
         let plain = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
         let dumb = std::env::var_os("TERM").is_none_or(|term| term == "dumb");
         let terminal = terminal && !dumb;
-        Self { out, style: Style { colour: terminal && !plain }, live: terminal.then_some(0), changes: Changes::default() }
+        Self {
+            out,
+            style: Style { colour: terminal && !plain },
+            live: terminal.then_some(0),
+            changes: Changes::default(),
+        }
     }
 
     /// How to paint.
@@ -47,13 +52,14 @@ impl Screen {
             return;
         }
         let lines = self.changes.since_last(title, clients, now);
-        self.say(&lines);
+        if !lines.is_empty() {
+            self.say(&lines);
+        }
     }
 
     /// Shows lines that stay.
     pub(crate) fn say(&mut self, lines: &[String]) {
-        let text: String = lines.iter().map(|line| format!("{line}\n")).collect();
-        self.put(&text);
+        self.put(&(lines.join("\n") + "\n"));
     }
 
     fn put(&mut self, text: &str) {

@@ -31,6 +31,7 @@ enum Scene {
 /// What a client's move looked like.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Move {
+    pub(crate) client: &'static str,
     pub(crate) from: String,
     pub(crate) to: String,
     /// From the restart of the NAT to the first answer.
@@ -146,7 +147,8 @@ impl Script {
         match client.pings.first_after(at) {
             Some(answer) if moved && enough => {
                 let outage = answer.saturating_sub(at);
-                self.scene = Scene::Moved(Move { from: from.to_owned(), to: endpoint, outage });
+                self.scene =
+                    Scene::Moved(Move { client: client.name, from: from.to_owned(), to: endpoint, outage });
                 Ok(())
             }
             _ if !moved && now > at + SCENE => {
@@ -223,6 +225,7 @@ mod tests {
         clients[0].endpoint = Some("192.0.2.1:2000".to_owned());
         assert_eq!(script.next(&clients, 13 * S), Ok(None));
         let moved = Move {
+            client: "home",
             from: "192.0.2.1:1000".to_owned(),
             to: "192.0.2.1:2000".to_owned(),
             outage: Duration::from_millis(502),

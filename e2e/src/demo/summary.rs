@@ -47,30 +47,29 @@ struct Moved {
 struct Figures {
     first_ping_seconds: Option<f64>,
     every_first_ping_seconds: Option<f64>,
-    memory: Memory,
-    images: Option<Images>,
+    memory_bytes: Memory,
+    image_bytes: Option<Images>,
 }
 
 /// Resident memory in bytes; none where the pod runs on another machine.
 #[derive(Debug, Default, Clone, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct Memory {
-    pub(crate) operator_leader_bytes: Option<u64>,
-    pub(crate) operator_standby_bytes: Option<u64>,
-    pub(crate) gateway_bytes: Option<u64>,
+    pub(crate) operator_leader: Option<u64>,
+    pub(crate) operator_standby: Option<u64>,
+    pub(crate) gateway: Option<u64>,
 }
 
 /// Sizes in bytes.
 #[derive(Debug, Clone, Copy, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct Images {
-    pub(crate) operator_bytes: u64,
-    pub(crate) agent_bytes: u64,
+    pub(crate) operator: u64,
+    pub(crate) agent: u64,
 }
 
 impl Summary {
-    /// `mover` is the client that moved.
-    pub(crate) fn new(clients: &[Client], mover: &'static str, moved: Move, memory: Memory, images: Option<Images>) -> Self {
+    pub(crate) fn new(clients: &[Client], moved: Move, memory: Memory, images: Option<Images>) -> Self {
         let connected = |client: &Client| Connected {
             name: client.name,
             behind: client.behind,
@@ -84,12 +83,17 @@ impl Summary {
         let firsts = || clients.iter().filter_map(|client| client.pings.first());
         Self {
             clients: clients.iter().map(connected).collect(),
-            moved: Moved { client: mover, from: moved.from, to: moved.to, outage_seconds: seconds(moved.outage) },
+            moved: Moved {
+                client: moved.client,
+                from: moved.from,
+                to: moved.to,
+                outage_seconds: seconds(moved.outage),
+            },
             figures: Figures {
                 first_ping_seconds: firsts().min().map(seconds),
                 every_first_ping_seconds: firsts().max().map(seconds),
-                memory,
-                images,
+                memory_bytes: memory,
+                image_bytes: images,
             },
         }
     }
@@ -104,20 +108,22 @@ impl Summary {
 
     /// For people.
     pub(crate) fn text(&self, style: Style) -> Vec<String> {
-        let mut lines = vec![style.paint(GREEN, &self.headline()), String::new()];
+        let mut lines: Vec<String> = self.headlines().map(|line| style.paint(GREEN, &line)).into();
+        lines.push(String::new());
         lines.extend(self.table(style));
         lines.push(String::new());
         lines.extend(self.figures(style));
         lines
     }
 
-    fn headline(&self) -> String {
+    fn headlines(&self) -> [String; 2] {
         let Moved { client, from, to, outage_seconds } = &self.moved;
-        format!(
-            "All {} clients connected, and stayed connected when {client}'s NAT restarted and its endpoint moved from \
-             {from} to {to}: the next ping was answered {outage_seconds:.2} s later.",
-            self.clients.len()
-        )
+        [
+            format!("All {} clients connected and stayed connected.", self.clients.len()),
+            format!(
+                "When {client}'s NAT restarted, {client} moved from {from} to {to}; a ping was answered {outage_seconds:.2} s later."
+            ),
+        ]
     }
 
     fn table(&self, style: Style) -> Vec<String> {
@@ -138,7 +144,7 @@ impl Summary {
     }
 
     fn figures(&self, style: Style) -> Vec<String> {
-        let Figures { memory, images, .. } = &self.figures;
+        let Figures { memory_bytes: memory, image_bytes: images, .. } = &self.figures;
         let times = format!(
             "{}, of all clients {}",
             in_seconds(self.figures.first_ping_seconds),
@@ -146,14 +152,14 @@ impl Summary {
         );
         let resident = format!(
             "operator {} (leader), {} (standby), gateway {}",
-            megabytes(memory.operator_leader_bytes),
-            megabytes(memory.operator_standby_bytes),
-            megabytes(memory.gateway_bytes)
+            megabytes(memory.operator_leader),
+            megabytes(memory.operator_standby),
+            megabytes(memory.gateway)
         );
         let sizes = images.map_or_else(
             || "not built here".to_owned(),
             |images| {
-                let (operator, agent) = (Some(images.operator_bytes), Some(images.agent_bytes));
+                let (operator, agent) = (Some(images.operator), Some(images.agent));
                 format!("operator {}, agent {}", megabytes(operator), megabytes(agent))
             },
         );
@@ -196,33 +202,34 @@ mod tests {
             client.pings.note(Ping { sent: Duration::from_millis(first), rtt });
             client
         });
-        let moved =
-            Move { from: "192.0.2.1:1".into(), to: "192.0.2.1:2".into(), outage: Duration::from_millis(210) };
-        let memory = Memory {
-            operator_leader_bytes: Some(21_340_000),
-            operator_standby_bytes: Some(18_000_000),
-            gateway_bytes: None,
+        let moved = Move {
+            client: "home",
+            from: "192.0.2.1:1".into(),
+            to: "192.0.2.1:2".into(),
+            outage: Duration::from_millis(210),
         };
-        Summary::new(&clients, "home", moved, memory, images)
+        let memory =
+            Memory { operator_leader: Some(21_340_000), operator_standby: Some(18_000_000), gateway: None };
+        Summary::new(&clients, moved, memory, images)
     }
 
     #[test]
     fn people_read_the_move_the_clients_and_the_figures() {
-        let images = Images { operator_bytes: 14_200_000, agent_bytes: 9_000_000 };
+        let images = Images { operator: 14_200_000, agent: 9_000_000 };
         let text = summary(Some(images)).text(Style { colour: false });
         assert_eq!(
             text,
             [
-                "All 2 clients connected, and stayed connected when home's NAT restarted and its endpoint moved \
-                 from 192.0.2.1:1 to 192.0.2.1:2: the next ping was answered 0.21 s later.",
+                "All 2 clients connected and stayed connected.",
+                "When home's NAT restarted, home moved from 192.0.2.1:1 to 192.0.2.1:2; a ping was answered 0.21 s later.",
                 "",
                 "CLIENT  BEHIND  FIRST PING  MEDIAN RTT  PINGS ANSWERED  LOST",
                 "home    a NAT   4.1 s       0.9 ms      1               0",
                 "office  a NAT   4.3 s       0.9 ms      1               0",
                 "",
-                "kubectl apply to the first ping  4.1 s, of all clients 4.3 s                                                     aim: under 15 s",
+                "kubectl apply to the first ping  4.1 s, of all clients 4.3 s                                                aim: under 15 s",
                 "resident memory                  operator 21.3 MB (leader), 18.0 MB (standby), gateway not on this machine  aim: under 30 MB each",
-                "image sizes                      operator 14.2 MB, agent 9.0 MB                                                  aim: under 25 MB each",
+                "image sizes                      operator 14.2 MB, agent 9.0 MB                                             aim: under 25 MB each",
             ]
         );
     }
@@ -232,8 +239,8 @@ mod tests {
         let json: serde_json::Value = serde_json::from_str(&summary(None).json().unwrap()).unwrap();
         assert_eq!(json["figures"]["firstPingSeconds"], 4.1009);
         assert_eq!(json["figures"]["everyFirstPingSeconds"], 4.3009);
-        assert_eq!(json["figures"]["memory"]["operatorLeaderBytes"], 21_340_000);
-        assert_eq!(json["figures"]["images"], serde_json::Value::Null);
+        assert_eq!(json["figures"]["memoryBytes"]["operatorLeader"], 21_340_000);
+        assert_eq!(json["figures"]["imageBytes"], serde_json::Value::Null);
         assert_eq!(json["moved"]["outageSeconds"], 0.21);
         assert_eq!(json["clients"][1]["lost"], 0);
     }

@@ -84,10 +84,9 @@ fn phase(client: &Client) -> Cell {
     let colour = match phase {
         ClientPhase::Connected => GREEN,
         ClientPhase::Pending | ClientPhase::WaitingToReconnect => YELLOW,
-        ClientPhase::Dormant
-        | ClientPhase::Disconnected
-        | ClientPhase::Suspended
-        | ClientPhase::Unknown => RED,
+        ClientPhase::Dormant | ClientPhase::Disconnected | ClientPhase::Suspended | ClientPhase::Unknown => {
+            RED
+        }
     };
     (spelled(phase), colour)
 }
@@ -97,7 +96,8 @@ fn endpoint(client: &Client) -> Option<Cell> {
     let Some(before) = client.before.as_ref().filter(|before| **before != now) else {
         return Some((now, ""));
     };
-    let host = |endpoint: &str| endpoint.rsplit_once(':').map(|(host, port)| (host.to_owned(), port.to_owned()));
+    let host =
+        |endpoint: &str| endpoint.rsplit_once(':').map(|(host, port)| (host.to_owned(), port.to_owned()));
     let was = match (host(before), host(&now)) {
         (Some((old, port)), Some((new, _))) if old == new => format!(":{port}"),
         _ => before.clone(),
@@ -146,7 +146,10 @@ impl Changes {
             let now_seen = [phase.clone(), format!("{endpoint} {address}"), answered.to_owned()];
             if *seen != now_seen {
                 *seen = now_seen;
-                lines.push(clock(&format!("{name}: {phase}, from {endpoint}, is {address}, pod in {rtt}"), now));
+                lines.push(clock(
+                    &format!("{name}: {phase}, from {endpoint}, is {address}, pod in {rtt}"),
+                    now,
+                ));
             }
         }
         lines

@@ -83,7 +83,15 @@ pub(crate) struct Client {
 
 impl Client {
     pub(crate) fn new(name: &'static str, behind: &'static str) -> Self {
-        Self { name, behind, phase: None, endpoint: None, before: None, address: None, pings: Pings::default() }
+        Self {
+            name,
+            behind,
+            phase: None,
+            endpoint: None,
+            before: None,
+            address: None,
+            pings: Pings::default(),
+        }
     }
 
     /// Takes over what the status of its `VPNClient` says.

@@ -7,7 +7,7 @@ use super::script::Stuck;
 pub enum Error {
     /// The lab, the cluster or a build.
     #[error("{}", one_line(.0))]
-    Lab(#[from] crate::Error),
+    Lab(Box<crate::Error>),
     /// The clients did not do what they should.
     #[error("{0}")]
     Stuck(String),
@@ -53,6 +53,13 @@ impl Error {
             Self::LeftBehind(_) => "LeftBehind",
             Self::Results(_) => "Results",
         }
+    }
+}
+
+// Without it as a source: the line holds all of it already.
+impl From<crate::Error> for Error {
+    fn from(error: crate::Error) -> Self {
+        Self::Lab(Box::new(error))
     }
 }
 

@@ -38,7 +38,7 @@ pub(crate) struct Stage {
 impl Stage {
     /// Installs Pinhole. In a cluster of somebody else an installation that is there is used as it is.
     pub(crate) async fn install(&mut self, lab: &Lab) -> Result<Images> {
-        let listed = lab.helm(["list", "--namespace", installation::NAMESPACE, "--all", "--short"]).await?;
+        let listed = lab.helm(["list", "--namespace", installation::NAMESPACE, "--short"]).await?;
         let installed = listed.lines().any(|release| release == RELEASE);
         if installed && !lab.is_own() {
             progress::say("Pinhole is installed already, and used as it is.");

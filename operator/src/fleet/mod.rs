@@ -89,6 +89,11 @@ impl Fleet {
         Arc::new(Self { state: Mutex::new(state), changed: Notify::new() })
     }
 
+    /// Silence means something only from `now` on: whoever takes the lead has not been spoken to before.
+    pub fn listen_from(&self, now: Instant) {
+        self.lock().since = now;
+    }
+
     /// Makes `desired` what the replica should run. The revision is set here; it grows only when the content
     /// differs from what was published before, and also across restarts of the operator, for it starts from the
     /// clock.

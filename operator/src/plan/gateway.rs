@@ -2,7 +2,8 @@
 
 use std::{collections::BTreeMap, time::Duration};
 
-use k8s_openapi::jiff::Timestamp;
+use k8s_openapi::{ByteString, api::core::v1::Secret, jiff::Timestamp};
+use kube::ResourceExt as _;
 use pinhole_crds::{
     ClientCounts, ExposureType, PathProof, READY, RECONCILING, ReplicaStatus, STALLED, VPNGateway,
     VPNGatewayStatus,
@@ -11,7 +12,7 @@ use pinhole_crds::{
 use super::{
     condition::Conditions,
     endpoint::{PodFacts, Replica},
-    keys::KeyError,
+    name::{gateway_labels, keys_secret, owned},
     object::Object,
     service,
     settings::Settings,
@@ -23,7 +24,7 @@ use crate::fleet::{GatewayView, Hearing, PROOF_FRESH, ReplicaView};
 pub const REPORTS_STALE: Duration = Duration::from_secs(30);
 
 /// Longest text of others that is copied into a condition's message, characters.
-const QUOTE: usize = 200;
+const QUOTE: usize = 400;
 
 /// All that should exist for the gateway, but for its private keys, which are made once and never applied.
 pub fn objects(gateway: &VPNGateway, settings: &Settings, ca_pem: &str) -> Vec<Object> {
@@ -35,6 +36,17 @@ pub fn objects(gateway: &VPNGateway, settings: &Settings, ca_pem: &str) -> Vec<O
     objects.push(Object::StatefulSet(Box::new(workload::stateful_set(gateway, settings))));
     objects.push(Object::PodDisruptionBudget(workload::disruption_budget(gateway)));
     objects
+}
+
+/// The Secret with the private keys of the gateway's replicas, when it is made.
+pub fn keys(gateway: &VPNGateway, data: BTreeMap<String, ByteString>) -> Secret {
+    let name = gateway.name_any();
+    Secret {
+        metadata: owned(gateway, keys_secret(&name), gateway_labels(&name)),
+        type_: Some("Opaque".into()),
+        data: Some(data),
+        ..Secret::default()
+    }
 }
 
 /// What a gateway's status is made of.
@@ -50,8 +62,8 @@ pub struct StatusInputs<'a> {
     pub view: &'a GatewayView,
     /// Its clients by phase.
     pub clients: ClientCounts,
-    /// Why its keys cannot be used, if they cannot.
-    pub key_error: Option<&'a KeyError>,
+    /// Why what it needs cannot be made, if that will not change by itself: reason and message.
+    pub obstacle: Option<(&'a str, &'a str)>,
     /// The time.
     pub now: Timestamp,
 }
@@ -116,8 +128,8 @@ fn evidence(inputs: &StatusInputs<'_>, replica: &str) -> Evidence {
 }
 
 fn judge(inputs: &StatusInputs<'_>, evidence: &[(&Replica, Evidence)], conditions: &mut Conditions<'_>) {
-    if let Some(error) = inputs.key_error {
-        conditions.stalled(error.category(), &format!("Secret with the gateway's keys: {error}"));
+    if let Some((reason, message)) = inputs.obstacle {
+        conditions.stalled(reason, &quote(message));
         return;
     }
     let proven: Vec<(&Replica, PathProof)> = evidence

@@ -19,6 +19,11 @@ pub enum KeyError {
         "entry {0} is not a WireGuard private key (32 bytes, base64): restore it, or delete the entry to have a new key made"
     )]
     Unreadable(String),
+    /// A Secret has the name that belongs to another object's keys.
+    #[error(
+        "Secret {0} exists and belongs to something else: delete or rename it; one of a deleted object goes by itself"
+    )]
+    ForeignSecret(String),
 }
 
 impl KeyError {
@@ -27,6 +32,7 @@ impl KeyError {
         match self {
             Self::NoRandomness => "NoRandomness",
             Self::Unreadable(_) => "KeyUnreadable",
+            Self::ForeignSecret(_) => "SecretTaken",
         }
     }
 }

@@ -64,28 +64,33 @@ pub struct ConfigInputs<'a> {
 /// endpoint. A replica is chosen for good by the client's UID, since such a client cannot fail over by itself.
 pub fn secret(inputs: &ConfigInputs<'_>, key: &ClientKey) -> Option<Secret> {
     let config = render(inputs, key)?;
-    let name = inputs.client.name_any();
-    let mut all = common();
-    all.extend(labels([
-        (GATEWAY_LABEL, &inputs.gateway.name_any()),
-        (POOL_OBJECT_LABEL, &inputs.pool.name_any()),
+    let private = if let ClientKey::Ours(key) = key { Some(key) } else { None };
+    let mut secret = key_secret(inputs.client, &key.public_base64(), private);
+    secret.metadata.labels.get_or_insert_default().extend(labels([
+        (GATEWAY_LABEL, inputs.gateway.name_any().as_str()),
+        (POOL_OBJECT_LABEL, inputs.pool.name_any().as_str()),
     ]));
-    let mut data = BTreeMap::from([
-        (CONFIG_ENTRY.to_owned(), ByteString(config.into_bytes())),
-        (PUBLIC_KEY_ENTRY.to_owned(), ByteString(key.public_base64().into_bytes())),
-    ]);
-    if let ClientKey::Ours(key) = key {
+    let data = secret.data.get_or_insert_default();
+    data.insert(CONFIG_ENTRY.to_owned(), ByteString(config.into_bytes()));
+    Some(secret)
+}
+
+/// The Secret with the client's key alone, as it is first made.
+pub fn key_secret(client: &VPNClient, public: &str, private: Option<&PrivateKey>) -> Secret {
+    let mut data = BTreeMap::from([(PUBLIC_KEY_ENTRY.to_owned(), ByteString(public.as_bytes().to_vec()))]);
+    if let Some(key) = private {
         data.insert(PRIVATE_KEY_ENTRY.to_owned(), ByteString(key.to_base64().as_bytes().to_vec()));
     }
-    Some(Secret {
-        metadata: owned(inputs.client, config_secret(&name), all),
+    Secret {
+        metadata: owned(client, config_secret(&client.name_any()), common()),
         type_: Some("Opaque".into()),
         data: Some(data),
         ..Secret::default()
-    })
+    }
 }
 
-fn render(inputs: &ConfigInputs<'_>, key: &ClientKey) -> Option<String> {
+/// The configuration's text.
+pub(crate) fn render(inputs: &ConfigInputs<'_>, key: &ClientKey) -> Option<String> {
     let uid = inputs.client.uid().unwrap_or_default();
     let chosen = choose(&uid, inputs.replicas.iter().map(|r| r.name.as_str()))?;
     let replica = inputs.replicas.iter().find(|r| r.name == chosen)?;

@@ -1,8 +1,9 @@
 use std::{
-    collections::BTreeMap,
     sync::{Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
+
+use tokio::sync::Notify;
 
 /// A watch that has failed for this long will not come back by itself.
 const WATCH_PATIENCE: Duration = Duration::from_secs(180);
@@ -10,45 +11,61 @@ const WATCH_PATIENCE: Duration = Duration::from_secs(180);
 /// A leader's loop turns every second or so; one that stood still for this long hangs.
 const LOOP_PATIENCE: Duration = Duration::from_secs(60);
 
+/// One watch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct WatchId(usize);
+
 /// Whether the operator lives and is ready. Without a clock: times come in.
 #[derive(Debug, Default)]
-pub struct Health(Mutex<State>);
-
-#[derive(Debug, Default)]
-struct State {
-    watches: BTreeMap<&'static str, Watch>,
-    beat: Option<Instant>,
+pub struct Health {
+    state: Mutex<State>,
+    synced: Notify,
 }
 
 #[derive(Debug, Default)]
+struct State {
+    watches: Vec<Watch>,
+    beat: Option<Instant>,
+}
+
+#[derive(Debug)]
 struct Watch {
+    kind: &'static str,
     synced: bool,
     failing_since: Option<Instant>,
 }
 
 impl Health {
     /// There will be a watch of this kind; the operator is not ready before it synced.
-    pub fn expect_watch(&self, kind: &'static str) {
-        self.lock().watches.entry(kind).or_default();
+    pub fn expect_watch(&self, kind: &'static str) -> WatchId {
+        let mut state = self.lock();
+        state.watches.push(Watch { kind, synced: false, failing_since: None });
+        WatchId(state.watches.len() - 1)
     }
 
     /// The watch delivered something.
-    pub fn watch_works(&self, kind: &'static str) {
-        if let Some(watch) = self.lock().watches.get_mut(kind) {
-            watch.failing_since = None;
-        }
+    pub fn watch_works(&self, id: WatchId) {
+        self.with(id, |watch| watch.failing_since = None);
     }
 
     /// The watch has delivered all that there is.
-    pub fn watch_synced(&self, kind: &'static str) {
-        let mut state = self.lock();
-        let watch = state.watches.entry(kind).or_default();
-        *watch = Watch { synced: true, failing_since: None };
+    pub fn watch_synced(&self, id: WatchId) {
+        self.with(id, |watch| {
+            watch.synced = true;
+            watch.failing_since = None;
+        });
+        self.synced.notify_waiters();
     }
 
     /// The watch failed and will be tried again.
-    pub fn watch_failed(&self, kind: &'static str, now: Instant) {
-        self.lock().watches.entry(kind).or_default().failing_since.get_or_insert(now);
+    pub fn watch_failed(&self, id: WatchId, now: Instant) {
+        self.with(id, |watch| watch.failing_since = watch.failing_since.or(Some(now)));
+    }
+
+    fn with(&self, id: WatchId, act: impl FnOnce(&mut Watch)) {
+        if let Some(watch) = self.lock().watches.get_mut(id.0) {
+            act(watch);
+        }
     }
 
     /// The leader's loop turned.
@@ -68,8 +85,8 @@ impl Health {
         let watch = state
             .watches
             .iter()
-            .find(|(_, w)| w.failing_since.is_some_and(|since| lasting(since, WATCH_PATIENCE)))
-            .map(|(kind, _)| format!("the watch of {kind} has been failing for minutes: see the log"));
+            .find(|w| w.failing_since.is_some_and(|since| lasting(since, WATCH_PATIENCE)))
+            .map(|w| format!("the watch of {} has been failing for minutes: see the log", w.kind));
         let stuck = state.beat.is_some_and(|beat| lasting(beat, LOOP_PATIENCE));
         watch.or_else(|| stuck.then(|| "the leader's loop stands still".to_owned()))
     }
@@ -77,15 +94,26 @@ impl Health {
     /// What the operator still waits for before it is of use.
     pub fn unready(&self) -> Option<String> {
         let state = self.lock();
-        let missing: Vec<&str> = state.watches.iter().filter(|(_, w)| !w.synced).map(|(kind, _)| *kind).collect();
+        let missing: Vec<&str> = state.watches.iter().filter(|w| !w.synced).map(|w| w.kind).collect();
         if state.watches.is_empty() {
             return Some("not started yet".to_owned());
         }
         (!missing.is_empty()).then(|| format!("not listed yet: {}", missing.join(", ")))
     }
 
+    /// Waits until the operator is ready.
+    pub async fn wait_ready(&self) {
+        loop {
+            let synced = self.synced.notified();
+            if self.unready().is_none() {
+                return;
+            }
+            synced.await;
+        }
+    }
+
     fn lock(&self) -> MutexGuard<'_, State> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -97,23 +125,22 @@ mod tests {
     fn the_operator_is_ready_once_every_watch_synced() {
         let health = Health::default();
         assert!(health.unready().is_some());
-        health.expect_watch("Pod");
-        health.expect_watch("Node");
-        health.watch_synced("Pod");
+        let (pod, node) = (health.expect_watch("Pod"), health.expect_watch("Node"));
+        health.watch_synced(pod);
         assert_eq!(health.unready().unwrap(), "not listed yet: Node");
-        health.watch_synced("Node");
+        health.watch_synced(node);
         assert_eq!(health.unready(), None);
     }
 
     #[test]
     fn a_watch_that_fails_for_minutes_is_an_illness_and_one_that_recovers_is_not() {
         let (health, now) = (Health::default(), Instant::now());
-        health.expect_watch("Pod");
-        health.watch_failed("Pod", now);
-        health.watch_failed("Pod", now + WATCH_PATIENCE - Duration::from_secs(1));
+        let pod = health.expect_watch("Pod");
+        health.watch_failed(pod, now);
+        health.watch_failed(pod, now + WATCH_PATIENCE - Duration::from_secs(1));
         assert_eq!(health.illness(now + WATCH_PATIENCE - Duration::from_secs(1)), None);
         assert!(health.illness(now + WATCH_PATIENCE).is_some());
-        health.watch_works("Pod");
+        health.watch_works(pod);
         assert_eq!(health.illness(now + WATCH_PATIENCE), None);
     }
 

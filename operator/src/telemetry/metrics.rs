@@ -160,9 +160,9 @@ mod tests {
         metrics.clients(&gateway, Some(ClientCounts { total: 3, connected: 3, ..ClientCounts::default() }));
         metrics.reconciled("VPNGateway", "Ok", Duration::from_millis(3));
         let text = metrics.text().unwrap();
-        assert!(text.contains(
-            r#"pinhole_operator_clients{namespace="vpn",gateway="edge",phase="Connected"} 3"#
-        ));
+        assert!(
+            text.contains(r#"pinhole_operator_clients{namespace="vpn",gateway="edge",phase="Connected"} 3"#)
+        );
         assert!(text.contains(r#"pinhole_operator_reconciles_total{kind="VPNGateway",category="Ok"} 1"#));
         metrics.clients(&gateway, None);
         assert!(!metrics.text().unwrap().contains("edge"));

@@ -5,7 +5,7 @@ mod logs;
 mod metrics;
 mod serve;
 
-pub use health::Health;
+pub use health::{Health, WatchId};
 pub use logs::{LogFormat, init_logs};
 pub use metrics::Metrics;
 pub use serve::serve;

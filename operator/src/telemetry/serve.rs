@@ -22,7 +22,10 @@ pub async fn serve(
     stop: CancellationToken,
 ) -> std::io::Result<()> {
     let router = Router::new()
-        .route("/livez", get(|State(health): State<Arc<Health>>| async move { verdict(health.illness(Instant::now())) }))
+        .route(
+            "/livez",
+            get(|State(health): State<Arc<Health>>| async move { verdict(health.illness(Instant::now())) }),
+        )
         .route("/readyz", get(|State(health): State<Arc<Health>>| async move { verdict(health.unready()) }))
         .with_state(health)
         .route("/metrics", get(move || async move { exposition(&metrics) }));

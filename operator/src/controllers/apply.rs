@@ -1,0 +1,185 @@
+//! Server-side apply of what was planned, only when something differs.
+
+use std::{
+    collections::HashMap,
+    hash::{DefaultHasher, Hash as _, Hasher as _},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::{Duration, Instant},
+};
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use kube::{
+    Api, Client, Resource,
+    api::{DynamicObject, Patch, PatchParams},
+};
+use serde::{Serialize, de::DeserializeOwned};
+use serde_json::json;
+
+use super::{
+    error::{ControlError, call},
+    hub::Hub,
+    marker::Marker,
+    world::Name,
+};
+use crate::plan::{Object, ObjectKind};
+
+/// How long a watch may take to show what was just written.
+const CACHE_LAG: Duration = Duration::from_secs(10);
+
+/// So many remembered statuses are looked through for old ones.
+const MANY: usize = 4096;
+
+/// What became of a status.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum StatusWrite {
+    /// It was written.
+    Written,
+    /// The watch has not shown the write before: to be decided again when it has.
+    Lagging,
+}
+
+/// Writes objects, and remembers what it wrote.
+pub(super) struct Applier {
+    client: Client,
+    hub: Arc<Hub>,
+    written: Mutex<HashMap<(ObjectKind, Name), Written>>,
+    /// By UID: the version that the last write to a status was made from.
+    statuses: Mutex<HashMap<String, (String, Instant)>>,
+}
+
+struct Written {
+    content: u64,
+    before: Option<Marker>,
+    after: Marker,
+    at: Instant,
+}
+
+impl Applier {
+    pub(super) fn new(client: Client, hub: Arc<Hub>) -> Self {
+        Self { client, hub, written: Mutex::default(), statuses: Mutex::default() }
+    }
+
+    /// Applies the object as `manager`, unless it is known to be there just so. True when it was written.
+    pub(super) async fn apply(&self, object: &Object, manager: &'static str) -> Result<bool, ControlError> {
+        let kind = object.kind();
+        let name: Name = (object.namespace().to_owned(), object.name().to_owned());
+        let body = object.to_value()?;
+        let content = hash(&body);
+        let before = self.hub.world().marker(kind, &name).cloned();
+        if self.is_there(kind, &name, content, before.as_ref()) {
+            return Ok(false);
+        }
+        let resource = kind.resource();
+        let api: Api<DynamicObject> = Api::namespaced_with(self.client.clone(), &name.0, &resource);
+        let params = PatchParams::apply(manager).force();
+        let what = || format!("applying {} {}/{}", resource.kind, name.0, name.1);
+        let applied = call(what, api.patch_metadata(&name.1, &params, &Patch::Apply(&body))).await?;
+        let after = Marker::new(kind, &applied.metadata);
+        // An apply that changed nothing leaves the version as it was.
+        let wrote = before.as_ref() != Some(&after);
+        if wrote {
+            self.hub.metrics.wrote(kind_name(kind));
+        }
+        self.written().insert((kind, name), Written { content, before, after, at: Instant::now() });
+        Ok(wrote)
+    }
+
+    /// Forgets what was written under an owner's names, when that one is gone.
+    pub(super) fn forget(&self, kind: ObjectKind, name: &Name) {
+        self.written().remove(&(kind, name.clone()));
+    }
+
+    /// Forgets what does not exist any more.
+    pub(super) fn sweep(&self) {
+        let world = self.hub.world();
+        self.written()
+            .retain(|(kind, name), w| w.at.elapsed() < CACHE_LAG || world.marker(*kind, name).is_some());
+    }
+
+    fn is_there(&self, kind: ObjectKind, name: &Name, content: u64, seen: Option<&Marker>) -> bool {
+        let written = self.written();
+        let Some(last) = written.get(&(kind, name.clone())) else { return false };
+        let lagging = seen == last.before.as_ref() && last.at.elapsed() < CACHE_LAG;
+        last.content == content && (seen == Some(&last.after) || lagging)
+    }
+
+    fn written(&self) -> MutexGuard<'_, HashMap<(ObjectKind, Name), Written>> {
+        self.written.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Applies the whole status of one of our kinds. It is pinned to the incarnation: a status for an object that was
+    /// made anew meanwhile is refused. Nothing is written before the watch has shown the last write to it: a status
+    /// made from an older one would undo transition times and counts.
+    pub(super) async fn status<K, S>(
+        &self,
+        object: &K,
+        status: &S,
+        manager: &'static str,
+    ) -> Result<StatusWrite, ControlError>
+    where
+        K: Resource<DynamicType = (), Scope = kube::core::NamespaceResourceScope>
+            + Clone
+            + DeserializeOwned
+            + std::fmt::Debug,
+        S: Serialize,
+    {
+        let (namespace, name) = name_of(object.meta());
+        let body = json!({
+            "apiVersion": K::api_version(&()),
+            "kind": K::kind(&()),
+            "metadata": { "name": name, "namespace": namespace, "uid": object.meta().uid },
+            "status": status,
+        });
+        if self.lags(object.meta()) {
+            return Ok(StatusWrite::Lagging);
+        }
+        let api: Api<K> = Api::namespaced(self.client.clone(), &namespace);
+        let params = PatchParams::apply(manager).force();
+        let what = || format!("writing the status of {} {namespace}/{name}", K::kind(&()));
+        let after = call(what, api.patch_status(&name, &params, &Patch::Apply(&body))).await?;
+        self.remember(object.meta(), after.meta());
+        Ok(StatusWrite::Written)
+    }
+
+    fn lags(&self, seen: &ObjectMeta) -> bool {
+        let statuses = self.statuses.lock().unwrap_or_else(PoisonError::into_inner);
+        let last = seen.uid.as_ref().and_then(|uid| statuses.get(uid));
+        last.is_some_and(|(version, at)| {
+            Some(version) == seen.resource_version.as_ref() && at.elapsed() < CACHE_LAG
+        })
+    }
+
+    fn remember(&self, before: &ObjectMeta, after: &ObjectMeta) {
+        let mut statuses = self.statuses.lock().unwrap_or_else(PoisonError::into_inner);
+        let (Some(uid), Some(version)) = (&before.uid, &before.resource_version) else { return };
+        if before.resource_version == after.resource_version {
+            statuses.remove(uid);
+            return;
+        }
+        statuses.insert(uid.clone(), (version.clone(), Instant::now()));
+        if statuses.len() > MANY {
+            statuses.retain(|_, (_, at)| at.elapsed() < CACHE_LAG);
+        }
+    }
+}
+
+pub(super) fn name_of(meta: &ObjectMeta) -> Name {
+    (meta.namespace.clone().unwrap_or_default(), meta.name.clone().unwrap_or_default())
+}
+
+fn hash(body: &serde_json::Value) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    body.to_string().hash(&mut hasher);
+    hasher.finish()
+}
+
+fn kind_name(kind: ObjectKind) -> &'static str {
+    match kind {
+        ObjectKind::ConfigMap => "ConfigMap",
+        ObjectKind::PodDisruptionBudget => "PodDisruptionBudget",
+        ObjectKind::Secret => "Secret",
+        ObjectKind::Service => "Service",
+        ObjectKind::ServiceAccount => "ServiceAccount",
+        ObjectKind::StatefulSet => "StatefulSet",
+    }
+}

@@ -1,0 +1,234 @@
+use std::{
+    net::IpAddr,
+    sync::{Arc, PoisonError},
+    time::{Duration, Instant},
+};
+
+use k8s_openapi::{api::core::v1::Pod, jiff::Timestamp};
+use kube::{
+    Api, ResourceExt as _,
+    api::{DeleteParams, Preconditions},
+};
+use pinhole_crds::{ClientPod, EnrolmentMethod, VPNClient, VPNClientPool, VPNClientStatus, VPNGateway};
+
+use super::{
+    allocation::Assignment,
+    apply::StatusWrite,
+    context::{Context, Wait},
+    error::{ControlError, call},
+    work::Work,
+    world::{gateway_of, pool_of, public_key},
+};
+use crate::{
+    fleet::{ClientKey, ClientView, GatewayKey, PoolKey},
+    plan::{
+        Overlap,
+        client::{self, Backing},
+        overlaps,
+    },
+};
+
+const STATUS_MANAGER: &str = "pinhole-operator-client-status";
+
+/// What a client's pool and gateway are at present.
+struct Surroundings {
+    pool: Option<Arc<VPNClientPool>>,
+    gateway: Option<Arc<VPNGateway>>,
+    overlap: Option<Overlap>,
+}
+
+impl Surroundings {
+    fn backing(&self) -> Backing<'_> {
+        match (self.pool.as_deref(), self.gateway.as_deref(), &self.overlap) {
+            (None, ..) => Backing::PoolNotFound,
+            (Some(pool), None, _) => Backing::GatewayNotFound(pool),
+            (Some(pool), Some(_), Some(overlap)) => Backing::Overlapping(pool, overlap),
+            (Some(pool), Some(gateway), None) => Backing::Served(pool, gateway),
+        }
+    }
+}
+
+impl Context {
+    /// A client's addresses, Secret and status.
+    pub(super) async fn vpn_client(&self, key: &ClientKey) -> Result<Wait, ControlError> {
+        let Some(client) = self.hub.world().client(key) else { return Ok(None) };
+        if client.metadata.deletion_timestamp.is_some() {
+            return Ok(None);
+        }
+        if self.outlived_its_pod(&client).await? {
+            self.delete_client(&client).await?;
+            return Ok(None);
+        }
+        let around = self.surroundings(&client);
+        let assignment = self.assign(&client, &around);
+        let addresses = if matches!(around.backing(), Backing::Served(..)) {
+            assignment.addresses.clone()
+        } else {
+            client.status.as_ref().map(|s| s.addresses.clone()).unwrap_or_default()
+        };
+        let stock = match around.backing() {
+            Backing::Served(pool, gateway) if client.spec.is_stock() => {
+                Some(self.stock(&client, pool, gateway, &addresses).await)
+            }
+            _ => None,
+        };
+        let (stock, failure) = match stock {
+            Some(Ok(stock)) => (Some(stock), None),
+            Some(Err(error)) => (None, Some(error)),
+            None => (None, None),
+        };
+        let key_error = failure.as_ref().and_then(ControlError::key_error);
+        let view = self.view(&client, &around);
+        let twin = self.hub.world().key_twin(&client, &gateway_key(&around, &client)).map(|k| k.name);
+        let public = stock.as_ref().map(|s| s.public_key.as_str()).or_else(|| public_key(&client));
+        let inputs = client::StatusInputs {
+            client: &client,
+            backing: around.backing(),
+            addresses: &addresses,
+            denied: assignment.denied.as_ref(),
+            public_key: public,
+            key_error,
+            key_twin: twin.as_deref(),
+            config_secret: stock.as_ref().and_then(|s| s.secret.as_deref()),
+            view: view.as_ref(),
+            moves_seen: client.uid().and_then(|uid| self.moves_seen(&uid)),
+            now: Timestamp::now(),
+        };
+        let (status, wait) = client::status(&inputs);
+        self.tell(&client, &assignment, &status);
+        let wait = self.client_status(&client, &status, &addresses, view.as_ref(), wait).await?;
+        failure.map_or(Ok(wait), Err)
+    }
+
+    fn surroundings(&self, client: &VPNClient) -> Surroundings {
+        let world = self.hub.world();
+        let pool = world.pool(&pool_of(client)).filter(|p| p.metadata.deletion_timestamp.is_none());
+        let gateway = pool.as_ref().and_then(|p| world.gateway(&gateway_of(p)));
+        let siblings = pool.as_ref().map(|p| world.pools_of(&gateway_of(p))).unwrap_or_default();
+        let all: Vec<&VPNClientPool> = siblings.iter().map(AsRef::as_ref).collect();
+        let own = overlaps(&all).into_iter().find(|(p, _)| Some(p.uid()) == pool.as_ref().map(|p| p.uid()));
+        Surroundings { overlap: own.and_then(|(_, overlap)| overlap), pool, gateway }
+    }
+
+    fn assign(&self, client: &VPNClient, around: &Surroundings) -> Assignment {
+        let Backing::Served(pool, _) = around.backing() else { return Assignment::default() };
+        let world = self.hub.world();
+        let assignment = self.allocations.assign(&world, pool, client);
+        let displaced: Vec<Work> = assignment
+            .displaced
+            .iter()
+            .filter_map(|uid| world.client_key(uid).cloned())
+            .map(Work::Client)
+            .collect();
+        drop(world);
+        self.hub.raise_work(displaced);
+        assignment
+    }
+
+    fn view(&self, client: &VPNClient, around: &Surroundings) -> Option<ClientView> {
+        let Backing::Served(_, gateway) = around.backing() else { return None };
+        let last = client.status.as_ref().and_then(|s| s.replica.as_deref());
+        let uid = client.uid().unwrap_or_default();
+        Some(self.fleet.client(&GatewayKey::from(gateway), &uid, last, Instant::now()))
+    }
+
+    async fn client_status(
+        &self,
+        client: &VPNClient,
+        status: &VPNClientStatus,
+        addresses: &[IpAddr],
+        view: Option<&ClientView>,
+        wait: Wait,
+    ) -> Result<Wait, ControlError> {
+        if client.status.as_ref() == Some(status) {
+            return Ok(wait);
+        }
+        let before = client.status.as_ref();
+        let provisions = before.is_none_or(|b| b.addresses != addresses || b.public_key != status.public_key);
+        if !provisions && let Err(pause) = self.pace.take(Instant::now()) {
+            return Ok(Some(pause));
+        }
+        let uid = client.uid().unwrap_or_default();
+        match self.applier.status(client, status, STATUS_MANAGER).await {
+            Ok(StatusWrite::Lagging) => return Ok(Some(Duration::from_secs(1))),
+            Ok(StatusWrite::Written) => self.hub.metrics.wrote("VPNClientStatus"),
+            Err(error) => {
+                if error.is_not_found() {
+                    self.allocations.release(&pool_of(client), &uid);
+                }
+                return Err(error);
+            }
+        }
+        if let Some((_, sighting)) = view.and_then(|v| v.sighting.as_ref()) {
+            let mut moves = self.moves.lock().unwrap_or_else(PoisonError::into_inner);
+            moves.insert(uid, sighting.endpoint_changes);
+        }
+        Ok(wait)
+    }
+
+    fn tell(&self, client: &VPNClient, assignment: &Assignment, status: &VPNClientStatus) {
+        if !assignment.refused.is_empty() {
+            let lost: Vec<String> = assignment.refused.iter().map(ToString::to_string).collect();
+            let text = format!(
+                "{} belonged to an older client or is not the pool's: another was given",
+                lost.join(", ")
+            );
+            self.events.warn(client, "AddressConflict", &text);
+        }
+        if let Some(denied) = &assignment.denied {
+            self.events.warn(client, denied.category(), &denied.to_string());
+        } else if let Some(stalled) = status.conditions.iter().find(|c| c.type_ == pinhole_crds::STALLED)
+            && stalled.reason == "KeyConflict"
+        {
+            self.events.warn(client, "KeyConflict", &stalled.message);
+        }
+    }
+
+    /// Whether the client is a sidecar whose pod is gone or has ended. What the watch does not show is asked for: it may
+    /// not have shown a new pod yet.
+    async fn outlived_its_pod(&self, client: &VPNClient) -> Result<bool, ControlError> {
+        let enrolment = client.spec.enrolment.as_ref();
+        let sidecar = enrolment.filter(|e| e.method == EnrolmentMethod::ServiceAccount);
+        let Some(pod) = sidecar.and_then(|e| e.pod.as_ref()) else { return Ok(false) };
+        if self.hub.world().has_sidecar_pod(&pod.uid) {
+            return Ok(false);
+        }
+        let api: Api<Pod> = Api::namespaced(self.client.clone(), &pod.namespace);
+        let what = || format!("reading Pod {}/{}", pod.namespace, pod.name);
+        let found = call(what, api.get_opt(&pod.name)).await?;
+        Ok(found.is_none_or(|found| has_ended(&found, pod)))
+    }
+
+    async fn delete_client(&self, client: &VPNClient) -> Result<(), ControlError> {
+        let (namespace, name) = (client.namespace().unwrap_or_default(), client.name_any());
+        let api: Api<VPNClient> = Api::namespaced(self.client.clone(), &namespace);
+        let preconditions = Preconditions { uid: client.uid(), resource_version: None };
+        let params = DeleteParams::default().preconditions(preconditions);
+        let what = || format!("deleting VPNClient {namespace}/{name}, whose pod is gone");
+        match call(what, api.delete(&name, &params)).await {
+            Err(error) if !error.is_not_found() && !error.is_conflict() => Err(error),
+            _ => Ok(()),
+        }
+    }
+
+    /// A client is gone: what it held is free.
+    pub(super) fn client_gone(&self, pool: &PoolKey, uid: &str) {
+        self.allocations.release(pool, uid);
+        self.stock.forget(uid);
+        self.moves.lock().unwrap_or_else(PoisonError::into_inner).remove(uid);
+        let gateway = self.hub.world().pool(pool).map(|p| gateway_of(&p));
+        if let Some(gateway) = gateway {
+            self.fleet.forget_client(&gateway, uid);
+        }
+    }
+}
+
+fn gateway_key(around: &Surroundings, client: &VPNClient) -> GatewayKey {
+    let namespace = client.namespace().unwrap_or_default();
+    around.pool.as_ref().map_or_else(|| GatewayKey::new(namespace, ""), |p| gateway_of(p))
+}
+
+fn has_ended(found: &Pod, pod: &ClientPod) -> bool {
+    let phase = found.status.as_ref().and_then(|s| s.phase.as_deref());
+    found.uid().as_ref() != Some(&pod.uid) || matches!(phase, Some("Succeeded" | "Failed"))
+}

@@ -1,0 +1,137 @@
+use k8s_openapi::api::core::v1::Service;
+use k8s_openapi::jiff::Timestamp;
+use kube::{
+    Api, ResourceExt as _,
+    api::{DeleteParams, Preconditions},
+};
+use pinhole_crds::{ClientCounts, VPNGateway};
+use std::time::Instant;
+
+use super::{
+    apply::StatusWrite,
+    context::{Context, Wait},
+    error::{ControlError, call},
+    work::Work,
+};
+use crate::{
+    fleet::{GatewayKey, PoolKey},
+    plan::{self, ObjectKind, replica_names},
+};
+
+const MANAGER: &str = "pinhole-operator-gateway";
+const STATUS_MANAGER: &str = "pinhole-operator-gateway-status";
+
+impl Context {
+    /// A gateway's objects and status.
+    pub(super) async fn gateway(&self, key: &GatewayKey) -> Result<Wait, ControlError> {
+        let Some(gateway) = self.hub.world().gateway(key) else {
+            self.gateway_gone(key);
+            return Ok(None);
+        };
+        if gateway.metadata.deletion_timestamp.is_some() {
+            return Ok(None);
+        }
+        let known = self.keys.last(key);
+        let made = self.make_gateway(&gateway).await;
+        if self.keys.last(key) != known {
+            self.hub.raise_work([Work::Peers(key.clone())]);
+            let below = self.hub.world().below(key);
+            self.hub.raise_work(below);
+        }
+        let wait = self.gateway_status(&gateway, made.as_ref().err()).await?;
+        made.map(|()| wait)
+    }
+
+    fn gateway_gone(&self, key: &GatewayKey) {
+        self.fleet.remove(key);
+        self.keys.forget(key);
+        self.hub.metrics.clients(key, None);
+    }
+
+    async fn make_gateway(&self, gateway: &VPNGateway) -> Result<(), ControlError> {
+        // Pods wait for their keys, so nothing is lost by making everything else even when this fails.
+        let keys = self.ensure_keys(gateway).await;
+        let mut failure = keys.err();
+        for object in plan::gateway::objects(gateway, &self.settings, &self.ca_pem()) {
+            if let Err(error) = self.applier.apply(&object, MANAGER).await {
+                failure.get_or_insert(error);
+            }
+        }
+        self.remove_surplus(gateway).await?;
+        failure.map_or(Ok(()), Err)
+    }
+
+    /// Services of replicas that the gateway has no more.
+    async fn remove_surplus(&self, gateway: &VPNGateway) -> Result<(), ControlError> {
+        let key = GatewayKey::from(gateway);
+        let wanted = replica_names(gateway);
+        let uid = gateway.metadata.uid.clone();
+        let surplus: Vec<(String, Option<String>)> = self
+            .hub
+            .world()
+            .services_of(&key)
+            .iter()
+            .filter(|s| s.owner_references().iter().any(|o| Some(&o.uid) == uid.as_ref()))
+            .filter(|s| s.name_any() != key.name && !wanted.contains(&s.name_any()))
+            .map(|s| (s.name_any(), s.uid()))
+            .collect();
+        let api: Api<Service> = Api::namespaced(self.client.clone(), &key.namespace);
+        for (name, uid) in surplus {
+            let preconditions = Preconditions { uid, resource_version: None };
+            let params = DeleteParams::default().preconditions(preconditions);
+            let what = || format!("deleting Service {}/{name}", key.namespace);
+            match call(what, api.delete(&name, &params)).await {
+                Err(error) if !error.is_not_found() && !error.is_conflict() => return Err(error),
+                _ => self.applier.forget(ObjectKind::Service, &(key.namespace.clone(), name)),
+            }
+        }
+        Ok(())
+    }
+
+    async fn gateway_status(
+        &self,
+        gateway: &VPNGateway,
+        error: Option<&ControlError>,
+    ) -> Result<Wait, ControlError> {
+        let key = GatewayKey::from(gateway);
+        let keys = self.keys.last(&key).unwrap_or_default();
+        let (replicas, pods) = self.replicas(gateway, &keys);
+        let view = self.fleet.view(&key, Instant::now());
+        let clients = self.clients_of_gateway(&key);
+        self.hub.metrics.clients(&key, Some(clients));
+        let message = error.map(ToString::to_string).unwrap_or_default();
+        let obstacle = error.and_then(|e| Some((e.lasting()?, message.as_str())));
+        let inputs = plan::gateway::StatusInputs {
+            gateway,
+            replicas: &replicas,
+            pods: &pods,
+            view: &view,
+            clients,
+            obstacle,
+            now: Timestamp::now(),
+        };
+        let (status, wait) = plan::gateway::status(&inputs);
+        if gateway.status.as_ref() == Some(&status) {
+            return Ok(wait);
+        }
+        if self.applier.status(gateway, &status, STATUS_MANAGER).await? == StatusWrite::Written {
+            self.hub.metrics.wrote("VPNGatewayStatus");
+        }
+        Ok(wait)
+    }
+
+    fn clients_of_gateway(&self, key: &GatewayKey) -> ClientCounts {
+        let world = self.hub.world();
+        let mut sum = ClientCounts::default();
+        for pool in world.pools_of(key) {
+            let counts = world.count(&PoolKey::from(pool.as_ref()));
+            sum.total += counts.total;
+            sum.connected += counts.connected;
+            sum.waiting_to_reconnect += counts.waiting_to_reconnect;
+            sum.dormant += counts.dormant;
+            sum.disconnected += counts.disconnected;
+            sum.suspended += counts.suspended;
+        }
+        sum
+    }
+}

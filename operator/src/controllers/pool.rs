@@ -1,0 +1,163 @@
+use std::{
+    collections::hash_map::DefaultHasher,
+    hash::{Hash as _, Hasher as _},
+    sync::PoisonError,
+    time::Duration,
+};
+
+use k8s_openapi::jiff::Timestamp;
+use kube::ResourceExt as _;
+use pinhole_crds::{TokenStatus, VPNClientPool, VPNGateway};
+use pinhole_proto::gateway_server_name;
+
+use super::{
+    apply::StatusWrite,
+    context::{Context, Wait},
+    error::ControlError,
+    world::gateway_of,
+};
+use crate::{
+    enrolment::{JoinTarget, ensure_tokens, token_secret_name},
+    fleet::PoolKey,
+    plan::{self, ObjectKind, overlaps},
+};
+
+const MANAGER: &str = "pinhole-operator-pool";
+const STATUS_MANAGER: &str = "pinhole-operator-pool-status";
+
+impl Context {
+    /// A pool's objects and status.
+    pub(super) async fn pool(&self, key: &PoolKey) -> Result<Wait, ControlError> {
+        let Some(pool) = self.hub.world().pool(key) else {
+            self.allocations.remove(key);
+            self.lock_tokens().remove(&key.to_string());
+            return Ok(None);
+        };
+        if pool.metadata.deletion_timestamp.is_some() {
+            return Ok(None);
+        }
+        let gateway = self.hub.world().gateway(&gateway_of(&pool));
+        let mut failure = None;
+        if gateway.is_some() {
+            for object in plan::pool::objects(&pool) {
+                if let Err(error) = self.applier.apply(&object, MANAGER).await {
+                    failure.get_or_insert(error);
+                }
+            }
+        }
+        let tokens = match self.ensure_pool_tokens(&pool, gateway.as_deref()).await {
+            Ok(tokens) => tokens,
+            Err(error) => {
+                failure.get_or_insert(error);
+                pool.status.as_ref().map(|s| s.tokens.clone()).unwrap_or_default()
+            }
+        };
+        self.pool_status(&pool, gateway.as_deref(), tokens).await?;
+        failure.map_or_else(|| Ok(next_expiry(&pool)), Err)
+    }
+
+    async fn pool_status(
+        &self,
+        pool: &VPNClientPool,
+        gateway: Option<&VPNGateway>,
+        tokens: Vec<TokenStatus>,
+    ) -> Result<(), ControlError> {
+        let (capacity, shortage, clients, overlap) = {
+            let world = self.hub.world();
+            let (capacity, shortage) = self.allocations.capacity(&world, pool);
+            let siblings = world.pools_of(&gateway_of(pool));
+            let all: Vec<&VPNClientPool> = siblings.iter().map(AsRef::as_ref).collect();
+            let own = overlaps(&all).into_iter().find(|(p, _)| p.uid() == pool.uid());
+            (capacity, shortage, world.count(&PoolKey::from(pool)), own.and_then(|(_, o)| o))
+        };
+        if let Some(denied) = &shortage {
+            self.events.warn(pool, denied.category(), &denied.to_string());
+        }
+        let status = plan::pool::status(plan::pool::StatusInputs {
+            pool,
+            gateway,
+            overlap: overlap.as_ref(),
+            capacity,
+            shortage,
+            clients,
+            tokens,
+            now: Timestamp::now(),
+        });
+        if let Some(stalled) = status.conditions.iter().find(|c| c.type_ == pinhole_crds::STALLED) {
+            self.events.warn(pool, "OverlappingPool", &stalled.message);
+        }
+        if pool.status.as_ref() == Some(&status) {
+            return Ok(());
+        }
+        if self.applier.status(pool, &status, STATUS_MANAGER).await? == StatusWrite::Written {
+            self.hub.metrics.wrote("VPNClientPoolStatus");
+        }
+        Ok(())
+    }
+
+    /// Asks the API server only when something differs from the last time.
+    async fn ensure_pool_tokens(
+        &self,
+        pool: &VPNClientPool,
+        gateway: Option<&VPNGateway>,
+    ) -> Result<Vec<TokenStatus>, ControlError> {
+        let has_some = |tokens: Option<usize>| tokens.is_some_and(|n| n > 0);
+        let wanted = pool.spec.enrolment.as_ref().map(|e| e.tokens.len());
+        if !has_some(wanted) && !has_some(pool.status.as_ref().map(|s| s.tokens.len())) {
+            return Ok(Vec::new());
+        }
+        let endpoints = gateway.map(|g| self.session_endpoints(g)).unwrap_or_default();
+        let name = gateway_of(pool);
+        let server_name = gateway_server_name(&name.namespace, &name.name);
+        let ca_pem = self.ca_pem();
+        let id = PoolKey::from(pool).to_string();
+        let inputs = self.token_inputs(pool, &endpoints, &ca_pem);
+        if let Some((last, statuses)) = self.lock_tokens().get(&id)
+            && *last == inputs
+        {
+            return Ok(statuses.clone());
+        }
+        let target = JoinTarget { server_name: &server_name, endpoints: &endpoints, ca_pem: &ca_pem };
+        let statuses = ensure_tokens(&self.client, pool, target).await?;
+        self.lock_tokens().insert(id, (inputs, statuses.clone()));
+        Ok(statuses)
+    }
+
+    fn session_endpoints(&self, gateway: &VPNGateway) -> Vec<String> {
+        let (replicas, _) = self.replicas(gateway, &std::collections::BTreeMap::new());
+        replicas.into_iter().flat_map(|r| r.session_endpoints).collect()
+    }
+
+    /// A hash of all that tokens' Secrets and statuses depend on.
+    fn token_inputs(&self, pool: &VPNClientPool, endpoints: &[String], ca_pem: &str) -> u64 {
+        let namespace = pool.namespace().unwrap_or_default();
+        let mut hasher = DefaultHasher::new();
+        (pool.uid(), pool.metadata.generation, endpoints, ca_pem).hash(&mut hasher);
+        let now = Timestamp::now();
+        let wanted = pool.spec.enrolment.iter().flat_map(|e| &e.tokens);
+        for token in wanted.clone() {
+            token.expires_at.as_ref().is_some_and(|end| end.0 <= now).hash(&mut hasher);
+        }
+        let known = pool.status.iter().flat_map(|s| &s.tokens).map(|t| &t.name);
+        let world = self.hub.world();
+        for token in wanted.map(|t| &t.name).chain(known) {
+            let secret = (namespace.clone(), token_secret_name(&pool.name_any(), token));
+            format!("{:?}", world.marker(ObjectKind::Secret, &secret)).hash(&mut hasher);
+        }
+        hasher.finish()
+    }
+
+    fn lock_tokens(
+        &self,
+    ) -> std::sync::MutexGuard<'_, std::collections::HashMap<String, (u64, Vec<TokenStatus>)>> {
+        self.tokens.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn next_expiry(pool: &VPNClientPool) -> Wait {
+    let now = Timestamp::now();
+    let tokens = pool.spec.enrolment.iter().flat_map(|e| &e.tokens);
+    let ends = tokens.filter_map(|t| Some(t.expires_at.as_ref()?.0)).filter(|end| *end > now);
+    let millis = ends.min()?.as_millisecond() - now.as_millisecond();
+    Some(Duration::from_millis(u64::try_from(millis).ok()? + 50))
+}

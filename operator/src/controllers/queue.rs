@@ -1,0 +1,258 @@
+//! When which object is looked at: each at a time once, again when something changed meanwhile, later after a
+//! failure, and never in a hot loop. Pure.
+
+use std::{
+    collections::{BTreeMap, HashMap, hash_map::Entry as MapEntry},
+    hash::Hash,
+    time::{Duration, Instant},
+};
+
+/// First delay after a failure.
+const FIRST_RETRY: Duration = Duration::from_millis(500);
+
+/// Longest delay after failures.
+const LAST_RETRY: Duration = Duration::from_secs(120);
+
+/// What came of a look.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Outcome {
+    /// All is as it should be; look again after a while, or when something changes.
+    Done(Option<Duration>),
+    /// It did not work.
+    Failed,
+}
+
+/// How often an object of a kind is looked at, at most.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Pace {
+    /// Time in which further changes may come before the first look.
+    pub(super) settle: Duration,
+    /// Least time between the end of a look and the next.
+    pub(super) rest: Duration,
+}
+
+#[derive(Debug, Default)]
+struct Entry {
+    queued: Option<Slot>,
+    running: bool,
+    again: bool,
+    failures: u32,
+    not_before: Option<Instant>,
+}
+
+type Slot = (Instant, u64);
+
+/// The schedule of all keys.
+#[derive(Debug)]
+pub(super) struct Schedule<K> {
+    due: BTreeMap<Slot, K>,
+    entries: HashMap<K, Entry>,
+    sequence: u64,
+    pace: fn(&K) -> Pace,
+}
+
+impl<K: Clone + Eq + Hash> Schedule<K> {
+    pub(super) fn new(pace: fn(&K) -> Pace) -> Self {
+        Self { due: BTreeMap::new(), entries: HashMap::new(), sequence: 0, pace }
+    }
+
+    /// Something about `key` changed.
+    pub(super) fn add(&mut self, key: K, now: Instant) {
+        let pace = (self.pace)(&key);
+        let entry = self.entries.entry(key.clone()).or_default();
+        if entry.running {
+            entry.again = true;
+            return;
+        }
+        let settled = now + pace.settle;
+        let at = entry.not_before.map_or(settled, |rested| rested.max(settled));
+        self.queue(key, at);
+    }
+
+    /// The next key that is due, to be looked at until [`finish`](Self::finish).
+    pub(super) fn take(&mut self, now: Instant) -> Option<K> {
+        let next = self.due.first_entry()?;
+        if next.key().0 > now {
+            return None;
+        }
+        let key = next.remove();
+        if let Some(entry) = self.entries.get_mut(&key) {
+            entry.queued = None;
+            entry.running = true;
+        }
+        Some(key)
+    }
+
+    /// The look at `key` ended. `jitter` is a random number of [0, 1).
+    pub(super) fn finish(&mut self, key: K, outcome: Outcome, now: Instant, jitter: f64) {
+        let rest = (self.pace)(&key).rest;
+        let Some(entry) = self.entries.get_mut(&key) else { return };
+        entry.running = false;
+        entry.not_before = (!rest.is_zero()).then(|| now + rest);
+        let again = std::mem::take(&mut entry.again);
+        let wait = match outcome {
+            Outcome::Failed => {
+                entry.failures = entry.failures.saturating_add(1);
+                Some(retry(entry.failures, jitter))
+            }
+            Outcome::Done(wait) => {
+                entry.failures = 0;
+                let jittered = wait.map(|w| w.mul_f64(1.0 + jitter * 0.1));
+                if again { Some(Duration::ZERO) } else { jittered }
+            }
+        };
+        match wait {
+            Some(wait) => self.queue(key, now + wait.max(rest)),
+            None if rest.is_zero() => drop(self.entries.remove(&key)),
+            None => {}
+        }
+    }
+
+    /// When [`take`](Self::take) gives the next key.
+    pub(super) fn poll_timeout(&self) -> Option<Instant> {
+        self.due.first_key_value().map(|((at, _), _)| *at)
+    }
+
+    /// Keys that wait.
+    pub(super) fn waiting(&self) -> usize {
+        self.due.len()
+    }
+
+    /// Forgets keys that have rested.
+    pub(super) fn sweep(&mut self, now: Instant) {
+        self.entries.retain(|_, e| e.running || e.queued.is_some() || e.not_before.is_some_and(|t| t > now));
+    }
+
+    fn queue(&mut self, key: K, at: Instant) {
+        let MapEntry::Occupied(mut slot) = self.entries.entry(key.clone()) else { return };
+        let entry = slot.get_mut();
+        match entry.queued {
+            Some(queued) if queued.0 <= at => return,
+            Some(queued) => drop(self.due.remove(&queued)),
+            None => {}
+        }
+        self.sequence += 1;
+        let slot = (at, self.sequence);
+        entry.queued = Some(slot);
+        self.due.insert(slot, key);
+    }
+}
+
+fn retry(failures: u32, jitter: f64) -> Duration {
+    let doubled = FIRST_RETRY.saturating_mul(2_u32.saturating_pow(failures.saturating_sub(1).min(16)));
+    doubled.min(LAST_RETRY).mul_f64(0.5 + jitter * 0.5)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn schedule() -> Schedule<u8> {
+        Schedule::new(|_| Pace::default())
+    }
+
+    #[test]
+    fn a_change_during_a_look_leads_to_one_more_look() {
+        let now = Instant::now();
+        let mut queue = schedule();
+        queue.add(1, now);
+        assert_eq!(queue.take(now), Some(1));
+        queue.add(1, now);
+        queue.add(1, now);
+        assert_eq!(queue.take(now), None, "never twice at a time");
+        queue.finish(1, Outcome::Done(None), now, 0.0);
+        assert_eq!(queue.take(now), Some(1));
+        queue.finish(1, Outcome::Done(None), now, 0.0);
+        assert_eq!((queue.take(now), queue.poll_timeout()), (None, None));
+        assert!(queue.entries.is_empty());
+    }
+
+    #[test]
+    fn failures_wait_longer_each_time_and_a_success_forgets_them() {
+        let mut now = Instant::now();
+        let mut queue = schedule();
+        queue.add(1, now);
+        let mut waits = Vec::new();
+        for _ in 0..12 {
+            assert_eq!(queue.take(now), Some(1));
+            queue.finish(1, Outcome::Failed, now, 0.999);
+            let next = queue.poll_timeout().unwrap();
+            waits.push(next - now);
+            now = next;
+        }
+        assert!(waits.is_sorted());
+        assert!(waits[0] < FIRST_RETRY && waits[11] > LAST_RETRY.mul_f64(0.99));
+        assert_eq!(queue.take(now), Some(1));
+        queue.finish(1, Outcome::Done(None), now, 0.0);
+        queue.add(1, now);
+        queue.take(now);
+        queue.finish(1, Outcome::Failed, now, 0.999);
+        assert!(queue.poll_timeout().unwrap() - now < FIRST_RETRY);
+    }
+
+    #[test]
+    fn a_change_brings_a_waiting_retry_forward() {
+        let now = Instant::now();
+        let mut queue = schedule();
+        queue.add(1, now);
+        queue.take(now);
+        queue.finish(1, Outcome::Failed, now, 0.5);
+        queue.add(1, now);
+        assert_eq!(queue.take(now), Some(1));
+    }
+
+    #[test]
+    fn a_key_settles_and_rests() {
+        let start = Instant::now();
+        let mut queue = Schedule::new(|_: &u8| Pace {
+            settle: Duration::from_millis(100),
+            rest: Duration::from_millis(500),
+        });
+        queue.add(1, start);
+        queue.add(1, start + Duration::from_millis(50));
+        assert_eq!(queue.poll_timeout(), Some(start + Duration::from_millis(100)), "not put off for ever");
+        let now = start + Duration::from_millis(100);
+        queue.take(now);
+        queue.finish(1, Outcome::Done(None), now, 0.0);
+        queue.add(1, now);
+        assert_eq!(queue.poll_timeout(), Some(now + Duration::from_millis(500)));
+        queue.take(now + Duration::from_millis(500));
+        queue.finish(1, Outcome::Done(None), now + Duration::from_millis(500), 0.0);
+        queue.sweep(now + Duration::from_secs(2));
+        assert!(queue.entries.is_empty());
+    }
+
+    proptest! {
+        #[test]
+        fn no_change_is_ever_lost(steps in prop::collection::vec((0..5_u8, 0..4_u8), 1..200)) {
+            let mut now = Instant::now();
+            let mut queue = schedule();
+            let mut running: Vec<u8> = Vec::new();
+            let mut changed = std::collections::HashSet::new();
+            for (key, step) in steps {
+                now += Duration::from_millis(10);
+                match step {
+                    0 | 1 => { queue.add(key, now); changed.insert(key); }
+                    2 => if let Some(key) = queue.take(now) {
+                        prop_assert!(!running.contains(&key));
+                        running.push(key);
+                        changed.remove(&key);
+                    },
+                    _ => if let Some(key) = running.pop() {
+                        queue.finish(key, Outcome::Done(None), now, 0.0);
+                    },
+                }
+            }
+            for key in running.drain(..) {
+                queue.finish(key, Outcome::Done(None), now, 0.0);
+            }
+            while let Some(key) = queue.take(now) {
+                changed.remove(&key);
+                queue.finish(key, Outcome::Done(None), now, 0.0);
+            }
+            prop_assert!(changed.is_empty());
+        }
+    }
+}

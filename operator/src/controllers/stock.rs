@@ -1,0 +1,146 @@
+//! The keys and configurations of clients without an agent.
+
+use std::{
+    collections::HashMap,
+    net::IpAddr,
+    sync::{Mutex, PoisonError},
+};
+
+use k8s_openapi::api::core::v1::Secret;
+use kube::{Api, ResourceExt as _, api::PostParams};
+use pinhole_crds::{VPNClient, VPNClientPool, VPNGateway};
+
+use super::{
+    context::Context,
+    error::{ControlError, call},
+    marker::Marker,
+    world::Name,
+};
+use crate::{
+    fleet::GatewayKey,
+    plan::{
+        KeyError, Object, ObjectKind, PrivateKey, config_secret,
+        wgquick::{self, ClientKey, ConfigInputs, PRIVATE_KEY_ENTRY},
+    },
+};
+
+const MANAGER: &str = "pinhole-operator-client";
+
+/// By UID of the client: the version of the Secret, what it was made from, and the public key in it.
+#[derive(Debug, Default)]
+pub(super) struct StockMemory(Mutex<HashMap<String, (Marker, Option<String>, String)>>);
+
+/// What a stock client has.
+pub(super) struct Stock {
+    /// Its public key, base64.
+    pub(super) public_key: String,
+    /// The Secret with its configuration, when that is complete.
+    pub(super) secret: Option<String>,
+}
+
+impl StockMemory {
+    pub(super) fn forget(&self, uid: &str) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).remove(uid);
+    }
+
+    fn get(&self, uid: &str) -> Option<(Marker, Option<String>, String)> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).get(uid).cloned()
+    }
+
+    fn put(&self, uid: String, memory: (Marker, Option<String>, String)) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).insert(uid, memory);
+    }
+}
+
+impl Context {
+    /// Makes the client's key if it has none, and keeps its configuration up to date.
+    pub(super) async fn stock(
+        &self,
+        client: &VPNClient,
+        pool: &VPNClientPool,
+        gateway: &VPNGateway,
+        addresses: &[IpAddr],
+    ) -> Result<Stock, ControlError> {
+        let keys = self.keys.last(&GatewayKey::from(gateway)).unwrap_or_default();
+        let (replicas, _) = self.replicas(gateway, &keys);
+        let inputs = ConfigInputs { client, pool, gateway, replicas: &replicas, addresses };
+        if let Some(theirs) = &client.spec.public_key {
+            let key = ClientKey::Theirs(theirs.clone());
+            let secret = self.apply_config(&inputs, &key).await?;
+            return Ok(Stock { public_key: theirs.clone(), secret });
+        }
+        if let Some(stock) = self.unchanged(&inputs) {
+            return Ok(stock);
+        }
+        let (found, key) = self.client_key(client).await?;
+        let key = ClientKey::Ours(key);
+        let public_key = key.public_base64();
+        let secret = self.apply_config(&inputs, &key).await?;
+        // The Secret's version after the apply is not known here: the next look reads it once more.
+        let marker = Marker::new(ObjectKind::Secret, &found.metadata);
+        let template = template(&inputs, &public_key);
+        self.stock.put(client.uid().unwrap_or_default(), (marker, template, public_key.clone()));
+        Ok(Stock { public_key, secret })
+    }
+
+    /// What the last look found, when neither the Secret nor what it is made from differs.
+    fn unchanged(&self, inputs: &ConfigInputs<'_>) -> Option<Stock> {
+        let client = inputs.client;
+        let (marker, made_from, public_key) = self.stock.get(&client.uid()?)?;
+        let name: Name = (client.namespace()?, config_secret(&client.name_any()));
+        let seen = self.hub.world().marker(ObjectKind::Secret, &name).cloned();
+        if seen != Some(marker) || made_from != template(inputs, &public_key) {
+            return None;
+        }
+        Some(Stock { secret: made_from.map(|_| name.1), public_key })
+    }
+
+    async fn client_key(&self, client: &VPNClient) -> Result<(Secret, PrivateKey), ControlError> {
+        let api: Api<Secret> = Api::namespaced(self.client.clone(), &client.namespace().unwrap_or_default());
+        let name = config_secret(&client.name_any());
+        let what = || format!("reading Secret {name}");
+        let found = match call(what, api.get_opt(&name)).await? {
+            Some(found) => found,
+            None => {
+                let key = PrivateKey::generate()?;
+                let secret = wgquick::key_secret(client, &key.public_base64(), Some(&key));
+                let params = PostParams { field_manager: Some(MANAGER.into()), ..PostParams::default() };
+                match call(|| format!("making Secret {name}"), api.create(&params, &secret)).await {
+                    Err(error) if error.is_conflict() => call(what, api.get(&name)).await?,
+                    other => other?,
+                }
+            }
+        };
+        if !found.owner_references().iter().any(|o| Some(&o.uid) == client.metadata.uid.as_ref()) {
+            return Err(KeyError::ForeignSecret(name).into());
+        }
+        let bytes = found.data.as_ref().and_then(|d| d.get(PRIVATE_KEY_ENTRY));
+        let key = match bytes {
+            Some(bytes) => PrivateKey::read(PRIVATE_KEY_ENTRY, &bytes.0)?,
+            // The user's own key was named before and is not any more.
+            None => {
+                let key = PrivateKey::generate()?;
+                let secret = wgquick::key_secret(client, &key.public_base64(), Some(&key));
+                self.applier.apply(&Object::Secret(secret), MANAGER).await?;
+                key
+            }
+        };
+        Ok((found, key))
+    }
+
+    async fn apply_config(
+        &self,
+        inputs: &ConfigInputs<'_>,
+        key: &ClientKey,
+    ) -> Result<Option<String>, ControlError> {
+        let Some(secret) = wgquick::secret(inputs, key) else { return Ok(None) };
+        let name = secret.name_any();
+        self.applier.apply(&Object::Secret(secret), MANAGER).await?;
+        Ok(Some(name))
+    }
+}
+
+/// The configuration without its private key: what it is made from.
+fn template(inputs: &ConfigInputs<'_>, public_key: &str) -> Option<String> {
+    wgquick::render(inputs, &ClientKey::Theirs(public_key.to_owned()))
+}

@@ -1,0 +1,455 @@
+//! What the API server said last, indexed by what belongs together. Pure: watches feed it, and it answers what has to
+//! be looked at because of a change.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
+    sync::Arc,
+};
+
+use k8s_openapi::{
+    api::core::v1::{Node, Pod, Service},
+    apimachinery::pkg::apis::meta::v1::ObjectMeta,
+};
+use kube::ResourceExt as _;
+use pinhole_crds::{ClientCounts, VPNClient, VPNClientPool, VPNGateway};
+
+use super::{marker::Marker, observe, work::Work};
+use crate::{
+    fleet::{ClientKey, GatewayKey, PoolKey},
+    plan::{GATEWAY_LABEL, NodeAddresses, ObjectKind, PodFacts, client::count},
+};
+
+/// Namespace and name.
+pub(super) type Name = (String, String);
+
+/// The observed objects.
+#[derive(Debug, Default)]
+pub(super) struct World {
+    gateways: HashMap<GatewayKey, Arc<VPNGateway>>,
+    pools: HashMap<PoolKey, Arc<VPNClientPool>>,
+    clients: HashMap<ClientKey, Arc<VPNClient>>,
+    clients_of_pool: HashMap<PoolKey, BTreeSet<ClientKey>>,
+    client_of_uid: HashMap<String, ClientKey>,
+    clients_of_key: HashMap<String, BTreeSet<ClientKey>>,
+    client_of_pod: HashMap<String, ClientKey>,
+    services: HashMap<Name, Arc<Service>>,
+    markers: HashMap<ObjectKind, HashMap<Name, Marker>>,
+    pods: HashMap<GatewayKey, BTreeMap<String, PodFacts>>,
+    sidecars: HashSet<String>,
+    nodes: HashMap<String, NodeAddresses>,
+}
+
+/// What a change asks for.
+#[derive(Debug, Default, PartialEq)]
+pub(super) struct Effects {
+    /// To be looked at.
+    pub(super) work: BTreeSet<Work>,
+    /// Clients that are gone: their pool and UID.
+    pub(super) gone: Vec<(PoolKey, String)>,
+}
+
+impl Effects {
+    fn of(work: impl IntoIterator<Item = Work>) -> Self {
+        Self { work: work.into_iter().collect(), gone: Vec::new() }
+    }
+
+    pub(super) fn merge(&mut self, other: Self) {
+        self.work.extend(other.work);
+        self.gone.extend(other.gone);
+    }
+}
+
+/// Reading.
+impl World {
+    pub(super) fn gateway(&self, key: &GatewayKey) -> Option<Arc<VPNGateway>> {
+        self.gateways.get(key).cloned()
+    }
+
+    pub(super) fn pool(&self, key: &PoolKey) -> Option<Arc<VPNClientPool>> {
+        self.pools.get(key).cloned()
+    }
+
+    pub(super) fn client(&self, key: &ClientKey) -> Option<Arc<VPNClient>> {
+        self.clients.get(key).cloned()
+    }
+
+    pub(super) fn client_key(&self, uid: &str) -> Option<&ClientKey> {
+        self.client_of_uid.get(uid)
+    }
+
+    pub(super) fn has_client(&self, uid: &str) -> bool {
+        self.client_of_uid.contains_key(uid)
+    }
+
+    /// The pools that name the gateway.
+    pub(super) fn pools_of(&self, gateway: &GatewayKey) -> Vec<Arc<VPNClientPool>> {
+        self.pools.values().filter(|p| gateway_of(p) == *gateway).cloned().collect()
+    }
+
+    /// The clients that name the pool, in order.
+    pub(super) fn clients_of(&self, pool: &PoolKey) -> Vec<Arc<VPNClient>> {
+        let keys = self.clients_of_pool.get(pool).into_iter().flatten();
+        keys.filter_map(|key| self.clients.get(key).cloned()).collect()
+    }
+
+    /// The clients of a pool by phase, as their statuses say.
+    pub(super) fn count(&self, pool: &PoolKey) -> ClientCounts {
+        let mut counts = ClientCounts::default();
+        for key in self.clients_of_pool.get(pool).into_iter().flatten() {
+            if let Some(client) = self.clients.get(key) {
+                count(&mut counts, client.status.as_ref().and_then(|s| s.phase));
+            }
+        }
+        counts
+    }
+
+    /// The oldest other client of `gateway` with the same public key, if that one is older than `client`.
+    pub(super) fn key_twin(&self, client: &VPNClient, gateway: &GatewayKey) -> Option<ClientKey> {
+        let age = |c: &VPNClient| (c.creation_timestamp().map(|t| t.0), c.uid());
+        let own = age(client);
+        let twins = self.clients_of_key.get(public_key(client)?)?.iter().filter_map(|k| self.clients.get(k));
+        twins
+            .filter(|twin| age(twin) < own && twin.metadata.deletion_timestamp.is_none())
+            .filter(|twin| self.pools.get(&pool_of(twin)).is_some_and(|p| gateway_of(p) == *gateway))
+            .min_by_key(|twin| age(twin))
+            .map(|twin| ClientKey::from(twin.as_ref()))
+    }
+
+    pub(super) fn service(&self, name: &Name) -> Option<Arc<Service>> {
+        self.services.get(name).cloned()
+    }
+
+    /// The Services that carry the gateway's label.
+    pub(super) fn services_of(&self, gateway: &GatewayKey) -> Vec<Arc<Service>> {
+        let of = |s: &Service| self.gateway_label(Some(&s.metadata), None).as_ref() == Some(gateway);
+        self.services.values().filter(|s| of(s)).cloned().collect()
+    }
+
+    pub(super) fn marker(&self, kind: ObjectKind, name: &Name) -> Option<&Marker> {
+        self.markers.get(&kind)?.get(name)
+    }
+
+    pub(super) fn pods_of(&self, gateway: &GatewayKey) -> BTreeMap<String, PodFacts> {
+        self.pods.get(gateway).cloned().unwrap_or_default()
+    }
+
+    /// Addresses of the nodes that `pods` run on.
+    pub(super) fn nodes_of(&self, pods: &BTreeMap<String, PodFacts>) -> BTreeMap<String, NodeAddresses> {
+        let names = pods.values().filter_map(|p| p.node.as_ref());
+        names.filter_map(|n| Some((n.clone(), self.nodes.get(n)?.clone()))).collect()
+    }
+
+    /// Whether a pod with this UID asks for a sidecar and has not ended.
+    pub(super) fn has_sidecar_pod(&self, uid: &str) -> bool {
+        self.sidecars.contains(uid)
+    }
+
+    /// Everything that there is to look at.
+    pub(super) fn all(&self) -> BTreeSet<Work> {
+        let gateways = self.gateways.keys().cloned();
+        let mut all: BTreeSet<Work> =
+            gateways.flat_map(|k| [Work::Gateway(k.clone()), Work::Peers(k)]).collect();
+        all.insert(Work::Sidecars);
+        all.extend(self.pools.keys().cloned().map(Work::Pool));
+        all.extend(self.clients.keys().cloned().map(Work::Client));
+        all
+    }
+}
+
+/// Changes.
+impl World {
+    pub(super) fn gateway_changed(&mut self, key: GatewayKey, new: Option<VPNGateway>) -> Effects {
+        let changed = match new {
+            Some(new) => {
+                let new = Arc::new(new);
+                let old = self.gateways.insert(key.clone(), Arc::clone(&new));
+                old.is_none_or(|old| {
+                    old.spec != new.spec || old.uid() != new.uid() || !same_ready(&old, &new)
+                })
+            }
+            None => self.gateways.remove(&key).is_some(),
+        };
+        let mut effects = Effects::of([Work::Gateway(key.clone())]);
+        if changed {
+            effects.work.insert(Work::Peers(key.clone()));
+            effects.work.extend(self.below(&key));
+        }
+        effects
+    }
+
+    pub(super) fn pool_changed(&mut self, key: PoolKey, new: Option<VPNClientPool>) -> Effects {
+        let mut effects = Effects::of([Work::Pool(key.clone())]);
+        let new = new.map(Arc::new);
+        let old = match &new {
+            Some(new) => self.pools.insert(key.clone(), Arc::clone(new)),
+            None => self.pools.remove(&key),
+        };
+        let identity = |p: &VPNClientPool| (p.spec.clone(), p.uid(), p.metadata.deletion_timestamp.is_some());
+        if old.as_deref().map(identity) != new.as_deref().map(identity) {
+            // Overlaps concern every pool of the gateway.
+            for pool in old.iter().chain(&new) {
+                let gateway = gateway_of(pool);
+                effects.work.extend(self.below(&gateway));
+                effects.work.extend([Work::Gateway(gateway.clone()), Work::Peers(gateway)]);
+            }
+            effects.work.extend(self.client_keys(&key).map(Work::Client));
+        }
+        effects
+    }
+
+    pub(super) fn client_changed(&mut self, key: ClientKey, new: Option<VPNClient>) -> Effects {
+        let new = new.map(Arc::new);
+        let old = match &new {
+            Some(new) => self.clients.insert(key.clone(), Arc::clone(new)),
+            None => self.clients.remove(&key),
+        };
+        if let Some(old) = &old {
+            self.unindex(&key, old);
+        }
+        if let Some(new) = &new {
+            self.index(&key, new);
+        }
+        let mut effects = Effects::of([Work::Client(key)]);
+        if let Some(old) = &old
+            && new.as_ref().is_none_or(|new| new.uid() != old.uid())
+        {
+            effects.gone.push((pool_of(old), old.uid().unwrap_or_default()));
+        }
+        let concerns = |f: fn(&VPNClient) -> Option<serde_json::Value>| {
+            old.as_deref().and_then(f) != new.as_deref().and_then(f)
+        };
+        let pools = || old.iter().chain(&new).map(|c| pool_of(c));
+        if concerns(what_pools_count) {
+            effects.work.extend(pools().map(Work::Pool));
+            effects.work.extend(pools().filter_map(|p| self.gateway_of_pool(&p)).map(Work::Gateway));
+        }
+        if concerns(what_peers_are) {
+            effects.work.extend(pools().filter_map(|p| self.gateway_of_pool(&p)).map(Work::Peers));
+            let twins =
+                old.iter().chain(&new).filter_map(|c| self.clients_of_key.get(public_key(c)?)).flatten();
+            effects.work.extend(twins.cloned().map(Work::Client));
+        }
+        effects
+    }
+
+    pub(super) fn service_changed(&mut self, name: Name, new: Option<Service>) -> Effects {
+        let meta = new.as_ref().map(|s| s.metadata.clone());
+        let gateway = self
+            .gateway_label(new.as_ref().map(|s| &s.metadata), self.services.get(&name).map(|s| &s.metadata));
+        match new {
+            Some(new) => drop(self.services.insert(name.clone(), Arc::new(new))),
+            None => drop(self.services.remove(&name)),
+        }
+        let mut effects = self.owned_changed(ObjectKind::Service, name, meta.as_ref());
+        if let Some(gateway) = gateway {
+            effects.work.extend(self.below(&gateway));
+            effects.work.extend([Work::Peers(gateway.clone()), Work::Gateway(gateway)]);
+        }
+        effects
+    }
+
+    /// An object that the operator made. `meta` is None when it is gone.
+    pub(super) fn owned_changed(
+        &mut self,
+        kind: ObjectKind,
+        name: Name,
+        meta: Option<&ObjectMeta>,
+    ) -> Effects {
+        let markers = self.markers.entry(kind).or_default();
+        let new = meta.map(|meta| Marker::new(kind, meta));
+        let unchanged = markers.get(&name) == new.as_ref();
+        match new {
+            Some(new) => drop(markers.insert(name.clone(), new)),
+            None => drop(markers.remove(&name)),
+        }
+        if unchanged {
+            return Effects::default();
+        }
+        let owners = meta.map_or_else(|| self.owners_by_name(&name), |meta| observe::owners(&name.0, meta));
+        let parameters = kind == ObjectKind::ConfigMap && owners.is_empty();
+        Effects::of(owners.into_iter().chain(parameters.then_some(Work::Sidecars)))
+    }
+
+    pub(super) fn pod_changed(&mut self, name: Name, new: Option<&Pod>) -> Effects {
+        let (namespace, pod) = name;
+        let holder = self.pods.iter().find(|(k, p)| k.namespace == namespace && p.contains_key(&pod));
+        let old_gateway = holder.map(|(key, _)| key.clone());
+        let new_gateway =
+            new.and_then(|p| p.labels().get(GATEWAY_LABEL)).map(|g| GatewayKey::new(namespace, g));
+        let mut changed = BTreeSet::new();
+        if let Some(old) = old_gateway.filter(|old| Some(old) != new_gateway.as_ref())
+            && let Some(pods) = self.pods.get_mut(&old)
+        {
+            pods.remove(&pod);
+            if pods.is_empty() {
+                self.pods.remove(&old);
+            }
+            changed.insert(old);
+        }
+        if let (Some(gateway), Some(new)) = (new_gateway, new) {
+            let facts = observe::pod(new);
+            let pods = self.pods.entry(gateway.clone()).or_default();
+            if pods.get(&pod) != Some(&facts) {
+                pods.insert(pod, facts);
+                changed.insert(gateway);
+            }
+        }
+        let mut effects = Effects::default();
+        for gateway in changed {
+            effects.work.extend(self.below(&gateway));
+            effects.work.extend([Work::Peers(gateway.clone()), Work::Gateway(gateway)]);
+        }
+        effects
+    }
+
+    /// A pod that asks for a sidecar appeared, or is gone or has ended.
+    pub(super) fn sidecar_changed(&mut self, uid: &str, exists: bool) -> Effects {
+        if exists {
+            self.sidecars.insert(uid.to_owned());
+            return Effects::default();
+        }
+        self.sidecars.remove(uid);
+        Effects::of(self.client_of_pod.get(uid).cloned().map(Work::Client))
+    }
+
+    pub(super) fn node_changed(&mut self, name: String, new: Option<&Node>) -> Effects {
+        let new = new.map(observe::node);
+        if self.nodes.get(&name) == new.as_ref() {
+            return Effects::default();
+        }
+        match new {
+            Some(new) => drop(self.nodes.insert(name.clone(), new)),
+            None => drop(self.nodes.remove(&name)),
+        }
+        let on_it =
+            self.pods.iter().filter(|(_, pods)| pods.values().any(|p| p.node.as_ref() == Some(&name)));
+        let gateways: Vec<GatewayKey> = on_it.map(|(key, _)| key.clone()).collect();
+        let mut effects = Effects::default();
+        for gateway in gateways {
+            effects.work.extend(self.below(&gateway));
+            effects.work.extend([Work::Peers(gateway.clone()), Work::Gateway(gateway)]);
+        }
+        effects
+    }
+
+    /// All that must be looked at when the gateway's keys, endpoints or the trust bundle changed: its pools, for their
+    /// join strings, and its stock clients, for their configurations.
+    pub(super) fn below(&self, gateway: &GatewayKey) -> BTreeSet<Work> {
+        let pools: Vec<PoolKey> = self
+            .pools
+            .iter()
+            .filter(|(_, p)| gateway_of(p) == *gateway)
+            .map(|(key, _)| key.clone())
+            .collect();
+        let mut work: BTreeSet<Work> = BTreeSet::new();
+        for pool in pools {
+            work.extend(self.client_keys(&pool).filter(|k| self.concerned(k)).map(Work::Client));
+            work.insert(Work::Pool(pool));
+        }
+        work
+    }
+
+    /// Whether a client depends on its gateway's endpoints, or waits for something.
+    fn concerned(&self, key: &ClientKey) -> bool {
+        self.clients.get(key).is_some_and(|c| {
+            c.spec.is_stock()
+                || c.status.as_ref().is_none_or(|s| s.addresses.is_empty() || is_pending(s.phase))
+        })
+    }
+
+    fn client_keys(&self, pool: &PoolKey) -> impl Iterator<Item = ClientKey> + use<'_> {
+        self.clients_of_pool.get(pool).into_iter().flatten().cloned()
+    }
+
+    fn gateway_of_pool(&self, pool: &PoolKey) -> Option<GatewayKey> {
+        self.pools.get(pool).map(|p| gateway_of(p))
+    }
+
+    fn gateway_label(&self, new: Option<&ObjectMeta>, old: Option<&ObjectMeta>) -> Option<GatewayKey> {
+        let meta = new.or(old)?;
+        let name = meta.labels.as_ref()?.get(GATEWAY_LABEL)?;
+        Some(GatewayKey::new(meta.namespace.clone().unwrap_or_default(), name))
+    }
+
+    /// Whose an object was whose last version is not known any more: everything of the name's longest prefix.
+    fn owners_by_name(&self, (namespace, name): &Name) -> Vec<Work> {
+        let is_prefix =
+            |key: &str| name == key || name.strip_prefix(key).is_some_and(|rest| rest.starts_with('-'));
+        let mut work = Vec::new();
+        let gateways = self.gateways.keys().filter(|k| k.namespace == *namespace && is_prefix(&k.name));
+        work.extend(gateways.cloned().map(Work::Gateway));
+        let pools = self.pools.keys().filter(|k| k.namespace == *namespace && is_prefix(&k.name));
+        work.extend(pools.cloned().map(Work::Pool));
+        if let Some(client) = name.strip_suffix("-wireguard") {
+            work.push(Work::Client(ClientKey::new(namespace, client)));
+        }
+        work
+    }
+
+    fn index(&mut self, key: &ClientKey, client: &VPNClient) {
+        self.clients_of_pool.entry(pool_of(client)).or_default().insert(key.clone());
+        self.client_of_uid.insert(client.uid().unwrap_or_default(), key.clone());
+        if let Some(public) = public_key(client) {
+            self.clients_of_key.entry(public.to_owned()).or_default().insert(key.clone());
+        }
+        if let Some(pod) = client.spec.enrolment.as_ref().and_then(|e| e.pod.as_ref()) {
+            self.client_of_pod.insert(pod.uid.clone(), key.clone());
+        }
+    }
+
+    fn unindex(&mut self, key: &ClientKey, client: &VPNClient) {
+        remove_from(&mut self.clients_of_pool, &pool_of(client), key);
+        self.client_of_uid.remove(&client.uid().unwrap_or_default());
+        if let Some(public) = public_key(client) {
+            remove_from(&mut self.clients_of_key, &public.to_owned(), key);
+        }
+        if let Some(pod) = client.spec.enrolment.as_ref().and_then(|e| e.pod.as_ref()) {
+            self.client_of_pod.remove(&pod.uid);
+        }
+    }
+}
+
+/// The gateway that a pool names.
+pub(super) fn gateway_of(pool: &VPNClientPool) -> GatewayKey {
+    GatewayKey::new(pool.namespace().unwrap_or_default(), &pool.spec.gateway_ref.name)
+}
+
+/// The pool that a client names.
+pub(super) fn pool_of(client: &VPNClient) -> PoolKey {
+    PoolKey::new(client.namespace().unwrap_or_default(), &client.spec.pool_ref.name)
+}
+
+/// A client's public key, base64.
+pub(super) fn public_key(client: &VPNClient) -> Option<&str> {
+    client.spec.public_key.as_deref().or(client.status.as_ref()?.public_key.as_deref())
+}
+
+fn is_pending(phase: Option<pinhole_crds::ClientPhase>) -> bool {
+    phase.is_none_or(|p| p == pinhole_crds::ClientPhase::Pending)
+}
+
+fn same_ready(a: &VPNGateway, b: &VPNGateway) -> bool {
+    let ready = |g: &VPNGateway| g.status.as_ref().and_then(|s| crate::plan::ready_of(&s.conditions));
+    ready(a) == ready(b)
+}
+
+fn what_pools_count(client: &VPNClient) -> Option<serde_json::Value> {
+    let status = client.status.as_ref();
+    serde_json::to_value((client.uid(), status.map(|s| (&s.phase, &s.addresses)))).ok()
+}
+
+fn what_peers_are(client: &VPNClient) -> Option<serde_json::Value> {
+    let status = client.status.as_ref();
+    let deleted = client.metadata.deletion_timestamp.is_some();
+    serde_json::to_value((client.uid(), deleted, &client.spec, status.map(|s| (&s.addresses, &s.public_key))))
+        .ok()
+}
+
+fn remove_from<K: std::hash::Hash + Eq, V: Ord>(map: &mut HashMap<K, BTreeSet<V>>, key: &K, value: &V) {
+    if let Some(set) = map.get_mut(key) {
+        set.remove(value);
+        if set.is_empty() {
+            map.remove(key);
+        }
+    }
+}

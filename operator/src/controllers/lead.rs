@@ -226,6 +226,8 @@ impl Loop {
     fn react(&mut self, effects: Effects) {
         for (pool, uid) in &effects.gone {
             self.context.client_gone(pool, uid);
+            let waiting: Vec<Work> = self.context.hub.world().waiting_of(pool).map(Work::Client).collect();
+            self.add(waiting);
         }
         self.add(effects.work);
     }

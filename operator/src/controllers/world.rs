@@ -29,6 +29,8 @@ pub(super) struct World {
     pools: HashMap<PoolKey, Arc<VPNClientPool>>,
     clients: HashMap<ClientKey, Arc<VPNClient>>,
     clients_of_pool: HashMap<PoolKey, BTreeSet<ClientKey>>,
+    /// Those that have not got the addresses that they should have.
+    waiting_of_pool: HashMap<PoolKey, BTreeSet<ClientKey>>,
     client_of_uid: HashMap<String, ClientKey>,
     clients_of_key: HashMap<String, BTreeSet<ClientKey>>,
     client_of_pod: HashMap<String, ClientKey>,
@@ -90,6 +92,11 @@ impl World {
     pub(super) fn clients_of(&self, pool: &PoolKey) -> Vec<Arc<VPNClient>> {
         let keys = self.clients_of_pool.get(pool).into_iter().flatten();
         keys.filter_map(|key| self.clients.get(key).cloned()).collect()
+    }
+
+    /// The clients of the pool that an address which is free again may help.
+    pub(super) fn waiting_of(&self, pool: &PoolKey) -> impl Iterator<Item = ClientKey> + use<'_> {
+        self.waiting_of_pool.get(pool).into_iter().flatten().cloned()
     }
 
     /// The clients of a pool by phase, as their statuses say.
@@ -388,6 +395,9 @@ impl World {
 
     fn index(&mut self, key: &ClientKey, client: &VPNClient) {
         self.clients_of_pool.entry(pool_of(client)).or_default().insert(key.clone());
+        if is_waiting(client) {
+            self.waiting_of_pool.entry(pool_of(client)).or_default().insert(key.clone());
+        }
         self.client_of_uid.insert(client.uid().unwrap_or_default(), key.clone());
         if let Some(public) = public_key(client) {
             self.clients_of_key.entry(public.to_owned()).or_default().insert(key.clone());
@@ -399,6 +409,7 @@ impl World {
 
     fn unindex(&mut self, key: &ClientKey, client: &VPNClient) {
         remove_from(&mut self.clients_of_pool, &pool_of(client), key);
+        remove_from(&mut self.waiting_of_pool, &pool_of(client), key);
         self.client_of_uid.remove(&client.uid().unwrap_or_default());
         if let Some(public) = public_key(client) {
             remove_from(&mut self.clients_of_key, &public.to_owned(), key);
@@ -422,6 +433,12 @@ pub(super) fn pool_of(client: &VPNClient) -> PoolKey {
 /// A client's public key, base64.
 pub(super) fn public_key(client: &VPNClient) -> Option<&str> {
     client.spec.public_key.as_deref().or(client.status.as_ref()?.public_key.as_deref())
+}
+
+fn is_waiting(client: &VPNClient) -> bool {
+    client.status.as_ref().is_none_or(|s| {
+        s.addresses.is_empty() || s.conditions.iter().any(|c| c.type_ == pinhole_crds::STALLED)
+    })
 }
 
 fn is_pending(phase: Option<pinhole_crds::ClientPhase>) -> bool {

@@ -152,6 +152,8 @@ impl Fleet {
         let unseen = |name: Option<&str>| match name.and_then(|n| replicas.get(n)) {
             Some(replica) => replica.hearing(state.since, now),
             None if now.saturating_duration_since(state.since) < SILENT_AFTER => Hearing::Waiting,
+            // No replica that exists has served it: any of them would know.
+            None if replicas.values().any(|r| r.hearing(state.since, now) == Hearing::Live) => Hearing::Live,
             None => Hearing::Silent,
         };
         match best {

@@ -70,6 +70,7 @@ fn a_live_replica_does_not_speak_for_a_silent_one() {
     let start = Instant::now();
     let fleet = Fleet::new(start);
     let later = start + SILENT_AFTER * 2;
+    fleet.publish(&gateway(), "edge-0", DesiredState::default());
     let live = fleet.attached(&gateway(), "edge-1", 0, later);
     live.report(report("1", Phase::Disconnected, None), later);
     let view = fleet.client(&gateway(), "1", Some("edge-0"), later);
@@ -158,4 +159,15 @@ fn a_stronger_proof_counts_as_long_as_it_is_fresh() {
     attachment.report(proven(pinhole_proto::v1::PathProof::PodAddress), later);
     assert_eq!(kind(later), pinhole_crds::PathProof::ClientTraffic);
     assert_eq!(kind(now + PROOF_FRESH), pinhole_crds::PathProof::PodAddress);
+}
+
+#[test]
+fn a_client_that_no_replica_has_seen_is_known_to_be_unseen_while_one_reports() {
+    let start = Instant::now();
+    let fleet = Fleet::new(start);
+    let later = start + SILENT_AFTER;
+    assert_eq!(fleet.client(&gateway(), "1", None, later).hearing, Hearing::Silent);
+    let _live = fleet.attached(&gateway(), "edge-0", 0, later);
+    assert_eq!(fleet.client(&gateway(), "1", None, later).hearing, Hearing::Live);
+    assert_eq!(fleet.client(&gateway(), "1", Some("edge-7"), later).hearing, Hearing::Live);
 }

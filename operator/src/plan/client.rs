@@ -4,7 +4,7 @@ use std::{net::IpAddr, time::Duration};
 
 use k8s_openapi::{apimachinery::pkg::apis::meta::v1::Time, jiff::Timestamp};
 use pinhole_crds::{
-    CONNECTED, Churn, ClientCounts, ClientPhase, Interval, VPNClient, VPNClientPool, VPNClientStatus,
+    CONNECTED, Churn, ClientCounts, ClientPhase, Interval, READY, VPNClient, VPNClientPool, VPNClientStatus,
     VPNGateway,
 };
 use pinhole_proto::v1::Phase;
@@ -182,9 +182,11 @@ fn phase(inputs: &StatusInputs<'_>, before: &VPNClientStatus, provision: &Provis
     }
     let Some(view) = inputs.view else { return ClientPhase::Pending };
     match (view.hearing, &view.sighting) {
+        (Hearing::Silent, _) if never_served(inputs, before) => ClientPhase::Pending,
         (Hearing::Silent, _) => ClientPhase::Unknown,
         (Hearing::Waiting, _) => match before.phase {
-            None | Some(ClientPhase::Pending | ClientPhase::Suspended) => ClientPhase::Disconnected,
+            None | Some(ClientPhase::Suspended) if before.replica.is_some() => ClientPhase::Disconnected,
+            None | Some(ClientPhase::Suspended) => ClientPhase::Pending,
             Some(known) => known,
         },
         (Hearing::Live, Some((_, sighting))) => match sighting.phase {
@@ -196,6 +198,14 @@ fn phase(inputs: &StatusInputs<'_>, before: &VPNClientStatus, provision: &Provis
         (Hearing::Live, None) if matches!(provision, Provision::Reconciling { .. }) => ClientPhase::Pending,
         (Hearing::Live, None) => ClientPhase::Disconnected,
     }
+}
+
+/// Neither has the client ever been heard, nor does its gateway serve anybody yet.
+fn never_served(inputs: &StatusInputs<'_>, before: &VPNClientStatus) -> bool {
+    let Backing::Served(_, gateway) = inputs.backing else { return true };
+    let conditions = gateway.status.as_ref().map(|s| s.conditions.as_slice()).unwrap_or_default();
+    let ready = conditions.iter().find(|c| c.type_ == READY);
+    before.replica.is_none() && ready.is_none_or(|c| c.status == "False")
 }
 
 fn connected(
@@ -218,7 +228,11 @@ fn connected(
             "no gateway has heard of it yet: check that it runs, and that UDP reaches the gateway",
         ),
         ClientPhase::Disconnected => (Some(false), "Disconnected", "no gateway hears it at present"),
-        ClientPhase::Pending => (Some(false), "Pending", "it has not got all yet that it needs: see Ready"),
+        ClientPhase::Pending => (
+            Some(false),
+            "Pending",
+            "it has not got all yet that it needs: see Ready, and the gateway's conditions",
+        ),
         ClientPhase::Suspended if expired(inputs) => (Some(false), "Expired", "its time is over"),
         ClientPhase::Suspended => {
             (Some(false), "Suspended", "it may not connect: set spec.suspended to false to let it")

@@ -139,17 +139,26 @@ fn forward_signals(child: i32) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Whoever reads what `up` prints must see its end: from here on the lab's own process writes to a log.
+fn leave_terminal() -> anyhow::Result<()> {
+    let path = state::directory().join("logs/lab.log");
+    let log = std::fs::File::create(&path).with_context(|| format!("making {}", path.display()))?;
+    nix::unistd::dup2_stdout(&log).context("leaving the terminal")?;
+    nix::unistd::dup2_stderr(&log).context("leaving the terminal")
+}
+
 async fn supervise() -> anyhow::Result<()> {
     let work = async {
         let lab = Lab::start().await?;
         let _hosts = hosts(&lab).await?;
         println!("{READY}");
         let _ = std::io::stdout().flush();
-        Err::<(), _>(lab.cluster().ended().await)
+        leave_terminal()?;
+        Err::<(), anyhow::Error>(lab.cluster().ended().await.into())
     };
     match lab::until_signal(work).await? {
         None => Ok(()),
-        Some(outcome) => outcome.map_err(Into::into),
+        Some(outcome) => outcome,
     }
 }
 

@@ -85,6 +85,19 @@ impl Shared {
     }
 }
 
+impl Shared {
+    /// Requests of the operator and the gateways that the API server refused: all tests together prove the chart's
+    /// permissions.
+    fn refused_to_the_product(&self) -> Vec<String> {
+        let Some(Ok(lab)) = self.lab.get() else { return Vec::new() };
+        let refused = lab.cluster().forbidden().unwrap_or_else(|error| vec![error.to_string()]);
+        let mut refused: Vec<_> = refused.into_iter().filter(|request| request.contains("pinhole")).collect();
+        refused.sort();
+        refused.dedup();
+        refused
+    }
+}
+
 async fn start() -> Result<Lab, String> {
     // Signals first: they may come while the lab is on its way up.
     lab::end_on_signals().map_err(|error| error.to_string())?;
@@ -100,11 +113,16 @@ fn main() -> ExitCode {
         Trial::ignorable_test(test.name, move || shared.run(test.run))
     });
     let conclusion = libtest_mimic::run(&arguments, trials.collect());
+    let refused = shared.refused_to_the_product();
     let mine = shared.lab.get().and_then(|lab| lab.as_ref().ok()).is_some_and(Lab::is_mine);
     drop(shared);
     let traces = if mine { state::traces() } else { Vec::new() };
     if !traces.is_empty() {
         eprintln!("The lab left something behind: {traces:#?}");
+        return ExitCode::FAILURE;
+    }
+    if !refused.is_empty() {
+        eprintln!("The chart's permissions do not suffice: {refused:#?}");
         return ExitCode::FAILURE;
     }
     conclusion.exit_code()

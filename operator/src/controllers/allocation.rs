@@ -68,7 +68,7 @@ impl Allocations {
     pub(super) fn assign(&self, world: &World, pool: &VPNClientPool, client: &VPNClient) -> Assignment {
         let (holder, claimed) = record(client);
         self.with(world, pool, |ipam| {
-            let adoption = ipam.adopt(holder.clone(), &claimed);
+            let adoption = ipam.adopt(&holder, &claimed);
             let denied = ipam.assign(&holder, &client.spec.addresses).err();
             Assignment {
                 addresses: ipam.addresses(&holder.uid),

@@ -43,7 +43,7 @@ impl Context {
         let started = Instant::now();
         let result = match work {
             Work::Gateway(key) => self.gateway(key).await,
-            Work::Peers(key) => self.peers(key),
+            Work::Peers(key) => Ok(self.peers(key)),
             Work::Pool(key) => self.pool(key).await,
             Work::Client(key) => self.vpn_client(key).await,
             Work::Sidecars => self.sidecar_parameters().await.map(|()| None),

@@ -16,7 +16,7 @@ use tokio::sync::mpsc;
 use super::error::call;
 
 /// The same reason is told of the same object at most this often.
-const REPEAT: Duration = Duration::from_secs(300);
+const REPEAT: Duration = Duration::from_mins(5);
 
 /// Events in all, a second.
 const PER_SECOND: u32 = 5;

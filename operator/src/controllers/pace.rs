@@ -33,7 +33,7 @@ mod tests {
 
     #[test]
     fn a_burst_passes_and_then_fifty_a_second() {
-        let (pace, now) = (WritePace::default(), Instant::now() + Duration::from_secs(3600));
+        let (pace, now) = (WritePace::default(), Instant::now() + Duration::from_hours(1));
         let burst = (0..10_000).take_while(|_| pace.take(now).is_ok()).count();
         assert_eq!(burst, usize::try_from(BURST).unwrap() + 1);
         let wait = pace.take(now).unwrap_err();

@@ -8,10 +8,7 @@ use k8s_openapi::jiff::Timestamp;
 use kube::ResourceExt as _;
 use pinhole_crds::{VPNClient, VPNClientPool, VPNGateway};
 
-use super::{
-    context::{Context, Wait},
-    error::ControlError,
-};
+use super::context::{Context, Wait};
 use crate::{
     fleet::{GatewayKey, PoolKey},
     plan::{DesiredInputs, PeerInputs, PoolInputs, desired_states, overlaps, peer},
@@ -22,10 +19,10 @@ type Served = (Arc<VPNClientPool>, Vec<Arc<VPNClient>>);
 
 impl Context {
     /// Tells a gateway's replicas what to run. Waits for the next client whose time ends.
-    pub(super) fn peers(&self, key: &GatewayKey) -> Result<Wait, ControlError> {
-        let Some(gateway) = self.hub.world().gateway(key) else { return Ok(None) };
+    pub(super) fn peers(&self, key: &GatewayKey) -> Wait {
+        let gateway = self.hub.world().gateway(key)?;
         // Without its keys a replica cannot run; they come first, and call for this again.
-        let Some(keys) = self.keys.last(key) else { return Ok(None) };
+        let keys = self.keys.last(key)?;
         let now = Timestamp::now();
         let served = self.served(key);
         let peers = self.peers_of(&gateway, &served, now);
@@ -39,7 +36,7 @@ impl Context {
             self.fleet.publish(key, &replica, state);
         }
         self.fleet.keep_replicas(key, &names);
-        Ok(next_end(&served, now))
+        next_end(&served, now)
     }
 
     fn served(&self, key: &GatewayKey) -> Vec<Served> {

@@ -11,7 +11,7 @@ use std::{
 const FIRST_RETRY: Duration = Duration::from_millis(500);
 
 /// Longest delay after failures.
-const LAST_RETRY: Duration = Duration::from_secs(120);
+const LAST_RETRY: Duration = Duration::from_mins(2);
 
 /// What came of a look.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -26,9 +26,18 @@ use crate::{
 
 const MANAGER: &str = "pinhole-operator-client";
 
-/// By UID of the client: the version of the Secret, what it was made from, and the public key in it.
+/// What was last found and made, by UID of the client.
 #[derive(Debug, Default)]
-pub(super) struct StockMemory(Mutex<HashMap<String, (Marker, Option<String>, String)>>);
+pub(super) struct StockMemory(Mutex<HashMap<String, Made>>);
+
+/// A stock client's Secret as it was last seen.
+#[derive(Clone, Debug)]
+struct Made {
+    version: Marker,
+    /// The configuration without its private key, if it could be made.
+    from: Option<String>,
+    public_key: String,
+}
 
 /// What a stock client has.
 pub(super) struct Stock {
@@ -43,12 +52,12 @@ impl StockMemory {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).remove(uid);
     }
 
-    fn get(&self, uid: &str) -> Option<(Marker, Option<String>, String)> {
+    fn get(&self, uid: &str) -> Option<Made> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).get(uid).cloned()
     }
 
-    fn put(&self, uid: String, memory: (Marker, Option<String>, String)) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).insert(uid, memory);
+    fn put(&self, uid: String, made: Made) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).insert(uid, made);
     }
 }
 
@@ -77,54 +86,54 @@ impl Context {
         let public_key = key.public_base64();
         let secret = self.apply_config(&inputs, &key).await?;
         // The Secret's version after the apply is not known here: the next look reads it once more.
-        let marker = Marker::new(ObjectKind::Secret, &found.metadata);
-        let template = template(&inputs, &public_key);
-        self.stock.put(client.uid().unwrap_or_default(), (marker, template, public_key.clone()));
+        let made = Made {
+            version: Marker::new(ObjectKind::Secret, &found.metadata),
+            from: template(&inputs, &public_key),
+            public_key: public_key.clone(),
+        };
+        self.stock.put(client.uid().unwrap_or_default(), made);
         Ok(Stock { public_key, secret })
     }
 
     /// What the last look found, when neither the Secret nor what it is made from differs.
     fn unchanged(&self, inputs: &ConfigInputs<'_>) -> Option<Stock> {
         let client = inputs.client;
-        let (marker, made_from, public_key) = self.stock.get(&client.uid()?)?;
+        let made = self.stock.get(&client.uid()?)?;
         let name: Name = (client.namespace()?, config_secret(&client.name_any()));
         let seen = self.hub.world().marker(ObjectKind::Secret, &name).cloned();
-        if seen != Some(marker) || made_from != template(inputs, &public_key) {
+        if seen != Some(made.version) || made.from != template(inputs, &made.public_key) {
             return None;
         }
-        Some(Stock { secret: made_from.map(|_| name.1), public_key })
+        Some(Stock { secret: made.from.map(|_| name.1), public_key: made.public_key })
     }
 
     async fn client_key(&self, client: &VPNClient) -> Result<(Secret, PrivateKey), ControlError> {
         let api: Api<Secret> = Api::namespaced(self.client.clone(), &client.namespace().unwrap_or_default());
         let name = config_secret(&client.name_any());
-        let what = || format!("reading Secret {name}");
-        let found = match call(what, api.get_opt(&name)).await? {
-            Some(found) => found,
-            None => {
-                let key = PrivateKey::generate()?;
-                let secret = wgquick::key_secret(client, &key.public_base64(), Some(&key));
-                let params = PostParams { field_manager: Some(MANAGER.into()), ..PostParams::default() };
-                match call(|| format!("making Secret {name}"), api.create(&params, &secret)).await {
-                    Err(error) if error.is_conflict() => call(what, api.get(&name)).await?,
-                    other => other?,
-                }
+        let read = || format!("reading Secret {name}");
+        let found = if let Some(found) = call(read, api.get_opt(&name)).await? {
+            found
+        } else {
+            let key = PrivateKey::generate()?;
+            let secret = wgquick::key_secret(client, &key.public_base64(), Some(&key));
+            let params = PostParams { field_manager: Some(MANAGER.into()), ..PostParams::default() };
+            match call(|| format!("making Secret {name}"), api.create(&params, &secret)).await {
+                Err(error) if error.is_conflict() => call(read, api.get(&name)).await?,
+                other => other?,
             }
         };
         if !found.owner_references().iter().any(|o| Some(&o.uid) == client.metadata.uid.as_ref()) {
             return Err(KeyError::ForeignSecret(name).into());
         }
         let bytes = found.data.as_ref().and_then(|d| d.get(PRIVATE_KEY_ENTRY));
-        let key = match bytes {
-            Some(bytes) => PrivateKey::read(PRIVATE_KEY_ENTRY, &bytes.0)?,
-            // The user's own key was named before and is not any more.
-            None => {
-                let key = PrivateKey::generate()?;
-                let secret = wgquick::key_secret(client, &key.public_base64(), Some(&key));
-                self.applier.apply(&Object::Secret(secret), MANAGER).await?;
-                key
-            }
-        };
+        if let Some(bytes) = bytes {
+            let key = PrivateKey::read(PRIVATE_KEY_ENTRY, &bytes.0)?;
+            return Ok((found, key));
+        }
+        // The user's own key was named before and is not any more.
+        let key = PrivateKey::generate()?;
+        let secret = wgquick::key_secret(client, &key.public_base64(), Some(&key));
+        self.applier.apply(&Object::Secret(secret), MANAGER).await?;
         Ok((found, key))
     }
 

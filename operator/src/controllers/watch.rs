@@ -44,19 +44,20 @@ pub fn watches(client: &Client, scope: &Scope, hub: &Arc<Hub>) -> Vec<Watch> {
     let start = Start { client, scope, hub };
     let mut watches = Vec::new();
     watches.extend(start.guarded("VPNGateway", |world, key, new: Option<VPNGateway>| {
-        world.gateway_changed((&key).into(), new)
+        world.gateway_changed(&(&key).into(), new)
     }));
     watches.extend(start.guarded("VPNClientPool", |world, key, new: Option<VPNClientPool>| {
-        world.pool_changed((&key).into(), new)
+        world.pool_changed(&(&key).into(), new)
     }));
     watches.extend(
         start.guarded("VPNClient", |world, key, new: Option<VPNClient>| {
             world.client_changed((&key).into(), new)
         }),
     );
-    watches.extend(
-        start.typed("Service", &ours(), |world, name, new: Option<Service>| world.service_changed(name, new)),
-    );
+    watches
+        .extend(start.typed("Service", &ours(), |world, name, new: Option<Service>| {
+            world.service_changed(&name, new)
+        }));
     watches.extend(
         start.typed("Pod", &ours_pods(), |world, name, new: Option<Pod>| {
             world.pod_changed(name, new.as_ref())
@@ -98,9 +99,10 @@ impl Start<'_> {
         let guarded = |metrics: Arc<Metrics>| {
             move |world: &mut World, (namespace, name): Name, new: Option<DeserializeGuard<K>>| {
                 let key = ObjectRef { namespace, name, uid: String::new() };
-                match new.map(|guard| guard.0).transpose() {
-                    Ok(object) => put(world, key, object),
-                    Err(error) => {
+                match new {
+                    None => put(world, key, None),
+                    Some(DeserializeGuard(Ok(object))) => put(world, key, Some(object)),
+                    Some(DeserializeGuard(Err(error))) => {
                         metrics.unreadable(kind);
                         tracing::warn!(kind, namespace = key.namespace, name = key.name, %error,
                             "object is not understood and stays as it was: does the CRD match this operator?");
@@ -140,7 +142,7 @@ impl Start<'_> {
             + 'static,
     {
         let put = move |world: &mut World, name: Name, new: Option<PartialObjectMeta<K>>| {
-            world.owned_changed(kind, name, new.as_ref().map(|o| &o.metadata))
+            world.owned_changed(kind, &name, new.as_ref().map(|o| &o.metadata))
         };
         self.typed(label, &config().labels(&gateway_objects_selector()), put)
     }
@@ -176,7 +178,7 @@ fn ours_pods() -> watcher::Config {
 
 fn nodes(client: &Client, hub: &Arc<Hub>) -> Watch {
     let stream = watcher(Api::<Node>::all(client.clone()), config());
-    let put = |world: &mut World, (_, name): Name, new: Option<Node>| world.node_changed(name, new.as_ref());
+    let put = |world: &mut World, (_, name): Name, new: Option<Node>| world.node_changed(&name, new.as_ref());
     Box::pin(pump("Node", stream, Arc::clone(hub), put))
 }
 
@@ -203,15 +205,12 @@ fn sidecars(client: &Client, hub: &Arc<Hub>) -> Watch {
     Box::pin(pump("SidecarPod", stream, Arc::clone(hub), put))
 }
 
-fn pump<K: Resource<DynamicType = ()> + Clone + 'static>(
+fn pump<K: Resource<DynamicType = ()> + Clone + Send + 'static>(
     kind: &'static str,
     stream: impl Stream<Item = watcher::Result<Event<K>>> + Send + 'static,
     hub: Arc<Hub>,
     mut put: impl FnMut(&mut World, Name, Option<K>) -> Effects + Send,
-) -> impl Future<Output = ()> + Send
-where
-    K: Send,
-{
+) -> impl Future<Output = ()> + Send {
     let watch = hub.health.expect_watch(kind);
     async move {
         let mut known: HashSet<Name> = HashSet::new();

@@ -128,7 +128,7 @@ impl World {
 
     /// The Services that carry the gateway's label.
     pub(super) fn services_of(&self, gateway: &GatewayKey) -> Vec<Arc<Service>> {
-        let of = |s: &Service| self.gateway_label(Some(&s.metadata), None).as_ref() == Some(gateway);
+        let of = |s: &Service| Self::gateway_label(Some(&s.metadata), None).as_ref() == Some(gateway);
         self.services.values().filter(|s| of(s)).cloned().collect()
     }
 
@@ -165,7 +165,7 @@ impl World {
 
 /// Changes.
 impl World {
-    pub(super) fn gateway_changed(&mut self, key: GatewayKey, new: Option<VPNGateway>) -> Effects {
+    pub(super) fn gateway_changed(&mut self, key: &GatewayKey, new: Option<VPNGateway>) -> Effects {
         let changed = match new {
             Some(new) => {
                 let new = Arc::new(new);
@@ -174,22 +174,22 @@ impl World {
                     old.spec != new.spec || old.uid() != new.uid() || !same_ready(&old, &new)
                 })
             }
-            None => self.gateways.remove(&key).is_some(),
+            None => self.gateways.remove(key).is_some(),
         };
         let mut effects = Effects::of([Work::Gateway(key.clone())]);
         if changed {
             effects.work.insert(Work::Peers(key.clone()));
-            effects.work.extend(self.below(&key));
+            effects.work.extend(self.below(key));
         }
         effects
     }
 
-    pub(super) fn pool_changed(&mut self, key: PoolKey, new: Option<VPNClientPool>) -> Effects {
+    pub(super) fn pool_changed(&mut self, key: &PoolKey, new: Option<VPNClientPool>) -> Effects {
         let mut effects = Effects::of([Work::Pool(key.clone())]);
         let new = new.map(Arc::new);
         let old = match &new {
             Some(new) => self.pools.insert(key.clone(), Arc::clone(new)),
-            None => self.pools.remove(&key),
+            None => self.pools.remove(key),
         };
         let identity = |p: &VPNClientPool| (p.spec.clone(), p.uid(), p.metadata.deletion_timestamp.is_some());
         if old.as_deref().map(identity) != new.as_deref().map(identity) {
@@ -199,7 +199,7 @@ impl World {
                 effects.work.extend(self.below(&gateway));
                 effects.work.extend([Work::Gateway(gateway.clone()), Work::Peers(gateway)]);
             }
-            effects.work.extend(self.client_keys(&key).map(Work::Client));
+            effects.work.extend(self.client_keys(key).map(Work::Client));
         }
         effects
     }
@@ -239,13 +239,15 @@ impl World {
         effects
     }
 
-    pub(super) fn service_changed(&mut self, name: Name, new: Option<Service>) -> Effects {
+    pub(super) fn service_changed(&mut self, name: &Name, new: Option<Service>) -> Effects {
         let meta = new.as_ref().map(|s| s.metadata.clone());
-        let gateway = self
-            .gateway_label(new.as_ref().map(|s| &s.metadata), self.services.get(&name).map(|s| &s.metadata));
+        let gateway = Self::gateway_label(
+            new.as_ref().map(|s| &s.metadata),
+            self.services.get(name).map(|s| &s.metadata),
+        );
         match new {
             Some(new) => drop(self.services.insert(name.clone(), Arc::new(new))),
-            None => drop(self.services.remove(&name)),
+            None => drop(self.services.remove(name)),
         }
         let mut effects = self.owned_changed(ObjectKind::Service, name, meta.as_ref());
         if let Some(gateway) = gateway {
@@ -259,20 +261,20 @@ impl World {
     pub(super) fn owned_changed(
         &mut self,
         kind: ObjectKind,
-        name: Name,
+        name: &Name,
         meta: Option<&ObjectMeta>,
     ) -> Effects {
         let markers = self.markers.entry(kind).or_default();
         let new = meta.map(|meta| Marker::new(kind, meta));
-        let unchanged = markers.get(&name) == new.as_ref();
+        let unchanged = markers.get(name) == new.as_ref();
         match new {
             Some(new) => drop(markers.insert(name.clone(), new)),
-            None => drop(markers.remove(&name)),
+            None => drop(markers.remove(name)),
         }
         if unchanged {
             return Effects::default();
         }
-        let owners = meta.map_or_else(|| self.owners_by_name(&name), |meta| observe::owners(&name.0, meta));
+        let owners = meta.map_or_else(|| self.owners_by_name(name), |meta| observe::owners(&name.0, meta));
         let parameters = kind == ObjectKind::ConfigMap && owners.is_empty();
         Effects::of(owners.into_iter().chain(parameters.then_some(Work::Sidecars)))
     }
@@ -319,17 +321,17 @@ impl World {
         Effects::of(self.client_of_pod.get(uid).cloned().map(Work::Client))
     }
 
-    pub(super) fn node_changed(&mut self, name: String, new: Option<&Node>) -> Effects {
+    pub(super) fn node_changed(&mut self, name: &str, new: Option<&Node>) -> Effects {
         let new = new.map(observe::node);
-        if self.nodes.get(&name) == new.as_ref() {
+        if self.nodes.get(name) == new.as_ref() {
             return Effects::default();
         }
         match new {
-            Some(new) => drop(self.nodes.insert(name.clone(), new)),
-            None => drop(self.nodes.remove(&name)),
+            Some(new) => drop(self.nodes.insert(name.to_owned(), new)),
+            None => drop(self.nodes.remove(name)),
         }
         let on_it =
-            self.pods.iter().filter(|(_, pods)| pods.values().any(|p| p.node.as_ref() == Some(&name)));
+            self.pods.iter().filter(|(_, pods)| pods.values().any(|p| p.node.as_deref() == Some(name)));
         let gateways: Vec<GatewayKey> = on_it.map(|(key, _)| key.clone()).collect();
         let mut effects = Effects::default();
         for gateway in gateways {
@@ -372,7 +374,7 @@ impl World {
         self.pools.get(pool).map(|p| gateway_of(p))
     }
 
-    fn gateway_label(&self, new: Option<&ObjectMeta>, old: Option<&ObjectMeta>) -> Option<GatewayKey> {
+    fn gateway_label(new: Option<&ObjectMeta>, old: Option<&ObjectMeta>) -> Option<GatewayKey> {
         let meta = new.or(old)?;
         let name = meta.labels.as_ref()?.get(GATEWAY_LABEL)?;
         Some(GatewayKey::new(meta.namespace.clone().unwrap_or_default(), name))

@@ -22,6 +22,9 @@ use space::Space;
 /// Counts in status stop here, at what JSON numbers carry exactly.
 const COUNT_LIMIT: u128 = 1 << 53;
 
+/// Slot of a client that holds nothing yet.
+const NO_SLOT: u64 = 0;
+
 /// What a pool may give out.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Shape {
@@ -78,7 +81,7 @@ impl Ipam {
             shape,
             slots: HashMap::new(),
             holdings: HashMap::new(),
-            next_slot: 0,
+            next_slot: NO_SLOT,
         }
     }
 
@@ -94,7 +97,7 @@ impl Ipam {
                 continue;
             }
             let uid = holder.uid.clone();
-            if !ipam.adopt(holder, &addresses).refused.is_empty() {
+            if !ipam.adopt(&holder, &addresses).refused.is_empty() {
                 losers.push(uid);
             }
             // The youngest client's address is about the last one given.
@@ -119,10 +122,10 @@ impl Ipam {
     }
 
     /// Learns that a client's status says that it holds `addresses`.
-    pub fn adopt(&mut self, holder: Holder, addresses: &[IpAddr]) -> Adoption {
+    pub fn adopt(&mut self, holder: &Holder, addresses: &[IpAddr]) -> Adoption {
         let mut adoption = Adoption::default();
         for address in addresses {
-            self.adopt_one(&holder, *address, &mut adoption);
+            self.adopt_one(holder, *address, &mut adoption);
         }
         adoption
     }
@@ -161,7 +164,7 @@ impl Ipam {
         if let Some(max) = self.shape.max_clients.filter(|max| is_new && self.clients() >= *max) {
             return Err(Denied::PoolFull(max));
         }
-        let slot = self.slots.get(&holder.uid).copied().unwrap_or(self.next_slot);
+        let slot = self.slots.get(&holder.uid).copied().unwrap_or(NO_SLOT);
         for address in fixed {
             self.space(Family::of(*address)).check(*address, slot)?;
         }
@@ -248,15 +251,11 @@ impl Ipam {
     }
 
     fn give(&mut self, holder: &Holder, address: IpAddr) {
-        let slot = match self.slots.get(&holder.uid) {
-            Some(slot) => *slot,
-            None => {
-                let slot = self.next_slot;
-                self.next_slot += 1;
-                self.slots.insert(holder.uid.clone(), slot);
-                slot
-            }
-        };
+        let slot = self.slots.get(&holder.uid).copied().unwrap_or_else(|| {
+            self.next_slot += 1;
+            self.slots.insert(holder.uid.clone(), self.next_slot);
+            self.next_slot
+        });
         let family = Family::of(address);
         self.space_mut(family).hold(address, slot);
         let holding = self.holdings.entry(slot).or_insert_with(|| Holding {

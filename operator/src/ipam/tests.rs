@@ -123,7 +123,7 @@ fn of_two_clients_with_one_address_the_older_keeps_it_in_any_order() {
 fn an_older_client_that_appears_late_takes_its_address_back() {
     let mut ipam = Ipam::new(shape(&["10.0.0.0/24"]));
     ipam.assign(&holder(5), &[ip("10.0.0.9")]).unwrap();
-    let adoption = ipam.adopt(holder(1), &[ip("10.0.0.9")]);
+    let adoption = ipam.adopt(&holder(1), &[ip("10.0.0.9")]);
     assert_eq!(adoption, Adoption { refused: vec![], displaced: vec!["uid-5".into()] });
     assert!(ipam.addresses("uid-5").is_empty());
 }
@@ -132,7 +132,7 @@ fn an_older_client_that_appears_late_takes_its_address_back() {
 fn a_status_that_claims_the_gateways_address_or_a_foreign_one_is_not_believed() {
     let mut ipam = Ipam::new(shape(&["10.0.0.0/24"]));
     for claim in ["10.0.0.1", "192.168.0.9", "fd77::9"] {
-        assert_eq!(ipam.adopt(holder(1), &[ip(claim)]).refused, [ip(claim)]);
+        assert_eq!(ipam.adopt(&holder(1), &[ip(claim)]).refused, [ip(claim)]);
     }
     assert_eq!(ipam.capacity().allocated, 0);
 }

@@ -85,7 +85,7 @@ pub fn status(inputs: &StatusInputs<'_>) -> (VPNClientStatus, Option<Duration>) 
         public_key: inputs.public_key.map(str::to_owned).or_else(|| before.public_key.clone()),
         addresses: inputs.addresses.to_vec(),
         keepalive: keepalive_in_force(inputs),
-        config_secret: inputs.config_secret.map(str::to_owned),
+        config_secret: config_secret(inputs, before),
         ..seen(inputs, before)
     };
     calm_handshake(&mut status, before);
@@ -244,6 +244,12 @@ fn connected(
         ),
     };
     conditions.set(CONNECTED, status, reason, message);
+}
+
+/// A configuration that was made is not taken away because its gateway is gone for a while.
+fn config_secret(inputs: &StatusInputs<'_>, before: &VPNClientStatus) -> Option<String> {
+    let made = inputs.config_secret.map(str::to_owned);
+    made.or_else(|| before.config_secret.clone().filter(|_| inputs.client.spec.is_stock()))
 }
 
 fn keepalive_in_force(inputs: &StatusInputs<'_>) -> Option<pinhole_crds::KeepaliveInForce> {

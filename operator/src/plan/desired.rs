@@ -151,7 +151,7 @@ fn wire(peer: &PeerInputs, pool: u32) -> v1::Peer {
         addresses: peer.addresses.iter().map(|a| IpNet::from(*a).to_string()).collect(),
         in_cluster: peer.in_cluster,
         stock_keepalive: peer.stock_keepalive.map(keepalive::wire),
-        keepalive: peer.keepalive.clone(),
+        keepalive: peer.keepalive,
     }
 }
 

@@ -30,3 +30,6 @@ pub use name::{
 pub use object::{Object, ObjectKind};
 pub use overlap::{Overlap, overlaps};
 pub use settings::Settings;
+
+#[cfg(test)]
+mod tests;

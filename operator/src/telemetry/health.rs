@@ -6,10 +6,10 @@ use std::{
 use tokio::sync::Notify;
 
 /// A watch that has failed for this long will not come back by itself.
-const WATCH_PATIENCE: Duration = Duration::from_secs(180);
+const WATCH_PATIENCE: Duration = Duration::from_mins(3);
 
 /// A leader's loop turns every second or so; one that stood still for this long hangs.
-const LOOP_PATIENCE: Duration = Duration::from_secs(60);
+const LOOP_PATIENCE: Duration = Duration::from_mins(1);
 
 /// One watch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -137,8 +137,8 @@ mod tests {
         let (health, now) = (Health::default(), Instant::now());
         let pod = health.expect_watch("Pod");
         health.watch_failed(pod, now);
-        health.watch_failed(pod, now + WATCH_PATIENCE - Duration::from_secs(1));
-        assert_eq!(health.illness(now + WATCH_PATIENCE - Duration::from_secs(1)), None);
+        health.watch_failed(pod, now + WATCH_PATIENCE / 2);
+        assert_eq!(health.illness(now + WATCH_PATIENCE / 2), None);
         assert!(health.illness(now + WATCH_PATIENCE).is_some());
         health.watch_works(pod);
         assert_eq!(health.illness(now + WATCH_PATIENCE), None);

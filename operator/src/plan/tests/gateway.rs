@@ -1,0 +1,289 @@
+use k8s_openapi::api::{apps::v1::StatefulSet, core::v1::Service};
+use pinhole_crds::{ClientCounts, READY, RECONCILING, STALLED, VPNGatewayStatus};
+
+use super::*;
+use crate::{
+    fleet::GatewayView,
+    plan::gateway::{StatusInputs, objects, status},
+};
+
+fn settings() -> Settings {
+    Settings {
+        namespace: "pinhole-system".into(),
+        service_name: "pinhole-operator".into(),
+        service_port: 8443,
+        gateway_image: "pinhole/agent:1".into(),
+    }
+}
+
+fn planned(gateway: &VPNGateway) -> Vec<Object> {
+    objects(gateway, &settings(), "PEM")
+}
+
+fn stateful_set(gateway: &VPNGateway) -> StatefulSet {
+    let found = planned(gateway).into_iter().find_map(|o| match o {
+        Object::StatefulSet(s) => Some(*s),
+        _ => None,
+    });
+    found.unwrap()
+}
+
+fn services(gateway: &VPNGateway) -> BTreeMap<String, Service> {
+    let all = planned(gateway).into_iter().filter_map(|o| match o {
+        Object::Service(s) => Some((s.metadata.name.clone().unwrap(), *s)),
+        _ => None,
+    });
+    all.collect()
+}
+
+fn judge(
+    gateway: &VPNGateway,
+    view: Option<ReplicaView>,
+    pods: &BTreeMap<String, PodFacts>,
+) -> VPNGatewayStatus {
+    let view = GatewayView { replicas: view.map(|v| ("edge-0".to_owned(), v)).into_iter().collect() };
+    let inputs = StatusInputs {
+        gateway,
+        replicas: &balanced(gateway),
+        pods,
+        view: &view,
+        clients: ClientCounts::default(),
+        obstacle: None,
+        now: at(100),
+    };
+    status(&inputs).0
+}
+
+fn seconds(n: u64) -> Duration {
+    Duration::from_secs(n)
+}
+
+#[test]
+fn everything_of_a_gateway_is_owned_by_it_and_blocks_no_deletion() {
+    for object in planned(&load_balancer()) {
+        let owners = object.meta().owner_references.clone().unwrap();
+        assert_eq!(owners.len(), 1);
+        assert_eq!((owners[0].uid.as_str(), owners[0].block_owner_deletion), ("uid-edge", Some(false)));
+        assert_eq!(object.meta().labels.as_ref().unwrap()[GATEWAY_LABEL], "edge");
+        assert!(object.meta().finalizers.is_none());
+    }
+}
+
+#[test]
+fn the_same_gateway_is_always_the_same_bytes() {
+    let bytes =
+        || planned(&load_balancer()).iter().map(|o| o.to_value().unwrap().to_string()).collect::<Vec<_>>();
+    assert_eq!(bytes(), bytes());
+}
+
+#[test]
+fn pods_have_net_admin_alone_and_no_api_token() {
+    let pod = stateful_set(&load_balancer()).spec.unwrap().template.spec.unwrap();
+    assert_eq!(pod.automount_service_account_token, Some(false));
+    let context = pod.containers[0].security_context.clone().unwrap();
+    let capabilities = context.capabilities.unwrap();
+    assert_eq!(capabilities.add.unwrap(), ["NET_ADMIN"]);
+    assert_eq!(capabilities.drop.unwrap(), ["ALL"]);
+    assert_eq!(
+        (context.privileged, context.allow_privilege_escalation, context.read_only_root_filesystem),
+        (None, Some(false), Some(true))
+    );
+}
+
+#[test]
+fn users_labels_cannot_break_the_selector() {
+    let spec = json!({
+        "exposure": { "type": "LoadBalancer" },
+        "pod": { "labels": { "app.kubernetes.io/instance": "other", "team": "net" } },
+    });
+    let set = stateful_set(&gateway(&spec)).spec.unwrap();
+    let labels = set.template.metadata.unwrap().labels.unwrap();
+    assert_eq!(labels["team"], "net");
+    assert!(set.selector.match_labels.unwrap().iter().all(|(k, v)| labels[k] == *v));
+}
+
+#[test]
+fn each_exposure_has_its_services_and_ports() {
+    for (type_, service_type, policy, host_port) in [
+        ("LoadBalancer", "LoadBalancer", Some("Local"), None),
+        ("NodePort", "NodePort", Some("Local"), None),
+        ("HostPort", "ClusterIP", None, Some(51820)),
+    ] {
+        let gateway = gateway(&json!({ "exposure": { "type": type_ }, "replicas": 2 }));
+        let services = services(&gateway);
+        assert_eq!(services.keys().collect::<Vec<_>>(), ["edge", "edge-0", "edge-1"]);
+        let spec = services["edge-1"].spec.clone().unwrap();
+        assert_eq!(spec.type_.as_deref(), Some(service_type));
+        assert_eq!(spec.external_traffic_policy.as_deref(), policy);
+        assert_eq!(spec.publish_not_ready_addresses, Some(true));
+        assert_eq!(spec.selector.unwrap()["statefulset.kubernetes.io/pod-name"], "edge-1");
+        let pod = stateful_set(&gateway).spec.unwrap().template.spec.unwrap();
+        assert_eq!(pod.containers[0].ports.as_ref().unwrap()[0].host_port, host_port);
+        let anti = pod.affinity.unwrap().pod_anti_affinity.unwrap();
+        let required = anti.required_during_scheduling_ignored_during_execution;
+        assert_eq!(required.is_some(), type_ == "HostPort", "two cannot share a host port");
+    }
+}
+
+#[test]
+fn a_load_balancer_may_give_an_address_or_a_name() {
+    let gateway = load_balancer();
+    let hosts = |ingress: Value| {
+        let services = service("edge-0", &json!({}), &json!({ "loadBalancer": { "ingress": ingress } }));
+        let observed = Observed {
+            services: &services,
+            pods: &BTreeMap::new(),
+            nodes: &BTreeMap::new(),
+            public_keys: &BTreeMap::new(),
+        };
+        replicas(&gateway, &observed).remove(0).tunnel_endpoints
+    };
+    assert_eq!(hosts(json!([{ "ip": "203.0.113.7" }])), ["203.0.113.7:51820"]);
+    assert_eq!(hosts(json!([{ "hostname": "lb.example.com" }])), ["lb.example.com:51820"]);
+    assert_eq!(hosts(json!([{ "ip": "2001:db8::7" }])), ["[2001:db8::7]:51820"]);
+    assert!(hosts(json!([])).is_empty());
+}
+
+#[test]
+fn a_node_port_is_reached_at_the_node_that_runs_the_replica() {
+    let gateway = gateway(&json!({ "exposure": { "type": "NodePort" } }));
+    let ports = json!({ "ports": [
+        { "name": "tunnel", "port": 51820, "nodePort": 31000 }, { "name": "session", "port": 51821, "nodePort": 31001 },
+    ]});
+    let services = service("edge-0", &ports, &json!({}));
+    let node = |external: &[&str], internal: &[&str]| NodeAddresses {
+        external: external.iter().map(|a| ip(a)).collect(),
+        internal: internal.iter().map(|a| ip(a)).collect(),
+    };
+    let endpoints = |nodes: &BTreeMap<String, NodeAddresses>| {
+        let observed =
+            Observed { services: &services, pods: &running("n1"), nodes, public_keys: &BTreeMap::new() };
+        let replica = replicas(&gateway, &observed).remove(0);
+        (replica.tunnel_endpoints, replica.session_endpoints)
+    };
+    let nodes = BTreeMap::from([
+        ("n1".to_owned(), node(&["198.51.100.4"], &["10.0.0.4"])),
+        ("n2".to_owned(), node(&["198.51.100.5"], &[])),
+    ]);
+    assert_eq!(endpoints(&nodes), (vec!["198.51.100.4:31000".into()], vec!["198.51.100.4:31001".into()]));
+    let nodes = BTreeMap::from([("n1".to_owned(), node(&[], &["10.0.0.4"]))]);
+    assert_eq!(endpoints(&nodes).0, ["10.0.0.4:31000"]);
+}
+
+#[test]
+fn the_users_own_addresses_come_before_what_the_cluster_says() {
+    let spec = json!({ "exposure": { "type": "LoadBalancer", "addresses": ["vpn.example.com"] } });
+    assert_eq!(balanced(&gateway(&spec))[0].tunnel_endpoints, ["vpn.example.com:51820"]);
+}
+
+#[test]
+fn a_gateway_is_ready_only_after_a_fresh_proof() {
+    let gateway = load_balancer();
+    let pods = running("n1");
+    let outside = PathProof::PublishedEndpoint;
+    for (silent, proof, expected) in [
+        (None, None, said("False", "AwaitingReports")),
+        (Some(1), None, said("False", "PathNotProven")),
+        (Some(1), Some((outside, 5)), said("True", "PathProven")),
+        (Some(1), Some((PathProof::ClientTraffic, 5)), said("True", "PathProven")),
+        (Some(1), Some((PathProof::PodAddress, 5)), said("True", "PathProvenInsideCluster")),
+        (Some(1), Some((outside, 90)), said("False", "PathNotProven")),
+        (Some(29), Some((outside, 34)), said("True", "PathProven")),
+        (Some(30), Some((outside, 35)), said("Unknown", "ReportsStopped")),
+    ] {
+        let view = replica_view(silent.map(seconds), proof.map(|(kind, age)| (kind, seconds(age))));
+        let status = judge(&gateway, Some(view), &pods);
+        assert_eq!(verdict(&status.conditions, READY), expected, "{silent:?} {proof:?}");
+        assert_eq!(status.ready_replicas, Some(i32::from(expected.0 == "True")));
+        assert_eq!(status.replicas[0].path_proof.is_some(), expected.0 == "True");
+    }
+}
+
+#[test]
+fn a_proof_of_a_pod_that_does_not_run_counts_for_nothing() {
+    let view = replica_view(Some(seconds(2)), Some((PathProof::ClientTraffic, seconds(2))));
+    let waiting = Some(("ImagePullBackOff".to_owned(), "no such image".to_owned()));
+    let pods = BTreeMap::from([("edge-0".to_owned(), PodFacts { waiting, ..PodFacts::default() })]);
+    let status = judge(&load_balancer(), Some(view), &pods);
+    assert_eq!(verdict(&status.conditions, READY), said("False", "PodsNotRunning"));
+    assert!(find(&status.conditions, READY).message.contains("ImagePullBackOff"));
+}
+
+#[test]
+fn a_gateway_without_an_address_is_not_ready_though_it_answers() {
+    let gateway = gateway(&json!({ "exposure": { "type": "NodePort" } }));
+    let view = replica_view(Some(seconds(2)), Some((PathProof::PodAddress, seconds(2))));
+    let status = judge(&gateway, Some(view), &running("n1"));
+    assert_eq!(verdict(&status.conditions, READY), said("False", "AddressPending"));
+    assert_eq!(verdict(&status.conditions, RECONCILING).0, "True");
+}
+
+#[test]
+fn a_new_leader_keeps_what_was_known_until_it_has_listened() {
+    let mut gateway = load_balancer();
+    let proven = replica_view(Some(seconds(1)), Some((PathProof::ClientTraffic, seconds(1))));
+    gateway.status = Some(judge(&gateway, Some(proven), &running("n1")));
+    let waiting = ReplicaView { hearing: Hearing::Waiting, ..replica_view(None, None) };
+    let status = judge(&gateway, Some(waiting), &running("n1"));
+    assert_eq!(verdict(&status.conditions, READY), said("True", "PathProven"));
+}
+
+#[test]
+fn an_obstacle_stalls_and_is_gone_when_it_is() {
+    let gateway = load_balancer();
+    let inputs = StatusInputs {
+        gateway: &gateway,
+        replicas: &balanced(&gateway),
+        pods: &running("n1"),
+        view: &GatewayView::default(),
+        clients: ClientCounts::default(),
+        obstacle: Some(("KeyUnreadable", "entry edge-0.key is not a key")),
+        now: at(100),
+    };
+    let (stalled, _) = status(&inputs);
+    assert_eq!(verdict(&stalled.conditions, STALLED), said("True", "KeyUnreadable"));
+    let mut gateway = gateway.clone();
+    gateway.status = Some(stalled);
+    let later = status(&StatusInputs { gateway: &gateway, obstacle: None, ..inputs }).0;
+    assert!(later.conditions.iter().all(|c| c.type_ != STALLED));
+}
+
+#[test]
+fn every_replica_is_told_of_all_and_of_the_pools_clients() {
+    let gateway = load_balancer();
+    let staff = pool("staff", 2, &["10.77.0.0/24", "fd77::/64"]);
+    let guests = pool("guests", 3, &["10.78.0.0/24"]);
+    let mut laptop = client(&json!({ "publicKey": PrivateKey::generate().unwrap().public_base64() }));
+    laptop.status = Some(serde_json::from_value(json!({ "addresses": ["10.77.0.2", "fd77::2"] })).unwrap());
+    let held = [ip("10.77.0.2"), ip("fd77::2")];
+    let peers = [peer(&gateway, &staff, &laptop, &held, at(9)).unwrap()];
+    let pools = [PoolInputs { pool: &guests, peers: &[] }, PoolInputs { pool: &staff, peers: &peers }];
+    let replicas = balanced(&gateway);
+    let inputs = DesiredInputs { gateway: &gateway, replicas: &replicas, pools: &pools, ca_pem: "PEM" };
+    let state = desired_states(&inputs).remove("edge-0").unwrap();
+    assert_eq!(state.tunnel_addresses, ["10.78.0.1/24", "10.77.0.1/24", "fd77::1/64"]);
+    assert_eq!(state.replicas[0].tunnel_endpoints, ["203.0.113.7:51820"]);
+    assert_eq!(state.cluster_replicas[0].tunnel_endpoints, ["10.96.0.7:51820", "[fd96::7]:51820"]);
+    assert_eq!(state.replicas[0].tunnel_addresses, ["10.78.0.1", "10.77.0.1", "fd77::1"]);
+    assert_eq!((state.peers[0].pool, state.peers.len()), (1, 1));
+    assert_eq!(state.peers[0].addresses, ["10.77.0.2/32", "fd77::2/128"]);
+    assert_eq!(state.peers[0].stock_keepalive.map(|d| d.seconds), Some(25));
+}
+
+#[test]
+fn who_may_not_connect_is_no_peer() {
+    let (gateway, staff) = (load_balancer(), pool("staff", 2, &["10.77.0.0/24"]));
+    let public = PrivateKey::generate().unwrap().public_base64();
+    let made = |mut spec: Value, held: &[IpAddr]| {
+        spec["publicKey"] = json!(public);
+        let mut laptop = client(&spec);
+        laptop.status = Some(serde_json::from_value(json!({ "addresses": ["10.77.0.2"] })).unwrap());
+        peer(&gateway, &staff, &laptop, held, at(9)).is_some()
+    };
+    let held = [ip("10.77.0.2")];
+    assert!(made(json!({}), &held));
+    assert!(made(json!({ "expiresAt": Time(at(10)) }), &held));
+    assert!(!made(json!({ "expiresAt": Time(at(9)) }), &held));
+    assert!(!made(json!({ "suspended": true }), &held));
+    assert!(!made(json!({}), &[ip("10.77.0.3")]), "another client holds the address");
+}

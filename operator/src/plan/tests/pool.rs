@@ -1,0 +1,102 @@
+use pinhole_crds::{ClientCounts, PoolCapacity, READY, RECONCILING, STALLED, VPNClientPoolStatus};
+
+use super::*;
+use crate::{
+    ipam::{Denied, Family},
+    plan::pool::{ADDRESSES_AVAILABLE, StatusInputs, objects, status},
+};
+
+fn judge(
+    pool: &VPNClientPool,
+    gateway: Option<&VPNGateway>,
+    shortage: Option<Denied>,
+) -> VPNClientPoolStatus {
+    let older = super::pool("older", 0, &["10.77.0.0/16"]);
+    let overlaps = overlaps(&[&older, pool]);
+    let overlap = overlaps.iter().find(|(p, _)| p.metadata.uid == pool.metadata.uid).unwrap().1.as_ref();
+    status(StatusInputs {
+        pool,
+        gateway,
+        overlap,
+        capacity: PoolCapacity::default(),
+        shortage,
+        clients: ClientCounts::default(),
+        tokens: vec![],
+        now: at(100),
+    })
+}
+
+fn ready(gateway: &VPNGateway, ready: &str) -> VPNGateway {
+    let mut gateway = gateway.clone();
+    let condition = json!({
+        "type": "Ready", "status": ready, "reason": "X", "message": "", "lastTransitionTime": Time(at(1)),
+    });
+    gateway.status = Some(serde_json::from_value(json!({ "conditions": [condition] })).unwrap());
+    gateway
+}
+
+#[test]
+fn a_pool_is_as_ready_as_its_gateway() {
+    let staff = pool("staff", 5, &["10.99.0.0/24"]);
+    let gateway = load_balancer();
+    let of = |gateway: Option<&VPNGateway>| judge(&staff, gateway, None).conditions;
+    assert_eq!(verdict(&of(Some(&ready(&gateway, "True"))), READY), said("True", "Serving"));
+    assert_eq!(verdict(&of(Some(&ready(&gateway, "Unknown"))), READY), said("Unknown", "GatewayNotReady"));
+    assert_eq!(verdict(&of(None), READY), said("False", "GatewayNotFound"));
+    assert_eq!(verdict(&of(None), RECONCILING).0, "True", "the gateway may come a moment later");
+}
+
+#[test]
+fn the_younger_of_two_overlapping_pools_stalls_with_both_prefixes_named() {
+    let gateway = ready(&load_balancer(), "True");
+    let younger = pool("younger", 5, &["10.88.0.0/16", "10.77.3.0/24"]);
+    let conditions = judge(&younger, Some(&gateway), None).conditions;
+    assert_eq!(verdict(&conditions, STALLED), said("True", "OverlappingPool"));
+    let message = &find(&conditions, STALLED).message;
+    assert!(["10.77.3.0/24", "10.77.0.0/16", "older"].iter().all(|part| message.contains(part)), "{message}");
+}
+
+#[test]
+fn age_decides_between_pools_and_then_the_uid() {
+    let verdicts = |pools: &[&VPNClientPool]| {
+        let all = overlaps(pools).into_iter();
+        all.map(|(p, o)| (p.metadata.name.clone().unwrap(), o.map(|o| o.with))).collect::<BTreeMap<_, _>>()
+    };
+    let (a, b) = (pool("a", 9, &["10.0.0.0/16"]), pool("b", 3, &["10.0.1.0/24"]));
+    let expected = BTreeMap::from([("a".to_owned(), Some("b".to_owned())), ("b".to_owned(), None)]);
+    assert_eq!(verdicts(&[&a, &b]), expected);
+    assert_eq!(verdicts(&[&b, &a]), expected);
+    let (c, d) = (pool("c", 3, &["10.0.0.0/16"]), pool("d", 3, &["10.0.0.0/16"]));
+    assert_eq!(verdicts(&[&d, &c])["c"], None);
+    let apart = pool("e", 1, &["fd00::/48"]);
+    assert!(verdicts(&[&apart, &a]).values().all(Option::is_none), "families do not overlap");
+}
+
+#[test]
+fn a_pool_on_its_way_out_holds_nobody_up() {
+    let mut older = pool("older", 1, &["10.0.0.0/16"]);
+    older.metadata.deletion_timestamp = Some(Time(at(50)));
+    let younger = pool("younger", 5, &["10.0.0.0/16"]);
+    assert_eq!(overlaps(&[&older, &younger]), [(&younger, None)]);
+}
+
+#[test]
+fn a_shortage_is_a_condition_of_its_own_and_leaves_the_pool_ready() {
+    let gateway = ready(&load_balancer(), "True");
+    let staff = pool("staff", 5, &["10.99.0.0/24"]);
+    let conditions = judge(&staff, Some(&gateway), Some(Denied::Exhausted(Family::V4))).conditions;
+    assert_eq!(verdict(&conditions, ADDRESSES_AVAILABLE), said("False", "PoolExhausted"));
+    assert_eq!(verdict(&conditions, READY).0, "True");
+    let conditions = judge(&staff, Some(&gateway), None).conditions;
+    assert_eq!(verdict(&conditions, ADDRESSES_AVAILABLE), said("True", "AddressesFree"));
+}
+
+#[test]
+fn sidecars_find_the_pool_at_port_443_of_its_join_service() {
+    let Object::Service(service) = objects(&pool("staff", 5, &["10.99.0.0/24"])).remove(0) else { panic!() };
+    assert_eq!(service.metadata.name.as_deref(), Some("staff-join"));
+    assert_eq!(service.metadata.owner_references.unwrap()[0].kind, "VPNClientPool");
+    let spec = service.spec.unwrap();
+    assert_eq!((spec.ports.unwrap()[0].port, spec.publish_not_ready_addresses), (443, Some(true)));
+    assert_eq!(spec.selector.unwrap()["app.kubernetes.io/instance"], "edge");
+}

@@ -1,0 +1,80 @@
+use super::*;
+use crate::plan::wgquick::{CONFIG_ENTRY, ClientKey, ConfigInputs, PRIVATE_KEY_ENTRY, secret};
+
+fn made(gateway: &VPNGateway, pool: &VPNClientPool, key: &ClientKey) -> (String, bool) {
+    let phone = client(&json!({}));
+    let replicas = balanced(gateway);
+    let addresses = [ip("10.77.0.9"), ip("fd77::9")];
+    let inputs = ConfigInputs { client: &phone, pool, gateway, replicas: &replicas, addresses: &addresses };
+    let data = secret(&inputs, key).unwrap().data.unwrap();
+    (String::from_utf8(data[CONFIG_ENTRY].0.clone()).unwrap(), data.contains_key(PRIVATE_KEY_ENTRY))
+}
+
+#[test]
+fn a_configuration_is_what_wg_quick_reads() {
+    let key = PrivateKey::generate().unwrap();
+    let private = key.to_base64().to_string();
+    let mut staff = pool("staff", 2, &["10.77.0.0/24", "fd77::/64"]);
+    staff.spec.dns = Some(
+        serde_json::from_value(json!({ "servers": ["10.96.0.10"], "search": ["cluster.local"] })).unwrap(),
+    );
+    let (text, has_key) = made(&load_balancer(), &staff, &ClientKey::Ours(key));
+    assert!(has_key);
+    assert_eq!(
+        text,
+        format!(
+            "# VPNClient laptop of pool staff, namespace vpn\n\
+             [Interface]\n\
+             PrivateKey = {private}\n\
+             Address = 10.77.0.9/32, fd77::9/128\n\
+             MTU = 1420\n\
+             DNS = 10.96.0.10, cluster.local\n\
+             \n\
+             [Peer]\n\
+             PublicKey = BwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwc=\n\
+             Endpoint = 203.0.113.7:51820\n\
+             AllowedIPs = 10.96.0.0/12, fd00::/8, 10.77.0.1/32\n\
+             PersistentKeepalive = 25\n"
+        )
+    );
+}
+
+#[test]
+fn the_users_own_key_stays_the_users() {
+    let theirs = ClientKey::Theirs("hSDwCYkwp1R0i33ctD73Wg2/Og0mOBr066SpjqqbTmo=".into());
+    let (text, has_key) = made(&load_balancer(), &pool("staff", 2, &["10.77.0.0/24", "fd77::/64"]), &theirs);
+    assert!(!has_key);
+    assert!(!text.lines().any(|l| l.starts_with("PrivateKey")));
+    assert!(text.contains("# Add here: PrivateKey"));
+}
+
+#[test]
+fn the_keepalive_is_that_of_the_policy_within_its_bounds() {
+    for (keepalive, seconds) in [
+        (json!({ "mode": "Fixed", "interval": "50s" }), 50),
+        (json!({ "max": "20s" }), 20),
+        (json!({ "min": "40s" }), 40),
+        (json!({}), 25),
+    ] {
+        let gateway = gateway(&json!({ "exposure": { "type": "LoadBalancer" }, "keepalive": keepalive }));
+        let key = ClientKey::Ours(PrivateKey::generate().unwrap());
+        let (text, _) = made(&gateway, &pool("staff", 2, &["10.77.0.0/24"]), &key);
+        assert!(text.contains(&format!("PersistentKeepalive = {seconds}\n")), "{text}");
+    }
+}
+
+#[test]
+fn without_an_endpoint_there_is_no_configuration() {
+    let (phone, staff) = (client(&json!({})), pool("staff", 2, &["10.77.0.0/24"]));
+    let gateway = gateway(&json!({ "exposure": { "type": "NodePort" } }));
+    let replicas = balanced(&gateway);
+    let addresses = [ip("10.77.0.9")];
+    let inputs = ConfigInputs {
+        client: &phone,
+        pool: &staff,
+        gateway: &gateway,
+        replicas: &replicas,
+        addresses: &addresses,
+    };
+    assert!(secret(&inputs, &ClientKey::Ours(PrivateKey::generate().unwrap())).is_none());
+}

@@ -48,15 +48,16 @@ impl ControlError {
     /// The reason to give in a condition, when trying again will not help before somebody acts.
     pub(super) fn lasting(&self) -> Option<&'static str> {
         match self {
-            Self::Key(error) => Some(error.category()),
+            Self::Key(_) => self.key_error().map(KeyError::category),
             Self::Api { .. } if matches!(self.code(), Some(400 | 403 | 422)) => Some(self.category()),
             _ => None,
         }
     }
 
-    /// What is wrong with a key, if that is it.
+    /// What is wrong with a key, if that is it and will not pass.
     pub(super) fn key_error(&self) -> Option<&KeyError> {
         match self {
+            Self::Key(KeyError::OutgoingSecret(_)) => None,
             Self::Key(error) => Some(error),
             _ => None,
         }

@@ -21,7 +21,10 @@ use super::{
 };
 use crate::{
     fleet::GatewayKey,
-    plan::{KeyError, ObjectKind, PrivateKey, gateway, key_entry, keys_secret, public_keys, replica_names},
+    plan::{
+        KeyError, ObjectKind, PrivateKey, check_owner, gateway, key_entry, keys_secret, public_keys,
+        replica_names,
+    },
 };
 
 const MANAGER: &str = "pinhole-operator-keys";
@@ -71,9 +74,7 @@ impl Context {
             Some(found) => found,
             None => create(&api, owner).await?,
         };
-        if !found.owner_references().iter().any(|o| Some(&o.uid) == owner.metadata.uid.as_ref()) {
-            return Err(KeyError::ForeignSecret(secret.1).into());
-        }
+        check_owner(&found, owner)?;
         let found = complete(&api, found, &names).await?;
         let data = found.data.clone().unwrap_or_default();
         let keys = public_keys(&data, &names)?;

@@ -19,7 +19,7 @@ use super::{
 use crate::{
     fleet::GatewayKey,
     plan::{
-        KeyError, Object, ObjectKind, PrivateKey, config_secret,
+        Object, ObjectKind, PrivateKey, check_owner, config_secret,
         wgquick::{self, ClientKey, ConfigInputs, PRIVATE_KEY_ENTRY},
     },
 };
@@ -122,9 +122,7 @@ impl Context {
                 other => other?,
             }
         };
-        if !found.owner_references().iter().any(|o| Some(&o.uid) == client.metadata.uid.as_ref()) {
-            return Err(KeyError::ForeignSecret(name).into());
-        }
+        check_owner(&found, client)?;
         let bytes = found.data.as_ref().and_then(|d| d.get(PRIVATE_KEY_ENTRY));
         if let Some(bytes) = bytes {
             let key = PrivateKey::read(PRIVATE_KEY_ENTRY, &bytes.0)?;

@@ -2,7 +2,8 @@ use std::{collections::BTreeMap, fmt};
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use boringtun::x25519::{PublicKey, StaticSecret};
-use k8s_openapi::ByteString;
+use k8s_openapi::{ByteString, api::core::v1::Secret, apimachinery::pkg::apis::meta::v1::OwnerReference};
+use kube::{Resource, ResourceExt as _};
 use ring::rand::{SecureRandom, SystemRandom};
 
 /// A WireGuard private key. Wiped when dropped; shows its public key only.
@@ -20,10 +21,11 @@ pub enum KeyError {
     )]
     Unreadable(String),
     /// A Secret has the name that belongs to another object's keys.
-    #[error(
-        "Secret {0} exists and belongs to something else: delete or rename it; one of a deleted object goes by itself"
-    )]
+    #[error("Secret {0} exists and belongs to something else: delete or rename it")]
     ForeignSecret(String),
+    /// A Secret of a deleted object of the same name is about to go.
+    #[error("Secret {0} belongs to a deleted object of the same name: waiting for the cluster to remove it")]
+    OutgoingSecret(String),
 }
 
 impl KeyError {
@@ -33,6 +35,7 @@ impl KeyError {
             Self::NoRandomness => "NoRandomness",
             Self::Unreadable(_) => "KeyUnreadable",
             Self::ForeignSecret(_) => "SecretTaken",
+            Self::OutgoingSecret(_) => "SecretOutgoing",
         }
     }
 }
@@ -76,6 +79,22 @@ impl fmt::Debug for PrivateKey {
     }
 }
 
+/// Whether keys in `secret` are those of this very `owner`.
+pub fn check_owner<K: Resource<DynamicType = ()>>(secret: &Secret, owner: &K) -> Result<(), KeyError> {
+    let name = secret.name_any();
+    let owners = secret.owner_references();
+    if owners.iter().any(|o| Some(&o.uid) == owner.meta().uid.as_ref()) {
+        return Ok(());
+    }
+    let is_namesake =
+        |o: &OwnerReference| o.kind == K::kind(&()) && Some(&o.name) == owner.meta().name.as_ref();
+    Err(if owners.iter().any(is_namesake) {
+        KeyError::OutgoingSecret(name)
+    } else {
+        KeyError::ForeignSecret(name)
+    })
+}
+
 /// Entry of a replica in its gateway's Secret of keys.
 pub fn key_entry(replica: &str) -> String {
     format!("{replica}.key")
@@ -99,6 +118,9 @@ pub(super) fn parse_public(text: &str) -> Option<[u8; 32]> {
 
 #[cfg(test)]
 mod tests {
+    use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+    use pinhole_crds::VPNGateway;
+
     use super::*;
 
     #[test]
@@ -116,6 +138,24 @@ mod tests {
         let private = "dwdtCnMYpX08FsFyUbJmRd9ML4frwJkqsXf7pR25LCo=";
         let key = PrivateKey::read("alice", private.as_bytes()).unwrap();
         assert_eq!(key.public_base64(), "hSDwCYkwp1R0i33ctD73Wg2/Og0mOBr066SpjqqbTmo=");
+    }
+
+    #[test]
+    fn a_secret_of_somebody_else_is_not_used() {
+        let gateway = |uid: &str| VPNGateway {
+            metadata: ObjectMeta {
+                name: Some("edge".into()),
+                uid: Some(uid.into()),
+                ..ObjectMeta::default()
+            },
+            spec: serde_json::from_value(serde_json::json!({ "exposure": { "type": "HostPort" } })).unwrap(),
+            status: None,
+        };
+        let mut secret = crate::plan::gateway::keys(&gateway("1"), BTreeMap::new());
+        assert_eq!(check_owner(&secret, &gateway("1")), Ok(()));
+        assert_eq!(check_owner(&secret, &gateway("2")).unwrap_err().category(), "SecretOutgoing");
+        secret.metadata.owner_references = None;
+        assert_eq!(check_owner(&secret, &gateway("1")).unwrap_err().category(), "SecretTaken");
     }
 
     #[test]

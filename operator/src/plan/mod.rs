@@ -22,7 +22,7 @@ pub use condition::{Conditions, ready_of};
 pub use desired::{DesiredInputs, PeerInputs, PoolInputs, desired_states, peer};
 pub use endpoint::{NodeAddresses, Observed, PodFacts, Replica, replicas};
 pub use keepalive::{in_force, policy, stock_interval};
-pub use keys::{KeyError, PrivateKey, key_entry, public_keys};
+pub use keys::{KeyError, PrivateKey, check_owner, key_entry, public_keys};
 pub use name::{
     GATEWAY_LABEL, MANAGED_BY, MANAGED_BY_LABEL, POOL_OBJECT_LABEL, config_secret, gateway_objects_selector,
     join_service, keys_secret, replica_names,

@@ -133,9 +133,14 @@ impl Settings {
         if probed { self.mode } else { Mode::LinkStatus }
     }
 
-    /// The routes that would catch the tunnel's own packets to these addresses, and the others.
+    /// What leads into the tunnel, the gateway's own inner addresses included: the routes that would catch the
+    /// tunnel's own packets to these addresses, and the others.
     pub fn split_routes(&self, outer: &[SocketAddr]) -> (Vec<IpNet>, Vec<IpNet>) {
-        self.routes.iter().partition(|route| outer.iter().any(|address| route.contains(&address.ip())))
+        let gateway = self.replicas.iter().flat_map(|replica| &replica.tunnel_addresses);
+        let mut routes: Vec<IpNet> = gateway.copied().map(IpNet::from).chain(self.routes.clone()).collect();
+        routes.sort_unstable();
+        routes.dedup();
+        routes.into_iter().partition(|route| outer.iter().any(|address| route.contains(&address.ip())))
     }
 }
 
@@ -233,7 +238,8 @@ mod tests {
         let settings = Settings::parse(config()).unwrap();
         let (covering, others) = settings.split_routes(&["192.0.2.1:51820".parse().unwrap()]);
         assert_eq!(covering, ["0.0.0.0/0".parse::<IpNet>().unwrap()]);
-        assert_eq!(others, ["10.96.0.0/12".parse::<IpNet>().unwrap()]);
+        let others: Vec<_> = others.iter().map(ToString::to_string).collect();
+        assert_eq!(others, ["10.77.0.1/32", "10.77.0.2/32", "10.96.0.0/12"]);
     }
 
     #[test]

@@ -389,7 +389,9 @@ impl Control {
         };
         if self.own_proof.is_none_or(|proof| proof.by != by) {
             tracing::info!(by = by.as_str_name(), "the data path is proven");
-            self.changed(now);
+            if let Some(operator) = &mut self.operator {
+                operator.reporter.handle_own_change(now);
+            }
         }
         self.own_proof = Some(Proof { at: now, by });
         self.next_proof = Some(now + PROOF_INTERVAL);

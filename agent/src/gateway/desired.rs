@@ -85,6 +85,8 @@ pub struct Peer {
     pub in_cluster: bool,
     /// Keepalive that a client without an agent was configured with.
     pub stock_keepalive: Option<Duration>,
+    /// Its own keepalive policy, in place of the pool's.
+    pub keepalive: Option<v1::KeepalivePolicy>,
 }
 
 impl Desired {
@@ -149,7 +151,7 @@ impl Desired {
             let expectation = match (peer.stock_keepalive, pool) {
                 (Some(interval), _) => Expectation::Every(interval),
                 (None, Some(pool)) if agents.contains(key) && pool.mode == Mode::Loopback => {
-                    Expectation::Every(pool.interval)
+                    Expectation::Every(peer.keepalive.and_then(interval_of).unwrap_or(pool.interval))
                 }
                 _ => Expectation::Nothing,
             };
@@ -175,7 +177,7 @@ impl Desired {
             dns_search: pool.dns_search,
             mtu: self.mtu.into(),
             replicas: replicas.clone(),
-            keepalive: pool.keepalive,
+            keepalive: peer.keepalive.or(pool.keepalive),
             health: pool.health,
         }
     }
@@ -189,7 +191,7 @@ impl Desired {
 
 impl Pool {
     fn parse(wire: v1::Pool) -> Result<Self, GatewayError> {
-        let interval = wire.keepalive.as_ref().and_then(|keepalive| keepalive.interval);
+        let interval = wire.keepalive.and_then(interval_of);
         let mode = match wire.health() {
             v1::HealthMode::LinkStatus => Mode::LinkStatus,
             v1::HealthMode::Loopback | v1::HealthMode::Unspecified => Mode::Loopback,
@@ -197,7 +199,7 @@ impl Pool {
         Ok(Pool {
             cidrs: parse_all(&wire.cidrs, "pool range")?,
             mode,
-            interval: interval.and_then(positive).unwrap_or(DEFAULT_INTERVAL),
+            interval: interval.unwrap_or(DEFAULT_INTERVAL),
             wire,
         })
     }
@@ -246,10 +248,14 @@ impl Peer {
             return Err("it has no address".into());
         }
         let stock_keepalive = wire.stock_keepalive.and_then(positive);
-        let peer =
-            Peer { client, pool, preshared_key, addresses, in_cluster: wire.in_cluster, stock_keepalive };
+        let (in_cluster, keepalive) = (wire.in_cluster, wire.keepalive);
+        let peer = Peer { client, pool, preshared_key, addresses, in_cluster, stock_keepalive, keepalive };
         Ok((PublicKey::from_bytes(key), peer))
     }
+}
+
+fn interval_of(policy: v1::KeepalivePolicy) -> Option<Duration> {
+    policy.interval.and_then(positive)
 }
 
 fn positive(duration: prost_types::Duration) -> Option<Duration> {

@@ -12,7 +12,7 @@ use crate::{health::Phase, tunnel::PublicKey};
 /// Changes within this time go up together.
 pub const COALESCE: Duration = Duration::from_millis(250);
 /// Everything goes up this often; it is the heartbeat as well.
-pub const HEARTBEAT: Duration = Duration::from_secs(10);
+pub const HEARTBEAT: Duration = Duration::from_secs(5);
 /// Clients in one message, about 2 MB.
 pub const LARGEST: usize = 10_000;
 
@@ -102,17 +102,24 @@ pub struct Reporter {
     sent: HashMap<PublicKey, Meaning>,
     full_due: Instant,
     dirty_since: Option<Instant>,
+    own_changed: bool,
 }
 
 impl Reporter {
     /// A new stream: everything is due at once.
     pub fn new(now: Instant) -> Self {
-        Reporter { sent: HashMap::new(), full_due: now, dirty_since: None }
+        Reporter { sent: HashMap::new(), full_due: now, dirty_since: None, own_changed: false }
     }
 
     /// Something changed that the operator should know soon.
     pub fn handle_change(&mut self, now: Instant) {
         self.dirty_since.get_or_insert(now);
+    }
+
+    /// The gateway itself changed: a report goes up also when none of its clients did.
+    pub fn handle_own_change(&mut self, now: Instant) {
+        self.own_changed = true;
+        self.handle_change(now);
     }
 
     /// When [`Self::take`] is due.
@@ -145,8 +152,12 @@ impl Reporter {
             meanings.insert(*key, meaning);
         }
         self.sent = meanings;
+        let own = std::mem::take(&mut self.own_changed);
         if full && due.len() <= LARGEST {
             return vec![(due, true)];
+        }
+        if own && due.is_empty() {
+            return vec![(due, false)];
         }
         due.chunks(LARGEST).map(|part| (part.to_vec(), false)).collect()
     }
@@ -177,13 +188,13 @@ mod tests {
     }
 
     #[test]
-    fn a_new_stream_hears_everything_at_once_and_then_every_ten_seconds() {
+    fn a_new_stream_hears_everything_at_once_and_then_at_every_heartbeat() {
         let now = Instant::now();
         let mut reporter = Reporter::new(now);
         let all = [(key(1), observation("a", 0)), (key(2), observation("b", 0))];
         let reports = reporter.take(now, &all);
         assert_eq!((reports[0].0.len(), reports[0].1), (2, true));
-        assert!(reporter.take(now + Duration::from_secs(9), &all).is_empty());
+        assert!(reporter.take(now + HEARTBEAT - Duration::from_millis(1), &all).is_empty());
         assert_eq!(reporter.poll_timeout(), now + HEARTBEAT);
         assert_eq!(reporter.take(now + HEARTBEAT, &all).len(), 1);
     }
@@ -212,6 +223,17 @@ mod tests {
         reporter.take(now, &[(key(1), observation("a", 0))]);
         reporter.handle_change(now);
         assert!(reporter.take(now + COALESCE, &[(key(1), observation("a", 99))]).is_empty());
+    }
+
+    #[test]
+    fn a_change_of_the_gateway_itself_goes_up_without_any_client() {
+        let now = Instant::now();
+        let mut reporter = Reporter::new(now);
+        reporter.take(now, &[]);
+        reporter.handle_own_change(now);
+        assert_eq!(reporter.take(now + COALESCE, &[]).len(), 1);
+        reporter.handle_change(now + COALESCE);
+        assert!(reporter.take(now + COALESCE * 2, &[]).is_empty());
     }
 
     #[test]

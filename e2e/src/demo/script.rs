@@ -20,10 +20,10 @@ enum Scene {
     Connecting,
     /// All are connected, since then.
     Steady { since: Duration },
-    /// The NAT of one is being restarted.
-    Restarting { from: String },
-    /// It was restarted at `at`, when its client came from `from`.
-    Moving { at: Duration, from: String },
+    /// The NAT of this client is being restarted.
+    Restarting { client: &'static str, from: String },
+    /// It was restarted at `at`, when the client came from `from`.
+    Moving { client: &'static str, at: Duration, from: String },
     /// That client came back from another endpoint.
     Moved(Move),
 }
@@ -83,20 +83,20 @@ impl Script {
         match &self.scene {
             Scene::Connecting => "the clients enrol and connect".to_owned(),
             Scene::Steady { .. } => "all ping a pod through their tunnels".to_owned(),
-            Scene::Restarting { .. } => "the first client's NAT restarts with other ports".to_owned(),
-            Scene::Moving { from, .. } => {
-                format!("the NAT has restarted: {from} leads nowhere now, for the gateway to notice")
+            Scene::Restarting { client, .. } => format!("{client}'s NAT restarts with other ports"),
+            Scene::Moving { client, from, .. } => {
+                format!(
+                    "{client}'s NAT has restarted: {from} leads nowhere now, and the gateway is to follow"
+                )
             }
-            Scene::Moved(moved) => {
-                format!("the gateway followed to {}, ping answered after {:.2?}", moved.to, moved.outage)
-            }
+            Scene::Moved(moved) => format!("the gateway followed {} to {}", moved.client, moved.to),
         }
     }
 
     /// The NAT was restarted at `now`.
     pub(crate) fn restarted(&mut self, now: Duration) {
-        if let Scene::Restarting { from } = &self.scene {
-            self.scene = Scene::Moving { at: now, from: from.clone() };
+        if let Scene::Restarting { client, from } = &self.scene {
+            self.scene = Scene::Moving { client, at: now, from: from.clone() };
         }
     }
 
@@ -106,7 +106,7 @@ impl Script {
             Scene::Connecting => self.connecting(clients, now).map(|()| None),
             Scene::Steady { since } => self.steady(clients, since, now),
             Scene::Restarting { .. } => Ok(None),
-            Scene::Moving { at, from } => self.moving(clients, at, &from, now).map(|()| None),
+            Scene::Moving { at, from, .. } => self.moving(clients, at, &from, now).map(|()| None),
             Scene::Moved(moved) => Ok(Some(Cue::End(moved))),
         }
     }
@@ -131,10 +131,9 @@ impl Script {
         if !enough(clients, since, now)? {
             return Ok(None);
         }
-        let Some(from) = clients.get(Self::MOVES).and_then(|client| client.endpoint.clone()) else {
-            return Ok(None);
-        };
-        self.scene = Scene::Restarting { from };
+        let Some(mover) = clients.get(Self::MOVES) else { return Ok(None) };
+        let Some(from) = mover.endpoint.clone() else { return Ok(None) };
+        self.scene = Scene::Restarting { client: mover.name, from };
         Ok(Some(Cue::Restart))
     }
 
@@ -244,7 +243,8 @@ mod tests {
 
     #[test]
     fn a_client_that_leaves_connected_ends_the_demo() {
-        let mut script = Script { scene: Scene::Moving { at: S, from: "192.0.2.1:1000".to_owned() } };
+        let mut script =
+            Script { scene: Scene::Moving { client: "home", at: S, from: "192.0.2.1:1000".to_owned() } };
         let mut client = connected("192.0.2.1:1000");
         client.phase = Some(ClientPhase::WaitingToReconnect);
         let error = script.next(&[client], 2 * S).unwrap_err();
@@ -253,7 +253,8 @@ mod tests {
 
     #[test]
     fn a_client_that_does_not_move_or_falls_silent_ends_the_demo() {
-        let moving = || Script { scene: Scene::Moving { at: S, from: "192.0.2.1:1000".to_owned() } };
+        let moving =
+            || Script { scene: Scene::Moving { client: "home", at: S, from: "192.0.2.1:1000".to_owned() } };
         let mut client = connected("192.0.2.1:1000");
         let silent = moving().next(std::slice::from_ref(&client), S + SCENE + S);
         assert!(matches!(silent, Err(Stuck::Silent { answered: 0, .. })), "{silent:?}");

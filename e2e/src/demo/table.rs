@@ -127,32 +127,48 @@ pub(crate) fn redraw(height: usize, lines: &[String]) -> String {
 #[derive(Debug, Default)]
 pub(crate) struct Changes {
     title: String,
-    rows: Vec<[String; 3]>,
+    rows: Vec<String>,
 }
 
 impl Changes {
     /// Notes what is, and yields what is new.
     pub(crate) fn since_last(&mut self, title: &str, clients: &[Client], now: Duration) -> Vec<String> {
         let mut lines = Vec::new();
+        self.rows.resize(clients.len(), String::new());
+        for (client, seen) in clients.iter().zip(&mut self.rows) {
+            // Every round trip is another one; only that they come, and that they stop, is news.
+            let state = format!("{} {}", sentence(client), answers(client));
+            if *seen != state {
+                *seen = state;
+                let rtt = client.pings.last().map(milliseconds);
+                let rtt = rtt.map(|rtt| format!(" in {rtt}")).unwrap_or_default();
+                lines.push(clock(&format!("{}, {}{rtt}", sentence(client), answers(client)), now));
+            }
+        }
         if self.title != title {
             title.clone_into(&mut self.title);
             lines.push(clock(title, now));
         }
-        self.rows.resize(clients.len(), Default::default());
-        for (client, seen) in clients.iter().zip(&mut self.rows) {
-            let [name, _, phase, endpoint, address, rtt] = row(client).map(|(text, _)| text);
-            // Every round trip is another one; only that they come, and that they stop, is news.
-            let answered = if client.pings.last().is_some() { "answered" } else { rtt.as_str() };
-            let now_seen = [phase.clone(), format!("{endpoint} {address}"), answered.to_owned()];
-            if *seen != now_seen {
-                *seen = now_seen;
-                lines.push(clock(
-                    &format!("{name}: {phase}, from {endpoint}, is {address}, pod in {rtt}"),
-                    now,
-                ));
-            }
-        }
         lines
+    }
+}
+
+fn sentence(client: &Client) -> String {
+    let mut text = format!("{} is {}", client.name, phase(client).0);
+    if let Some(address) = client.address {
+        let _ = write!(text, " as {address}");
+    }
+    if let Some((endpoint, _)) = endpoint(client) {
+        let _ = write!(text, " from {endpoint}");
+    }
+    text
+}
+
+fn answers(client: &Client) -> &'static str {
+    match (client.pings.first(), client.pings.last()) {
+        (None, _) => "no ping answered yet",
+        (Some(_), None) => "a ping was lost",
+        (Some(_), Some(_)) => "pings answered",
     }
 }
 
@@ -220,10 +236,13 @@ mod tests {
         let mut changes = Changes::default();
         let mut clients = clients();
         let first = changes.since_last("a", &clients, Duration::from_secs(1));
-        assert_eq!(first.len(), 3, "{first:?}");
         assert_eq!(
-            first[1],
-            "  1.0 s  home: Connected, from 203.0.113.32:20000 (was :41000), is 10.77.0.2, pod in 0.8 ms"
+            first,
+            [
+                "  1.0 s  home is Connected as 10.77.0.2 from 203.0.113.32:20000 (was :41000), pings answered in 0.8 ms",
+                "  1.0 s  office is starting, no ping answered yet",
+                "  1.0 s  a",
+            ]
         );
         clients[0].pings.note(Ping { sent: Duration::from_secs(1), rtt: Some(Duration::from_micros(900)) });
         assert_eq!(changes.since_last("a", &clients, Duration::from_secs(2)), Vec::<String>::new());

@@ -89,8 +89,8 @@ impl Device {
     /// When it cannot be run, or does not end within a minute.
     pub async fn refused(&self, join: &str) -> Result<Output> {
         let token = self.token_file(join)?;
-        let args = ["up", "--no-dns", "--hostname", self.host.name(), "--token-file"];
-        let command = self.netns_command(&args).arg(&token);
+        let args = ["up", "--no-dns", "--hostname", self.host.name()];
+        let command = self.netns_command(&args).arg("--token-file").arg(&token);
         let limit = Duration::from_mins(1);
         let outcome = tokio::time::timeout(limit, command.output()).await;
         outcome.map_err(|_| Error::Timeout {

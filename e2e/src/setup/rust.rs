@@ -2,6 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
+use tokio::sync::OnceCell;
+
 use crate::{
     error::{Doing, Result},
     process::Command,
@@ -48,12 +50,17 @@ pub struct Binaries {
     pub kubectl: PathBuf,
 }
 
-/// Builds the project's binaries; cargo knows what is up to date. `$PINHOLE_PROFILE` names the cargo
-/// profile, `release` when unset.
+/// The project's binaries, built once in the life of this process; cargo knows what is up to date.
+/// `$PINHOLE_PROFILE` names the cargo profile, `release` when unset.
 ///
 /// # Errors
 /// When the build fails, with the end of cargo's output.
 pub async fn binaries() -> Result<Binaries> {
+    static BUILT: OnceCell<Binaries> = OnceCell::const_new();
+    BUILT.get_or_try_init(build).await.cloned()
+}
+
+async fn build() -> Result<Binaries> {
     let profile = std::env::var("PINHOLE_PROFILE").ok().filter(|name| !name.is_empty());
     let profile = profile.unwrap_or_else(|| "release".to_owned());
     let triple = host_triple().await?;

@@ -76,7 +76,8 @@ impl Device {
     pub async fn start(&mut self, join: &str, more: &[&str]) -> Result<()> {
         let token = self.token_file(join)?;
         let command = self
-            .command(&["up", "--no-dns", "--hostname", self.host.name(), "--token-file"])
+            .command(&["up", "--no-dns", "--hostname", self.host.name()])
+            .arg("--token-file")
             .arg(&token)
             .args(more);
         self.process = Some(self.host.spawn("pinhole", &command).await?);

@@ -5,6 +5,7 @@
 
 mod access;
 mod cluster;
+mod enrolment;
 mod first_tunnel;
 mod kinds;
 mod nats;
@@ -49,6 +50,7 @@ fn all() -> Vec<Test> {
         cluster::tests(),
         nats::tests(),
         kinds::tests(),
+        enrolment::tests(),
         first_tunnel::tests(),
         access::tests(),
         stock::tests(),

@@ -37,7 +37,8 @@ use crate::{
 };
 
 const QUESTIONS: usize = 8;
-const RETRY: Duration = Duration::from_secs(1);
+/// The first retry comes within this, each further one within double: most often a gateway is only just starting.
+const RETRY: Duration = Duration::from_millis(200);
 const RETRY_CAP: Duration = Duration::from_secs(15);
 
 /// How a tunnel is brought up.
@@ -202,8 +203,8 @@ async fn enrol_patiently(
         if failures % 5 == 0 {
             progress(Progress::Retrying(error.to_string()));
         }
-        failures += 1;
         tokio::time::sleep(jitter.backoff(RETRY, RETRY_CAP, failures)).await;
+        failures += 1;
     }
 }
 

@@ -20,7 +20,7 @@ use crate::{
     health::{Jitter, Phase},
     identity::{
         SessionKey, certificate,
-        dial::{Dialer, Proof},
+        dial::{DialError, Dialer, Proof},
     },
     tunnel::PublicKey,
 };
@@ -272,12 +272,12 @@ async fn connect(
         proof: Some(proof),
         fwmark: target.fwmark,
     };
-    let mut last = crate::identity::dial::DialError::NoEndpoint;
+    let mut failures = Vec::new();
     for (replica, endpoints) in &target.ways {
         match dialer.connect(endpoints).await {
             Ok((channel, address)) => return Ok((channel, *replica, address)),
-            Err(error) => last = error,
+            Err(error) => failures.push(error),
         }
     }
-    Err(ClientError::GatewayUnreachable(last))
+    Err(ClientError::GatewayUnreachable(DialError::of_all(failures)))
 }

@@ -1,7 +1,12 @@
-//! TLS connections to one of several endpoints.
+//! TLS connections to one of several endpoints: not one after the other, but staggered as in RFC 8305.
 
-use std::{io, net::SocketAddr, time::Duration};
+use std::{
+    io,
+    net::{Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket},
+    time::Duration,
+};
 
+use futures::{StreamExt as _, future::join_all, stream::FuturesUnordered};
 use hyper_util::rt::TokioIo;
 use nix::sys::socket::{setsockopt, sockopt};
 use tokio::net::{TcpSocket, TcpStream, lookup_host};
@@ -9,6 +14,8 @@ use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity
 use zeroize::Zeroizing;
 
 const CONNECT: Duration = Duration::from_secs(5);
+/// How long an attempt has for itself before the next one starts (RFC 8305, section 5).
+const STAGGER: Duration = Duration::from_millis(250);
 const KEEPALIVE: Duration = Duration::from_secs(20);
 const KEEPALIVE_ANSWER: Duration = Duration::from_secs(10);
 
@@ -37,6 +44,9 @@ pub enum DialError {
     /// There is no endpoint to try.
     #[error("no endpoint is known")]
     NoEndpoint,
+    /// Each of several endpoints failed, for a reason of its own.
+    #[error("{}", .0.iter().map(Self::to_string).collect::<Vec<_>>().join("; "))]
+    Several(Vec<DialError>),
 }
 
 impl DialError {
@@ -44,8 +54,24 @@ impl DialError {
     pub fn category(&self) -> &'static str {
         match self {
             Self::Unresolved { .. } => "NameUnresolved",
-            Self::Unreachable { .. } | Self::NoEndpoint => "GatewayUnreachable",
+            Self::Several(errors) if errors.iter().all(|e| matches!(e, Self::Unresolved { .. })) => {
+                "NameUnresolved"
+            }
+            Self::Unreachable { .. } | Self::NoEndpoint | Self::Several(_) => "GatewayUnreachable",
             Self::Tls(_) => "TlsConfigInvalid",
+        }
+    }
+
+    /// What is to say when these were all attempts that there were.
+    pub fn of_all(errors: Vec<DialError>) -> Self {
+        let flat = errors.into_iter().flat_map(|error| match error {
+            Self::Several(errors) => errors,
+            error => vec![error],
+        });
+        let mut flat: Vec<_> = flat.collect();
+        match flat.len() {
+            0 | 1 => flat.pop().unwrap_or(Self::NoEndpoint),
+            _ => Self::Several(flat),
         }
     }
 }
@@ -73,29 +99,27 @@ pub struct Dialer {
 }
 
 impl Dialer {
-    /// Connects to the first of the endpoints (`host:port`) that answers with the right certificate.
+    /// Connects to one of the endpoints (`host:port`, the best first) that answers with the right certificate.
+    /// Addresses that this machine has no route to come last.
     pub async fn connect(&self, endpoints: &[String]) -> Result<(Channel, SocketAddr), DialError> {
-        let mut last = DialError::NoEndpoint;
-        for endpoint in endpoints {
-            match self.connect_to(endpoint).await {
-                Ok(connected) => return Ok(connected),
-                Err(error) => last = error,
+        let (mut addresses, mut failures) = (Vec::new(), Vec::new());
+        for resolved in join_all(endpoints.iter().map(|endpoint| resolve(endpoint))).await {
+            match resolved {
+                Ok(found) => addresses.extend(found),
+                Err(error) => failures.push(error),
             }
         }
-        Err(last)
-    }
-
-    async fn connect_to(&self, endpoint: &str) -> Result<(Channel, SocketAddr), DialError> {
-        let addresses = resolve(endpoint).await?;
-        let mut last = None;
-        for address in addresses {
-            match self.connect_address(address).await {
-                Ok(channel) => return Ok((channel, address)),
-                Err(error @ DialError::Tls(_)) => return Err(error),
-                Err(error) => last = Some(error),
+        let ordered = routed_first(addresses, |address| has_route(address, self.fwmark));
+        match race(ordered, |address| self.connect_address(address)).await {
+            Ok(connected) => Ok(connected),
+            Err(mut refused) => {
+                if let Some(at) = refused.iter().position(|error| matches!(error, DialError::Tls(_))) {
+                    return Err(refused.swap_remove(at));
+                }
+                failures.extend(refused);
+                Err(DialError::of_all(failures))
             }
         }
-        Err(last.unwrap_or_else(|| unreachable(endpoint, "the name has no address")))
     }
 
     async fn connect_address(&self, address: SocketAddr) -> Result<Channel, DialError> {
@@ -126,6 +150,71 @@ impl Dialer {
             .connect_with_connector(connector)
             .await
             .map_err(|error| unreachable(&address.to_string(), &reason(&error)))
+    }
+}
+
+/// The addresses once each, those with a route first, otherwise in their order.
+fn routed_first(addresses: Vec<SocketAddr>, has_route: impl Fn(SocketAddr) -> bool) -> Vec<SocketAddr> {
+    let (mut routed, mut others) = (Vec::new(), Vec::new());
+    for address in addresses {
+        if routed.contains(&address) || others.contains(&address) {
+            continue;
+        }
+        if has_route(address) { routed.push(address) } else { others.push(address) }
+    }
+    routed.append(&mut others);
+    routed
+}
+
+/// Asks the kernel, which looks up the route when a datagram socket is connected; nothing is sent.
+fn has_route(address: SocketAddr, fwmark: Option<u32>) -> bool {
+    let any = if address.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
+    let lookup = || -> io::Result<()> {
+        let socket = UdpSocket::bind(SocketAddr::new(any, 0))?;
+        if let Some(mark) = fwmark {
+            setsockopt(&socket, sockopt::Mark, &mark)?;
+        }
+        socket.connect(address)
+    };
+    lookup().is_ok()
+}
+
+/// Attempts one address after the other, each as soon as the one before has failed or had its [`STAGGER`]. The first
+/// that succeeds ends the others; a malformed TLS setup fails with all of them, and so at once.
+async fn race<T, F>(
+    addresses: Vec<SocketAddr>,
+    attempt: impl Fn(SocketAddr) -> F,
+) -> Result<(T, SocketAddr), Vec<DialError>>
+where
+    F: Future<Output = Result<T, DialError>>,
+{
+    let attempt = |address| {
+        let attempt = attempt(address);
+        async move { attempt.await.map(|connected| (connected, address)) }
+    };
+    let mut waiting = addresses.into_iter();
+    let mut under_way: FuturesUnordered<_> = waiting.next().map(&attempt).into_iter().collect();
+    let mut failures = Vec::new();
+    loop {
+        let ended = tokio::select! {
+            ended = under_way.next() => ended,
+            () = tokio::time::sleep(STAGGER), if waiting.len() > 0 => {
+                under_way.extend(waiting.next().map(&attempt));
+                continue;
+            }
+        };
+        match ended {
+            Some(Ok(connected)) => return Ok(connected),
+            Some(Err(error)) => {
+                let is_hopeless = matches!(error, DialError::Tls(_));
+                failures.push(error);
+                if is_hopeless {
+                    return Err(failures);
+                }
+                under_way.extend(waiting.next().map(&attempt));
+            }
+            None => return Err(failures),
+        }
     }
 }
 
@@ -161,4 +250,78 @@ fn reason(error: &dyn std::error::Error) -> String {
         innermost = source;
     }
     innermost.to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::time::{Instant, sleep};
+
+    use super::*;
+
+    fn address(text: &str) -> SocketAddr {
+        text.parse().unwrap()
+    }
+
+    const V4: &str = "192.0.2.1:1";
+    const V6: &str = "[2001:db8::1]:1";
+
+    #[test]
+    fn addresses_without_a_route_come_last_and_none_comes_twice() {
+        let given = [V6, V4, V6, "192.0.2.2:1"].map(address).to_vec();
+        let ordered = routed_first(given, |address| address.is_ipv4());
+        assert_eq!(ordered, [V4, "192.0.2.2:1", V6].map(address));
+    }
+
+    #[test]
+    fn the_kernel_knows_a_route_to_this_machine() {
+        assert!(has_route(address("127.0.0.1:9"), None));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_silent_endpoint_costs_a_quarter_of_a_second() {
+        let began = Instant::now();
+        let connected = race([V6, V4].map(address).to_vec(), async |to: SocketAddr| {
+            sleep(if to.is_ipv6() { CONNECT } else { Duration::from_millis(20) }).await;
+            Ok(to.is_ipv4())
+        });
+        assert_eq!(connected.await.unwrap(), (true, address(V4)));
+        assert_eq!(began.elapsed(), STAGGER + Duration::from_millis(20));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_better_endpoint_wins_when_it_is_only_slow() {
+        let connected = race([V4, V6].map(address).to_vec(), async |_| {
+            sleep(STAGGER * 2).await;
+            Ok(())
+        });
+        assert_eq!(connected.await.unwrap().1, address(V4));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_endpoint_that_refuses_costs_nothing_and_each_is_named_with_its_own_reason() {
+        let began = Instant::now();
+        let refused = race([V4, V6].map(address).to_vec(), async |to: SocketAddr| {
+            let reason = if to.is_ipv4() { "connection refused" } else { "network is unreachable" };
+            Err::<(), _>(unreachable(&to.to_string(), reason))
+        });
+        let error = DialError::of_all(refused.await.unwrap_err());
+        assert_eq!(began.elapsed(), Duration::ZERO);
+        assert_eq!(
+            error.to_string(),
+            "cannot reach 192.0.2.1:1: connection refused; cannot reach [2001:db8::1]:1: network is unreachable"
+        );
+        assert_eq!(error.category(), "GatewayUnreachable");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_malformed_setup_is_not_tried_elsewhere() {
+        let refused =
+            race([V4, V6].map(address).to_vec(), async |_| Err::<(), _>(DialError::Tls("no PEM".into())));
+        assert_eq!(refused.await.unwrap_err().len(), 1);
+    }
+
+    #[test]
+    fn without_endpoints_it_says_so() {
+        assert_eq!(DialError::of_all(Vec::new()).to_string(), "no endpoint is known");
+    }
 }

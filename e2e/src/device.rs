@@ -51,6 +51,8 @@ impl Device {
     /// When the agent cannot be built.
     pub async fn new(host: Host) -> Result<Self> {
         let directory = state::directory().join("devices").join(host.name());
+        // An earlier run in the same lab may have had a machine of this name.
+        let _ = std::fs::remove_dir_all(&directory);
         std::fs::create_dir_all(&directory).doing(|| format!("making {}", directory.display()))?;
         Ok(Self { host, agent: Installation::agent().await?, directory, process: None })
     }

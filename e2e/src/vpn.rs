@@ -114,11 +114,12 @@ spec:
         command.args(["-n", &self.namespace]).args(args).run().await
     }
 
-    /// The join string of a token, once the operator has made it complete.
+    /// The join string of a token, once the gateway is Ready: by then all of its addresses are in it.
     ///
     /// # Errors
     /// When there is none in time.
     pub async fn join(&self, pool: &str, token: &str) -> Result<String> {
+        self.condition("vgw/edge", "Ready", "True", "*").await?;
         let secret = format!("{pool}-token-{token}");
         let args = ["get", "secret", &secret, "-o", "go-template={{ .data.join | base64decode }}"];
         wait::until(&format!("the join string of {secret}"), PATIENCE, || async {

@@ -90,6 +90,7 @@ async fn setup() -> anyhow::Result<()> {
     packages::install().await?;
     Tools::build().await?;
     rust::toolbox().await?;
+    rust::binaries().await?;
     Ok(())
 }
 

@@ -1,10 +1,42 @@
 //! The installed product, shared by the tests: most use it side by side, some want it for themselves.
 
+use std::{
+    ops::Range,
+    sync::{Mutex, PoisonError},
+};
+
 use pinhole_e2e::{Lab, installation::Installation};
 use tokio::sync::{OnceCell, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 static INSTALLED: OnceCell<Result<Installation, String>> = OnceCell::const_new();
 static ORDER: RwLock<()> = RwLock::const_new(());
+/// Which of the cluster's refusals came while the release was on its way out.
+static PARTING: Mutex<Vec<Range<usize>>> = Mutex::new(Vec::new());
+
+/// Uninstalls the release. Helm takes the operator's permissions before its pods: what is refused meanwhile says
+/// nothing about the chart.
+pub(crate) async fn uninstall(lab: &Lab) -> anyhow::Result<()> {
+    let before = lab.cluster().forbidden()?.len();
+    Installation::uninstall(lab).await?;
+    let after = lab.cluster().forbidden()?.len();
+    PARTING.lock().unwrap_or_else(PoisonError::into_inner).push(before..after);
+    Ok(())
+}
+
+/// Requests of the product that the API server refused for want of a permission: all tests together prove the
+/// chart's.
+pub(crate) fn refused(lab: &Lab) -> Vec<String> {
+    let refused = lab.cluster().forbidden().unwrap_or_else(|error| vec![error.to_string()]);
+    let parting = PARTING.lock().unwrap_or_else(PoisonError::into_inner);
+    let counts = |(n, request): &(usize, String)| {
+        request.contains("pinhole") && !parting.iter().any(|range| range.contains(n))
+    };
+    let mut refused: Vec<_> =
+        refused.into_iter().enumerate().filter(counts).map(|(_, request)| request).collect();
+    refused.sort();
+    refused.dedup();
+    refused
+}
 
 async fn once(lab: &Lab) -> anyhow::Result<&'static Installation> {
     let installed = INSTALLED.get_or_init(|| async {

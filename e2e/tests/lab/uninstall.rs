@@ -4,7 +4,7 @@ use anyhow::ensure;
 use pinhole_e2e::{
     Lab,
     device::Device,
-    installation::{Installation, NAMESPACE},
+    installation::NAMESPACE,
     nat::NatProfile,
     vpn::{Exposure, PATIENCE, Vpn},
     wait,
@@ -25,7 +25,7 @@ async fn uninstalling_first_or_last_leaves_nothing_but_the_kinds(lab: &Lab) -> O
         device.up(&join).await?;
         device.down().await?;
         if operator_first {
-            Installation::uninstall(lab).await?;
+            product::uninstall(lab).await?;
         }
         vpn.kubectl(&["delete", "vpngateways,vpnclientpools,vpnclients", "--all", "--timeout=60s"]).await?;
         // Garbage collection does the rest, with or without an operator.
@@ -40,7 +40,7 @@ async fn uninstalling_first_or_last_leaves_nothing_but_the_kinds(lab: &Lab) -> O
         })
         .await?;
         if !operator_first {
-            Installation::uninstall(lab).await?;
+            product::uninstall(lab).await?;
         }
         vpn.delete().await?;
         let kinds = lab.kubectl(["get", "crds", "-o", "name"]).await?;

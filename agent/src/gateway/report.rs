@@ -194,7 +194,7 @@ mod tests {
         let all = [(key(1), observation("a", 0)), (key(2), observation("b", 0))];
         let reports = reporter.take(now, &all);
         assert_eq!((reports[0].0.len(), reports[0].1), (2, true));
-        assert!(reporter.take(now + HEARTBEAT - Duration::from_millis(1), &all).is_empty());
+        assert!(reporter.take(now + HEARTBEAT.saturating_sub(Duration::from_millis(1)), &all).is_empty());
         assert_eq!(reporter.poll_timeout(), now + HEARTBEAT);
         assert_eq!(reporter.take(now + HEARTBEAT, &all).len(), 1);
     }

@@ -1,6 +1,7 @@
 //! TLS connections to one of several endpoints: not one after the other, but staggered as in RFC 8305.
 
 use std::{
+    collections::HashSet,
     io,
     net::{Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket},
     time::Duration,
@@ -69,6 +70,9 @@ impl DialError {
             error => vec![error],
         });
         let mut flat: Vec<_> = flat.collect();
+        // The same endpoint may be known from several sides.
+        let mut said = HashSet::new();
+        flat.retain(|error| said.insert(error.to_string()));
         match flat.len() {
             0 | 1 => flat.pop().unwrap_or(Self::NoEndpoint),
             _ => Self::Several(flat),
@@ -304,7 +308,8 @@ mod tests {
             let reason = if to.is_ipv4() { "connection refused" } else { "network is unreachable" };
             Err::<(), _>(unreachable(&to.to_string(), reason))
         });
-        let error = DialError::of_all(refused.await.unwrap_err());
+        let twice = unreachable(V4, "connection refused");
+        let error = DialError::of_all(refused.await.unwrap_err().into_iter().chain([twice]).collect());
         assert_eq!(began.elapsed(), Duration::ZERO);
         assert_eq!(
             error.to_string(),

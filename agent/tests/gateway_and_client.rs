@@ -10,11 +10,13 @@
 
 mod lab;
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use lab::{Lab, eventually};
 
 const SOON: Duration = Duration::from_secs(15);
+/// A pod's grace period is ten seconds.
+const PROMPT: Duration = Duration::from_secs(2);
 const CUT: Duration = Duration::from_secs(5);
 
 #[test]
@@ -83,6 +85,23 @@ fn the_tunnel_outlives_the_operator_and_a_restart_of_the_gateway() {
         lab.status().is_some_and(|status| status["session"] == true)
     });
     assert!(lab.readyz());
+}
+
+#[test]
+fn a_gateway_that_is_told_to_end_ends_at_once_with_clients_attached_and_serves_them_when_it_is_back() {
+    let lab = Lab::new("term");
+    let mut gateway = lab.gateway();
+    eventually(SOON, "the gateway is ready", || lab.readyz());
+    let up = lab.client(&["up", "--detach", "--no-dns", "--token-file", "-"], &lab.join("secret"));
+    assert!(up.status.success(), "{up:?}");
+    eventually(SOON, "the session stands", || lab.status().is_some_and(|status| status["session"] == true));
+    let told = Instant::now();
+    let ended = gateway.terminate();
+    let took = told.elapsed();
+    assert!(ended.success(), "{ended:?}");
+    assert!(took < PROMPT, "it took {took:?}");
+    let _gateway = lab.gateway();
+    eventually(SOON, "the client is back", || lab.client_pings("10.50.0.2"));
 }
 
 #[test]

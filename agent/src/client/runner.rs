@@ -92,6 +92,9 @@ struct Runner<'a> {
 /// With whom the session is held.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Held {
+    /// There was none so far.
+    NotYet,
+    /// It was lost.
     Nowhere,
     /// With this replica, where it is known which.
     With(Option<PublicKey>),
@@ -141,7 +144,7 @@ pub(super) async fn run(
         outer: Vec::new(),
         candidates: Vec::new(),
         source: None,
-        held: Held::Nowhere,
+        held: Held::NotYet,
         was_connected: false,
         enrolled_again: false,
         last_error: None,
@@ -288,7 +291,10 @@ impl Runner<'_> {
         match event {
             session::Event::Attached { replica, address } => {
                 tracing::info!(%address, "session attached");
-                self.held = Held::With(replica);
+                // Who is there again may have started anew, and then knows nothing of the tunnel's session.
+                if std::mem::replace(&mut self.held, Held::With(replica)) != Held::NotYet {
+                    self.health.handle_hint(Instant::now());
+                }
             }
             session::Event::Config(config) => self.handle_config(*config),
             session::Event::Renewed(proof, ca) => {
@@ -321,7 +327,6 @@ impl Runner<'_> {
                 }
             }
             session::Event::Draining(replica) => {
-                self.held = Held::Nowhere;
                 if let Some(replica) = replica.or(self.routed) {
                     self.health.handle_draining(Instant::now(), replica);
                 }
@@ -329,7 +334,8 @@ impl Runner<'_> {
             session::Event::Lost(error) => {
                 tracing::info!(error, "no session with the gateway");
                 self.last_error = Some(error);
-                if std::mem::replace(&mut self.held, Held::Nowhere) != Held::Nowhere {
+                if matches!(self.held, Held::With(_)) {
+                    self.held = Held::Nowhere;
                     self.health.handle_hint(Instant::now());
                 }
             }
@@ -557,7 +563,7 @@ impl Runner<'_> {
         let first = self.health.active().map(|active| active.replica);
         let held = match self.held {
             Held::With(replica) => replica,
-            Held::Nowhere => None,
+            Held::NotYet | Held::Nowhere => None,
         };
         let ways = |key: Option<PublicKey>| {
             key.and_then(|key| self.settings.replica(&key)).map(|replica| &replica.session_endpoints)
@@ -638,7 +644,7 @@ impl Runner<'_> {
             },
             rx_bytes: all.values().map(|stats| stats.received.bytes).sum(),
             tx_bytes: all.values().map(|stats| stats.sent.bytes).sum(),
-            session: self.held != Held::Nowhere,
+            session: matches!(self.held, Held::With(_)),
             last_error: self.last_error.clone(),
         }
     }

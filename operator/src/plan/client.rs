@@ -196,6 +196,8 @@ fn phase(inputs: &StatusInputs<'_>, before: &VPNClientStatus, provision: &Provis
             Phase::Disconnected | Phase::Unspecified => ClientPhase::Disconnected,
         },
         (Hearing::Live, None) if matches!(provision, Provision::Reconciling { .. }) => ClientPhase::Pending,
+        // The gateway speaks, and not of this client: it has not been told of it yet.
+        (Hearing::Live, None) if before.replica.is_none() => ClientPhase::Pending,
         (Hearing::Live, None) => ClientPhase::Disconnected,
     }
 }
@@ -231,7 +233,7 @@ fn connected(
         ClientPhase::Pending => (
             Some(false),
             "Pending",
-            "it has not got all yet that it needs: see Ready, and the gateway's conditions",
+            "it, or its gateway, has not got all yet that it needs: see Ready, and the gateway's conditions",
         ),
         ClientPhase::Suspended if expired(inputs) => (Some(false), "Expired", "its time is over"),
         ClientPhase::Suspended => {

@@ -123,6 +123,26 @@ fn a_client_of_a_gateway_that_never_served_is_pending() {
 }
 
 #[test]
+fn a_new_client_is_pending_until_a_gateway_speaks_of_it_and_one_that_was_connected_is_disconnected() {
+    let case = Case::new();
+    let new = agent(&json!({}));
+    let made = case.judge(&new, &unheard(Hearing::Live));
+    assert_eq!(made.phase, Some(ClientPhase::Pending));
+    assert_eq!(verdict(&made.conditions, CONNECTED), said("False", "Pending"));
+    let never = Sighting {
+        endpoint: None,
+        last_handshake: None,
+        last_receive: None,
+        ..sighting(Phase::Disconnected)
+    };
+    let made = case.judge(&new, &heard(never));
+    assert_eq!(made.phase, Some(ClientPhase::Disconnected));
+    assert_eq!(verdict(&made.conditions, CONNECTED), said("False", "NeverConnected"));
+    let made = case.judge(&connected(&case), &unheard(Hearing::Live));
+    assert_eq!(made.phase, Some(ClientPhase::Disconnected));
+}
+
+#[test]
 fn a_suspended_client_keeps_its_address_and_is_suspended_whatever_is_reported() {
     let made = Case::new().judge(&agent(&json!({ "suspended": true })), &heard(sighting(Phase::Connected)));
     assert_eq!(made.phase, Some(ClientPhase::Suspended));

@@ -14,6 +14,7 @@ mod gateway;
 mod interval;
 mod keepalive;
 mod pool;
+mod trust;
 
 pub use addressing::{AddressRange, AddressRangeError};
 pub use client::{
@@ -31,6 +32,7 @@ pub use pool::{
     Dns, Enrolment, GatewayRef, JoinToken, NamespaceSelector, PoolCapacity, Sidecars, TokenState,
     TokenStatus, VPNClientPool, VPNClientPoolSpec, VPNClientPoolStatus,
 };
+pub use trust::{SidecarTrust, SidecarTrustSpec};
 
 /// API group of every kind.
 pub const GROUP: &str = "pinhole.dev";
@@ -50,7 +52,7 @@ pub const POOL_NAMESPACE_ANNOTATION: &str = "pinhole.dev/pool-namespace";
 /// Never, unless a definition cannot be serialised.
 pub fn definitions() -> Result<Vec<serde_json::Value>, serde_json::Error> {
     use kube::CustomResourceExt as _;
-    [VPNGateway::crd(), VPNClientPool::crd(), VPNClient::crd()]
+    [VPNGateway::crd(), VPNClientPool::crd(), VPNClient::crd(), SidecarTrust::crd()]
         .into_iter()
         .map(|definition| {
             let mut value = serde_json::to_value(definition)?;

@@ -170,7 +170,7 @@ fn the_chart_lints(helm: &Helm) -> Outcome {
 fn the_crds_are_those_of_the_types_and_are_kept(helm: &Helm) -> Outcome {
     let objects = helm.render(&json!({}))?;
     let rendered = objects.of("CustomResourceDefinition");
-    ensure!(rendered.len() == 3, "{} CRDs", rendered.len());
+    ensure!(rendered.len() == 4, "{} CRDs", rendered.len());
     for wanted in pinhole_crds::definitions()? {
         let name = &wanted["metadata"]["name"];
         let found =

@@ -44,7 +44,7 @@ async fn uninstalling_first_or_last_leaves_nothing_but_the_kinds(lab: &Lab) -> O
         }
         vpn.delete().await?;
         let kinds = lab.kubectl(["get", "crds", "-o", "name"]).await?;
-        ensure!(kinds.lines().filter(|kind| kind.ends_with(".pinhole.dev")).count() == 3, "{kinds}");
+        ensure!(kinds.lines().filter(|kind| kind.ends_with(".pinhole.dev")).count() == 4, "{kinds}");
         for kind in [
             "clusterroles",
             "clusterrolebindings",

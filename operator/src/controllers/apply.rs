@@ -180,6 +180,7 @@ fn kind_name(kind: ObjectKind) -> &'static str {
         ObjectKind::Secret => "Secret",
         ObjectKind::Service => "Service",
         ObjectKind::ServiceAccount => "ServiceAccount",
+        ObjectKind::SidecarTrust => "SidecarTrust",
         ObjectKind::StatefulSet => "StatefulSet",
     }
 }

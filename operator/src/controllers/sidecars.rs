@@ -1,32 +1,27 @@
-use std::collections::BTreeMap;
-
-use k8s_openapi::{api::core::v1::ConfigMap, apimachinery::pkg::apis::meta::v1::ObjectMeta};
+use kube::core::ObjectMeta;
+use pinhole_crds::{SidecarTrust, SidecarTrustSpec};
 
 use super::{context::Context, error::ControlError};
 use crate::plan::{MANAGED_BY, MANAGED_BY_LABEL, Object};
 
-/// ConfigMap, in the operator's namespace, that the sidecar policy reads.
-const NAME: &str = "pinhole-sidecars";
+/// Name, in the operator's namespace, that the sidecar policy reads it by.
+const NAME: &str = "pinhole";
 
 const MANAGER: &str = "pinhole-operator-sidecars";
 
 impl Context {
-    /// Tells the sidecar policy which authority sidecars trust, and which image they run.
+    /// Tells the sidecar policy which authority sidecars trust.
     pub(super) async fn sidecar_parameters(&self) -> Result<(), ControlError> {
         let labels = [(MANAGED_BY_LABEL, MANAGED_BY), ("app.kubernetes.io/part-of", "pinhole")];
-        let parameters = ConfigMap {
+        let trust = SidecarTrust {
             metadata: ObjectMeta {
                 name: Some(NAME.into()),
                 namespace: Some(self.settings.namespace.clone()),
                 labels: Some(labels.map(|(k, v)| (k.to_owned(), v.to_owned())).into()),
                 ..ObjectMeta::default()
             },
-            data: Some(BTreeMap::from([
-                ("ca.crt".to_owned(), self.ca_pem()),
-                ("image".to_owned(), self.settings.gateway_image.clone()),
-            ])),
-            ..ConfigMap::default()
+            spec: SidecarTrustSpec { ca_bundle: self.ca_pem() },
         };
-        self.applier.apply(&Object::ConfigMap(parameters), MANAGER).await.map(drop)
+        self.applier.apply(&Object::SidecarTrust(trust), MANAGER).await.map(drop)
     }
 }

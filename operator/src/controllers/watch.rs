@@ -17,7 +17,7 @@ use kube::{
         watcher::{self, Event, watcher},
     },
 };
-use pinhole_crds::{POOL_LABEL, VPNClient, VPNClientPool, VPNGateway};
+use pinhole_crds::{POOL_LABEL, SidecarTrust, VPNClient, VPNClientPool, VPNGateway};
 use pinhole_proto::v1::ObjectRef;
 use serde::de::DeserializeOwned;
 
@@ -66,6 +66,7 @@ pub fn watches(client: &Client, scope: &Scope, hub: &Arc<Hub>) -> Vec<Watch> {
     watches.extend(start.owned::<StatefulSet>("StatefulSet", ObjectKind::StatefulSet));
     watches.extend(start.owned::<Secret>("Secret", ObjectKind::Secret));
     watches.extend(start.owned::<ConfigMap>("ConfigMap", ObjectKind::ConfigMap));
+    watches.extend(start.owned::<SidecarTrust>("SidecarTrust", ObjectKind::SidecarTrust));
     watches.extend(start.owned::<ServiceAccount>("ServiceAccount", ObjectKind::ServiceAccount));
     watches
         .extend(start.owned::<PodDisruptionBudget>("PodDisruptionBudget", ObjectKind::PodDisruptionBudget));

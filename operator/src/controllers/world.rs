@@ -275,7 +275,7 @@ impl World {
             return Effects::default();
         }
         let owners = meta.map_or_else(|| self.owners_by_name(name), |meta| observe::owners(&name.0, meta));
-        let parameters = kind == ObjectKind::ConfigMap && owners.is_empty();
+        let parameters = kind == ObjectKind::SidecarTrust;
         Effects::of(owners.into_iter().chain(parameters.then_some(Work::Sidecars)))
     }
 

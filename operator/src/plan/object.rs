@@ -7,6 +7,7 @@ use k8s_openapi::{
     apimachinery::pkg::apis::meta::v1::ObjectMeta,
 };
 use kube::api::{ApiResource, TypeMeta};
+use pinhole_crds::SidecarTrust;
 
 /// Kinds of objects that the operator makes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -21,18 +22,21 @@ pub enum ObjectKind {
     Service,
     /// `v1` ServiceAccount.
     ServiceAccount,
+    /// `pinhole.dev/v1alpha1` SidecarTrust.
+    SidecarTrust,
     /// `apps/v1` StatefulSet.
     StatefulSet,
 }
 
 impl ObjectKind {
     /// All of them.
-    pub const ALL: [Self; 6] = [
+    pub const ALL: [Self; 7] = [
         Self::ConfigMap,
         Self::PodDisruptionBudget,
         Self::Secret,
         Self::Service,
         Self::ServiceAccount,
+        Self::SidecarTrust,
         Self::StatefulSet,
     ];
 
@@ -44,6 +48,7 @@ impl ObjectKind {
             Self::Secret => ApiResource::erase::<Secret>(&()),
             Self::Service => ApiResource::erase::<Service>(&()),
             Self::ServiceAccount => ApiResource::erase::<ServiceAccount>(&()),
+            Self::SidecarTrust => ApiResource::erase::<SidecarTrust>(&()),
             Self::StatefulSet => ApiResource::erase::<StatefulSet>(&()),
         }
     }
@@ -68,6 +73,8 @@ pub enum Object {
     Service(Box<Service>),
     /// A ServiceAccount.
     ServiceAccount(ServiceAccount),
+    /// A SidecarTrust.
+    SidecarTrust(SidecarTrust),
     /// A StatefulSet.
     StatefulSet(Box<StatefulSet>),
 }
@@ -81,6 +88,7 @@ impl Object {
             Self::Secret(_) => ObjectKind::Secret,
             Self::Service(_) => ObjectKind::Service,
             Self::ServiceAccount(_) => ObjectKind::ServiceAccount,
+            Self::SidecarTrust(_) => ObjectKind::SidecarTrust,
             Self::StatefulSet(_) => ObjectKind::StatefulSet,
         }
     }
@@ -93,6 +101,7 @@ impl Object {
             Self::Secret(o) => &o.metadata,
             Self::Service(o) => &o.metadata,
             Self::ServiceAccount(o) => &o.metadata,
+            Self::SidecarTrust(o) => &o.metadata,
             Self::StatefulSet(o) => &o.metadata,
         }
     }
@@ -115,6 +124,7 @@ impl Object {
             Self::Secret(o) => serde_json::to_value(o),
             Self::Service(o) => serde_json::to_value(o),
             Self::ServiceAccount(o) => serde_json::to_value(o),
+            Self::SidecarTrust(o) => serde_json::to_value(o),
             Self::StatefulSet(o) => serde_json::to_value(o),
         }
     }

@@ -8,7 +8,7 @@ use crate::{
     error::Result,
     netns::Netns,
     process::Command,
-    segment::{Layout, Segment},
+    segment::{self, Layout, Segment},
     state::{self, MACHINE_BRIDGE, MACHINE_TABLE},
 };
 
@@ -21,7 +21,7 @@ pub(crate) async fn public_segment() -> Result<Segment> {
     let machine = Netns::machine()?;
     machine
         .ip([
-            format!("link add {MACHINE_BRIDGE} type bridge"),
+            segment::bridge(MACHINE_BRIDGE),
             format!("address add {GATEWAY}/{} dev {MACHINE_BRIDGE}", NETWORK.prefix_len()),
             format!("link set {MACHINE_BRIDGE} up"),
         ])

@@ -20,7 +20,7 @@ use crate::{
     error::{Doing, Error, Result},
     netns::{Netns, Plug, cable},
     process::{Command, Process, Spawner},
-    segment::{Layout, Segment},
+    segment::{self, Layout, Segment},
     state,
 };
 
@@ -136,7 +136,7 @@ async fn network() -> Result<Netns> {
     netns.sysctl("net/ipv6/conf/all/forwarding", 1)?;
     netns
         .ip([
-            format!("link add {BRIDGE} type bridge"),
+            segment::bridge(BRIDGE),
             format!("address add {ADDRESS}/{} dev {BRIDGE}", PUBLIC_V4.prefix_len()),
             format!("address add {ADDRESS_V6}/{} dev {BRIDGE} nodad", PUBLIC_V6.prefix_len()),
             format!("link set {BRIDGE} up"),

@@ -19,6 +19,17 @@ use crate::{
     state,
 };
 
+/// Link address of every segment's bridge. No two are on one link.
+const BRIDGE_ADDRESS: &str = "02:00:00:00:00:01";
+
+/// The line of `ip` that makes a bridge whose hosts can rely on its link address.
+///
+/// Left to itself the kernel gives a bridge the lowest link address of its ports, anew whenever one is plugged in.
+/// Then the hosts plugged in before send to an address that nobody has, until they ask again seconds later.
+pub(crate) fn bridge(name: &str) -> String {
+    format!("link add {name} address {BRIDGE_ADDRESS} type bridge")
+}
+
 /// A bridge and its networks. Clones share the leases.
 #[derive(Debug, Clone)]
 pub struct Segment {
@@ -171,5 +182,42 @@ impl Drop for Attachment {
         // Gone already when the namespace at either end went first.
         let _ = self.segment.inner.netns.within(unplug);
         self.segment.release(self.number());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::nat::OwnedNetns;
+
+    const GATEWAY: &str = "192.168.1.1";
+
+    /// Plugs in a host, by a port with this link address.
+    async fn plug(lan: &Netns, n: u8, port_address: &str) -> OwnedNetns {
+        let host = OwnedNetns(Netns::create(&format!("plugged-{n}")).await.unwrap());
+        let port = format!("port{n}");
+        let addresses = [format!("192.168.1.{n}/24").parse().unwrap()];
+        let near = Plug { netns: lan, interface: &port, bridge: Some("lan0"), addresses: &[], gateways: &[] };
+        let far =
+            Plug { netns: &host.0, interface: "eth0", bridge: None, addresses: &addresses, gateways: &[] };
+        cable(&near, &far).await.unwrap();
+        lan.ip([format!("link set {port} address {port_address}")]).await.unwrap();
+        host
+    }
+
+    async fn reaches(host: &OwnedNetns) -> bool {
+        host.0.command("ping").args(["-n", "-c", "1", "-W", "1", GATEWAY]).run().await.is_ok()
+    }
+
+    #[tokio::test]
+    async fn who_is_plugged_in_later_disturbs_nobody() {
+        let lan = OwnedNetns(Netns::create("plugged").await.unwrap());
+        let lines = [bridge("lan0"), format!("address add {GATEWAY}/24 dev lan0"), "link set lan0 up".into()];
+        lan.0.ip(lines).await.unwrap();
+        let first = plug(&lan.0, 2, "02:00:00:00:00:09").await;
+        let _second = plug(&lan.0, 3, "02:00:00:00:00:05").await;
+        assert!(reaches(&first).await);
+        let _third = plug(&lan.0, 4, "02:00:00:00:00:00").await;
+        assert!(reaches(&first).await);
     }
 }

@@ -20,7 +20,7 @@ use crate::{
     error::{Error, Result},
     host::Host,
     netns::Netns,
-    segment::{Attachment, Segment},
+    segment::{self, Attachment, Segment},
 };
 
 /// A NAT in a namespace of its own. Clones are the same NAT; the last one dropped removes it.
@@ -67,7 +67,7 @@ impl Nat {
     ) -> Result<Self> {
         let netns = OwnedNetns(Netns::create(&format!("{name}-nat")).await?);
         let ns = &netns.0;
-        ns.ip([format!("link add {LAN} type bridge"), format!("link set {LAN} up")]).await?;
+        ns.ip([segment::bridge(LAN), format!("link set {LAN} up")]).await?;
         let outside = outside.attach(ns, WAN).await?;
         let inside = Segment::of_nat(ns, LAN, profile.inside).await?;
         ns.sysctl("net/ipv4/ip_forward", 1)?;

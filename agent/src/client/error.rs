@@ -76,7 +76,7 @@ pub enum ClientError {
 }
 
 /// Categories of other ends that have a meaning here, with the exit code of each.
-const KNOWN: [(&str, u8); 20] = [
+const KNOWN: [(&str, u8); 26] = [
     ("TokenInvalid", 10),
     ("TokenExpired", 11),
     ("TokenUsedUp", 12),
@@ -90,6 +90,7 @@ const KNOWN: [(&str, u8); 20] = [
     ("NotPermitted", 17),
     ("AlreadyRunning", 18),
     ("ClientSuspended", 19),
+    ("ClientExpired", 19),
     ("ClientDeleted", 20),
     ("ClientRemoved", 20),
     ("NotRunning", 21),
@@ -97,6 +98,11 @@ const KNOWN: [(&str, u8); 20] = [
     ("PoolNotFound", 23),
     ("OperatorUnreachable", 24),
     ("EnrolmentBusy", 24),
+    ("RateLimited", 24),
+    ("ClientNotReady", 24),
+    ("Conflict", 24),
+    ("SidecarNotAllowed", 25),
+    ("PodNotSelected", 25),
 ];
 
 /// A category from the wire as one of ours, so that it stays low in cardinality.
@@ -136,7 +142,10 @@ impl ClientError {
     pub fn is_transient(&self) -> bool {
         match self {
             Self::GatewayUnreachable(error) => !matches!(error, DialError::Tls(_)),
-            Self::Refused { category, .. } => matches!(*category, "OperatorUnreachable" | "EnrolmentBusy"),
+            Self::Refused { category, .. } => matches!(
+                *category,
+                "OperatorUnreachable" | "EnrolmentBusy" | "RateLimited" | "ClientNotReady" | "Conflict"
+            ),
             _ => false,
         }
     }

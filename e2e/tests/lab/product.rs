@@ -10,26 +10,34 @@ use tokio::sync::{OnceCell, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 static INSTALLED: OnceCell<Result<Installation, String>> = OnceCell::const_new();
 static ORDER: RwLock<()> = RwLock::const_new(());
-/// Which of the cluster's refusals came while the release was on its way out.
-static PARTING: Mutex<Vec<Range<usize>>> = Mutex::new(Vec::new());
+/// Which of the cluster's refusals came while the release was on its way in or out.
+static IN_TRANSIT: Mutex<Vec<Range<usize>>> = Mutex::new(Vec::new());
 
-/// Uninstalls the release. Helm takes the operator's permissions before its pods: what is refused meanwhile says
-/// nothing about the chart.
-pub(crate) async fn uninstall(lab: &Lab) -> anyhow::Result<()> {
-    let before = lab.cluster().forbidden()?.len();
-    Installation::uninstall(lab).await?;
-    let after = lab.cluster().forbidden()?.len();
-    PARTING.lock().unwrap_or_else(PoisonError::into_inner).push(before..after);
-    Ok(())
+/// The time in which the release is on its way in or out. Helm takes the operator's permissions before its pods, and
+/// the API server learns of new ones a moment after they were made: what is refused meanwhile says nothing about the
+/// chart.
+#[must_use]
+pub(crate) struct Transit(usize);
+
+impl Transit {
+    pub(crate) fn begin(lab: &Lab) -> anyhow::Result<Self> {
+        Ok(Self(lab.cluster().forbidden()?.len()))
+    }
+
+    pub(crate) fn end(self, lab: &Lab) -> anyhow::Result<()> {
+        let range = self.0..lab.cluster().forbidden()?.len();
+        IN_TRANSIT.lock().unwrap_or_else(PoisonError::into_inner).push(range);
+        Ok(())
+    }
 }
 
 /// Requests of the product that the API server refused for want of a permission: all tests together prove the
 /// chart's.
 pub(crate) fn refused(lab: &Lab) -> Vec<String> {
     let refused = lab.cluster().forbidden().unwrap_or_else(|error| vec![error.to_string()]);
-    let parting = PARTING.lock().unwrap_or_else(PoisonError::into_inner);
+    let in_transit = IN_TRANSIT.lock().unwrap_or_else(PoisonError::into_inner);
     let counts = |(n, request): &(usize, String)| {
-        request.contains("pinhole") && !parting.iter().any(|range| range.contains(n))
+        request.contains("pinhole") && !in_transit.iter().any(|range| range.contains(n))
     };
     let mut refused: Vec<_> =
         refused.into_iter().enumerate().filter(counts).map(|(_, request)| request).collect();
@@ -40,9 +48,13 @@ pub(crate) fn refused(lab: &Lab) -> Vec<String> {
 
 async fn once(lab: &Lab) -> anyhow::Result<&'static Installation> {
     let installed = INSTALLED.get_or_init(|| async {
-        Installation::install(lab, &["sidecars.startupTimeoutSeconds=60"])
-            .await
-            .map_err(|error| error.to_string())
+        let install = async {
+            let transit = Transit::begin(lab)?;
+            let installation = Installation::install(lab, &["sidecars.startupTimeoutSeconds=60"]).await?;
+            transit.end(lab)?;
+            anyhow::Ok(installation)
+        };
+        install.await.map_err(|error| format!("{error:#}"))
     });
     installed.await.as_ref().map_err(|error| anyhow::anyhow!("{error}"))
 }

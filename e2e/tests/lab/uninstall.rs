@@ -4,7 +4,7 @@ use anyhow::ensure;
 use pinhole_e2e::{
     Lab,
     device::Device,
-    installation::NAMESPACE,
+    installation::{Installation, NAMESPACE},
     nat::NatProfile,
     vpn::{Exposure, PATIENCE, Vpn},
     wait,
@@ -24,8 +24,9 @@ async fn uninstalling_first_or_last_leaves_nothing_but_the_kinds(lab: &Lab) -> O
         let mut device = Device::new(lab.nat_host(name, NatProfile::home()).await?).await?;
         device.up(&join).await?;
         device.down().await?;
+        let transit = product::Transit::begin(lab)?;
         if operator_first {
-            product::uninstall(lab).await?;
+            Installation::uninstall(lab).await?;
         }
         vpn.kubectl(&["delete", "vpngateways,vpnclientpools,vpnclients", "--all", "--timeout=60s"]).await?;
         // Garbage collection does the rest, with or without an operator.
@@ -40,7 +41,7 @@ async fn uninstalling_first_or_last_leaves_nothing_but_the_kinds(lab: &Lab) -> O
         })
         .await?;
         if !operator_first {
-            product::uninstall(lab).await?;
+            Installation::uninstall(lab).await?;
         }
         vpn.delete().await?;
         let kinds = lab.kubectl(["get", "crds", "-o", "name"]).await?;
@@ -57,6 +58,7 @@ async fn uninstalling_first_or_last_leaves_nothing_but_the_kinds(lab: &Lab) -> O
         }
         lab.kubectl(["delete", "namespace", NAMESPACE, "--timeout=60s"]).await?;
         installation.clone().apply(lab, &[]).await?;
+        transit.end(lab)?;
     }
     Ok(())
 }

@@ -94,6 +94,12 @@ pub(super) fn refuse(code: Code, category: &'static str, message: impl Into<Stri
 }
 
 impl Inner {
+    /// A call to the operator in this gateway's name.
+    fn authorised<T>(&self, message: T) -> Result<Request<T>, Status> {
+        let call = self.access.call(message);
+        call.map_err(|error| refuse(Code::Unavailable, "OperatorUnreachable", error.to_string()))
+    }
+
     /// The operator, as soon as one is connected.
     async fn operator(
         &self,
@@ -219,11 +225,7 @@ impl ClientSession for Sessions {
         };
         let relayed = v1::RelayEnrolRequest { request: Some(request.into_inner()) };
         let mut operator = self.inner.operator().await?;
-        let relayed = self
-            .inner
-            .access
-            .call(relayed)
-            .map_err(|error| refuse(Code::Unavailable, "OperatorUnreachable", error.to_string()))?;
+        let relayed = self.inner.authorised(relayed)?;
         let response = operator.relay_enrol(relayed).await.map_err(|status| relayed_error(&status))?;
         let client = response.get_ref().config.as_ref().and_then(|config| config.client.clone());
         // The client's first handshake comes within a round trip of this answer.
@@ -258,11 +260,7 @@ impl ClientSession for Sessions {
         let client = caller(&request)?;
         let relayed = v1::RelayRenewRequest { client: Some(client), csr: request.into_inner().csr };
         let mut operator = self.inner.operator().await?;
-        let relayed = self
-            .inner
-            .access
-            .call(relayed)
-            .map_err(|error| refuse(Code::Unavailable, "OperatorUnreachable", error.to_string()))?;
+        let relayed = self.inner.authorised(relayed)?;
         let issued = operator.relay_renew(relayed).await.map_err(|status| relayed_error(&status))?;
         Ok(Response::new(issued.into_inner()))
     }

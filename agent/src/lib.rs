@@ -6,4 +6,5 @@ pub mod gateway;
 pub mod health;
 pub mod identity;
 pub mod kernel;
+pub mod nat;
 pub mod tunnel;

@@ -1,0 +1,16 @@
+//! NAT intelligence: how long a binding really lives, how to keep it with the fewest wake-ups, and why it moved.
+//!
+//! Pure: time, replies, wakes and traffic go in; beats and verdicts come out. The same code runs in the agent,
+//! in the virtual-time fleet and under property tests. Deadlines are exact; nothing is polled.
+//!
+//! Terms are those of RFC 4787. A *binding* is a NAT's mapping with its timer; its *lifetime* is how long it
+//! stays without traffic. Many NATs give a new binding a short lifetime and *promote* it to a longer one when it
+//! has seen traffic both ways for a while.
+
+mod binding;
+mod message;
+mod policy;
+
+pub use binding::{Binding, Confidence};
+pub use message::{Beat, Channel, Reply, Wake};
+pub use policy::{Mode, Policy};

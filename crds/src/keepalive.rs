@@ -30,6 +30,12 @@ pub enum KeepaliveMode {
         .message("max: is out of range: use 5s to 1h"),
     validation = Rule::new("!has(self.min) || !has(self.max) || duration(self.min) <= duration(self.max)")
         .message("min: is greater than max: lower min or raise max"),
+    validation = Rule::new("!has(self.longestBlind) || (duration(self.longestBlind) >= duration('5s') && duration(self.longestBlind) <= duration('1h'))")
+        .message("longestBlind: is out of range: use 5s to 1h"),
+    validation = Rule::new("!has(self.longestBlind) || !has(self.min) || duration(self.min) <= duration(self.longestBlind)")
+        .message("longestBlind: is less than min, which would win: lower min or raise longestBlind"),
+    validation = Rule::new("!has(self.longestBlind) || !has(self.mode) || self.mode != 'Fixed' || !has(self.interval) || duration(self.interval) <= duration(self.longestBlind)")
+        .message("longestBlind: is less than the fixed interval: lower interval, raise longestBlind, or use mode Adaptive"),
 )]
 pub struct Keepalive {
     /// Adaptive (the default) or Fixed.
@@ -44,6 +50,10 @@ pub struct Keepalive {
     /// Adaptive: never less often than this. 5s to 1h, 1h when unset.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max: Option<Interval>,
+    /// The longest time for which a client may stay unreachable unnoticed, when its NAT drops the mapping in silence:
+    /// keepalives are never further apart. 5s to 1h; as long as the NAT and `max` allow when unset.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub longest_blind: Option<Interval>,
 }
 
 impl Keepalive {
@@ -65,5 +75,11 @@ impl Keepalive {
     /// Upper bound of what may be chosen.
     pub fn max_or_default(&self) -> Duration {
         self.max.map_or(Duration::from_hours(1), |i| i.0)
+    }
+
+    /// The longest interval that all limits allow in Adaptive mode.
+    pub fn longest(&self) -> Duration {
+        let max = self.max_or_default();
+        self.longest_blind.map_or(max, |blind| max.min(blind.0)).max(self.min_or_default())
     }
 }

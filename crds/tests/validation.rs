@@ -61,10 +61,23 @@ fn a_fixed_keepalive_without_an_interval_is_refused() {
 
 #[test]
 fn a_keepalive_out_of_range_is_refused() {
-    for (field, value) in [("interval", "1s"), ("min", "4s"), ("max", "2h")] {
+    for (field, value) in [("interval", "1s"), ("min", "4s"), ("max", "2h"), ("longestBlind", "2h")] {
         let spec = json!({ "exposure": { "type": "NodePort" }, "keepalive": { field: value } });
         refused(gateway(&spec), &format!("{field}: is out of range"));
     }
+}
+
+#[test]
+fn a_longest_blind_time_that_the_other_limits_would_break_is_refused() {
+    let keepalive =
+        |keepalive: Value| gateway(&json!({ "exposure": { "type": "NodePort" }, "keepalive": keepalive }));
+    keepalive(json!({ "longestBlind": "1m" })).unwrap();
+    keepalive(json!({ "mode": "Fixed", "interval": "25s", "longestBlind": "25s" })).unwrap();
+    refused(keepalive(json!({ "min": "30s", "longestBlind": "20s" })), "longestBlind: is less than min");
+    refused(
+        keepalive(json!({ "mode": "Fixed", "interval": "1m", "longestBlind": "30s" })),
+        "longestBlind: is less than the fixed interval",
+    );
 }
 
 #[test]

@@ -258,6 +258,7 @@ impl State {
             phase: phase.into(),
             rtt: self.rtt.and_then(|rtt| rtt.try_into().ok()),
             local_endpoint: format!("0.0.0.0:{}", self.local_port),
+            ..v1::ClientState::default()
         }
     }
 }

@@ -465,6 +465,7 @@ impl Control {
             path_proof: proof.map_or(v1::PathProof::Unspecified, |proof| proof.by).into(),
             path_proof_age: proof.and_then(|proof| now.saturating_duration_since(proof.at).try_into().ok()),
             impairments: impairments.clone(),
+            nat_restarts: Vec::new(),
         };
         for report in reports.into_iter().map(wire) {
             let message = v1::GatewayMessage { message: Some(v1::gateway_message::Message::Report(report)) };

@@ -72,6 +72,7 @@ impl Observation {
             session: self.session,
             endpoint_changes: self.endpoint_changes,
             last_change: self.last_change.clone(),
+            ..v1::ClientReport::default()
         }
     }
 }

@@ -31,6 +31,7 @@ pub fn policy(keepalive: Option<&Keepalive>) -> KeepalivePolicy {
         interval: Some(wire(initial(keepalive))),
         min: Some(wire(keepalive.min_or_default())),
         max: Some(wire(keepalive.max_or_default())),
+        longest_blind: keepalive.longest_blind.map(|blind| wire(blind.0)),
     }
 }
 
@@ -58,7 +59,7 @@ fn initial(keepalive: &Keepalive) -> Duration {
     let interval = keepalive.interval_or_default();
     match keepalive.mode_or_default() {
         KeepaliveMode::Fixed => interval,
-        KeepaliveMode::Adaptive => interval.min(keepalive.max_or_default()).max(keepalive.min_or_default()),
+        KeepaliveMode::Adaptive => interval.min(keepalive.longest()).max(keepalive.min_or_default()),
     }
 }
 

@@ -29,8 +29,7 @@ impl Beat {
     /// The longest delay that a gateway takes on.
     pub const LONGEST_WAKE: Duration = Duration::from_mins(75);
     /// When a wake is sent, and sent again where no beat of the channel followed, after the delay asked for.
-    pub const WAKES: [Duration; 3] =
-        [Duration::ZERO, Duration::from_millis(200), Duration::from_millis(500)];
+    pub const WAKES: [Duration; 3] = [Duration::ZERO, Duration::from_millis(200), Duration::from_millis(500)];
 }
 
 /// The gateway's immediate answer to a [`Beat`].

@@ -10,6 +10,8 @@ use std::{
 };
 
 use ipnet::IpNet;
+/// NATs as pure models, which the userspace NAT and the simulator share.
+pub use pinhole_sim::model;
 
 use self::profile::{LAN, WAN, ruleset};
 pub use self::{

@@ -1,0 +1,17 @@
+//! How one NAT behaves, in the terms of RFC 4787: what a profile file says, and the rules a mapping lives by.
+//!
+//! Pure: time goes in, what is left of a mapping comes out.
+
+mod binding;
+mod error;
+mod loss;
+mod profile;
+mod time;
+
+pub use self::{
+    binding::{Binding, Timers},
+    error::ProfileError,
+    loss::Loss,
+    profile::{Dependence, PortAllocation, Profile, Refresh, Timeouts},
+    time::Time,
+};

@@ -8,9 +8,11 @@
 //! has seen traffic both ways for a while.
 
 mod binding;
+mod churn;
 mod message;
 mod policy;
 
 pub use binding::{Binding, Confidence};
+pub use churn::{Cause, Churn, ChurnLog, Evidence, Payload, WakeTest};
 pub use message::{Beat, Channel, Reply, Wake};
 pub use policy::{Mode, Policy};

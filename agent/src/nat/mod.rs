@@ -11,6 +11,7 @@ mod binding;
 mod churn;
 mod message;
 mod policy;
+pub mod wire;
 
 pub use binding::{Binding, Confidence};
 pub use churn::{Cause, Churn, ChurnLog, Evidence, Payload, WakeTest};

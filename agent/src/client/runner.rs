@@ -282,7 +282,10 @@ impl Runner<'_> {
                 tracing::error!(reason, "the data plane ended");
                 return Err(crate::tunnel::TunnelError::Stopped.into());
             }
-            TunnelEvent::EndpointChanged { .. } | TunnelEvent::HandshakeTimedOut { .. } => {}
+            TunnelEvent::BeatAnswered { .. } => {}
+            TunnelEvent::EndpointChanged { .. }
+            | TunnelEvent::HandshakeTimedOut { .. }
+            | TunnelEvent::WakeUnanswered { .. } => {}
         }
         Ok(())
     }
@@ -296,6 +299,12 @@ impl Runner<'_> {
                     self.health.handle_hint(Instant::now());
                 }
             }
+            session::Event::BeatKey(replica, key) => {
+                if let Some(replica) = replica {
+                    self.tunnel.hear_beats(&replica, key);
+                }
+            }
+            session::Event::Poked => {}
             session::Event::Config(config) => self.handle_config(*config),
             session::Event::Renewed(proof, ca) => {
                 self.setup.enrolment.proof = proof.clone();

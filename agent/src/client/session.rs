@@ -14,6 +14,7 @@ use tokio::{
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, Request, Status, transport::Channel};
 use v1::client_session_client::ClientSessionClient;
+use zeroize::Zeroizing;
 
 use super::{ClientError, error::known_category};
 use crate::{
@@ -22,6 +23,7 @@ use crate::{
         SessionKey, certificate,
         dial::{DialError, Dialer, Proof},
     },
+    nat::wire::{BeatKey, KeyId},
     tunnel::PublicKey,
 };
 
@@ -56,6 +58,10 @@ pub(super) enum Event {
         /// Its address.
         address: SocketAddr,
     },
+    /// The key of beats to the replica.
+    BeatKey(Option<PublicKey>, BeatKey),
+    /// The gateway hears nothing on the tunnel.
+    Poked,
     /// A newer configuration.
     Config(Box<v1::ClientConfig>),
     /// The certificate was renewed.
@@ -183,6 +189,19 @@ impl Session {
                 message = stream.message() => match message?.map(|message| message.message) {
                     Some(Some(v1::session_message::Message::Config(config))) => {
                         if self.events.send(Event::Config(Box::new(config))).await.is_err() {
+                            return Ok(End::Stop);
+                        }
+                    }
+                    Some(Some(v1::session_message::Message::BeatKey(key))) => {
+                        // One of another length is of another time.
+                        let Ok(secret) = <[u8; BeatKey::SECRET]>::try_from(key.secret) else { continue };
+                        let key = BeatKey::new(KeyId(key.id), &Zeroizing::new(secret));
+                        if self.events.send(Event::BeatKey(replica, key)).await.is_err() {
+                            return Ok(End::Stop);
+                        }
+                    }
+                    Some(Some(v1::session_message::Message::Poke(_))) => {
+                        if self.events.send(Event::Poked).await.is_err() {
                             return Ok(End::Stop);
                         }
                     }

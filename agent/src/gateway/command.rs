@@ -4,7 +4,7 @@ use pinhole_proto::v1;
 use tokio::sync::{mpsc, oneshot};
 
 use super::proof::Way;
-use crate::{health::Phase, tunnel::PublicKey};
+use crate::{health::Phase, nat::wire::BeatKey, tunnel::PublicKey};
 
 /// A message to the control loop.
 #[derive(Debug)]
@@ -24,6 +24,10 @@ pub(super) enum Command {
         peer: PublicKey,
         /// Counts up over all sessions.
         session: u64,
+        /// Under which it sends beats. `None` where none could be made.
+        key: Option<BeatKey>,
+        /// Takes one poke at a time.
+        pokes: mpsc::Sender<()>,
     },
     /// A client's agent tells of its path.
     SessionTold {

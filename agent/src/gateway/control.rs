@@ -27,6 +27,7 @@ use super::{
 };
 use crate::{
     health::gateway::{GatewayHealth, Sample},
+    nat::wire::BeatKey,
     tunnel::{PeerConfig, PeerStats, PrivateKey, PublicKey, Tunnel, TunnelConfig, TunnelEvent},
 };
 
@@ -37,6 +38,8 @@ const PROOF_RETRY: Duration = Duration::from_secs(2);
 const PROOF_LIFETIME: Duration = Duration::from_secs(90);
 /// The counters of all peers are read at most this often.
 const SAMPLE: Duration = Duration::from_millis(100);
+/// A client is poked at most this often.
+const POKE_PAUSE: Duration = Duration::from_secs(5);
 const TUNNEL_RETRY: Duration = Duration::from_secs(10);
 const EVENTS: usize = 8192;
 
@@ -60,6 +63,15 @@ struct Proof {
     by: v1::PathProof,
 }
 
+/// A client's session stream.
+struct Attached {
+    session: u64,
+    /// For a tunnel that is not there yet.
+    key: Option<BeatKey>,
+    pokes: mpsc::Sender<()>,
+    poked: Option<Instant>,
+}
+
 /// The stream to the operator.
 struct Operator {
     outbox: mpsc::Sender<v1::GatewayMessage>,
@@ -76,7 +88,7 @@ pub(super) struct Control {
     health: GatewayHealth,
     access: NetworkAccess,
     operator: Option<Operator>,
-    sessions: HashMap<PublicKey, u64>,
+    sessions: HashMap<PublicKey, Attached>,
     agents: HashSet<PublicKey>,
     changes: HashMap<PublicKey, v1::EndpointChange>,
     oversized: bool,
@@ -184,7 +196,8 @@ impl Control {
     }
 
     fn try_tunnel(&mut self, desired: &Desired) -> Result<(), GatewayError> {
-        if self.tunnel.is_none() {
+        let is_new = self.tunnel.is_none();
+        if is_new {
             let config = TunnelConfig {
                 private_key: self.setup.private_key.clone(),
                 listen_port: self.setup.listen_port,
@@ -207,6 +220,11 @@ impl Control {
         });
         // First of all: a client that lost its right is cut even when something below fails.
         tunnel.set_peers(peers);
+        if is_new {
+            for (peer, attached) in &self.sessions {
+                let _ = attached.key.as_ref().map(|key| tunnel.answer_beats(peer, key.clone()));
+            }
+        }
         self.access.apply(desired, (tunnel.name(), tunnel.index()), self.setup.uplink.as_deref());
         tunnel.set_addresses(&desired.tunnel_addresses)?;
         Ok(())
@@ -236,8 +254,11 @@ impl Control {
                 self.operator = None;
                 self.setup.served.send_modify(|served| served.attached = None);
             }
-            Command::SessionOpened { peer, session } => {
-                self.sessions.insert(peer, session);
+            Command::SessionOpened { peer, session, key, pokes } => {
+                if let (Some(tunnel), Some(key)) = (&self.tunnel, &key) {
+                    tunnel.answer_beats(&peer, key.clone());
+                }
+                self.sessions.insert(peer, Attached { session, key, pokes, poked: None });
                 if self.agents.insert(peer) {
                     self.expect(now);
                 }
@@ -249,7 +270,7 @@ impl Control {
                 }
             }
             Command::SessionClosed { peer, session } => {
-                if self.sessions.get(&peer) == Some(&session) {
+                if self.sessions.get(&peer).is_some_and(|attached| attached.session == session) {
                     self.sessions.remove(&peer);
                     self.health.handle_session_end(now, &peer);
                     self.changed(now);
@@ -263,6 +284,18 @@ impl Control {
                 self.sample(now);
                 let _ = answer.send(render(&self.counters, &self.gauges(now)));
             }
+        }
+    }
+
+    /// Asks a client's agent for a sign of life on the tunnel.
+    fn poke(&mut self, now: Instant, peer: &PublicKey) {
+        let Some(attached) = self.sessions.get_mut(peer) else { return };
+        if attached.poked.is_some_and(|at| now < at + POKE_PAUSE) {
+            return;
+        }
+        attached.poked = Some(now);
+        if attached.pokes.try_send(()).is_ok() {
+            self.counters.pokes += 1;
         }
     }
 
@@ -313,8 +346,10 @@ impl Control {
                 *self.counters.send_failures.entry(category.category()).or_default() += 1;
                 self.oversized |= category == crate::tunnel::SendFailure::TooLarge;
             }
+            TunnelEvent::WakeUnanswered { peer } => self.poke(now, &peer),
             TunnelEvent::HandshakeTimedOut { .. }
             | TunnelEvent::ProbeAnswered { .. }
+            | TunnelEvent::BeatAnswered { .. }
             | TunnelEvent::Stopped { .. } => {}
         }
     }
@@ -328,6 +363,9 @@ impl Control {
             self.sample(now);
             if self.health.handle_timeout(now) {
                 self.changed(now);
+            }
+            for peer in self.health.take_silent() {
+                self.poke(now, &peer);
             }
         }
         if !self.proving && self.next_proof.is_some_and(|at| now >= at) {
@@ -444,6 +482,7 @@ impl Control {
             proof_age_seconds: age,
             impairments: self.impairments().into_iter().map(|impairment| impairment.category).collect(),
             events_lost: self.tunnel.as_ref().map_or(0, Tunnel::events_lost),
+            beats: self.tunnel.as_ref().map(Tunnel::beats).unwrap_or_default(),
         }
     }
 

@@ -7,7 +7,7 @@ use std::{
 
 use crate::{
     health::Phase,
-    tunnel::{PeerStats, PublicKey},
+    tunnel::{BeatCounts, PeerStats, PublicKey},
 };
 
 const PHASES: [Phase; 4] = [Phase::Connected, Phase::Dormant, Phase::WaitingToReconnect, Phase::Disconnected];
@@ -26,6 +26,7 @@ pub(super) struct Counters {
     pub(super) send_failures: BTreeMap<&'static str, u64>,
     pub(super) desired_errors: BTreeMap<&'static str, u64>,
     pub(super) proofs_failed: u64,
+    pub(super) pokes: u64,
 }
 
 impl Counters {
@@ -58,6 +59,7 @@ pub(super) struct Gauges {
     pub(super) proof_age_seconds: Option<f64>,
     pub(super) impairments: Vec<String>,
     pub(super) events_lost: u64,
+    pub(super) beats: BeatCounts,
 }
 
 /// The page that a scrape gets.
@@ -139,6 +141,36 @@ pub(super) fn render(counters: &Counters, gauges: &Gauges) -> String {
         "counter",
         "Data plane events that found no room.",
         gauges.events_lost,
+    );
+    let beats = &gauges.beats;
+    page.family("pinhole_gateway_beats_total", "counter", "Beats of clients, by what became of them.");
+    let results = [
+        ("answered", beats.answered),
+        ("malformed", beats.malformed),
+        ("unknown-key", beats.unknown_key),
+        ("forged", beats.forged),
+        ("replayed", beats.replayed),
+        ("limited", beats.limited),
+    ];
+    for (result, count) in results {
+        page.sample("pinhole_gateway_beats_total", &[("result", result)], count);
+    }
+    page.one("pinhole_gateway_wakes_total", "counter", "Wakes sent to clients' sockets.", beats.wakes);
+    page.one(
+        "pinhole_gateway_wakes_unanswered_total",
+        "counter",
+        "Times that waking a client's tunnel led to nothing.",
+        beats.wakes_unanswered,
+    );
+    page.family("pinhole_gateway_wakes_refused_total", "counter", "Wakes asked for and not taken on.");
+    for (reason, count) in [("unproven-address", beats.unproven), ("too-many", beats.crowded)] {
+        page.sample("pinhole_gateway_wakes_refused_total", &[("reason", reason)], count);
+    }
+    page.one(
+        "pinhole_gateway_pokes_total",
+        "counter",
+        "Clients asked over their session for a sign of life on the tunnel.",
+        counters.pokes,
     );
     page.family("pinhole_gateway_send_failures_total", "counter", "Datagrams that the kernel refused.");
     for (category, count) in &counters.send_failures {

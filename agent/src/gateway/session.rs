@@ -4,7 +4,7 @@ use std::{
     pin::Pin,
     sync::{
         Arc,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicU32, AtomicU64, Ordering},
     },
     time::{Duration, Instant},
 };
@@ -26,7 +26,12 @@ use super::{
     link::{OperatorAccess, Relay},
     report::phase_from_wire,
 };
-use crate::{identity::certificate, tunnel::PublicKey};
+use crate::{
+    health::Jitter,
+    identity::certificate,
+    nat::wire::{BeatKey, KeyId},
+    tunnel::PublicKey,
+};
 
 /// How long a first message may take.
 const HELLO: Duration = Duration::from_secs(10);
@@ -68,6 +73,7 @@ struct Inner {
     draining: CancellationToken,
     enrolments: Semaphore,
     counter: AtomicU64,
+    keys: AtomicU32,
 }
 
 impl Sessions {
@@ -80,8 +86,10 @@ impl Sessions {
         draining: CancellationToken,
     ) -> Self {
         let enrolments = Semaphore::new(ENROLMENTS);
+        // From where chance has it, so that the numbers of two replicas hardly ever meet at a client.
+        let keys = AtomicU32::new((Jitter::from_os().next_u64() >> 32) as u32);
         let inner =
-            Inner { access, relay, served, control, draining, enrolments, counter: AtomicU64::new(1) };
+            Inner { access, relay, served, control, draining, enrolments, counter: AtomicU64::new(1), keys };
         Sessions { inner: Arc::new(inner) }
     }
 }
@@ -94,6 +102,10 @@ pub(super) fn refuse(code: Code, category: &'static str, message: impl Into<Stri
 }
 
 impl Inner {
+    fn key_id(&self) -> KeyId {
+        KeyId(self.keys.fetch_add(1, Ordering::Relaxed))
+    }
+
     /// A call to the operator in this gateway's name.
     fn authorised<T>(&self, message: T) -> Result<Request<T>, Status> {
         let call = self.access.call(message);
@@ -142,7 +154,14 @@ impl Inner {
         outbox: mpsc::Sender<Result<v1::SessionMessage, Status>>,
     ) {
         let session = self.counter.fetch_add(1, Ordering::Relaxed);
-        let _ = self.control.send(Command::SessionOpened { peer, session }).await;
+        let (pokes, mut poked) = mpsc::channel(1);
+        let (key, secret) = BeatKey::generate(self.key_id()).unzip();
+        let _ = self.control.send(Command::SessionOpened { peer, session, key: key.clone(), pokes }).await;
+        if let (Some(key), Some(secret)) = (key, secret) {
+            let message = v1::BeatKey { id: key.id().0, secret: secret.to_vec() };
+            let message = v1::session_message::Message::BeatKey(message);
+            let _ = outbox.send(Ok(v1::SessionMessage { message: Some(message) })).await;
+        }
         let mut served = self.served.clone();
         let mut sent: Option<v1::ClientConfig> = None;
         loop {
@@ -168,6 +187,11 @@ impl Inner {
                     Ok(Some(message)) => self.heard(peer, message).await,
                     Ok(None) | Err(_) => break,
                 },
+                Some(()) = poked.recv() => {
+                    let message = v1::session_message::Message::Poke(v1::Poke {});
+                    // A client that takes nothing is told with the next one.
+                    let _ = outbox.try_send(Ok(v1::SessionMessage { message: Some(message) }));
+                }
                 () = self.draining.cancelled() => {
                     let draining = refuse(Code::Unavailable, "GatewayDraining", "this gateway replica is going away");
                     let _ = outbox.send(Err(draining)).await;

@@ -70,6 +70,7 @@ impl Peer {
 pub struct GatewayHealth {
     peers: HashMap<PublicKey, Peer>,
     deadlines: BTreeSet<(Instant, PublicKey)>,
+    silent: Vec<PublicKey>,
 }
 
 impl GatewayHealth {
@@ -81,6 +82,7 @@ impl GatewayHealth {
     /// The clients that may connect: one that stays keeps what is known of it.
     pub fn handle_peers(&mut self, now: Instant, peers: &HashMap<PublicKey, Expectation>) {
         self.peers.retain(|key, _| peers.contains_key(key));
+        self.silent.retain(|key| peers.contains_key(key));
         self.deadlines.retain(|(_, key)| peers.contains_key(key));
         for (key, &expectation) in peers {
             let peer = self.peers.entry(*key).or_insert_with(|| Peer {
@@ -144,6 +146,11 @@ impl GatewayHealth {
         changed
     }
 
+    /// Clients that are not heard any more, since the last call.
+    pub fn take_silent(&mut self) -> Vec<PublicKey> {
+        std::mem::take(&mut self.silent)
+    }
+
     /// The phase of a client, [`Phase::Disconnected`] for one that is not known.
     pub fn phase(&self, key: &PublicKey) -> Phase {
         self.peers.get(key).map_or(Phase::Disconnected, |peer| peer.phase)
@@ -167,7 +174,11 @@ impl GatewayHealth {
         if let Some(deadline) = deadline {
             self.deadlines.insert((deadline, *key));
         }
-        std::mem::replace(&mut peer.phase, phase) != phase
+        let before = std::mem::replace(&mut peer.phase, phase);
+        if (before, phase) == (Phase::Connected, Phase::Dormant) {
+            self.silent.push(*key);
+        }
+        before != phase
     }
 }
 
@@ -219,6 +230,7 @@ mod tests {
         assert_eq!(health.phase(&key()), Phase::Connected);
         assert!(health.handle_timeout(end));
         assert_eq!(health.phase(&key()), Phase::Dormant);
+        assert_eq!((health.take_silent(), health.take_silent()), (vec![key()], vec![]));
     }
 
     #[test]

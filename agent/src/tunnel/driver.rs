@@ -160,6 +160,10 @@ impl Driver {
                 Command::Handshake(peer) => self.shard.handshake(now, &peer, &mut self.outbox),
                 Command::Keepalive(peer) => self.shard.keepalive(now, &peer, &mut self.outbox),
                 Command::Probe(peer, probe) => self.shard.probe(now, &peer, &probe, &mut self.outbox),
+                Command::BeatKey(peer, key, role) => self.shard.add_beat_key(now, peer, key, role),
+                Command::Datagram(peer, datagram) => {
+                    self.shard.send_datagram(&peer, &datagram, &mut self.outbox);
+                }
                 Command::Rebind(port, answer) => {
                     // The owner may have stopped waiting for the answer.
                     let _ = answer.send(self.rebind(port, epoll));

@@ -1,8 +1,12 @@
 //! What a tunnel tells its owner while it runs.
 
-use std::{net::SocketAddr, time::Duration};
+use std::{
+    net::SocketAddr,
+    time::{Duration, Instant},
+};
 
 use super::PublicKey;
+use crate::nat::wire::Answer;
 
 /// Something that happened to a peer. Sent without waiting: when the owner's channel is full the event is
 /// lost and counted ([`Tunnel::events_lost`](super::Tunnel::events_lost)), so whoever must not miss a state
@@ -29,7 +33,7 @@ pub enum TunnelEvent {
         from: Option<SocketAddr>,
         /// Where it is now.
         to: SocketAddr,
-        /// How long nothing authenticated had come from the peer. `None` when nothing ever had.
+        /// How long nothing authenticated had come from where it was. `None` when nothing ever had.
         idle: Option<Duration>,
     },
     /// The answer to a probe came back through the tunnel.
@@ -47,6 +51,20 @@ pub enum TunnelEvent {
         peer: PublicKey,
         /// How long there had been silence. `None` when nothing had ever come.
         silence: Option<Duration>,
+    },
+    /// A gateway's reply or wake arrived on the tunnel's own socket.
+    BeatAnswered {
+        /// The gateway.
+        peer: PublicKey,
+        /// When it was received.
+        at: Instant,
+        /// What it says.
+        answer: Answer,
+    },
+    /// A client that asked to be woken on the tunnel's own socket was, and has sent no beat since.
+    WakeUnanswered {
+        /// The client.
+        peer: PublicKey,
     },
     /// The kernel refused a datagram to the peer. Told once, until something
     /// authenticated comes from the peer, its endpoint changes, or the reason does.

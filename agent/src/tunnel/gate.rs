@@ -24,9 +24,9 @@ const SOURCES: usize = 8192;
 
 /// A token bucket: `rate` a second, up to `burst` at once.
 #[derive(Debug, Clone, Copy)]
-struct Allowance {
-    rate: u32,
-    burst: u32,
+pub(super) struct Allowance {
+    pub(super) rate: u32,
+    pub(super) burst: u32,
 }
 
 const UNPROVEN: Allowance = Allowance { rate: 20, burst: 100 };
@@ -34,14 +34,18 @@ const PROVEN: Allowance = Allowance { rate: 50, burst: 200 };
 const UNPROVEN_TOGETHER: Allowance = Allowance { rate: 2000, burst: 4000 };
 
 #[derive(Debug, Clone, Copy)]
-struct Bucket {
+pub(super) struct Bucket {
     full_at: Instant,
 }
 
 impl Bucket {
+    pub(super) const fn full(now: Instant) -> Self {
+        Self { full_at: now }
+    }
+
     /// Takes a token if there is one. The bucket is its moment of being full again (GCRA), which needs no
     /// upkeep.
-    fn take(&mut self, now: Instant, allowance: Allowance) -> bool {
+    pub(super) fn take(&mut self, now: Instant, allowance: Allowance) -> bool {
         let token = Duration::from_secs(1) / allowance.rate;
         let full_at = self.full_at.max(now) + token;
         if full_at > now + token * allowance.burst {
@@ -83,7 +87,7 @@ pub(super) struct HandshakeGate {
 
 impl HandshakeGate {
     pub(super) fn new(public_key: &x25519::PublicKey, now: Instant) -> Self {
-        let full = Bucket { full_at: now };
+        let full = Bucket::full(now);
         Self {
             open: Arc::new(RateLimiter::new(public_key, u64::MAX)),
             strict: RateLimiter::new(public_key, 0),
@@ -137,7 +141,7 @@ impl HandshakeGate {
                 return None;
             }
         }
-        let full = Bucket { full_at: now };
+        let full = Bucket::full(now);
         Some(self.sources.entry(place).or_insert(Source { unproven: full, proven: full }))
     }
 

@@ -15,14 +15,18 @@ use ipnet::IpNet;
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
 use super::{
-    Discards, PeerConfig, PeerStats, PublicKey, TunnelConfig, TunnelError, TunnelEvent,
+    BeatCounts, Discards, PeerConfig, PeerStats, PublicKey, TunnelConfig, TunnelError, TunnelEvent,
+    beats::Role,
     driver::{self, Driver},
     outbox::{Events, Outbox},
     shard::{Shard, ShardConfig},
     socket::UdpEndpoint,
     stats::Board,
 };
-use crate::kernel::{RouteSocket, TunDevice};
+use crate::{
+    kernel::{RouteSocket, TunDevice},
+    nat::wire::BeatKey,
+};
 
 /// An ICMP or ICMPv6 echo request made inside the tunnel, to learn whether it carries traffic both ways. Its
 /// answer is consumed by the tunnel and told as [`TunnelEvent::ProbeAnswered`].
@@ -45,6 +49,8 @@ pub(super) enum Command {
     Handshake(PublicKey),
     Keepalive(PublicKey),
     Probe(PublicKey, Probe),
+    BeatKey(PublicKey, BeatKey, Role),
+    Datagram(PublicKey, Vec<u8>),
     Rebind(u16, mpsc::SyncSender<Result<u16, TunnelError>>),
     Shutdown,
 }
@@ -148,6 +154,23 @@ impl Tunnel {
         self.tell(Command::Probe(*peer, probe));
     }
 
+    /// Answers the beats of a peer under this key. The two newest of a peer are good, until the peer is gone.
+    pub fn answer_beats(&self, peer: &PublicKey, key: BeatKey) {
+        self.tell(Command::BeatKey(*peer, key, Role::Answer));
+    }
+
+    /// Tells of a peer's answers under this key as [`TunnelEvent::BeatAnswered`]. The two newest of a peer are
+    /// good, until the peer is gone.
+    pub fn hear_beats(&self, peer: &PublicKey, key: BeatKey) {
+        self.tell(Command::BeatKey(*peer, key, Role::Hear));
+    }
+
+    /// Sends a beat, as [`encode_beat`](crate::nat::wire::encode_beat) writes it, from the tunnel's own socket to
+    /// where the peer is.
+    pub fn beat(&self, peer: &PublicKey, beat: Vec<u8>) {
+        self.tell(Command::Datagram(*peer, beat));
+    }
+
     /// The figures of all peers, in no order, as of their last batch of packets.
     pub fn stats(&self) -> Vec<PeerStats> {
         self.board.snapshot()
@@ -155,7 +178,12 @@ impl Tunnel {
 
     /// What was discarded without belonging to a peer.
     pub fn discards(&self) -> Discards {
-        self.board.discards()
+        self.board.counts().0
+    }
+
+    /// What became of beats.
+    pub fn beats(&self) -> BeatCounts {
+        self.board.counts().1
     }
 
     /// How many events were lost because the owner's channel was full.

@@ -3,8 +3,10 @@
 //! [`Tunnel`] is the owner's handle. Its thread runs `driver`, which waits for socket, device, owner and clock,
 //! and feeds `shard`, where everything is decided without touching any of them. What a shard makes goes
 //! through `output` straight into the buffers of `outbox`. A `peer` wraps boringtun's `Tunn` with exact
-//! deadlines (`timers`), a small queue (`waiting`) and probes; `gate` stands in front of handshakes.
+//! deadlines (`timers`), a small queue (`waiting`) and probes; `gate` stands in front of handshakes. `beats` are
+//! the messages of NAT intelligence on the same port.
 
+mod beats;
 mod clamp;
 mod config;
 mod driver;
@@ -33,7 +35,7 @@ pub use error::TunnelError;
 pub use event::{SendFailure, TunnelEvent};
 pub use handle::{Probe, Tunnel};
 pub use key::{KeyError, PresharedKey, PrivateKey, PublicKey};
-pub use stats::{Discards, PeerStats, Traffic};
+pub use stats::{BeatCounts, Discards, PeerStats, Traffic};
 
 /// After how long without an authenticated packet the next one is told as [`TunnelEvent::FirstReceive`]:
 /// `KEEPALIVE_TIMEOUT` + `REKEY_TIMEOUT`, the time after which WireGuard itself begins to doubt.

@@ -95,6 +95,8 @@ pub(super) struct Peer {
     /// Whether the shard has it on its list of peers to settle after the batch.
     pub(super) touched: bool,
     failing: Option<SendFailure>,
+    /// When something authenticated last came from the endpoint.
+    seen_there: Option<Instant>,
 }
 
 impl Peer {
@@ -120,6 +122,7 @@ impl Peer {
             scheduled: None,
             touched: false,
             failing: None,
+            seen_there: None,
         }
     }
 
@@ -305,6 +308,20 @@ impl Peer {
         }
     }
 
+    /// Where its datagrams go now.
+    pub(super) fn endpoint(&self) -> Option<SocketAddr> {
+        self.endpoint.map(|endpoint| endpoint.address)
+    }
+
+    /// Takes note of an authenticated beat: the peer is there, but its endpoint stays.
+    pub(super) fn beat_received<O: Output>(&mut self, now: Instant, from: SocketAddr, out: &mut O) {
+        self.stats.last_beat = Some(now);
+        if self.is_at(from) {
+            self.seen_there = Some(now);
+        }
+        self.heard(now, out);
+    }
+
     /// Whether datagrams to this address are the peer's.
     pub(super) fn is_at(&self, address: SocketAddr) -> bool {
         self.endpoint.is_some_and(|endpoint| endpoint.address == address)
@@ -355,12 +372,14 @@ impl Peer {
                 TunnResult::WriteToTunnelV4(packet, source) => (packet, source.into()),
                 TunnResult::WriteToTunnelV6(packet, source) => (packet, source.into()),
                 TunnResult::Done => {
+                    self.stats.last_data = Some(now);
                     self.authenticated(now, from, false, out);
                     return true;
                 }
                 TunnResult::Err(_) | TunnResult::WriteToNetwork(_) => return false,
             };
         let verdict = judge(packet, source, is_own, common);
+        self.stats.last_data = Some(now);
         self.authenticated(now, from, true, out);
         match verdict {
             Verdict::Deliver(length) => {
@@ -381,20 +400,21 @@ impl Peer {
     /// Follows the peer to where an authenticated packet came from.
     fn authenticated<O: Output>(&mut self, now: Instant, from: SocketAddr, data: bool, out: &mut O) {
         self.timers.received(now, data);
-        let silence = self.stats.last_receive.map(|last| now.saturating_duration_since(last));
-        self.stats.last_receive = Some(now);
+        self.heard(now, out);
         self.failing = None;
+        let idle = self.seen_there.replace(now).map(|seen| now.saturating_duration_since(seen));
         let before = self.endpoint.replace(Endpoint { address: from, origin: Origin::Settled });
         if before.is_none_or(|endpoint| endpoint.address != from) {
             self.stats.endpoint_changes += u64::from(before.is_some());
             let from_before = before.map(|endpoint| endpoint.address);
-            out.event(TunnelEvent::EndpointChanged {
-                peer: self.key,
-                from: from_before,
-                to: from,
-                idle: silence,
-            });
+            out.event(TunnelEvent::EndpointChanged { peer: self.key, from: from_before, to: from, idle });
         }
+    }
+
+    /// Takes note of an authenticated packet of any kind.
+    fn heard<O: Output>(&mut self, now: Instant, out: &mut O) {
+        let silence = self.stats.last_receive.map(|last| now.saturating_duration_since(last));
+        self.stats.last_receive = Some(now);
         if silence.is_none_or(|silence| silence >= SILENCE) {
             out.event(TunnelEvent::FirstReceive { peer: self.key, silence });
         }

@@ -14,7 +14,8 @@ use boringtun::{
 use ring::rand::{SecureRandom, SystemRandom};
 
 use super::{
-    PeerConfig, PresharedKey, PrivateKey, PublicKey, SendFailure, TunnelError,
+    PeerConfig, PresharedKey, PrivateKey, PublicKey, SendFailure, TunnelError, TunnelEvent,
+    beats::{Beats, Heard, Role},
     clamp::clamp_mss,
     gate::{HandshakeGate, Verdict},
     handle::Probe,
@@ -26,6 +27,7 @@ use super::{
     routing::{RoutingTable, Slot},
     stats::{Board, Discards, PeerStats},
 };
+use crate::nat::wire::{self, BeatKey, CookieMint};
 
 /// What a shard is made from.
 pub(super) struct ShardConfig {
@@ -39,6 +41,7 @@ pub(super) struct Shard {
     secret: x25519::StaticSecret,
     public: PublicKey,
     gate: HandshakeGate,
+    beats: Beats,
     peers: Vec<Option<Box<Peer>>>,
     vacant: Vec<Slot>,
     by_key: HashMap<PublicKey, Slot>,
@@ -60,6 +63,7 @@ impl Shard {
             secret: config.private_key.secret().clone(),
             public,
             gate: HandshakeGate::new(&public.to_x25519(), now),
+            beats: Beats::new(CookieMint::generate().ok_or(TunnelError::NoRandomness)?, now),
             peers: Vec::new(),
             vacant: Vec::new(),
             by_key: HashMap::new(),
@@ -103,6 +107,9 @@ impl Shard {
         datagram: &[u8],
         out: &mut O,
     ) {
+        if datagram.first().is_some_and(|&first| first >= wire::FIRST) {
+            return self.handle_beat(now, from, datagram, out);
+        }
         let Some(message) = Message::parse(datagram) else {
             self.discards.malformed += 1;
             return;
@@ -128,6 +135,41 @@ impl Shard {
         touch(&mut self.touched, slot, peer);
     }
 
+    fn handle_beat<O: Output>(&mut self, now: Instant, from: SocketAddr, datagram: &[u8], out: &mut O) {
+        let Some((key, heard)) = self.beats.open(datagram) else { return };
+        let Some(&slot) = self.by_key.get(&key) else { return };
+        let Some(Some(peer)) = self.peers.get_mut(usize::from(slot)) else { return };
+        peer.beat_received(now, from, out);
+        touch(&mut self.touched, slot, peer);
+        match heard {
+            Heard::Request(id, request) => {
+                let is_endpoint = peer.is_at(from);
+                self.beats.answer(now, from, (id, request), is_endpoint, out);
+            }
+            Heard::Answer(answer) => {
+                out.event(TunnelEvent::BeatAnswered { peer: key, at: now, answer });
+            }
+        }
+    }
+
+    /// Accepts a peer's beats, or their answers, under this key.
+    pub(super) fn add_beat_key(&mut self, now: Instant, peer: PublicKey, key: BeatKey, role: Role) {
+        if self.by_key.contains_key(&peer) {
+            self.beats.add_key(now, peer, key, role);
+        }
+    }
+
+    /// Sends a datagram that is none of WireGuard's to where the peer is.
+    pub(super) fn send_datagram<O: Output>(&mut self, key: &PublicKey, datagram: &[u8], out: &mut O) {
+        let Some(slot) = self.by_key.get(key) else { return };
+        let Some(Some(peer)) = self.peers.get(usize::from(*slot)) else { return };
+        let Some(to) = peer.endpoint() else { return };
+        if let Some(room) = out.datagram(to, datagram.len()).get_mut(..datagram.len()) {
+            room.copy_from_slice(datagram);
+            out.send(datagram.len());
+        }
+    }
+
     /// Takes an inner packet from the TUN device. A SYN in it may be changed.
     pub(super) fn handle_packet<O: Output>(&mut self, now: Instant, packet: &mut [u8], out: &mut O) {
         let slot = inner::route(packet).and_then(|route| self.routes.peer_of(route.destination));
@@ -144,6 +186,7 @@ impl Shard {
 
     /// Does what is due.
     pub(super) fn handle_timeout<O: Output>(&mut self, now: Instant, out: &mut O) {
+        self.beats.handle_timeout(now, out);
         while let Some(&(at, slot)) = self.deadlines.first() {
             if at > now {
                 return;
@@ -158,7 +201,8 @@ impl Shard {
 
     /// When [`handle_timeout`](Self::handle_timeout) is next due. `None`: never, as things are.
     pub(super) fn poll_timeout(&self) -> Option<Instant> {
-        self.deadlines.first().map(|&(at, _)| at)
+        let peer = self.deadlines.first().map(|&(at, _)| at);
+        peer.into_iter().chain(self.beats.poll_timeout()).min()
     }
 
     /// Ends a batch: schedules the peers that it touched, and publishes their figures. `false` where a reader
@@ -181,7 +225,7 @@ impl Shard {
             }
         }
         self.touched = unpublished;
-        self.board.discarded(self.discards);
+        self.board.count(self.discards, self.beats.counts());
         self.touched.is_empty()
     }
 
@@ -302,6 +346,7 @@ impl Shard {
     fn remove(&mut self, key: &PublicKey) {
         let Some(slot) = self.by_key.remove(key) else { return };
         self.board.remove(key);
+        self.beats.remove(key);
         let Some(peer) = self.peers.get_mut(usize::from(slot)).and_then(Option::take) else { return };
         debug_assert_eq!(peer.key(), key);
         self.common.waiting -= peer.waiting();
@@ -339,5 +384,7 @@ fn touch(touched: &mut Vec<Slot>, slot: Slot, peer: &mut Peer) {
     }
 }
 
+#[cfg(test)]
+mod beat_tests;
 #[cfg(test)]
 mod tests;

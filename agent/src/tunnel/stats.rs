@@ -20,9 +20,13 @@ pub struct PeerStats {
     pub has_session: bool,
     /// When the last handshake ended with a session.
     pub last_handshake: Option<Instant>,
-    /// When the last authenticated packet (handshake, data or keepalive) came.
+    /// When the last authenticated packet (handshake, data, keepalive or beat) came.
     pub last_receive: Option<Instant>,
-    /// When the last datagram was sent, of any kind.
+    /// When the last data message of a session came, keepalives included.
+    pub last_data: Option<Instant>,
+    /// When the last beat, or answer to one, came on this socket.
+    pub last_beat: Option<Instant>,
+    /// When the last message of WireGuard was sent, of any kind.
     pub last_send: Option<Instant>,
     /// Inner bytes and packets received, without keepalives.
     pub received: Traffic,
@@ -58,6 +62,8 @@ impl PeerStats {
             has_session: false,
             last_handshake: None,
             last_receive: None,
+            last_data: None,
+            last_beat: None,
             last_send: None,
             received: Traffic { bytes: 0, packets: 0 },
             sent: Traffic { bytes: 0, packets: 0 },
@@ -82,6 +88,31 @@ pub struct Discards {
     pub unrouted: u64,
 }
 
+/// What became of beats, since the tunnel started.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct BeatCounts {
+    /// Beats answered.
+    pub answered: u64,
+    /// Wakes sent.
+    pub wakes: u64,
+    /// Times that the wakes to a tunnel's own socket led to nothing.
+    pub wakes_unanswered: u64,
+    /// Refused: no such message by its length or type.
+    pub malformed: u64,
+    /// Refused: nobody has such a key (any more).
+    pub unknown_key: u64,
+    /// Refused: the MAC is wrong, or the sender is not the one to say such a thing.
+    pub forged: u64,
+    /// Refused: it was here before.
+    pub replayed: u64,
+    /// Not answered: beyond the sender's allowance, or that of all.
+    pub limited: u64,
+    /// Answered, but a wake was not taken on: its source has not shown yet that it receives.
+    pub unproven: u64,
+    /// Answered, but a wake was not taken on: too many are pending.
+    pub crowded: u64,
+}
+
 /// One peer's published figures. The writer never waits: where a reader holds them it tries again with the
 /// next batch.
 #[derive(Debug, Clone)]
@@ -100,7 +131,7 @@ impl Published {
 #[derive(Debug, Clone, Default)]
 pub(super) struct Board {
     peers: Arc<RwLock<HashMap<PublicKey, Published>>>,
-    discards: Arc<Mutex<Discards>>,
+    counts: Arc<Mutex<(Discards, BeatCounts)>>,
 }
 
 impl Board {
@@ -121,13 +152,13 @@ impl Board {
     }
 
     /// Left out where a reader is in the way: the next batch says it again.
-    pub(super) fn discarded(&self, discards: Discards) {
-        if let Ok(mut published) = self.discards.try_lock() {
-            *published = discards;
+    pub(super) fn count(&self, discards: Discards, beats: BeatCounts) {
+        if let Ok(mut published) = self.counts.try_lock() {
+            *published = (discards, beats);
         }
     }
 
-    pub(super) fn discards(&self) -> Discards {
-        *self.discards.lock().unwrap_or_else(PoisonError::into_inner)
+    pub(super) fn counts(&self) -> (Discards, BeatCounts) {
+        *self.counts.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -12,10 +12,10 @@ use crate::tunnel::TunnelEvent;
 
 /// Keeps what a shard makes.
 #[derive(Default)]
-struct Made {
-    datagrams: Vec<(SocketAddr, Vec<u8>)>,
-    packets: Vec<Vec<u8>>,
-    events: Vec<TunnelEvent>,
+pub(super) struct Made {
+    pub(super) datagrams: Vec<(SocketAddr, Vec<u8>)>,
+    pub(super) packets: Vec<Vec<u8>>,
+    pub(super) events: Vec<TunnelEvent>,
     room: Vec<u8>,
     to: Option<SocketAddr>,
 }
@@ -46,26 +46,26 @@ impl Output for Made {
 }
 
 impl Made {
-    fn take_datagrams(&mut self) -> Vec<Vec<u8>> {
+    pub(super) fn take_datagrams(&mut self) -> Vec<Vec<u8>> {
         std::mem::take(&mut self.datagrams).into_iter().map(|(_, datagram)| datagram).collect()
     }
 
-    fn moves(&self) -> usize {
+    pub(super) fn moves(&self) -> usize {
         self.events.iter().filter(|event| matches!(event, TunnelEvent::EndpointChanged { .. })).count()
     }
 }
 
-struct End {
-    shard: Shard,
-    key: PublicKey,
-    made: Made,
-    board: Board,
-    address: SocketAddr,
-    inner: Ipv4Addr,
+pub(super) struct End {
+    pub(super) shard: Shard,
+    pub(super) key: PublicKey,
+    pub(super) made: Made,
+    pub(super) board: Board,
+    pub(super) address: SocketAddr,
+    pub(super) inner: Ipv4Addr,
 }
 
 impl End {
-    fn new(n: u8) -> Self {
+    pub(super) fn new(n: u8) -> Self {
         let private_key = PrivateKey::generate().unwrap();
         let key = private_key.public();
         let board = Board::default();
@@ -75,12 +75,12 @@ impl End {
         Self { shard, key, made: Made::default(), board, address, inner: Ipv4Addr::new(10, 9, 0, n) }
     }
 
-    fn knows(&mut self, other: &Self, endpoint: bool) {
+    pub(super) fn knows(&mut self, other: &Self, endpoint: bool) {
         self.shard.set_peers(&[other.as_peer(endpoint)]);
         self.shard.settle();
     }
 
-    fn as_peer(&self, endpoint: bool) -> PeerConfig {
+    pub(super) fn as_peer(&self, endpoint: bool) -> PeerConfig {
         PeerConfig {
             public_key: self.key,
             preshared_key: None,
@@ -89,23 +89,23 @@ impl End {
         }
     }
 
-    fn sends(&mut self, now: Instant, other: &Self, number: u8) {
+    pub(super) fn sends(&mut self, now: Instant, other: &Self, number: u8) {
         self.shard.handle_packet(now, &mut packet(self.inner, other.inner, number), &mut self.made);
         self.shard.settle();
     }
 
-    fn receives(&mut self, now: Instant, from: SocketAddr, datagrams: &[Vec<u8>]) {
+    pub(super) fn receives(&mut self, now: Instant, from: SocketAddr, datagrams: &[Vec<u8>]) {
         for datagram in datagrams {
             self.shard.handle_datagram(now, from, datagram, &mut self.made);
         }
         self.shard.settle();
     }
 
-    fn stats(&self, other: &Self) -> PeerStats {
+    pub(super) fn stats(&self, other: &Self) -> PeerStats {
         self.board.snapshot().into_iter().find(|stats| stats.public_key == other.key).unwrap()
     }
 
-    fn numbers(&self) -> Vec<u8> {
+    pub(super) fn numbers(&self) -> Vec<u8> {
         self.made.packets.iter().map(|packet| packet[20]).collect()
     }
 }
@@ -120,7 +120,7 @@ fn packet(from: Ipv4Addr, to: Ipv4Addr, number: u8) -> Vec<u8> {
 }
 
 /// Carries datagrams to and fro until there are none.
-fn exchange(now: Instant, one: &mut End, two: &mut End) {
+pub(super) fn exchange(now: Instant, one: &mut End, two: &mut End) {
     loop {
         let (there, back) = (one.made.take_datagrams(), two.made.take_datagrams());
         if there.is_empty() && back.is_empty() {
@@ -132,14 +132,14 @@ fn exchange(now: Instant, one: &mut End, two: &mut End) {
 }
 
 /// A client that knows where its gateway is, and a gateway that does not know where its client is.
-fn pair() -> (Instant, End, End) {
+pub(super) fn pair() -> (Instant, End, End) {
     let (mut client, mut gateway) = (End::new(2), End::new(1));
     client.knows(&gateway, true);
     gateway.knows(&client, false);
     (Instant::now(), client, gateway)
 }
 
-fn connected() -> (Instant, End, End) {
+pub(super) fn connected() -> (Instant, End, End) {
     let (now, mut client, mut gateway) = pair();
     client.sends(now, &gateway, 0);
     exchange(now, &mut client, &mut gateway);

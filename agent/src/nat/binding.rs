@@ -16,6 +16,20 @@ pub enum Confidence {
     Confirmed,
 }
 
+/// What it takes until a NAT gives a binding its longer lifetime.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
+pub enum Promotion {
+    /// Not known yet: assume the worst.
+    #[default]
+    Unknown,
+    /// Nothing: there is but one lifetime, or one exchange is enough.
+    None,
+    /// A second exchange 2.5 s later, as in Linux.
+    Short,
+    /// More than that: several exchanges, over up to twelve seconds.
+    Long,
+}
+
 /// The lifetime of a NAT's bindings, as measured.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Binding {
@@ -23,9 +37,8 @@ pub struct Binding {
     pub at_least: Duration,
     /// A promoted binding was gone after so long. `None`: none was seen to end.
     pub less_than: Option<Duration>,
-    /// How long after its first packet a binding still has to see an outbound packet to be promoted. `None`: it is
-    /// not known, or there is but one lifetime.
-    pub promoted_after: Option<Duration>,
+    /// What promotes a binding to this lifetime.
+    pub promotion: Promotion,
     /// How well it is known.
     pub confidence: Confidence,
 }

@@ -9,11 +9,13 @@
 
 mod binding;
 mod churn;
+mod keeper;
 mod message;
 mod policy;
 pub mod wire;
 
-pub use binding::{Binding, Confidence};
+pub use binding::{Binding, Confidence, Promotion};
 pub use churn::{Cause, Churn, ChurnLog, Evidence, Payload, WakeTest};
+pub use keeper::{Action, Keeper, Path, Prior, Reason, Stats};
 pub use message::{Beat, Channel, Reply, Wake};
 pub use policy::{Mode, Policy};

@@ -40,7 +40,7 @@ impl Default for Policy {
         Self {
             mode: Mode::Adaptive,
             interval: Duration::from_secs(25),
-            min: Duration::from_secs(5),
+            min: Duration::from_secs(2),
             max: Duration::from_hours(1),
             longest_blind: None,
         }

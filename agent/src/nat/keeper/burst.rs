@@ -1,0 +1,248 @@
+//! One keepalive: a beat, its companion, and what the answers say about the live binding.
+
+use std::time::{Duration, Instant};
+
+use super::{
+    Action, Activity, Channel, Keeper, Mode, Purpose, RADIO, Stage,
+    sequence::{ONCE, Sequence, Want},
+};
+use crate::nat::{Beat, Cause, Churn, Promotion, Reply};
+
+/// A missing wake costs the share of an interval that it comes early by; it is not asked for more often than this
+/// makes good.
+const WAKE_SHARE: f64 = 0.005;
+const RAREST_WAKE: u64 = 8;
+/// The wake comes so much before the own timer where packets do not get lost, and where they do.
+const LEAD: Duration = Duration::from_millis(250);
+const LEAD_WHERE_LOSSY: Duration = Duration::from_millis(600);
+const LOSSY: f64 = 0.005;
+/// The end of a burst is kept free for the answer to the companion.
+const BURST: Duration = Duration::from_millis(2900);
+/// Largest share by which an interval is shortened at random, so that a fleet does not beat in step.
+const JITTER: f64 = 0.01;
+const LARGEST_JITTER: Duration = Duration::from_secs(1);
+/// A newly learnt lifetime is accompanied by a scout in each of so many bursts, later in every eighth.
+const CLOSE_WATCH: u64 = 16;
+const LOOSE_WATCH: u64 = 8;
+/// A rung's burst takes the live channel along when it has been silent this long.
+const WORTH_A_RIDE: Duration = Duration::from_secs(1);
+
+impl Keeper {
+    /// Begins a keepalive now.
+    pub(super) fn begin_burst(&mut self, now: Instant) {
+        self.retry_blind(now);
+        self.live.wake_missed =
+            self.live.wake_due.is_some_and(|due| now >= due + Beat::WAKES[1]) && self.live.is_resting();
+        self.live.wake_due = None;
+        self.live.asked = None;
+        self.live.interval = self.jittered(self.interval());
+        let sequence = if self.live.needs_promotion && self.policy.mode == Mode::Adaptive {
+            Sequence::new(self.life.promotion.plan(), now)
+        } else if self.stage == Stage::Climbing && self.life.promotion == Promotion::Unknown {
+            Sequence::new(ONCE, now)
+        } else {
+            Sequence::with_companion(now, self.companion())
+        };
+        self.live.activity = Activity::Burst(sequence);
+        self.cycles += 1;
+        if self.stage == Stage::Settled && self.policy.mode == Mode::Adaptive {
+            self.send_scout(now);
+            self.look_for_growth(now);
+        }
+        self.live_timeout(now);
+    }
+
+    /// Takes the live channel along with a burst that happens anyway.
+    pub(super) fn ride(&mut self, now: Instant) {
+        let worth = match self.stage {
+            Stage::Climbing => WORTH_A_RIDE,
+            _ => self.interval() / 2,
+        };
+        if self.live.is_resting() && self.live.age(now).is_some_and(|age| age >= worth) {
+            self.begin_burst(now);
+        }
+    }
+
+    /// An experiment's verdict needs a live exchange.
+    pub(super) fn ask_for_proof(&mut self, now: Instant, purpose: Purpose) {
+        // Scouts are due within a burst; growth can wait for one.
+        let urgent = !matches!(purpose, Purpose::Scout | Purpose::Growth);
+        if urgent && self.live.is_resting() {
+            self.begin_burst(now);
+        }
+    }
+
+    pub(super) fn live_timeout(&mut self, now: Instant) {
+        match &mut self.live.activity {
+            Activity::Off => {}
+            Activity::Rest { due } if now >= *due => self.begin_burst(now),
+            Activity::Lost { retry } if now >= *retry => self.begin_burst(now),
+            Activity::Rest { .. } | Activity::Lost { .. } => {}
+            Activity::Burst(sequence) => {
+                let is_companion = !sequence.at_first_step();
+                // Within a burst a companion costs nothing. Beyond it, it is only worth its price where the binding
+                // has to be promoted.
+                let too_late = is_companion
+                    && !self.live.needs_promotion
+                    && sequence.tries() > 0
+                    && now.saturating_duration_since(sequence.begun()) >= BURST;
+                if too_late {
+                    return self.rest(now);
+                }
+                match sequence.handle_timeout(now, &mut self.link) {
+                    Some(Want::Send) => self.send_live(now),
+                    Some(Want::Failed) if is_companion => self.rest(now),
+                    Some(Want::Failed) => {
+                        if self.live.lose(now) {
+                            self.actions.push_back(Action::Lost);
+                        }
+                    }
+                    None => {}
+                }
+            }
+        }
+    }
+
+    pub(super) fn live_reply(&mut self, now: Instant, reply: &Reply) {
+        let Activity::Burst(sequence) = &mut self.live.activity else { return };
+        let Some(answered) = sequence.handle_reply(now, reply.seq, &mut self.link) else { return };
+        let rtt = now.saturating_duration_since(answered.sent);
+        let idle = self.live.anchor.map(|anchor| answered.sent.saturating_duration_since(anchor));
+        self.live.anchor = Some(answered.sent);
+        self.proof = Some(answered.sent);
+        self.live.lost = None;
+        self.actions.push_back(Action::Confirmed { rtt });
+        if !reply.is_endpoint {
+            self.actions.push_back(Action::Prove);
+        }
+        let before = self.observed.replace(reply.observed);
+        let moved = before.filter(|before| *before != reply.observed);
+        if let Some(from) = moved {
+            let idle = idle.unwrap_or_default();
+            self.tell(Churn {
+                at: now,
+                cause: Cause::MappingChanged,
+                from: Some(from),
+                to: Some(reply.observed),
+                idle,
+            });
+        }
+        if answered.first && (moved.is_some() || self.live.wake_missed) {
+            self.strike(now, moved.is_some(), idle.unwrap_or_default());
+        }
+        self.live.wake_missed = false;
+        if answered.complete {
+            self.live.needs_promotion = false;
+            self.rest(now);
+        }
+        self.bury(now);
+    }
+
+    pub(super) fn live_wake(&mut self, now: Instant, seq: u64) {
+        if !self.live.is_resting()
+            || self.live.wake_due.is_none()
+            || self.live.asked.is_none_or(|asked| seq > asked)
+        {
+            return;
+        }
+        self.live.wake_due = None;
+        if let Some(sent) = self.live.last_sent {
+            let age = now.saturating_duration_since(sent);
+            self.life.alive(age);
+            self.strikes.heard(age);
+        }
+        self.begin_burst(now);
+    }
+
+    /// The interval or the anchor is another than before.
+    pub(super) fn reschedule(&mut self, _now: Instant) {
+        let Some(anchor) = self.live.anchor else { return };
+        let interval = self.jittered(self.interval());
+        if let Activity::Rest { due } = &mut self.live.activity {
+            *due = anchor + interval;
+            self.live.interval = interval;
+        }
+    }
+
+    fn rest(&mut self, now: Instant) {
+        let Activity::Burst(sequence) = &self.live.activity else { return };
+        let anchor = sequence.last_answered().or(self.live.anchor).unwrap_or(now);
+        self.live.anchor = Some(anchor);
+        self.live.activity = Activity::Rest { due: anchor + self.live.interval };
+    }
+
+    pub(super) fn lengthen_burst(&mut self) {
+        if let Activity::Burst(sequence) = &mut self.live.activity {
+            sequence.lengthen();
+        }
+    }
+
+    fn send_live(&mut self, now: Instant) {
+        let wake = self.wake_request();
+        let seq = self.take_seq();
+        let Activity::Burst(sequence) = &mut self.live.activity else { return };
+        sequence.sent(now, seq, &self.link);
+        self.live.last_sent = Some(now);
+        self.live.asked = wake.map(|_| seq);
+        self.live.wake_due = wake.map(|delay| now + delay + self.link.rtt());
+        self.actions.push_back(Action::Send(Beat { channel: Channel::Live, seq, wake }));
+        self.stats.live_beats += 1;
+        self.count_packet(now);
+    }
+
+    /// When the gateway is to begin the next burst, where it is to begin it.
+    fn wake_request(&self) -> Option<Duration> {
+        if self.policy.mode == Mode::Fixed || self.stage == Stage::Climbing {
+            return None;
+        }
+        let lead = self.lead();
+        let share = lead.as_secs_f64() / self.live.interval.as_secs_f64().max(1.0);
+        #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a few")]
+        let every = ((share / WAKE_SHARE).ceil() as u64).clamp(1, RAREST_WAKE);
+        let wanted = self.strikes.is_watchful(self.cycles)
+            || !self.life.promotion.heals_by_itself()
+            || self.cycles.is_multiple_of(every);
+        let delay = self.live.interval.saturating_sub(lead + self.link.rtt());
+        (wanted && !delay.is_zero()).then(|| delay.min(Beat::LONGEST_WAKE))
+    }
+
+    /// How long before the own timer the wake is to come.
+    fn lead(&self) -> Duration {
+        let least = if self.link.loss() < LOSSY { LEAD } else { LEAD_WHERE_LOSSY };
+        least + self.link.deviation() * 4
+    }
+
+    /// When the companion follows: as late as the burst allows, with room for repetitions where packets get lost.
+    fn companion(&self) -> Duration {
+        let repetitions = if self.link.loss() < LOSSY { 0 } else { 2 };
+        BURST.saturating_sub(self.link.rtt() + self.link.resend_after() * repetitions)
+    }
+
+    fn send_scout(&mut self, now: Instant) {
+        let wanted = self.cycles <= CLOSE_WATCH
+            || self.strikes.is_watchful(self.cycles)
+            || self.cycles.is_multiple_of(LOOSE_WATCH);
+        if !wanted || !self.life.promotion.heals_by_itself() || self.has(Purpose::Scout) {
+            return;
+        }
+        // Its wake has to fall into the burst that the live channel's begins.
+        let latest =
+            self.live.interval + RADIO.saturating_sub(self.lead() + self.link.rtt() + LEAD_WHERE_LOSSY);
+        let age = self.life.at_least.min(latest);
+        if age > self.policy.longest() + RADIO {
+            return;
+        }
+        let companion = self.companion();
+        let scout = self.open(now, Purpose::Scout, age, ONCE);
+        *scout = scout.clone().in_burst(companion);
+    }
+
+    fn jittered(&mut self, interval: Duration) -> Duration {
+        let most = interval.mul_f64(JITTER).min(LARGEST_JITTER);
+        interval.saturating_sub(self.jitter.up_to(most))
+    }
+
+    pub(super) fn tell(&mut self, churn: Churn) {
+        self.actions.push_back(Action::Event(churn));
+    }
+}

@@ -1,0 +1,278 @@
+//! From nothing to a narrow bracket, and on when lifetimes grow.
+
+use std::time::{Duration, Instant};
+
+use super::{
+    Action, Channel, Confidence, Keeper, Purpose, ladder,
+    lifetime::Lifetime,
+    sequence::{ONCE, SHORT},
+};
+use crate::nat::Promotion;
+
+/// Rungs above a missing one that are waited for: if one of them lives, the missing one was lost on the way.
+const NEIGHBOURS: usize = 2;
+/// So many rungs without a single wake mean that wakes do not get through at all.
+const HOPELESS: usize = 6;
+const RETRY_BLIND: Duration = Duration::from_mins(10);
+/// Lifetimes are tested for growth soon after the first verdict, which may have been wrong, later about daily.
+const GROWTH: [Duration; 4] =
+    [Duration::from_mins(15), Duration::from_hours(2), Duration::from_hours(8), Duration::from_hours(24)];
+/// Coarse sweepers let a binding live longer once in a while: believe in growth when it happened so often.
+const GROWN: u32 = 3;
+/// Bursts in which a bracket held before it is called confirmed.
+const CONFIRMED: u64 = 8;
+
+/// What is going on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Stage {
+    /// Rungs are out; the lifetime's end was not seen yet.
+    Climbing,
+    /// The bracket is being narrowed.
+    Refining,
+    /// The lifetime is known.
+    Settled,
+    /// No wake ever came: nothing can be learnt here now.
+    Blind {
+        /// When to try again.
+        until: Instant,
+    },
+}
+
+/// The search for longer lifetimes.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Growth {
+    due: Option<Instant>,
+    rounds: usize,
+    seen: u32,
+}
+
+impl Keeper {
+    /// Measures without believing anything that was learnt before.
+    pub(super) fn climb_from_the_ground(&mut self, now: Instant) {
+        self.life.forget();
+        let longest = self.top();
+        let ages = match self.prior {
+            Some(prior) => {
+                let expected = Lifetime {
+                    at_least: prior.binding.at_least,
+                    less_than: prior.binding.less_than,
+                    ..Lifetime::default()
+                };
+                ladder::rungs_around(&expected, longest)
+            }
+            None => ladder::rungs(Duration::ZERO, longest),
+        };
+        self.climb(now, ages);
+    }
+
+    fn climb(&mut self, now: Instant, ages: Vec<Duration>) {
+        self.close_all();
+        self.strikes.forget();
+        self.stage = Stage::Climbing;
+        let plan = self.life.promotion.plan();
+        for age in ages {
+            self.open(now, Purpose::Rung, age, plan);
+        }
+    }
+
+    /// An age that no interval will need.
+    fn top(&self) -> Duration {
+        let longest = self.policy.longest();
+        longest + longest.mul_f64(0.02) + Duration::from_secs(3)
+    }
+
+    /// A binding of this age took a wake.
+    pub(super) fn lived(&mut self, now: Instant, purpose: Purpose, age: Duration) {
+        match purpose {
+            Purpose::Rung => {
+                self.life.alive(age);
+                self.confidence = self.confidence.max(Confidence::Growing);
+                self.reschedule(now);
+                self.ride(now);
+                self.advance(now);
+            }
+            Purpose::Growth => {
+                self.growth.seen += 1;
+                self.ride(now);
+                if self.growth.seen >= GROWN {
+                    self.growth.seen = 0;
+                    self.life.alive(age);
+                    let ages = ladder::rungs(age, self.top());
+                    self.climb(now, ages);
+                }
+            }
+            Purpose::Scout => self.strikes.scout_lived(self.cycles),
+            Purpose::Hedge => self.hedge_lived(now),
+            Purpose::OnceIsEnough => self.life.promotion = Promotion::None,
+            Purpose::ShortIsEnough => {
+                if self.life.promotion != Promotion::None {
+                    self.life.promotion = Promotion::Short;
+                }
+            }
+        }
+    }
+
+    /// A binding of this age did not take a wake, although the path works.
+    pub(super) fn died(&mut self, now: Instant, purpose: Purpose, age: Duration) {
+        match purpose {
+            Purpose::Rung => {
+                self.life.dead(age);
+                self.rung_missing(now, age);
+            }
+            Purpose::Growth => {
+                self.growth.seen = 0;
+                self.schedule_growth(now);
+            }
+            Purpose::Scout => self.scout_died(now),
+            Purpose::Hedge => self.hedge_died(now),
+            Purpose::OnceIsEnough => {}
+            Purpose::ShortIsEnough => {
+                if self.life.promotion == Promotion::Unknown {
+                    self.life.promotion = Promotion::Long;
+                }
+            }
+        }
+    }
+
+    /// An experiment's beats were not answered.
+    pub(super) fn void(&mut self, now: Instant, purpose: Purpose) {
+        match purpose {
+            Purpose::Rung => self.advance(now),
+            Purpose::Hedge => self.hedge_lived(now),
+            Purpose::Growth => self.schedule_growth(now),
+            Purpose::Scout | Purpose::OnceIsEnough | Purpose::ShortIsEnough => {}
+        }
+    }
+
+    fn rung_missing(&mut self, now: Instant, age: Duration) {
+        if self.stage == Stage::Climbing {
+            let below = self.experiments.iter().any(|rung| rung.purpose == Purpose::Rung && rung.age < age);
+            if below {
+                return;
+            }
+            if self.life.at_least.is_zero() {
+                if self.experiments.iter().filter(|rung| rung.purpose == Purpose::Rung).count() < HOPELESS {
+                    self.close_all();
+                    self.stage = Stage::Blind { until: now + RETRY_BLIND };
+                    self.reschedule(now);
+                }
+                return;
+            }
+            self.keep_neighbours(age);
+            self.bracketed(now);
+        }
+        self.advance(now);
+    }
+
+    /// Closes the rungs that would tell nothing new.
+    fn keep_neighbours(&mut self, age: Duration) {
+        let mut above: Vec<_> = self
+            .experiments
+            .iter()
+            .filter(|rung| rung.purpose == Purpose::Rung && rung.age > age)
+            .map(|rung| rung.age)
+            .collect();
+        above.sort_unstable();
+        let Some(&limit) = above.get(NEIGHBOURS) else { return };
+        let actions = &mut self.actions;
+        self.experiments.retain(|rung| {
+            let keep = rung.purpose != Purpose::Rung || rung.age < limit;
+            if !keep {
+                actions.push_back(Action::Close(Channel::Probe(rung.id)));
+            }
+            keep
+        });
+    }
+
+    fn bracketed(&mut self, now: Instant) {
+        self.stage = Stage::Refining;
+        self.confidence = self.confidence.max(Confidence::Bracketed);
+        self.reschedule(now);
+        if self.life.promotion == Promotion::Unknown {
+            let age = self.life.at_least;
+            self.open(now, Purpose::OnceIsEnough, age, ONCE);
+            self.open(now, Purpose::ShortIsEnough, age, SHORT);
+        }
+        self.refine(now);
+    }
+
+    /// Goes on when the outstanding rungs have spoken.
+    fn advance(&mut self, now: Instant) {
+        // What lives above a bracket shows that its end was lost on the way.
+        if self.stage == Stage::Refining && self.life.less_than.is_none() {
+            let ages = ladder::rungs(self.life.at_least, self.top());
+            return self.climb(now, ages);
+        }
+        if self.has(Purpose::Rung) {
+            let pending = self.stage == Stage::Climbing
+                || self
+                    .experiments
+                    .iter()
+                    .any(|rung| rung.purpose == Purpose::Rung && self.is_inside(rung.age));
+            if pending {
+                return;
+            }
+        }
+        match self.stage {
+            Stage::Climbing if self.life.less_than.is_some() => self.bracketed(now),
+            Stage::Climbing => self.settle(now),
+            Stage::Refining => self.refine(now),
+            Stage::Settled | Stage::Blind { .. } => {}
+        }
+    }
+
+    fn is_inside(&self, age: Duration) -> bool {
+        age > self.life.at_least && self.life.less_than.is_none_or(|end| age < end)
+    }
+
+    /// Narrows the bracket by one more round, or ends it.
+    pub(super) fn refine(&mut self, now: Instant) {
+        let Some(end) = self.life.less_than else { return self.settle(now) };
+        if self.life.is_narrow() || self.life.at_least >= self.policy.longest() {
+            return self.settle(now);
+        }
+        let plan = self.life.promotion.plan();
+        for age in ladder::parts(self.life.at_least, end) {
+            self.open(now, Purpose::Rung, age, plan);
+        }
+    }
+
+    fn settle(&mut self, now: Instant) {
+        self.stage = Stage::Settled;
+        self.cycles = 0;
+        self.strikes.forget();
+        self.schedule_growth(now);
+        self.reschedule(now);
+    }
+
+    fn schedule_growth(&mut self, now: Instant) {
+        let [.., daily] = GROWTH;
+        let delay = GROWTH.get(self.growth.rounds).copied().unwrap_or(daily);
+        // Spread by a fifth either way.
+        let delay = delay - delay / 5 + self.jitter.up_to(delay * 2 / 5);
+        self.growth.rounds += 1;
+        self.growth.due = Some(now + delay);
+    }
+
+    /// Sends out an experiment beyond the bracket in step with a burst, when it is time.
+    pub(super) fn look_for_growth(&mut self, now: Instant) {
+        if self.cycles >= CONFIRMED && self.life.is_narrow() {
+            self.confidence = Confidence::Confirmed;
+        }
+        let due = self.growth.seen > 0 || self.growth.due.is_some_and(|due| now >= due);
+        let Some(end) = self.life.less_than.filter(|end| *end < self.top()) else { return };
+        if due && !self.has(Purpose::Growth) && !self.strikes.is_hedging() {
+            let plan = self.life.promotion.plan();
+            self.open(now, Purpose::Growth, ladder::beyond(end), plan);
+        }
+    }
+
+    /// Learns anew where nothing could be learnt.
+    pub(super) fn retry_blind(&mut self, now: Instant) {
+        if let Stage::Blind { until } = self.stage
+            && now >= until
+        {
+            self.climb_from_the_ground(now);
+        }
+    }
+}

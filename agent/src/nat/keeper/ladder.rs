@@ -1,0 +1,94 @@
+//! Which ages are tested.
+
+use std::time::Duration;
+
+use super::lifetime::Lifetime;
+
+/// The lowest rung.
+const LOWEST: Duration = Duration::from_secs(2);
+/// Rungs are this far apart: a verdict then takes at most 1.3 lifetimes and the time to promote.
+const RATIO: f64 = 1.3;
+/// Long lifetimes are had at a pace that costs fewer wake-ups.
+const LONG: Duration = Duration::from_secs(702);
+const LONG_RATIO: f64 = 1.5;
+/// Bounds the sockets, whatever is asked for.
+const MOST: usize = 32;
+/// What a refinement cuts a bracket into.
+const PARTS: u32 = 4;
+
+/// The ages above `from`, up to and including the first that is beyond `longest`.
+pub(super) fn rungs(from: Duration, longest: Duration) -> Vec<Duration> {
+    let first = if from.is_zero() { LOWEST } else { next(from) };
+    let mut rungs: Vec<_> =
+        std::iter::successors(Some(first), |&rung| (rung < longest).then(|| next(rung))).take(MOST).collect();
+    if let Some(last) = rungs.last_mut() {
+        *last = (*last).min(longest.max(first));
+    }
+    rungs
+}
+
+/// The ages that tell whether an expected bracket holds: few, the bracket's own ends, and the way on above.
+pub(super) fn rungs_around(expected: &Lifetime, longest: Duration) -> Vec<Duration> {
+    let below = rungs(Duration::ZERO, expected.at_least)
+        .into_iter()
+        .filter(|&rung| rung < expected.at_least.mul_f64(0.9))
+        .collect::<Vec<_>>();
+    // Every second one keeps the live channel well inside of what is proven.
+    let skip = usize::from(below.len() % 2 == 0);
+    let mut rungs_all: Vec<_> = below.into_iter().skip(skip).step_by(2).collect();
+    rungs_all.push(expected.at_least);
+    let top = expected.less_than.unwrap_or(expected.at_least);
+    rungs_all.extend(expected.less_than);
+    rungs_all.extend(rungs(top, longest).into_iter().take(2));
+    rungs_all
+}
+
+/// The ages that cut the bracket into equal parts.
+pub(super) fn parts(at_least: Duration, less_than: Duration) -> impl Iterator<Item = Duration> {
+    let width = less_than.saturating_sub(at_least);
+    (1..PARTS).map(move |part| at_least + width * part / PARTS)
+}
+
+/// An age beyond the bracket, which only longer lifetimes reach.
+pub(super) fn beyond(less_than: Duration) -> Duration {
+    less_than + less_than.mul_f64(0.03).max(Duration::from_secs(1))
+}
+
+fn next(rung: Duration) -> Duration {
+    rung.mul_f64(if rung < LONG { RATIO } else { LONG_RATIO })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rungs_are_close_enough_for_a_verdict_within_a_third_of_the_lifetime() {
+        let all = rungs(Duration::ZERO, Duration::from_hours(1));
+        assert!(all.len() <= MOST);
+        assert_eq!(all.last(), Some(&Duration::from_hours(1)));
+        for pair in all.windows(2) {
+            let limit = if pair[0] < LONG { 1.301 } else { 1.501 };
+            assert!(pair[1] > pair[0] && pair[1] <= pair[0].mul_f64(limit), "{pair:?}");
+        }
+    }
+
+    #[test]
+    fn a_refinement_stays_inside_of_the_bracket() {
+        let ages: Vec<_> = parts(Duration::from_secs(100), Duration::from_secs(120)).collect();
+        assert_eq!(ages, [105, 110, 115].map(Duration::from_secs));
+    }
+
+    #[test]
+    fn an_expected_bracket_is_tested_at_its_own_ends() {
+        let expected = Lifetime {
+            at_least: Duration::from_secs(118),
+            less_than: Some(Duration::from_secs(121)),
+            ..Lifetime::default()
+        };
+        let all = rungs_around(&expected, Duration::from_hours(1));
+        assert!(all.contains(&Duration::from_secs(118)) && all.contains(&Duration::from_secs(121)));
+        assert!(all.len() < 14, "{all:?}");
+        assert!(all.is_sorted());
+    }
+}

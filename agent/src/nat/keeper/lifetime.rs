@@ -1,0 +1,102 @@
+//! What the experiments said about the lifetime of promoted bindings, and the interval that follows from it.
+
+use std::time::Duration;
+
+use super::{
+    link::Link,
+    sequence::{LONG, ONCE, Plan, SHORT, time_to_get_through},
+};
+use crate::nat::Promotion;
+
+/// A keepalive has this long to get through, however good the path is.
+const MARGIN: Duration = Duration::from_millis(1500);
+/// Clocks and timers of NATs are coarse.
+const COARSENESS: f64 = 0.005;
+/// Never give away more of a short lifetime than this.
+const LARGEST_SHARE: f64 = 0.25;
+/// A bracket this narrow is not worth another experiment.
+const NARROW: f64 = 0.0075;
+const NARROWEST: Duration = Duration::from_millis(500);
+
+impl Promotion {
+    /// The series that promotes a binding.
+    pub(super) fn plan(self) -> Plan {
+        match self {
+            Self::None => ONCE,
+            Self::Short => SHORT,
+            Self::Unknown | Self::Long => LONG,
+        }
+    }
+
+    /// Whether every keepalive with its companion promotes a binding that was lost meanwhile.
+    pub(super) fn heals_by_itself(self) -> bool {
+        matches!(self, Self::None | Self::Short)
+    }
+}
+
+/// The bracket of the lifetime.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) struct Lifetime {
+    /// Bindings lived so long.
+    pub(super) at_least: Duration,
+    /// A binding was gone after so long.
+    pub(super) less_than: Option<Duration>,
+    pub(super) promotion: Promotion,
+    /// The interval may not fall below this share of the measured lifetime without measuring anew.
+    pub(super) floor: Duration,
+}
+
+impl Lifetime {
+    pub(super) fn alive(&mut self, age: Duration) {
+        self.at_least = self.at_least.max(age);
+        self.floor = self.floor.max(self.at_least.mul_f64(0.8));
+        if self.less_than.is_some_and(|end| end <= self.at_least) {
+            self.less_than = None;
+        }
+    }
+
+    pub(super) fn dead(&mut self, age: Duration) {
+        if age > self.at_least && self.less_than.is_none_or(|end| age < end) {
+            self.less_than = Some(age);
+        }
+    }
+
+    /// Gives way by three hundredths, because bindings died at what was thought safe. `false`: too far below what
+    /// was measured, so that has to be done again.
+    pub(super) fn give_way(&mut self) -> bool {
+        self.less_than = Some(self.at_least);
+        let shorter = self.at_least.mul_f64(0.97).min(self.at_least.saturating_sub(NARROWEST));
+        self.at_least = shorter.max(self.floor);
+        shorter >= self.floor
+    }
+
+    /// It ends between these now, whatever was thought before.
+    pub(super) fn shrank(&mut self, at_least: Duration, less_than: Duration) {
+        self.at_least = at_least;
+        self.less_than = Some(less_than);
+        self.floor = at_least.mul_f64(0.8);
+    }
+
+    /// Nothing is known any more but what promotes a binding.
+    pub(super) fn forget(&mut self) {
+        *self = Self { promotion: self.promotion, ..Self::default() };
+    }
+
+    pub(super) fn is_narrow(&self) -> bool {
+        self.less_than.is_some_and(|end| {
+            end.saturating_sub(self.at_least) <= self.at_least.mul_f64(NARROW).max(NARROWEST)
+        })
+    }
+
+    /// How long before its proven age a binding is refreshed.
+    pub(super) fn margin(&self, link: &Link) -> Duration {
+        let through = time_to_get_through(link) + Duration::from_millis(500);
+        let margin = MARGIN.max(through) + self.at_least.mul_f64(COARSENESS);
+        margin.min(self.at_least.mul_f64(LARGEST_SHARE))
+    }
+
+    /// How long the live channel may be silent. `None`: nothing is known.
+    pub(super) fn interval(&self, link: &Link) -> Option<Duration> {
+        (!self.at_least.is_zero()).then(|| self.at_least.saturating_sub(self.margin(link)))
+    }
+}

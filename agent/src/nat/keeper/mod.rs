@@ -1,0 +1,441 @@
+//! Keeps one live binding with the fewest wake-ups, and learns meanwhile how few are enough.
+//!
+//! Boot: a [`ladder`] of [`experiment`]s, each on a socket of its own with a promoted binding, asks the gateway to
+//! wake it at rising ages. What lived is certain; what did not come is believed once the live path answered
+//! afterwards. The first missing rung brackets the [`lifetime`]; a few more experiments narrow it.
+//!
+//! Then: one [`burst`] an interval. The gateway's wake begins it, the only proof that the inbound path lived so long;
+//! a beat answers; a companion 2.5 s later promotes what may be a new binding, and is what the next interval counts
+//! from. All of it lies within the three seconds that a radio stays awake anyway, and so do scouts: sockets of
+//! the full proven age, which die before the live binding does.
+//!
+//! A missing wake or a moved mapping is a [`strike`]: the next interval is halved, while a hedge of the full age
+//! finds out whether the binding was lost or the lifetime shrank.
+
+mod burst;
+mod climb;
+mod experiment;
+mod ladder;
+mod lifetime;
+mod link;
+mod live;
+mod sequence;
+mod strike;
+
+#[cfg(test)]
+mod tests;
+
+use std::{
+    collections::VecDeque,
+    fmt,
+    net::SocketAddr,
+    time::{Duration, Instant},
+};
+
+use self::{
+    climb::{Growth, Stage},
+    experiment::{Experiment, Purpose, Step},
+    lifetime::Lifetime,
+    link::Link,
+    live::{Activity, Live},
+    sequence::Plan,
+    strike::Strikes,
+};
+use super::{Beat, Binding, Channel, Churn, Confidence, Mode, Policy, Reply, Wake};
+use crate::health::Jitter;
+
+/// What the shell has to do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Action {
+    /// Send this beat on its channel. A probe channel is opened by its first beat.
+    Send(Beat),
+    /// The channel's socket is not needed any more. Late packets may still come for a second.
+    Close(Channel),
+    /// The gateway does not send the tunnel's traffic to where the beats come from: send it an authenticated tunnel
+    /// packet now.
+    Prove,
+    /// The live path does not answer: look for another. It is tried again meanwhile, ever less often.
+    Lost,
+    /// The live path carried a beat and its answer.
+    Confirmed {
+        /// Between the two.
+        rtt: Duration,
+    },
+    /// The binding moved, was lost, or changed its lifetime.
+    Event(Churn),
+}
+
+/// What became of the path.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Path {
+    /// There is one, to another gateway or from another network than before: what was learnt does not hold for it.
+    Fresh {
+        /// What is known of it from elsewhere.
+        prior: Option<Prior>,
+    },
+    /// The live channel has a new socket in the same network.
+    Rebound,
+    /// There is none.
+    Down,
+    /// It is back as it was.
+    Up,
+}
+
+/// What is known of a NAT before it was measured: from a cache, or from a neighbour behind the same NAT. It is
+/// believed once experiments of one's own agree.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Prior {
+    /// The lifetime.
+    pub binding: Binding,
+}
+
+/// Why the interval is what it is.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
+pub enum Reason {
+    /// Configured, or bounded by what is configured.
+    Policy,
+    /// Nothing was learnt yet.
+    #[default]
+    Initial,
+    /// Experiments are under way; it grows with what they show.
+    Learning,
+    /// It follows from the measured lifetime.
+    Learnt,
+    /// It follows from what was measured earlier or by a neighbour, and agreed with an own experiment.
+    Cached,
+    /// The binding was lost at what was thought safe: shorter until it is clear why.
+    Backoff,
+}
+
+impl fmt::Display for Reason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Debug::fmt(self, f)
+    }
+}
+
+/// Counted since the start.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Stats {
+    /// Beats sent on the live channel.
+    pub live_beats: u64,
+    /// Beats sent by experiments.
+    pub probe_beats: u64,
+    /// Wakes that came.
+    pub wakes: u64,
+    /// Times that something was sent or received more than three seconds after the last such time began: what
+    /// wakes a radio.
+    pub bursts: u64,
+    /// Missing wakes and moved mappings.
+    pub strikes: u64,
+    /// Live bindings that were lost while their lifetime stayed what it was.
+    pub losses: u64,
+    /// Times that the lifetime turned out shorter than before.
+    pub shrinks: u64,
+}
+
+/// A radio stays awake for about so long.
+const RADIO: Duration = Duration::from_secs(3);
+/// Interval while nothing at all is proven.
+const UNPROVEN: Duration = Duration::from_millis(2500);
+
+/// The state machine. Times are monotonic.
+#[derive(Debug)]
+pub struct Keeper {
+    policy: Policy,
+    link: Link,
+    life: Lifetime,
+    confidence: Confidence,
+    stage: Stage,
+    prior: Option<Prior>,
+    live: Live,
+    experiments: Vec<Experiment>,
+    strikes: Strikes,
+    growth: Growth,
+    /// Bursts of the live channel since the lifetime was settled.
+    cycles: u64,
+    observed: Option<SocketAddr>,
+    /// When the last answered live beat was sent.
+    proof: Option<Instant>,
+    next_seq: u64,
+    next_probe: u32,
+    burst_began: Option<Instant>,
+    traffic_sent: Option<Instant>,
+    jitter: Jitter,
+    stats: Stats,
+    actions: VecDeque<Action>,
+}
+
+impl Keeper {
+    /// A machine for a path that is there. `seed` drives its jitter only.
+    pub fn new(now: Instant, policy: Policy, prior: Option<Prior>, seed: u64) -> Self {
+        let mut keeper = Self {
+            policy,
+            link: Link::default(),
+            life: Lifetime::default(),
+            confidence: Confidence::Unknown,
+            stage: Stage::Settled,
+            prior: None,
+            live: Live::new(),
+            experiments: Vec::new(),
+            strikes: Strikes::default(),
+            growth: Growth::default(),
+            cycles: 0,
+            observed: None,
+            proof: None,
+            next_seq: 1,
+            next_probe: 0,
+            burst_began: None,
+            traffic_sent: None,
+            jitter: Jitter::new(seed),
+            stats: Stats::default(),
+            actions: VecDeque::new(),
+        };
+        keeper.begin_path(now, prior);
+        keeper
+    }
+
+    /// Another policy is in force.
+    pub fn handle_policy(&mut self, now: Instant, policy: Policy) {
+        if self.policy == policy {
+            return;
+        }
+        let before = std::mem::replace(&mut self.policy, policy);
+        if before.mode != policy.mode {
+            self.begin_path(now, None);
+        } else {
+            self.reschedule(now);
+        }
+    }
+
+    /// The path changed.
+    pub fn handle_path(&mut self, now: Instant, path: Path) {
+        match path {
+            Path::Fresh { prior } => self.begin_path(now, prior),
+            Path::Rebound | Path::Up => {
+                self.observed = None;
+                self.live = Live::new();
+                self.begin_burst(now);
+            }
+            Path::Down => {
+                self.close_all();
+                self.strikes = Strikes::default();
+                self.live = Live::new();
+            }
+        }
+    }
+
+    /// The gateway answered a beat.
+    pub fn handle_reply(&mut self, now: Instant, reply: Reply) {
+        self.count_packet(now);
+        match reply.channel {
+            Channel::Live => self.live_reply(now, &reply),
+            Channel::Probe(id) => {
+                if let Some(at) = self.experiments.iter().position(|experiment| experiment.id == id)
+                    && let Some(experiment) = self.experiments.get_mut(at)
+                {
+                    experiment.handle_reply(now, reply.seq, &mut self.link);
+                }
+            }
+        }
+    }
+
+    /// The gateway sent a packet by itself, as it was asked to.
+    pub fn handle_wake(&mut self, now: Instant, wake: Wake) {
+        self.count_packet(now);
+        self.stats.wakes += 1;
+        match wake.channel {
+            Channel::Live => self.live_wake(now, wake.seq),
+            Channel::Probe(id) => {
+                let found = self.experiments.iter().position(|experiment| experiment.id == id);
+                if let Some(at) = found {
+                    let experiment = self.experiments.swap_remove(at);
+                    self.actions.push_back(Action::Close(wake.channel));
+                    let age = experiment.age_at(now).unwrap_or_default();
+                    self.lived(now, experiment.purpose, age);
+                }
+            }
+        }
+    }
+
+    /// When the live channel last carried data out, and an authenticated packet in. Hand this in before
+    /// [`Self::handle_timeout`]: what data keeps alive needs no beats.
+    pub fn handle_traffic(
+        &mut self,
+        now: Instant,
+        last_sent: Option<Instant>,
+        last_received: Option<Instant>,
+    ) {
+        // Only what was sent before something was received is known to have left.
+        let arrived = [last_sent, self.traffic_sent]
+            .into_iter()
+            .flatten()
+            .filter(|sent| last_received.is_some_and(|received| received >= *sent))
+            .max();
+        self.traffic_sent = last_sent;
+        if arrived <= self.live.anchor || !self.live.is_resting() {
+            return;
+        }
+        self.live.anchor = arrived;
+        self.live.last_sent = self.live.last_sent.max(arrived);
+        // The wake was to come at an age that the binding does not have any more.
+        self.live.wake_due = None;
+        self.reschedule(now);
+    }
+
+    /// When [`Self::handle_timeout`] is due.
+    pub fn poll_timeout(&self) -> Option<Instant> {
+        let experiments = self.experiments.iter().filter_map(|experiment| experiment.deadline(&self.link));
+        experiments.chain(self.live.deadline()).min()
+    }
+
+    /// Time passed.
+    pub fn handle_timeout(&mut self, now: Instant) {
+        self.live_timeout(now);
+        let mut at = 0;
+        while let Some(experiment) = self.experiments.get_mut(at) {
+            match experiment.handle_timeout(now, &mut self.link) {
+                Some(Step::Send(wake)) => {
+                    self.send_probe(now, at, wake);
+                    at += 1;
+                }
+                Some(Step::Missing) => {
+                    let purpose = experiment.purpose;
+                    at += 1;
+                    self.ask_for_proof(now, purpose);
+                }
+                Some(Step::Void) => {
+                    let experiment = self.experiments.swap_remove(at);
+                    self.actions.push_back(Action::Close(Channel::Probe(experiment.id)));
+                    self.void(now, experiment.purpose);
+                }
+                None => at += 1,
+            }
+        }
+        self.bury(now);
+    }
+
+    /// The next thing to do.
+    pub fn poll_action(&mut self) -> Option<Action> {
+        self.actions.pop_front()
+    }
+
+    /// The longest silence that the live channel is left in now.
+    pub fn interval(&self) -> Duration {
+        let longest = self.policy.longest();
+        if self.policy.mode == Mode::Fixed {
+            return self.policy.interval;
+        }
+        if matches!(self.stage, Stage::Blind { .. }) {
+            return self.policy.interval.clamp(self.policy.min, longest);
+        }
+        let Some(learnt) = self.life.interval(&self.link) else {
+            return UNPROVEN.min(self.policy.interval).max(self.policy.min.min(UNPROVEN));
+        };
+        let interval = if self.strikes.is_hedging() { learnt / 2 } else { learnt };
+        interval.clamp(self.policy.min, longest)
+    }
+
+    /// Why it is that long.
+    pub fn reason(&self) -> Reason {
+        let learnt = self.life.interval(&self.link);
+        match (self.policy.mode, learnt) {
+            (Mode::Fixed, _) => Reason::Policy,
+            (Mode::Adaptive, None) => Reason::Initial,
+            _ if self.strikes.is_hedging() => Reason::Backoff,
+            (Mode::Adaptive, Some(learnt)) if learnt > self.policy.longest() => Reason::Policy,
+            _ if self.stage == Stage::Climbing => Reason::Learning,
+            _ if self.prior.is_some() => Reason::Cached,
+            _ => Reason::Learnt,
+        }
+    }
+
+    /// What is known of the NAT's bindings.
+    pub fn binding(&self) -> Binding {
+        Binding {
+            at_least: self.life.at_least,
+            less_than: self.life.less_than,
+            promotion: self.life.promotion,
+            confidence: self.confidence,
+        }
+    }
+
+    /// The public address of the live channel, as the gateway sees it.
+    pub fn observed(&self) -> Option<SocketAddr> {
+        self.observed
+    }
+
+    /// What was counted.
+    pub fn stats(&self) -> Stats {
+        self.stats
+    }
+
+    fn begin_path(&mut self, now: Instant, prior: Option<Prior>) {
+        self.close_all();
+        self.life = Lifetime::default();
+        self.confidence = Confidence::Unknown;
+        self.strikes = Strikes::default();
+        self.growth = Growth::default();
+        self.prior = prior;
+        self.observed = None;
+        self.live = Live::new();
+        self.cycles = 0;
+        self.stage = Stage::Settled;
+        if self.policy.mode == Mode::Adaptive {
+            self.climb_from_the_ground(now);
+        }
+        self.begin_burst(now);
+    }
+
+    fn close_all(&mut self) {
+        for experiment in self.experiments.drain(..) {
+            self.actions.push_back(Action::Close(Channel::Probe(experiment.id)));
+        }
+    }
+
+    fn open(&mut self, now: Instant, purpose: Purpose, age: Duration, plan: Plan) -> &mut Experiment {
+        let id = self.next_probe;
+        self.next_probe += 1;
+        let at = self.experiments.len();
+        self.experiments.push(Experiment::new(id, purpose, age, plan, now));
+        #[expect(clippy::indexing_slicing, reason = "it was pushed just now")]
+        &mut self.experiments[at]
+    }
+
+    fn has(&self, purpose: Purpose) -> bool {
+        self.experiments.iter().any(|experiment| experiment.purpose == purpose)
+    }
+
+    fn send_probe(&mut self, now: Instant, at: usize, wake: Option<Duration>) {
+        let seq = self.take_seq();
+        let Some(experiment) = self.experiments.get_mut(at) else { return };
+        experiment.sent(now, seq, &self.link);
+        let channel = Channel::Probe(experiment.id);
+        self.actions.push_back(Action::Send(Beat { channel, seq, wake }));
+        self.stats.probe_beats += 1;
+        self.count_packet(now);
+        self.ride(now);
+    }
+
+    /// Decides on the experiments whose wake is missing, once the path is proven to work.
+    fn bury(&mut self, now: Instant) {
+        let Some(proof) = self.proof else { return };
+        while let Some(at) = self.experiments.iter().position(|experiment| experiment.is_dead_given(proof)) {
+            let experiment = self.experiments.swap_remove(at);
+            self.actions.push_back(Action::Close(Channel::Probe(experiment.id)));
+            self.died(now, experiment.purpose, experiment.age);
+        }
+    }
+
+    fn take_seq(&mut self) -> u64 {
+        let seq = self.next_seq;
+        self.next_seq += 1;
+        seq
+    }
+
+    fn count_packet(&mut self, now: Instant) {
+        if self.burst_began.is_none_or(|began| now.saturating_duration_since(began) > RADIO) {
+            self.burst_began = Some(now);
+            self.stats.bursts += 1;
+        }
+    }
+}

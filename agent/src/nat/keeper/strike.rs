@@ -1,0 +1,185 @@
+//! The live binding was not there any more: was it lost, or does it not live as long as it did?
+
+use std::time::{Duration, Instant};
+
+use super::{Keeper, Purpose, Stage, sequence::SHORT};
+use crate::nat::{Cause, Churn, Promotion};
+
+/// Strikes and dead scouts count for so many bursts.
+const MEMORY: u64 = 24;
+/// After a scout died, one goes out in each of so many bursts.
+const WATCHFUL: u64 = 8;
+/// Everything is measured anew at most this often.
+const RELEARN: Duration = Duration::from_mins(1);
+
+#[derive(Debug, Clone, Copy)]
+struct Hedge {
+    /// The proven age that is in doubt.
+    age: Duration,
+    /// The age that the live binding reached meanwhile.
+    heard: Option<Duration>,
+    /// The mapping came back under the same port.
+    invisible: Option<(Instant, Duration)>,
+}
+
+/// The strikes so far.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Strikes {
+    hedge: Option<Hedge>,
+    /// In which bursts there were strikes, the latest first.
+    at: [Option<u64>; 3],
+    scout_died: Option<u64>,
+    relearnt: Option<Instant>,
+}
+
+impl Strikes {
+    pub(super) fn is_hedging(&self) -> bool {
+        self.hedge.is_some()
+    }
+
+    /// Whether the gateway should wake in every burst.
+    pub(super) fn is_watchful(&self, cycle: u64) -> bool {
+        self.is_hedging() || self.scout_died.is_some_and(|died| cycle.saturating_sub(died) < WATCHFUL)
+    }
+
+    /// The gateway's wake found the live binding at this age.
+    pub(super) fn heard(&mut self, age: Duration) {
+        if let Some(hedge) = &mut self.hedge {
+            hedge.heard = hedge.heard.max(Some(age));
+        }
+    }
+
+    pub(super) fn scout_lived(&mut self, cycle: u64) {
+        if self.scout_died.is_some_and(|died| cycle.saturating_sub(died) >= WATCHFUL) {
+            self.scout_died = None;
+        }
+    }
+
+    /// What was counted does not concern the lifetime any more that is in force now.
+    pub(super) fn forget(&mut self) {
+        *self = Self { relearnt: self.relearnt, ..Self::default() };
+    }
+
+    fn record(&mut self, cycle: u64) {
+        self.at = [Some(cycle), self.at[0], self.at[1]];
+    }
+
+    /// Whether the lifetime in force is doubtful, although hedges of that age lived: it is that of a coarse sweeper.
+    fn are_many(&self, cycle: u64) -> bool {
+        let recent = |at: &&Option<u64>| at.is_some_and(|at| cycle.saturating_sub(at) <= MEMORY);
+        let strikes = self.at.iter().filter(recent).count();
+        let scout = self.scout_died.is_some_and(|died| cycle.saturating_sub(died) <= MEMORY);
+        strikes >= 3 || (strikes >= 2 && scout)
+    }
+}
+
+impl Keeper {
+    /// The live binding was gone after `idle`: its mapping moved, or the gateway's wake did not come.
+    pub(super) fn strike(&mut self, now: Instant, visible: bool, idle: Duration) {
+        self.stats.strikes += 1;
+        self.live.needs_promotion = true;
+        if !self.life.promotion.heals_by_itself() {
+            self.lengthen_burst();
+        }
+        if self.stage == Stage::Climbing {
+            if visible {
+                // What the rungs waited on is gone, too.
+                self.climb_from_the_ground(now);
+            }
+            return;
+        }
+        // After a late repetition of our own it is no wonder, and no evidence.
+        let proven = self.life.at_least;
+        if proven.is_zero() || (visible && idle > proven) {
+            return;
+        }
+        self.strikes.record(self.cycles);
+        if let Some(hedge) = self.strikes.hedge {
+            return self.shrank(now, hedge.heard, hedge.age);
+        }
+        if self.strikes.are_many(self.cycles) {
+            self.strikes.forget();
+            if !self.life.give_way() {
+                self.relearn(now);
+            }
+            return self.reschedule(now);
+        }
+        let invisible = (!visible).then_some((now, idle));
+        self.strikes.hedge = Some(Hedge { age: proven, heard: None, invisible });
+        self.live.interval = self.interval();
+        let plan = match self.life.promotion {
+            Promotion::None => SHORT,
+            other => other.plan(),
+        };
+        self.open(now, Purpose::Hedge, proven, plan);
+    }
+
+    pub(super) fn hedge_lived(&mut self, now: Instant) {
+        let Some(hedge) = self.strikes.hedge.take() else { return };
+        self.stats.losses += 1;
+        if let Some((at, idle)) = hedge.invisible {
+            let observed = self.observed;
+            self.tell(Churn { at, cause: Cause::MappingLost, from: observed, to: observed, idle });
+        }
+        self.reschedule(now);
+    }
+
+    pub(super) fn hedge_died(&mut self, now: Instant) {
+        let Some(hedge) = self.strikes.hedge.take() else { return };
+        self.shrank(now, hedge.heard, hedge.age);
+    }
+
+    /// Bindings do not live as long as they did. `heard`: an age that they still reached since.
+    fn shrank(&mut self, now: Instant, heard: Option<Duration>, before: Duration) {
+        self.stats.shrinks += 1;
+        self.strikes.forget();
+        let observed = self.observed;
+        self.tell(Churn {
+            at: now,
+            cause: Cause::LifetimeShrank,
+            from: observed,
+            to: observed,
+            idle: before,
+        });
+        match heard.filter(|heard| *heard < before) {
+            Some(heard) => {
+                self.close_all();
+                self.life.shrank(heard, before);
+                self.stage = Stage::Refining;
+                self.refine(now);
+            }
+            None => self.relearn(now),
+        }
+        self.reschedule(now);
+    }
+
+    /// Measures everything anew, unless that was done a moment ago.
+    fn relearn(&mut self, now: Instant) {
+        if self.strikes.relearnt.is_some_and(|at| now.saturating_duration_since(at) < RELEARN) {
+            let half = self.life.at_least / 2;
+            self.life.shrank(half, self.life.at_least);
+            return;
+        }
+        self.strikes.relearnt = Some(now);
+        self.prior = None;
+        self.climb_from_the_ground(now);
+    }
+
+    /// A scout did not live as long as is thought safe.
+    pub(super) fn scout_died(&mut self, now: Instant) {
+        // Whatever killed the live binding killed the scout.
+        if self.strikes.is_hedging() || self.stage != Stage::Settled {
+            return;
+        }
+        let again = self.strikes.scout_died.is_some_and(|died| self.cycles.saturating_sub(died) <= WATCHFUL);
+        self.strikes.scout_died = Some(self.cycles);
+        if again {
+            self.strikes.forget();
+            if !self.life.give_way() {
+                self.relearn(now);
+            }
+            self.cycles = 0;
+            self.reschedule(now);
+        }
+    }
+}

@@ -1,0 +1,401 @@
+//! The keeper against a model of a NAT and a gateway, in virtual time.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    net::SocketAddr,
+};
+
+use super::*;
+use crate::nat::{Cause, Promotion};
+
+const RTT: Duration = Duration::from_millis(40);
+
+/// How a NAT treats its bindings.
+#[derive(Debug, Clone, Copy)]
+struct Behaviour {
+    unpromoted: Duration,
+    promoted: Duration,
+    promoted_after: Duration,
+    /// A binding that comes back gets another port.
+    moves: bool,
+}
+
+impl Behaviour {
+    fn one_class(lifetime: u64) -> Self {
+        let lifetime = Duration::from_secs(lifetime);
+        Self { unpromoted: lifetime, promoted: lifetime, promoted_after: Duration::ZERO, moves: false }
+    }
+
+    fn two_class(unpromoted: u64, promoted: u64, promoted_after: u64) -> Self {
+        Self {
+            unpromoted: Duration::from_secs(unpromoted),
+            promoted: Duration::from_secs(promoted),
+            promoted_after: Duration::from_secs(promoted_after),
+            moves: false,
+        }
+    }
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Mapping {
+    born: Instant,
+    replied: bool,
+    promoted: bool,
+    refreshed: Instant,
+    port: u16,
+}
+
+enum Event {
+    Request(Beat, u16),
+    Reply(Reply, u16),
+    Wake(Channel, u64, usize, u16),
+    Woken(Wake, u16),
+}
+
+/// Keeper, NAT and gateway.
+struct World {
+    now: Instant,
+    start: Instant,
+    nat: Behaviour,
+    mappings: HashMap<Channel, Mapping>,
+    next_port: u16,
+    events: BTreeMap<(Instant, u64), Event>,
+    order: u64,
+    /// The beat that the wake of a channel belongs to.
+    pending: HashMap<Channel, u64>,
+    endpoint: u16,
+    keeper: Keeper,
+    /// Drops everything.
+    broken: bool,
+    churn: Vec<Churn>,
+    lost: u32,
+    jitter: Jitter,
+    loss: f64,
+    live_beats: Vec<Instant>,
+}
+
+impl World {
+    fn new(nat: Behaviour) -> Self {
+        let now = Instant::now();
+        Self {
+            now,
+            start: now,
+            nat,
+            mappings: HashMap::new(),
+            next_port: 1000,
+            events: BTreeMap::new(),
+            order: 0,
+            pending: HashMap::new(),
+            endpoint: 0,
+            keeper: Keeper::new(now, Policy::default(), None, 7),
+            broken: false,
+            churn: Vec::new(),
+            lost: 0,
+            jitter: Jitter::new(3),
+            loss: 0.0,
+            live_beats: Vec::new(),
+        }
+    }
+
+    fn lossy(mut self, loss: f64) -> Self {
+        self.loss = loss;
+        self
+    }
+
+    fn run(&mut self, time: Duration) {
+        let end = self.now + time;
+        loop {
+            self.act();
+            let event = self.events.first_key_value().map(|(&(at, _), _)| at);
+            let next = event.into_iter().chain(self.keeper.poll_timeout()).min().unwrap();
+            if next > end {
+                self.now = end;
+                return;
+            }
+            assert!(next >= self.now || self.keeper.poll_timeout() == Some(next));
+            self.now = self.now.max(next);
+            if event.is_some_and(|at| at <= self.now) {
+                let (_, event) = self.events.pop_first().unwrap();
+                self.handle(event);
+            } else {
+                self.keeper.handle_timeout(self.now);
+            }
+        }
+    }
+
+    fn act(&mut self) {
+        while let Some(action) = self.keeper.poll_action() {
+            match action {
+                Action::Send(beat) => {
+                    if beat.channel == Channel::Live {
+                        self.live_beats.push(self.now);
+                    }
+                    if !self.drops()
+                        && let Some(port) = self.outbound(beat.channel)
+                    {
+                        self.after(RTT / 2, Event::Request(beat, port));
+                    }
+                }
+                Action::Prove => self.endpoint = self.mappings[&Channel::Live].port,
+                Action::Event(churn) => self.churn.push(churn),
+                Action::Lost => self.lost += 1,
+                Action::Close(channel) => {
+                    self.pending.remove(&channel);
+                }
+                Action::Confirmed { .. } => {}
+            }
+        }
+    }
+
+    fn drops(&mut self) -> bool {
+        #[expect(clippy::cast_precision_loss, reason = "a share")]
+        let drawn = self.jitter.next_u64() as f64 / u64::MAX as f64;
+        self.broken || drawn < self.loss
+    }
+
+    fn after(&mut self, delay: Duration, event: Event) {
+        self.order += 1;
+        self.events.insert((self.now + delay, self.order), event);
+    }
+
+    fn handle(&mut self, event: Event) {
+        match event {
+            Event::Request(beat, port) => {
+                let observed = SocketAddr::from(([192, 0, 2, 1], port));
+                if beat.channel == Channel::Live && self.endpoint == 0 {
+                    self.endpoint = port;
+                }
+                let is_endpoint = port == self.endpoint;
+                let reply = Reply { channel: beat.channel, seq: beat.seq, observed, is_endpoint };
+                self.after(RTT / 2, Event::Reply(reply, port));
+                self.pending.insert(beat.channel, beat.seq);
+                if let Some(delay) = beat.wake {
+                    self.after(delay, Event::Wake(beat.channel, beat.seq, 0, port));
+                }
+            }
+            Event::Reply(reply, port) => {
+                if !self.drops() && self.inbound(reply.channel, port) {
+                    self.keeper.handle_reply(self.now, reply);
+                }
+            }
+            Event::Wake(channel, seq, count, port) => {
+                if self.pending.get(&channel) == Some(&seq) {
+                    self.after(RTT / 2, Event::Woken(Wake { channel, seq }, port));
+                    if let Some(&next) = Beat::WAKES.get(count + 1) {
+                        self.after(next - Beat::WAKES[count], Event::Wake(channel, seq, count + 1, port));
+                    }
+                }
+            }
+            Event::Woken(wake, port) => {
+                if !self.drops() && self.inbound(wake.channel, port) {
+                    self.keeper.handle_wake(self.now, wake);
+                }
+            }
+        }
+    }
+
+    fn is_alive(&self, mapping: &Mapping) -> bool {
+        let lifetime = if mapping.promoted { self.nat.promoted } else { self.nat.unpromoted };
+        self.now < mapping.refreshed + lifetime
+    }
+
+    fn outbound(&mut self, channel: Channel) -> Option<u16> {
+        let alive = self.mappings.get(&channel).is_some_and(|mapping| self.is_alive(mapping));
+        if !alive {
+            let old = self.mappings.get(&channel).map(|mapping| mapping.port).filter(|_| !self.nat.moves);
+            self.next_port += 1;
+            let port = old.unwrap_or(self.next_port);
+            let mapping =
+                Mapping { born: self.now, replied: false, promoted: false, refreshed: self.now, port };
+            self.mappings.insert(channel, mapping);
+        }
+        let (now, nat) = (self.now, self.nat);
+        let mapping = self.mappings.get_mut(&channel)?;
+        mapping.refreshed = now;
+        mapping.promoted |= mapping.replied && now >= mapping.born + nat.promoted_after;
+        Some(mapping.port)
+    }
+
+    fn inbound(&mut self, channel: Channel, port: u16) -> bool {
+        let alive = self.mappings.get(&channel).is_some_and(|mapping| self.is_alive(mapping));
+        let now = self.now;
+        let Some(mapping) = self.mappings.get_mut(&channel).filter(|mapping| alive && mapping.port == port)
+        else {
+            return false;
+        };
+        mapping.replied = true;
+        mapping.refreshed = now;
+        true
+    }
+
+    fn flush(&mut self) {
+        // The port of the live mapping is remembered for the case that it is preserved.
+        for mapping in self.mappings.values_mut() {
+            mapping.refreshed = self.start.checked_sub(Duration::from_hours(1)).unwrap();
+            mapping.promoted = false;
+        }
+    }
+
+    /// Whether the gateway could reach the client now.
+    fn is_reachable(&self) -> bool {
+        self.mappings
+            .get(&Channel::Live)
+            .is_some_and(|mapping| self.is_alive(mapping) && mapping.port == self.endpoint)
+    }
+
+    /// Share of the time in which the client could be reached.
+    fn reachable_for(&mut self, time: Duration) -> f64 {
+        let step = Duration::from_millis(500);
+        let mut reachable = 0_u32;
+        let steps = u32::try_from(time.as_millis() / step.as_millis()).unwrap();
+        for _ in 0..steps {
+            self.run(step);
+            reachable += u32::from(self.is_reachable());
+        }
+        f64::from(reachable) / f64::from(steps)
+    }
+}
+
+fn seconds(n: u64) -> Duration {
+    Duration::from_secs(n)
+}
+
+#[test]
+fn every_lifetime_is_bracketed_in_time_and_used_to_nearly_its_end() {
+    for lifetime in [6, 7, 10, 15, 24, 30, 45, 60, 90, 120, 180, 240, 350, 690] {
+        let mut world = World::new(Behaviour::one_class(lifetime));
+        let limit = seconds(lifetime).mul_f64(1.3) + seconds(30);
+        while world.keeper.binding().confidence < Confidence::Bracketed {
+            assert!(world.now < world.start + limit, "{lifetime} s: {:?}", world.keeper.binding());
+            world.run(Duration::from_millis(500));
+            assert!(world.is_reachable() || world.now < world.start + seconds(1), "{lifetime} s");
+        }
+        world.run(seconds(lifetime) * 6 + seconds(120));
+        let binding = world.keeper.binding();
+        assert!(binding.at_least <= seconds(lifetime) + RTT, "{lifetime} s: {binding:?}");
+        assert!(binding.at_least >= seconds(lifetime).mul_f64(0.9), "{lifetime} s: {binding:?}");
+        assert_eq!(binding.promotion, Promotion::None, "{lifetime} s");
+        let interval = world.keeper.interval();
+        assert!(interval >= seconds(lifetime).mul_f64(0.7), "{lifetime} s: {interval:?}");
+        assert_eq!(world.keeper.stats().strikes, 0, "{lifetime} s");
+        let reachable = world.reachable_for(seconds(lifetime) * 40);
+        assert!((reachable - 1.0).abs() < 1e-9, "{lifetime} s: {reachable}");
+    }
+}
+
+#[test]
+fn a_binding_that_is_promoted_late_is_kept_at_its_promoted_lifetime() {
+    for (unpromoted, promoted, after, expected) in [
+        (30, 120, 2, Promotion::Short),
+        (30, 300, 0, Promotion::Short),
+        (10, 60, 5, Promotion::Long),
+        (30, 300, 10, Promotion::Long),
+        (30, 30, 0, Promotion::None),
+    ] {
+        let mut world = World::new(Behaviour::two_class(unpromoted, promoted, after));
+        world.run(seconds(promoted) * 8 + seconds(120));
+        let binding = world.keeper.binding();
+        assert_eq!(binding.promotion, expected, "{unpromoted}/{promoted} after {after}");
+        assert!(binding.at_least >= seconds(promoted).mul_f64(0.98), "{unpromoted}/{promoted}: {binding:?}");
+        let reachable = world.reachable_for(seconds(promoted) * 40);
+        assert!((reachable - 1.0).abs() < 1e-9, "{unpromoted}/{promoted}: {reachable}");
+    }
+}
+
+#[test]
+fn an_invisible_flush_is_healed_in_one_cycle_and_stays_healed() {
+    for (unpromoted, promoted, after) in [(30, 120, 2), (10, 60, 5), (30, 300, 10), (20, 20, 0), (5, 15, 2)] {
+        let mut world = World::new(Behaviour::two_class(unpromoted, promoted, after));
+        world.run(seconds(promoted) * 8 + seconds(120));
+        for n in 1..4 {
+            world.flush();
+            world.run(world.keeper.interval() + seconds(1));
+            assert!(world.is_reachable(), "{unpromoted}/{promoted}");
+            let reachable = world.reachable_for(seconds(promoted) * 6);
+            assert!((reachable - 1.0).abs() < 1e-9, "{unpromoted}/{promoted} flush {n}: {reachable}");
+            assert_eq!(world.keeper.stats().shrinks, 0);
+        }
+        let lost = world.churn.iter().filter(|churn| churn.cause == Cause::MappingLost).count();
+        // Where wakes are rare, some flushes heal before anybody notices.
+        assert!(lost >= 1 || promoted < 60, "{unpromoted}/{promoted}: {:?}", world.churn);
+        assert!(world.keeper.binding().at_least >= seconds(promoted).mul_f64(0.95), "{promoted}");
+    }
+}
+
+#[test]
+fn a_visible_flush_is_told_with_both_endpoints_and_the_idle_gap() {
+    let mut world = World::new(Behaviour { moves: true, ..Behaviour::two_class(30, 120, 2) });
+    world.run(seconds(1200));
+    let before = world.keeper.observed();
+    world.flush();
+    world.run(world.keeper.interval() + seconds(1));
+    assert!(world.is_reachable());
+    let churn = world.churn.last().unwrap();
+    assert_eq!((churn.cause, churn.from), (Cause::MappingChanged, before));
+    assert_eq!(churn.to, world.keeper.observed());
+    assert!(churn.from != churn.to && churn.idle > seconds(100));
+}
+
+#[test]
+fn a_lifetime_that_shrinks_is_noticed_within_two_cycles() {
+    for (from, to) in [(120, 60), (120, 20), (300, 200), (60, 50), (690, 30)] {
+        let mut world = World::new(Behaviour::one_class(from));
+        world.run(seconds(from) * 10);
+        world.nat = Behaviour::one_class(to);
+        world.run(seconds(from));
+        let blind_until = world.reachable_for(seconds(from));
+        assert!(blind_until > 0.5, "{from} to {to}: {blind_until}");
+        world.run(seconds(to) * 6 + seconds(200));
+        let reachable = world.reachable_for(seconds(to) * 40);
+        assert!((reachable - 1.0).abs() < 1e-9, "{from} to {to}: {reachable}");
+        let learnt = world.keeper.binding().at_least;
+        assert!(
+            learnt >= seconds(to).mul_f64(0.9) && learnt <= seconds(to) + RTT,
+            "{from} to {to}: {learnt:?}"
+        );
+        assert_eq!(world.keeper.stats().shrinks, 1, "{from} to {to}");
+    }
+}
+
+#[test]
+fn a_tenth_of_all_packets_may_get_lost() {
+    let mut world = World::new(Behaviour::two_class(30, 120, 2)).lossy(0.1);
+    world.run(seconds(3000));
+    let reachable = world.reachable_for(seconds(120) * 200);
+    assert!(reachable > 0.9999, "{reachable}");
+    assert!(world.keeper.interval() > seconds(100), "{:?}", world.keeper);
+    assert_eq!(world.lost, 0);
+}
+
+#[test]
+fn a_path_that_is_gone_is_told_within_eight_seconds_of_its_interval() {
+    let mut world = World::new(Behaviour::two_class(30, 120, 2));
+    world.run(seconds(1200));
+    world.broken = true;
+    world.run(world.keeper.interval() + seconds(8));
+    assert_eq!(world.lost, 1);
+    world.run(seconds(300));
+    assert_eq!(world.lost, 1, "told once");
+    world.broken = false;
+    world.run(seconds(31));
+    assert!(world.is_reachable());
+}
+
+#[test]
+fn data_in_both_directions_takes_the_place_of_beats() {
+    let mut world = World::new(Behaviour::two_class(30, 120, 2));
+    world.run(seconds(1200));
+    let before = world.live_beats.len();
+    for _ in 0..600 {
+        world.run(seconds(1));
+        world.outbound(Channel::Live);
+        let sent = world.now;
+        world.run(RTT);
+        world.keeper.handle_traffic(world.now, Some(sent), Some(world.now));
+    }
+    // The one that was under way, and its companion.
+    assert!(world.live_beats.len() <= before + 2, "{}", world.live_beats.len() - before);
+    world.run(seconds(125));
+    assert!(world.live_beats.len() > before);
+    assert!(world.is_reachable());
+}

@@ -56,7 +56,7 @@ impl Keeper {
     pub(super) fn ride(&mut self, now: Instant) {
         let worth = match self.stage {
             Stage::Climbing => WORTH_A_RIDE,
-            _ => self.interval() / 2,
+            Stage::Refining | Stage::Settled | Stage::Blind { .. } => self.interval() / 2,
         };
         if self.live.is_resting() && self.live.age(now).is_some_and(|age| age >= worth) {
             self.begin_burst(now);
@@ -74,10 +74,9 @@ impl Keeper {
 
     pub(super) fn live_timeout(&mut self, now: Instant) {
         match &mut self.live.activity {
-            Activity::Off => {}
             Activity::Rest { due } if now >= *due => self.begin_burst(now),
             Activity::Lost { retry } if now >= *retry => self.begin_burst(now),
-            Activity::Rest { .. } | Activity::Lost { .. } => {}
+            Activity::Off | Activity::Rest { .. } | Activity::Lost { .. } => {}
             Activity::Burst(sequence) => {
                 let is_companion = !sequence.at_first_step();
                 // Within a burst a companion costs nothing. Beyond it, it is only worth its price where the binding
@@ -92,12 +91,8 @@ impl Keeper {
                 match sequence.handle_timeout(now, &mut self.link) {
                     Some(Want::Send) => self.send_live(now),
                     Some(Want::Failed) if is_companion => self.rest(now),
-                    Some(Want::Failed) => {
-                        if self.live.lose(now) {
-                            self.actions.push_back(Action::Lost);
-                        }
-                    }
-                    None => {}
+                    Some(Want::Failed) if self.live.lose(now) => self.actions.push_back(Action::Lost),
+                    Some(Want::Failed) | None => {}
                 }
             }
         }

@@ -249,7 +249,7 @@ impl Keeper {
         let [.., daily] = GROWTH;
         let delay = GROWTH.get(self.growth.rounds).copied().unwrap_or(daily);
         // Spread by a fifth either way.
-        let delay = delay - delay / 5 + self.jitter.up_to(delay * 2 / 5);
+        let delay = delay * 4 / 5 + self.jitter.up_to(delay * 2 / 5);
         self.growth.rounds += 1;
         self.growth.due = Some(now + delay);
     }

@@ -9,6 +9,10 @@ const FIRST_RETRY: Duration = Duration::from_secs(2);
 const LAST_RETRY: Duration = Duration::from_secs(30);
 
 #[derive(Debug, Clone, Copy)]
+#[expect(
+    clippy::large_enum_variant,
+    reason = "there is one, and it is in a burst most of the time that counts"
+)]
 pub(super) enum Activity {
     /// There is no path, or none is to be kept.
     Off,

@@ -200,10 +200,10 @@ impl Keeper {
             return;
         }
         let before = std::mem::replace(&mut self.policy, policy);
-        if before.mode != policy.mode {
-            self.begin_path(now, None);
-        } else {
+        if before.mode == policy.mode {
             self.reschedule(now);
+        } else {
+            self.begin_path(now, None);
         }
     }
 

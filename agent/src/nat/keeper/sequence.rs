@@ -15,9 +15,9 @@ pub(super) const SHORT: Plan = &[Duration::ZERO, Duration::from_millis(2500)];
 pub(super) const LONG: Plan = &[
     Duration::ZERO,
     Duration::from_millis(2500),
-    Duration::from_millis(5000),
+    Duration::from_secs(5),
     Duration::from_millis(8500),
-    Duration::from_millis(12_000),
+    Duration::from_secs(12),
 ];
 
 /// An unanswered beat is given up so long after its first transmission.

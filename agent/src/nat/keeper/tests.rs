@@ -5,6 +5,8 @@ use std::{
     net::SocketAddr,
 };
 
+use proptest::prelude::*;
+
 use super::*;
 use crate::nat::{Cause, Promotion};
 
@@ -72,6 +74,8 @@ struct World {
     jitter: Jitter,
     loss: f64,
     live_beats: Vec<Instant>,
+    /// Steps without any progress of time.
+    spins: u32,
 }
 
 impl World {
@@ -94,6 +98,7 @@ impl World {
             jitter: Jitter::new(3),
             loss: 0.0,
             live_beats: Vec::new(),
+            spins: 0,
         }
     }
 
@@ -107,16 +112,17 @@ impl World {
         loop {
             self.act();
             let event = self.events.first_key_value().map(|(&(at, _), _)| at);
-            let next = event.into_iter().chain(self.keeper.poll_timeout()).min().unwrap();
+            let next = event.into_iter().chain(self.keeper.poll_timeout()).min().unwrap_or(end + RTT);
             if next > end {
                 self.now = end;
                 return;
             }
-            assert!(next >= self.now || self.keeper.poll_timeout() == Some(next));
+            assert!(next > self.now || self.spins < 1000, "{:?}", self.keeper);
+            self.spins = if next > self.now { 0 } else { self.spins + 1 };
             self.now = self.now.max(next);
             if event.is_some_and(|at| at <= self.now) {
                 let (_, event) = self.events.pop_first().unwrap();
-                self.handle(event);
+                self.handle(&event);
             } else {
                 self.keeper.handle_timeout(self.now);
             }
@@ -158,8 +164,8 @@ impl World {
         self.events.insert((self.now + delay, self.order), event);
     }
 
-    fn handle(&mut self, event: Event) {
-        match event {
+    fn handle(&mut self, event: &Event) {
+        match *event {
             Event::Request(beat, port) => {
                 let observed = SocketAddr::from(([192, 0, 2, 1], port));
                 if beat.channel == Channel::Live && self.endpoint == 0 {
@@ -182,7 +188,10 @@ impl World {
                 if self.pending.get(&channel) == Some(&seq) {
                     self.after(RTT / 2, Event::Woken(Wake { channel, seq }, port));
                     if let Some(&next) = Beat::WAKES.get(count + 1) {
-                        self.after(next - Beat::WAKES[count], Event::Wake(channel, seq, count + 1, port));
+                        self.after(
+                            next.saturating_sub(Beat::WAKES[count]),
+                            Event::Wake(channel, seq, count + 1, port),
+                        );
                     }
                 }
             }
@@ -398,4 +407,78 @@ fn data_in_both_directions_takes_the_place_of_beats() {
     world.run(seconds(125));
     assert!(world.live_beats.len() > before);
     assert!(world.is_reachable());
+}
+
+#[derive(Debug, Clone, Copy)]
+enum Fault {
+    Flush,
+    Shrink(u64),
+    Break,
+    Mend,
+    Rebound,
+    Fresh,
+    Down,
+    Up,
+}
+
+fn faults() -> impl Strategy<Value = Vec<(u64, Fault)>> {
+    let fault = prop_oneof![
+        Just(Fault::Flush),
+        (6_u64..300).prop_map(Fault::Shrink),
+        Just(Fault::Break),
+        Just(Fault::Mend),
+        Just(Fault::Rebound),
+        Just(Fault::Fresh),
+        Just(Fault::Down),
+        Just(Fault::Up),
+    ];
+    prop::collection::vec((1_u64..2000, fault), 0..12)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+
+    #[test]
+    fn whatever_happens_it_comes_back_to_a_kept_binding_at_a_bounded_cost(
+        unpromoted in 6_u64..100,
+        longer in 0_u64..300,
+        after in 0_u64..12,
+        moves: bool,
+        loss in 0.0..0.15,
+        faults in faults(),
+    ) {
+        let behaviour = Behaviour { moves, ..Behaviour::two_class(unpromoted, unpromoted + longer, after) };
+        let mut world = World::new(behaviour).lossy(loss);
+        for (time, fault) in faults {
+            world.run(seconds(time));
+            let now = world.now;
+            match fault {
+                Fault::Flush => world.flush(),
+                Fault::Shrink(to) => {
+                    world.nat.promoted = world.nat.promoted.min(seconds(to));
+                    world.nat.unpromoted = world.nat.unpromoted.min(world.nat.promoted);
+                }
+                Fault::Break => world.broken = true,
+                Fault::Mend => world.broken = false,
+                Fault::Rebound => {
+                    world.mappings.remove(&Channel::Live);
+                    world.keeper.handle_path(now, Path::Rebound);
+                }
+                Fault::Fresh => world.keeper.handle_path(now, Path::Fresh { prior: None }),
+                Fault::Down => world.keeper.handle_path(now, Path::Down),
+                Fault::Up => world.keeper.handle_path(now, Path::Up),
+            }
+        }
+        world.broken = false;
+        let now = world.now;
+        world.keeper.handle_path(now, Path::Fresh { prior: None });
+        world.run(seconds(6000));
+        let before = world.keeper.stats();
+        let reachable = world.reachable_for(seconds(6000));
+        prop_assert!(reachable > 0.99, "{}: {:?}", reachable, world.keeper);
+        let bursts = world.keeper.stats().bursts - before.bursts;
+        let lifetime = world.nat.promoted.as_secs();
+        prop_assert!(bursts <= 6000 * 5 / 4 / lifetime + 80, "{} bursts at {}: {:?}", bursts, lifetime, world.keeper);
+        prop_assert!(world.keeper.binding().at_least <= world.nat.promoted + RTT);
+    }
 }

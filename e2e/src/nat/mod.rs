@@ -2,6 +2,7 @@
 
 mod conntrack;
 mod profile;
+pub mod userspace;
 
 use std::{
     net::Ipv4Addr,

@@ -46,6 +46,13 @@ impl Timers {
         self.since = now;
     }
 
+    /// The lifetimes become these, shorter or longer; at once, for existing mappings too.
+    ///
+    /// Mappings that have ended by then must be removed first: the past is not kept.
+    pub fn set(&mut self, now: Time, unreplied: Duration, replied: Duration) {
+        (self.unreplied, self.replied, self.since) = (unreplied, replied, now);
+    }
+
     /// How long a promoted mapping stays without traffic, but for the wait until the next sweep.
     pub fn replied(&self) -> Duration {
         self.replied
@@ -248,6 +255,14 @@ mod tests {
         let mut timers = Timers::new(&profile, 0.1);
         timers.shrink(at(12.0), Duration::from_secs(8));
         assert_eq!(binding.ends(&timers), at(21.0));
+    }
+
+    #[test]
+    fn a_longer_lifetime_holds_at_once_for_existing_mappings() {
+        let mut timers = Timers::new(&linux(), 0.0);
+        let binding = promoted(&timers);
+        timers.set(at(4.0), Duration::from_secs(5), Duration::from_secs(30));
+        assert_eq!(binding.ends(&timers), at(32.5));
     }
 
     #[test]

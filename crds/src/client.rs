@@ -5,7 +5,10 @@ use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::{Interval, Keepalive, KeepaliveMode, addressing::addresses_schema, gateway::Moment};
+use crate::{
+    BindingLifetime, ChurnCause, Interval, Keepalive, KeepaliveMode, NatBehaviour,
+    addressing::addresses_schema, gateway::Moment,
+};
 
 /// One client of a pool. Agents make theirs when they enrol; for a stock WireGuard client, a user makes it.
 #[derive(CustomResource, Clone, Debug, PartialEq, Deserialize, Serialize, KubeSchema)]
@@ -25,9 +28,13 @@ use crate::{Interval, Keepalive, KeepaliveMode, addressing::addresses_schema, ga
     printcolumn(name = "Phase", type_ = "string", json_path = ".status.phase"),
     printcolumn(name = "Address", type_ = "string", json_path = ".status.addresses[0]"),
     printcolumn(name = "Endpoint", type_ = "string", json_path = ".status.endpoint"),
+    printcolumn(name = "NAT", type_ = "string", json_path = ".status.nat.class"),
     printcolumn(name = "Keepalive", type_ = "string", json_path = ".status.keepalive.interval"),
     printcolumn(name = "Moves", type_ = "integer", json_path = ".status.churn.count"),
     printcolumn(name = "Moved", type_ = "date", json_path = ".status.churn.lastChange"),
+    printcolumn(name = "Cause", type_ = "string", priority = 1, json_path = ".status.churn.lastCause"),
+    printcolumn(name = "Lifetime", type_ = "string", priority = 1, json_path = ".status.binding.atLeast"),
+    printcolumn(name = "Why", type_ = "string", priority = 1, json_path = ".status.keepalive.reason"),
     printcolumn(name = "Reason", type_ = "string", priority = 1, json_path = ".status.conditions[?(@.type=='Connected')].reason"),
     printcolumn(name = "Gateway", type_ = "string", priority = 1, json_path = ".status.replica"),
     printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp"),
@@ -152,10 +159,16 @@ pub struct VPNClientStatus {
     /// Last completed handshake.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_handshake: Moment,
+    /// The NATs between it and the gateway.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub nat: Option<NatBehaviour>,
+    /// How long its NAT keeps a mapping without traffic.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub binding: Option<BindingLifetime>,
     /// Keepalive interval in force, and why.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub keepalive: Option<KeepaliveInForce>,
-    /// Moves of its NAT mapping.
+    /// Moves and losses of its NAT mapping.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub churn: Option<Churn>,
     /// Secret with the configuration of a stock WireGuard client.
@@ -190,16 +203,26 @@ pub struct KeepaliveInForce {
     pub interval: Interval,
     /// Adaptive or Fixed.
     pub mode: KeepaliveMode,
-    /// Why this interval: `Policy` (configured), `Initial` (nothing learnt yet).
+    /// Why this interval: `Policy` (configured), `Initial` (nothing learnt yet), `Learning` (being measured),
+    /// `Learnt` (just below the measured lifetime), `Cached` (learnt before or by a neighbour, and confirmed),
+    /// `Backoff` (shortened, since mappings were lost lately), `GatewayObserved` (recommended from the gateway's
+    /// side alone, for a client without an agent).
     pub reason: String,
+    /// Wake-ups saved since the agent started, against a static keepalive of 25 s. Counted by the agent; renewed
+    /// here only now and then.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub wakes_saved: Option<i64>,
 }
 
-/// Moves of a client's NAT mapping.
+/// Moves and losses of a client's NAT mapping.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Churn {
-    /// How often an authenticated packet came from another ip:port than the one before.
+    /// How often its packets came from another ip:port than before, or its mapping was found lost.
     pub count: i64,
+    /// Why, the last time.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_cause: Option<ChurnCause>,
     /// The last time.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_change: Moment,
@@ -209,7 +232,7 @@ pub struct Churn {
     /// ip:port after.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub to: Option<String>,
-    /// Silence before the move.
+    /// Silence before it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub idle: Option<Interval>,
 }

@@ -8,7 +8,7 @@ use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::Keepalive;
+use crate::{Keepalive, NatSummary};
 
 /// A VPN gateway: WireGuard endpoints in this cluster for clients that live behind NATs.
 #[derive(CustomResource, Clone, Debug, PartialEq, Deserialize, Serialize, KubeSchema)]
@@ -33,6 +33,8 @@ use crate::Keepalive;
     printcolumn(name = "Address", type_ = "string", json_path = ".status.addresses[0]"),
     printcolumn(name = "Connected", type_ = "integer", json_path = ".status.clients.connected"),
     printcolumn(name = "Clients", type_ = "integer", json_path = ".status.clients.total"),
+    printcolumn(name = "Lifetime", type_ = "string", priority = 1, json_path = ".status.nat.medianLifetime"),
+    printcolumn(name = "Rebinds/h", type_ = "integer", priority = 1, json_path = ".status.nat.rebindsPerHour"),
     printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp"),
     validation = Rule::new("self.metadata.name.size() <= 40 && self.metadata.name.matches('^[a-z]([-a-z0-9]*[a-z0-9])?$')")
         .message("metadata.name: must be a DNS label of at most 40 characters that starts with a letter: Services and pods are named after it")
@@ -228,6 +230,9 @@ pub struct VPNGatewayStatus {
     /// Clients of all pools of this gateway, by phase.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub clients: Option<ClientCounts>,
+    /// The NATs that its clients are behind.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub nat: Option<NatSummary>,
 }
 
 /// One replica of a gateway.

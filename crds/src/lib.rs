@@ -13,6 +13,7 @@ mod conditions;
 mod gateway;
 mod interval;
 mod keepalive;
+mod nat;
 mod pool;
 mod trust;
 
@@ -28,6 +29,10 @@ pub use gateway::{
 };
 pub use interval::{Interval, IntervalError};
 pub use keepalive::{Keepalive, KeepaliveMode};
+pub use nat::{
+    BindingConfidence, BindingLifetime, ChurnCause, Finding, NatBehaviour, NatClass, NatFiltering,
+    NatMapping, NatSummary, PortAllocation, Vantage,
+};
 pub use pool::{
     Dns, Enrolment, GatewayRef, JoinToken, NamespaceSelector, PoolCapacity, Sidecars, TokenState,
     TokenStatus, VPNClientPool, VPNClientPoolSpec, VPNClientPoolStatus,

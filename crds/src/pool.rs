@@ -7,7 +7,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    AddressRange, ClientCounts, HealthMode, Keepalive,
+    AddressRange, ClientCounts, HealthMode, Keepalive, NatSummary,
     addressing::{addresses_schema, cidrs_schema, pool_cidrs_schema},
     gateway::Moment,
 };
@@ -32,6 +32,8 @@ use crate::{
     printcolumn(name = "Allocated", type_ = "integer", json_path = ".status.capacity.allocated"),
     printcolumn(name = "Free", type_ = "integer", json_path = ".status.capacity.free"),
     printcolumn(name = "Connected", type_ = "integer", json_path = ".status.clients.connected"),
+    printcolumn(name = "Lifetime", type_ = "string", priority = 1, json_path = ".status.nat.medianLifetime"),
+    printcolumn(name = "Rebinds/h", type_ = "integer", priority = 1, json_path = ".status.nat.rebindsPerHour"),
     printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp"),
     validation = Rule::new("self.metadata.name.size() <= 40 && self.metadata.name.matches('^[a-z]([-a-z0-9]*[a-z0-9])?$')")
         .message("metadata.name: must be a DNS label of at most 40 characters that starts with a letter: Services and Secrets are named after it")
@@ -193,6 +195,9 @@ pub struct VPNClientPoolStatus {
     /// Clients by phase.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub clients: Option<ClientCounts>,
+    /// The NATs that its clients are behind.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub nat: Option<NatSummary>,
     /// Join tokens.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["name".into()]))]

@@ -14,7 +14,7 @@ use pinhole_crds::{ClientPod, EnrolmentMethod, VPNClient, VPNClientPool, VPNClie
 use super::{
     allocation::Assignment,
     apply::StatusWrite,
-    context::{Context, Wait},
+    context::{Context, Wait, Written},
     error::{ControlError, call},
     work::Work,
     world::{gateway_of, pool_of, public_key},
@@ -81,6 +81,8 @@ impl Context {
         let view = self.view(&client, &around);
         let twin = self.hub.world().key_twin(&client, &gateway_key(&around, &client)).map(|k| k.name);
         let public = stock.as_ref().map(|s| s.public_key.as_str()).or_else(|| public_key(&client));
+        let written = client.uid().and_then(|uid| self.written(&uid));
+        let replica = view.as_ref().and_then(|v| v.sighting.as_ref()).map(|(replica, _)| replica.as_str());
         let inputs = client::StatusInputs {
             client: &client,
             backing: around.backing(),
@@ -91,7 +93,8 @@ impl Context {
             key_twin: twin.as_deref(),
             config_secret: stock.as_ref().and_then(|s| s.secret.as_deref()),
             view: view.as_ref(),
-            moves_seen: client.uid().and_then(|uid| self.moves_seen(&uid)),
+            moves_seen: replica.and_then(|replica| written.as_ref()?.moves_of(replica)),
+            written_ago: written.as_ref().map(|w| w.at.elapsed()),
             now: Timestamp::now(),
         };
         let (status, wait) = client::status(&inputs);
@@ -159,11 +162,22 @@ impl Context {
                 return Err(error);
             }
         }
-        if let Some((_, sighting)) = view.and_then(|v| v.sighting.as_ref()) {
-            let mut moves = self.moves.lock().unwrap_or_else(PoisonError::into_inner);
-            moves.insert(uid, sighting.endpoint_changes);
-        }
+        let sighting = view.and_then(|v| v.sighting.as_ref());
+        self.count_rebinds(client, status);
+        let moves = sighting.map(|(replica, sighting)| (replica.clone(), sighting.churn.count));
+        let mut written = self.written.lock().unwrap_or_else(PoisonError::into_inner);
+        written.insert(uid, Written { at: Instant::now(), moves });
         Ok(wait)
+    }
+
+    /// What the pool's and the gateway's summaries count.
+    fn count_rebinds(&self, client: &VPNClient, status: &VPNClientStatus) {
+        let count = |s: &VPNClientStatus| s.churn.as_ref().map_or(0, |c| c.count);
+        let news = count(status) - client.status.as_ref().map_or(0, count);
+        if let Some(news) = u64::try_from(news).ok().filter(|news| *news > 0) {
+            let mut rebinds = self.rebinds.lock().unwrap_or_else(PoisonError::into_inner);
+            rebinds.entry(pool_of(client)).or_default().count(Instant::now(), news);
+        }
     }
 
     fn tell(&self, client: &VPNClient, assignment: &Assignment, status: &VPNClientStatus) {
@@ -215,7 +229,7 @@ impl Context {
     pub(super) fn client_gone(&self, pool: &PoolKey, uid: &str) {
         self.allocations.release(pool, uid);
         self.stock.forget(uid);
-        self.moves.lock().unwrap_or_else(PoisonError::into_inner).remove(uid);
+        self.written.lock().unwrap_or_else(PoisonError::into_inner).remove(uid);
         let gateway = self.hub.world().pool(pool).map(|p| gateway_of(&p));
         if let Some(gateway) = gateway {
             self.fleet.forget_client(&gateway, uid);

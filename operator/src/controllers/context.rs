@@ -13,9 +13,12 @@ use super::{
     pace::WritePace, queue::Outcome, stock::StockMemory, work::Work,
 };
 use crate::{
-    fleet::{Fleet, GatewayKey},
+    fleet::{Fleet, GatewayKey, PoolKey},
     identity::Authorities,
-    plan::{Observed, PodFacts, Replica, Settings, replica_names, replicas},
+    plan::{
+        Observed, PodFacts, Replica, Settings, replica_names, replicas,
+        summary::{Rebinds, SUMMARY_REST},
+    },
 };
 
 /// All that a look at an object needs.
@@ -31,8 +34,12 @@ pub(super) struct Context {
     pub(super) keys: KeyMemory,
     pub(super) stock: StockMemory,
     pub(super) pace: WritePace,
-    /// By UID of the client: moves that its replica had counted when its status was last written.
-    pub(super) moves: Mutex<HashMap<String, u64>>,
+    /// By UID of the client: its status as it was last written.
+    pub(super) written: Mutex<HashMap<String, Written>>,
+    /// By pool: moves and losses of its clients' mappings.
+    pub(super) rebinds: Mutex<HashMap<PoolKey, Rebinds>>,
+    /// By UID of a gateway or pool: when its summary was last written.
+    pub(super) summaries: Mutex<HashMap<String, Instant>>,
     /// By pool: what its tokens were last made from, and what their statuses were.
     pub(super) tokens: Mutex<HashMap<String, (u64, Vec<pinhole_crds::TokenStatus>)>>,
 }
@@ -85,8 +92,52 @@ impl Context {
         (all, pods)
     }
 
-    pub(super) fn moves_seen(&self, uid: &str) -> Option<u64> {
-        self.moves.lock().unwrap_or_else(PoisonError::into_inner).get(uid).copied()
+    /// What is remembered of the last write of a client's status.
+    pub(super) fn written(&self, uid: &str) -> Option<Written> {
+        self.written.lock().unwrap_or_else(PoisonError::into_inner).get(uid).cloned()
+    }
+}
+
+impl Context {
+    /// Rebinds of the pools within the last hour, and when that changes though nothing happens.
+    pub(super) fn rebinds<'a>(&self, pools: impl IntoIterator<Item = &'a PoolKey>) -> (u64, Wait) {
+        let now = Instant::now();
+        let mut rebinds = self.rebinds.lock().unwrap_or_else(PoisonError::into_inner);
+        let (mut sum, mut wait) = (0, None);
+        for pool in pools {
+            let Some(of_pool) = rebinds.get_mut(pool) else { continue };
+            sum += of_pool.per_hour(now);
+            wait = of_pool.next_change(now).into_iter().chain(wait).min();
+        }
+        (sum, wait)
+    }
+
+    /// How long ago the summary of a gateway or pool was last written.
+    pub(super) fn summary_age(&self, uid: Option<&String>) -> Option<Duration> {
+        let summaries = self.summaries.lock().unwrap_or_else(PoisonError::into_inner);
+        summaries.get(uid?).map(Instant::elapsed)
+    }
+
+    /// The summary of a gateway or pool was written.
+    pub(super) fn summarised(&self, uid: Option<String>) {
+        let mut summaries = self.summaries.lock().unwrap_or_else(PoisonError::into_inner);
+        summaries.retain(|_, at| at.elapsed() < SUMMARY_REST);
+        summaries.extend(uid.map(|uid| (uid, Instant::now())));
+    }
+}
+
+/// The last write of a client's status.
+#[derive(Clone, Debug)]
+pub(super) struct Written {
+    pub(super) at: Instant,
+    /// The replica that it was made from, and the moves that one had counted.
+    pub(super) moves: Option<(String, u64)>,
+}
+
+impl Written {
+    /// Moves that `replica` had counted.
+    pub(super) fn moves_of(&self, replica: &str) -> Option<u64> {
+        self.moves.as_ref().filter(|(name, _)| name == replica).map(|(_, moves)| *moves)
     }
 }
 

@@ -4,7 +4,7 @@ use kube::{
     Api, ResourceExt as _,
     api::{DeleteParams, Preconditions},
 };
-use pinhole_crds::{ClientCounts, VPNGateway};
+use pinhole_crds::{ClientCounts, VPNGateway, VPNGatewayStatus};
 use std::time::Instant;
 
 use super::{
@@ -15,7 +15,10 @@ use super::{
 };
 use crate::{
     fleet::{GatewayKey, PoolKey},
-    plan::{self, ObjectKind, replica_names},
+    plan::{
+        self, ObjectKind, replica_names,
+        summary::{self, Tally},
+    },
 };
 
 const MANAGER: &str = "pinhole-operator-gateway";
@@ -97,7 +100,10 @@ impl Context {
         let keys = self.keys.last(&key).unwrap_or_default();
         let (replicas, pods) = self.replicas(gateway, &keys);
         let view = self.fleet.view(&key, Instant::now());
-        let clients = self.clients_of_gateway(&key);
+        let (clients, tally, pools) = self.clients_of_gateway(&key);
+        let (rebinds, fading) = self.rebinds(&pools);
+        let before = gateway.status.as_ref();
+        let nat = summary::summary(before.and_then(|s| s.nat.as_ref()), &tally, rebinds);
         self.hub.metrics.clients(&key, Some(clients));
         let message = error.map(ToString::to_string).unwrap_or_default();
         let obstacle = error.and_then(|e| Some((e.lasting()?, message.as_str())));
@@ -107,12 +113,23 @@ impl Context {
             pods: &pods,
             view: &view,
             clients,
+            nat: nat.as_ref(),
             obstacle,
             now: Timestamp::now(),
         };
         let (status, wait) = plan::gateway::status(&inputs);
-        if gateway.status.as_ref() == Some(&status) {
+        let wait = wait.into_iter().chain(fading).min();
+        if before == Some(&status) {
             return Ok(wait);
+        }
+        let changed = before.and_then(|b| b.nat.as_ref()) != status.nat.as_ref();
+        let others = before.map(|b| VPNGatewayStatus { nat: status.nat.clone(), ..b.clone() });
+        let uid = gateway.metadata.uid.clone();
+        if let Some(rest) = summary::rest(others.as_ref() == Some(&status), self.summary_age(uid.as_ref())) {
+            return Ok(wait.into_iter().chain([rest]).min());
+        }
+        if changed {
+            self.summarised(uid);
         }
         if self.applier.status(gateway, &status, STATUS_MANAGER).await? == StatusWrite::Written {
             self.hub.metrics.wrote("VPNGatewayStatus");
@@ -120,11 +137,14 @@ impl Context {
         Ok(wait)
     }
 
-    fn clients_of_gateway(&self, key: &GatewayKey) -> ClientCounts {
+    fn clients_of_gateway(&self, key: &GatewayKey) -> (ClientCounts, Tally, Vec<PoolKey>) {
         let world = self.hub.world();
         let mut sum = ClientCounts::default();
-        for pool in world.pools_of(key) {
-            let counts = world.count(&PoolKey::from(pool.as_ref()));
+        let mut tally = Tally::default();
+        let pools: Vec<PoolKey> = world.pools_of(key).iter().map(|p| PoolKey::from(p.as_ref())).collect();
+        for pool in &pools {
+            tally.add(&world.tally(pool));
+            let counts = world.count(pool);
             sum.total += counts.total;
             sum.connected += counts.connected;
             sum.waiting_to_reconnect += counts.waiting_to_reconnect;
@@ -132,6 +152,6 @@ impl Context {
             sum.disconnected += counts.disconnected;
             sum.suspended += counts.suspended;
         }
-        sum
+        (sum, tally, pools)
     }
 }

@@ -106,7 +106,9 @@ impl Leader {
             keys: KeyMemory::default(),
             stock: StockMemory::default(),
             pace: WritePace::default(),
-            moves: std::sync::Mutex::default(),
+            written: std::sync::Mutex::default(),
+            rebinds: std::sync::Mutex::default(),
+            summaries: std::sync::Mutex::default(),
             tokens: std::sync::Mutex::default(),
         });
         hub.start_leading();

@@ -7,7 +7,7 @@ use std::{
 
 use k8s_openapi::jiff::Timestamp;
 use kube::ResourceExt as _;
-use pinhole_crds::{TokenStatus, VPNClientPool, VPNGateway};
+use pinhole_crds::{TokenStatus, VPNClientPool, VPNClientPoolStatus, VPNGateway};
 use pinhole_proto::gateway_server_name;
 
 use super::{
@@ -19,7 +19,7 @@ use super::{
 use crate::{
     enrolment::{JoinTarget, ensure_tokens, token_secret_name},
     fleet::PoolKey,
-    plan::{self, ObjectKind, overlaps},
+    plan::{self, ObjectKind, overlaps, summary},
 };
 
 const MANAGER: &str = "pinhole-operator-pool";
@@ -31,6 +31,7 @@ impl Context {
         let Some(pool) = self.hub.world().pool(key) else {
             self.allocations.remove(key);
             self.lock_tokens().remove(&key.to_string());
+            self.rebinds.lock().unwrap_or_else(PoisonError::into_inner).remove(key);
             return Ok(None);
         };
         if pool.metadata.deletion_timestamp.is_some() {
@@ -52,8 +53,8 @@ impl Context {
                 pool.status.as_ref().map(|s| s.tokens.clone()).unwrap_or_default()
             }
         };
-        self.pool_status(&pool, gateway.as_deref(), tokens).await?;
-        failure.map_or_else(|| Ok(next_expiry(&pool)), Err)
+        let wait = self.pool_status(&pool, gateway.as_deref(), tokens).await?;
+        failure.map_or_else(|| Ok(next_expiry(&pool).into_iter().chain(wait).min()), Err)
     }
 
     async fn pool_status(
@@ -61,18 +62,21 @@ impl Context {
         pool: &VPNClientPool,
         gateway: Option<&VPNGateway>,
         tokens: Vec<TokenStatus>,
-    ) -> Result<(), ControlError> {
-        let (capacity, shortage, clients, overlap) = {
+    ) -> Result<Wait, ControlError> {
+        let key = PoolKey::from(pool);
+        let (capacity, shortage, clients, tally, overlap) = {
             let world = self.hub.world();
             let (capacity, shortage) = self.allocations.capacity(&world, pool);
             let siblings = world.pools_of(&gateway_of(pool));
             let all: Vec<&VPNClientPool> = siblings.iter().map(AsRef::as_ref).collect();
             let own = overlaps(&all).into_iter().find(|(p, _)| p.uid() == pool.uid());
-            (capacity, shortage, world.count(&PoolKey::from(pool)), own.and_then(|(_, o)| o))
+            (capacity, shortage, world.count(&key), world.tally(&key), own.and_then(|(_, o)| o))
         };
         if let Some(denied) = &shortage {
             self.events.warn(pool, denied.category(), &denied.to_string());
         }
+        let (rebinds, fading) = self.rebinds([&key]);
+        let before = pool.status.as_ref();
         let status = plan::pool::status(plan::pool::StatusInputs {
             pool,
             gateway,
@@ -80,19 +84,30 @@ impl Context {
             capacity,
             shortage,
             clients,
+            nat: summary::summary(before.and_then(|s| s.nat.as_ref()), &tally, rebinds),
             tokens,
             now: Timestamp::now(),
         });
         if let Some(stalled) = status.conditions.iter().find(|c| c.type_ == pinhole_crds::STALLED) {
             self.events.warn(pool, "OverlappingPool", &stalled.message);
         }
-        if pool.status.as_ref() == Some(&status) {
-            return Ok(());
+        if before == Some(&status) {
+            return Ok(fading);
+        }
+        let changed = before.and_then(|b| b.nat.as_ref()) != status.nat.as_ref();
+        let others = before.map(|b| VPNClientPoolStatus { nat: status.nat.clone(), ..b.clone() });
+        if let Some(rest) =
+            summary::rest(others.as_ref() == Some(&status), self.summary_age(pool.uid().as_ref()))
+        {
+            return Ok(fading.into_iter().chain([rest]).min());
+        }
+        if changed {
+            self.summarised(pool.uid());
         }
         if self.applier.status(pool, &status, STATUS_MANAGER).await? == StatusWrite::Written {
             self.hub.metrics.wrote("VPNClientPoolStatus");
         }
-        Ok(())
+        Ok(fading)
     }
 
     /// Asks the API server only when something differs from the last time.

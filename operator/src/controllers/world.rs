@@ -16,7 +16,7 @@ use pinhole_crds::{ClientCounts, VPNClient, VPNClientPool, VPNGateway};
 use super::{marker::Marker, observe, work::Work};
 use crate::{
     fleet::{ClientKey, GatewayKey, PoolKey},
-    plan::{GATEWAY_LABEL, NodeAddresses, ObjectKind, PodFacts, client::count},
+    plan::{GATEWAY_LABEL, NodeAddresses, ObjectKind, PodFacts, client::count, summary::Tally},
 };
 
 /// Namespace and name.
@@ -108,6 +108,12 @@ impl World {
             }
         }
         counts
+    }
+
+    /// The NATs of a pool's clients, as their statuses say.
+    pub(super) fn tally(&self, pool: &PoolKey) -> Tally {
+        let keys = self.clients_of_pool.get(pool).into_iter().flatten();
+        Tally::of(keys.filter_map(|key| self.clients.get(key)?.status.as_ref()))
     }
 
     /// The oldest other client of `gateway` with the same public key, if that one is older than `client`.
@@ -454,14 +460,17 @@ fn same_ready(a: &VPNGateway, b: &VPNGateway) -> bool {
 
 fn what_pools_count(client: &VPNClient) -> Option<serde_json::Value> {
     let status = client.status.as_ref();
-    serde_json::to_value((client.uid(), status.map(|s| (&s.phase, &s.addresses)))).ok()
+    let nat = status.map(|s| (s.nat.as_ref().map(|n| n.class), s.binding.as_ref().map(|b| b.at_least)));
+    let churn = status.and_then(|s| s.churn.as_ref()).map(|c| c.count);
+    serde_json::to_value((client.uid(), status.map(|s| (&s.phase, &s.addresses)), nat, churn)).ok()
 }
 
 fn what_peers_are(client: &VPNClient) -> Option<serde_json::Value> {
     let status = client.status.as_ref();
     let deleted = client.metadata.deletion_timestamp.is_some();
-    serde_json::to_value((client.uid(), deleted, &client.spec, status.map(|s| (&s.addresses, &s.public_key))))
-        .ok()
+    let keepalive = status.filter(|_| client.spec.is_stock()).map(|s| &s.keepalive);
+    let known = status.map(|s| (&s.addresses, &s.public_key));
+    serde_json::to_value((client.uid(), deleted, &client.spec, known, keepalive)).ok()
 }
 
 fn remove_from<K: std::hash::Hash + Eq, V: Ord>(map: &mut HashMap<K, BTreeSet<V>>, key: &K, value: &V) {

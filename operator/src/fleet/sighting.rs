@@ -1,5 +1,10 @@
+use std::time::Duration;
+
 use k8s_openapi::jiff::Timestamp;
-use pinhole_proto::v1::{ClientReport, EndpointChange, Phase};
+use pinhole_proto::v1::{
+    BindingReport, ChurnCause, ChurnEvent, ChurnOfCause, ChurnReport, ClientReport, KeepaliveReport,
+    NatReport, Phase,
+};
 
 /// A handshake time is news only when the last one that was told is this much older: sessions re-key every two
 /// minutes, and the API server need not hear of each.
@@ -20,15 +25,22 @@ pub struct Sighting {
     pub last_receive: Option<Timestamp>,
     /// Whether its agent holds a session stream to the replica.
     pub session: bool,
-    /// Moves of its NAT mapping since the replica started.
-    pub endpoint_changes: u64,
-    /// The last move.
-    pub last_change: Option<EndpointChange>,
+    /// The NATs in front of it.
+    pub nat: Option<NatReport>,
+    /// The lifetime of its mapping.
+    pub binding: Option<BindingReport>,
+    /// The keepalive in force, and what it costs.
+    pub keepalive: Option<KeepaliveReport>,
+    /// Moves and losses of its mapping since the replica started.
+    pub churn: ChurnReport,
+    /// Keepalive that a client without an agent seems to need.
+    pub recommended_keepalive: Option<Duration>,
 }
 
 impl Sighting {
-    pub(super) fn new(report: ClientReport) -> Option<Self> {
+    pub(crate) fn new(report: ClientReport) -> Option<Self> {
         let phase = report.phase();
+        let churn = churn(&report);
         Some(Self {
             client: super::ClientKey::from(report.client.as_ref()?),
             phase,
@@ -36,9 +48,18 @@ impl Sighting {
             last_handshake: report.last_handshake.and_then(timestamp),
             last_receive: report.last_receive.and_then(timestamp),
             session: report.session,
-            endpoint_changes: report.endpoint_changes,
-            last_change: report.last_change,
+            nat: report.nat,
+            binding: report.binding,
+            keepalive: report.keepalive,
+            churn,
+            recommended_keepalive: report.recommended_keepalive.and_then(|d| Duration::try_from(d).ok()),
         })
+    }
+
+    /// The last move or loss of its mapping, with its cause.
+    pub fn last_churn(&self) -> Option<(ChurnCause, &ChurnEvent)> {
+        let events = self.churn.causes.iter().filter_map(|c| Some((c.cause(), c.last.as_ref()?)));
+        events.max_by_key(|(_, event)| event.at.map(|at| (at.seconds, at.nanos)))
     }
 
     /// Orders sightings of one client by different replicas: the most recent receive wins.
@@ -51,10 +72,42 @@ impl Sighting {
         self.phase != old.phase
             || self.endpoint != old.endpoint
             || self.session != old.session
-            || self.endpoint_changes != old.endpoint_changes
+            || self.nat != old.nat
+            || self.churn != old.churn
+            || measured(self) != measured(old)
             || self.last_receive.is_some() != old.last_receive.is_some()
             || grain(self.last_handshake) != grain(old.last_handshake)
     }
+}
+
+/// What was measured, on a scale with steps of an eighth: about where it is worth a look whether status still holds.
+fn measured(sighting: &Sighting) -> impl PartialEq {
+    let step = |wire: Option<prost_types::Duration>| {
+        Duration::try_from(wire?).ok().map(|d| (d.as_secs_f64().max(0.1).ln() * 8.0).round().to_bits())
+    };
+    let binding =
+        sighting.binding.map(|b| (b.confidence, step(b.at_least), step(b.less_than), step(b.unpromoted)));
+    let keepalive = sighting
+        .keepalive
+        .map(|k| (k.mode, k.reason, step(k.interval), k.wakes_saved.unsigned_abs().checked_ilog2()));
+    let recommended = sighting.recommended_keepalive.map(|d| d.as_secs());
+    (binding, keepalive, recommended)
+}
+
+/// Its moves and losses. A replica of an older version speaks of moves only, and not of causes.
+fn churn(report: &ClientReport) -> ChurnReport {
+    if let Some(churn) = &report.churn {
+        return churn.clone();
+    }
+    let last = report.last_change.as_ref().map(|change| ChurnEvent {
+        at: change.at,
+        from: change.from.clone(),
+        to: change.to.clone(),
+        idle: change.idle,
+    });
+    let count = report.endpoint_changes;
+    let causes = last.map(|last| ChurnOfCause { cause: ChurnCause::Unknown.into(), count, last: Some(last) });
+    ChurnReport { since: None, count, causes: causes.into_iter().collect() }
 }
 
 fn grain(time: Option<Timestamp>) -> Option<i64> {

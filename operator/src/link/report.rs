@@ -3,10 +3,13 @@
 //! A gateway pod is exposed to the internet: what it reports ends in the status of objects and in people's
 //! terminals, so nothing passes that has not the form it should have.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 
-use pinhole_proto::v1::{Ack, ClientReport, EndpointChange, GatewayReport, Impairment};
-use prost_types::Timestamp;
+use pinhole_proto::v1::{
+    Ack, BindingReport, ChurnEvent, ChurnReport, ClientReport, EndpointChange, GatewayReport, Impairment,
+    KeepaliveReport, NatReport,
+};
+use prost_types::{Duration, Timestamp};
 
 /// Impairments in one report.
 const MOST_IMPAIRMENTS: usize = 32;
@@ -14,6 +17,15 @@ const MOST_IMPAIRMENTS: usize = 32;
 /// Characters of a category and of a text.
 const CATEGORY_CHARS: usize = 64;
 const TEXT_CHARS: usize = 512;
+
+/// Address translators that started anew, in one report.
+const MOST_RESTARTS: usize = 64;
+
+/// Causes of churn of one client: there are fewer.
+const MOST_CAUSES: usize = 16;
+
+/// The longest span that makes sense of a binding or a keepalive, seconds.
+const LONGEST_SPAN: i64 = 86_400;
 
 /// Seconds that a replica's clock may be ahead.
 const AHEAD_SECONDS: i64 = 300;
@@ -30,6 +42,11 @@ pub(super) fn accepted(mut report: GatewayReport, namespace: &str, now: i64) -> 
     });
     report.impairments.truncate(MOST_IMPAIRMENTS);
     report.impairments.retain_mut(clean_impairment);
+    report.nat_restarts.truncate(MOST_RESTARTS);
+    report.nat_restarts.retain_mut(|restart| {
+        restart.public_address = address(&restart.public_address);
+        !restart.public_address.is_empty() && restart.at.is_some_and(|at| is_past(at, now))
+    });
     report.path_proof_age = report.path_proof_age.filter(|age| age.seconds >= 0 && age.nanos >= 0);
     report
 }
@@ -56,6 +73,49 @@ fn clean_client(client: &mut ClientReport, now: i64) {
         to: endpoint(&change.to),
         idle: change.idle.filter(|idle| idle.seconds >= 0 && idle.nanos >= 0),
     });
+    clean_measurements(client, now);
+}
+
+fn clean_measurements(client: &mut ClientReport, now: i64) {
+    client.nat =
+        client.nat.take().map(|nat| NatReport { public_address: address(&nat.public_address), ..nat });
+    client.binding = client.binding.map(|binding| BindingReport {
+        at_least: binding.at_least.filter(is_span),
+        less_than: binding.less_than.filter(is_span),
+        unpromoted: binding.unpromoted.filter(is_span),
+        promoted_after: binding.promoted_after.filter(is_span),
+        since: binding.since.filter(|t| is_past(*t, now)),
+        ..binding
+    });
+    client.keepalive = client.keepalive.map(|keepalive| KeepaliveReport {
+        interval: keepalive.interval.filter(is_span),
+        since: keepalive.since.filter(|t| is_past(*t, now)),
+        ..keepalive
+    });
+    client.recommended_keepalive = client.recommended_keepalive.filter(is_span).filter(|d| d.seconds > 0);
+    client.churn = client.churn.take().map(|churn| clean_churn(churn, now));
+}
+
+fn clean_churn(mut churn: ChurnReport, now: i64) -> ChurnReport {
+    churn.since = churn.since.filter(|t| is_past(*t, now));
+    churn.causes.truncate(MOST_CAUSES);
+    for cause in &mut churn.causes {
+        cause.last = cause.last.take().map(|event| ChurnEvent {
+            at: event.at.filter(|t| is_past(*t, now)),
+            from: endpoint(&event.from),
+            to: endpoint(&event.to),
+            idle: event.idle.filter(|idle| idle.seconds >= 0 && idle.nanos >= 0),
+        });
+    }
+    churn
+}
+
+fn is_span(span: &Duration) -> bool {
+    (0..=LONGEST_SPAN).contains(&span.seconds) && (0..1_000_000_000).contains(&span.nanos)
+}
+
+fn address(text: &str) -> String {
+    text.parse::<IpAddr>().map(|a| a.to_string()).unwrap_or_default()
 }
 
 fn clean_impairment(impairment: &mut Impairment) -> bool {
@@ -123,6 +183,27 @@ mod tests {
         assert_eq!(receive(1000), at(1000));
         assert_eq!(receive(1000 + AHEAD_SECONDS + 1), None);
         assert_eq!(receive(-1), None);
+    }
+
+    #[test]
+    fn a_measurement_that_cannot_be_is_left_out() {
+        let span = |seconds| Some(Duration { seconds, nanos: 0 });
+        let binding = BindingReport {
+            at_least: span(-1),
+            less_than: span(LONGEST_SPAN + 1),
+            ..BindingReport::default()
+        };
+        let nat = NatReport { public_address: "\x1b[2J".into(), ..NatReport::default() };
+        let report = ClientReport {
+            binding: Some(binding),
+            nat: Some(nat),
+            recommended_keepalive: span(0),
+            ..client("vpn", "")
+        };
+        let report = accepted(GatewayReport { clients: vec![report], ..GatewayReport::default() }, "vpn", 0);
+        let client = &report.clients[0];
+        assert_eq!((client.binding, client.recommended_keepalive), (Some(BindingReport::default()), None));
+        assert_eq!(client.nat, Some(NatReport::default()));
     }
 
     proptest! {

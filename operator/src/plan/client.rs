@@ -9,11 +9,14 @@ use pinhole_crds::{
 };
 use pinhole_proto::v1::Phase;
 
-use super::{condition::Conditions, keepalive, keys::KeyError, overlap::Overlap};
+use super::{condition::Conditions, keepalive, keys::KeyError, nat, overlap::Overlap};
 use crate::{
     fleet::{ClientView, HANDSHAKE_GRAIN_SECONDS, Hearing, Sighting, timestamp},
     ipam::Denied,
 };
+
+/// What was measured anew is written at most this often, when nothing else is.
+pub const MEASUREMENTS_REST: Duration = Duration::from_secs(15);
 
 /// What stands behind a client.
 #[derive(Clone, Copy, Debug)]
@@ -51,6 +54,8 @@ pub struct StatusInputs<'a> {
     pub view: Option<&'a ClientView>,
     /// Moves that its replica had counted when the status was last written, if that is known.
     pub moves_seen: Option<u64>,
+    /// How long ago the status was last written, if that is known.
+    pub written_ago: Option<Duration>,
     /// The time.
     pub now: Timestamp,
 }
@@ -84,14 +89,15 @@ pub fn status(inputs: &StatusInputs<'_>) -> (VPNClientStatus, Option<Duration>) 
         phase: Some(phase),
         public_key: inputs.public_key.map(str::to_owned).or_else(|| before.public_key.clone()),
         addresses: inputs.addresses.to_vec(),
-        keepalive: keepalive_in_force(inputs),
+        keepalive: keepalive_in_force(inputs, before),
         config_secret: config_secret(inputs, before),
         ..seen(inputs, before)
     };
     calm_handshake(&mut status, before);
+    let calm = calm_measurements(&mut status, before, inputs.written_ago);
     let expiry = client.spec.expires_at.as_ref().and_then(|end| until(inputs.now, end.0));
     let waiting = inputs.view.filter(|v| v.hearing == Hearing::Waiting).map(|_| Duration::from_secs(3));
-    (status, expiry.into_iter().chain(waiting).min())
+    (status, expiry.into_iter().chain(waiting).chain(calm).min())
 }
 
 /// Adds one client's phase to `counts`.
@@ -254,10 +260,24 @@ fn config_secret(inputs: &StatusInputs<'_>, before: &VPNClientStatus) -> Option<
     made.or_else(|| before.config_secret.clone().filter(|_| inputs.client.spec.is_stock()))
 }
 
-fn keepalive_in_force(inputs: &StatusInputs<'_>) -> Option<pinhole_crds::KeepaliveInForce> {
+fn keepalive_in_force(
+    inputs: &StatusInputs<'_>,
+    before: &VPNClientStatus,
+) -> Option<pinhole_crds::KeepaliveInForce> {
     let Backing::Served(pool, gateway) = inputs.backing else { return None };
     let spec = &inputs.client.spec;
-    Some(keepalive::status(keepalive::in_force(&gateway.spec, Some(&pool.spec), Some(spec)), spec.is_stock()))
+    let policy = keepalive::in_force(&gateway.spec, Some(&pool.spec), Some(spec));
+    let (before, sighting) = (before.keepalive.as_ref(), live(inputs).map(|(_, sighting)| sighting));
+    if spec.is_stock() {
+        let recommended = sighting.and_then(|s| s.recommended_keepalive);
+        return Some(keepalive::stock_status(policy, before, recommended));
+    }
+    let heard = inputs.view.is_some_and(|v| v.hearing == Hearing::Live);
+    Some(keepalive::agent_status(policy, before, sighting.and_then(|s| s.keepalive.as_ref()), heard))
+}
+
+fn live<'a>(inputs: &StatusInputs<'a>) -> Option<&'a (String, Sighting)> {
+    inputs.view.filter(|v| v.hearing == Hearing::Live)?.sighting.as_ref()
 }
 
 /// What the reports say; what they do not say stays as it was.
@@ -266,16 +286,19 @@ fn seen(inputs: &StatusInputs<'_>, before: &VPNClientStatus) -> VPNClientStatus 
         endpoint: before.endpoint.clone(),
         replica: before.replica.clone(),
         last_handshake: before.last_handshake.clone(),
+        nat: before.nat.clone(),
+        binding: before.binding.clone(),
         churn: before.churn.clone(),
         ..VPNClientStatus::default()
     };
-    let live = inputs.view.filter(|v| v.hearing == Hearing::Live);
-    let Some((replica, sighting)) = live.and_then(|v| v.sighting.as_ref()) else { return kept };
+    let Some((replica, sighting)) = live(inputs) else { return kept };
     let heard = sighting.last_receive.is_some();
     VPNClientStatus {
         endpoint: sighting.endpoint.clone().or(kept.endpoint),
         replica: if heard { Some(replica.clone()) } else { kept.replica },
         last_handshake: sighting.last_handshake.map(seconds).or(kept.last_handshake),
+        nat: nat::behaviour(kept.nat.as_ref(), sighting),
+        binding: nat::lifetime(kept.binding.as_ref(), sighting),
         churn: churn(kept.churn, sighting, inputs.moves_seen),
         ..VPNClientStatus::default()
     }
@@ -283,28 +306,63 @@ fn seen(inputs: &StatusInputs<'_>, before: &VPNClientStatus) -> VPNClientStatus 
 
 /// Moves are counted by replicas, each since it started; status counts them all.
 fn churn(before: Option<Churn>, sighting: &Sighting, seen: Option<u64>) -> Option<Churn> {
-    let Some(change) = &sighting.last_change else { return before };
-    let Some(at) = change.at.and_then(timestamp).map(seconds) else { return before };
-    if before.as_ref().and_then(|b| b.last_change.as_ref()).is_some_and(|last| *last >= at) {
-        return before;
-    }
-    let counted = sighting.endpoint_changes;
+    let Some((cause, event)) = sighting.last_churn() else { return before };
+    let Some(at) = event.at.and_then(timestamp).map(seconds) else { return before };
+    let last = before.as_ref().and_then(|b| b.last_change.clone());
+    let counted = sighting.churn.count;
     let news = match seen {
         Some(seen) if seen <= counted => counted - seen,
         Some(_) => counted,
         None => 1,
     };
-    let count = before.map_or(0, |b| b.count);
-    Some(Churn {
-        count: count.saturating_add(i64::try_from(news.max(1)).unwrap_or(i64::MAX)),
-        last_change: Some(at),
-        from: Some(change.from.clone()).filter(|f| !f.is_empty()),
-        to: Some(change.to.clone()).filter(|t| !t.is_empty()),
-        idle: change
+    let count = before.as_ref().map_or(0, |b| b.count);
+    let told = Churn {
+        count,
+        last_cause: Some(nat::cause(cause)),
+        last_change: Some(at.clone()),
+        from: Some(event.from.clone()).filter(|f| !f.is_empty()),
+        to: Some(event.to.clone()).filter(|t| !t.is_empty()),
+        idle: event
             .idle
-            .and_then(|idle| Duration::try_from(idle).ok())
+            .and_then(nat::duration)
             .map(|idle| Interval(Duration::from_secs(idle.as_secs().min(99_999)))),
-    })
+    };
+    match last {
+        // The same one again, of which the cause may be known better now.
+        Some(last) if last == at && (seen.is_none() || news == 0) => Some(told),
+        Some(last) if last > at => before,
+        _ => {
+            let news = i64::try_from(news.max(1)).unwrap_or(i64::MAX);
+            Some(Churn { count: count.saturating_add(news), ..told })
+        }
+    }
+}
+
+/// Measurements that were just written are left as they are for a while, when all else is as it was. When to look
+/// again.
+fn calm_measurements(
+    status: &mut VPNClientStatus,
+    before: &VPNClientStatus,
+    written_ago: Option<Duration>,
+) -> Option<Duration> {
+    let rest = MEASUREMENTS_REST.checked_sub(written_ago?)?;
+    let held = VPNClientStatus {
+        nat: before.nat.clone(),
+        binding: before.binding.clone(),
+        keepalive: before.keepalive.clone(),
+        ..status.clone()
+    };
+    if held != *before || *status == *before {
+        return None;
+    }
+    // What a user configured, and the first word on a NAT, are no measurements that grow.
+    let class = |s: &VPNClientStatus| s.nat.as_ref().map(|n| n.class);
+    let reason = |s: &VPNClientStatus| s.keepalive.as_ref().map(|k| (k.mode, k.reason.clone()));
+    if class(status) != class(before) || reason(status) != reason(before) {
+        return None;
+    }
+    *status = held;
+    Some(rest + Duration::from_millis(50))
 }
 
 /// A newer handshake alone is no reason to write.

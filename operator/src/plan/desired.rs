@@ -105,7 +105,11 @@ pub fn peer(
         public_key: parse_public(key)?,
         addresses,
         in_cluster: spec.enrolment.as_ref().is_some_and(is_sidecar),
-        stock_keepalive: spec.is_stock().then(|| keepalive::stock_interval(policy)),
+        // The configuration that the client runs may be an older one: the longer of the two is what to expect.
+        stock_keepalive: spec.is_stock().then(|| {
+            keepalive::stock_interval(policy)
+                .max(keepalive::stock_in_force(policy, status.keepalive.as_ref()))
+        }),
         keepalive: spec.keepalive.as_ref().map(|own| keepalive::policy(Some(own))),
     })
 }

@@ -5,8 +5,8 @@ use std::{collections::BTreeMap, time::Duration};
 use k8s_openapi::{ByteString, api::core::v1::Secret, jiff::Timestamp};
 use kube::ResourceExt as _;
 use pinhole_crds::{
-    ClientCounts, ExposureType, PathProof, READY, RECONCILING, ReplicaStatus, STALLED, VPNGateway,
-    VPNGatewayStatus,
+    ClientCounts, ExposureType, NatSummary, PathProof, READY, RECONCILING, ReplicaStatus, STALLED,
+    VPNGateway, VPNGatewayStatus,
 };
 
 use super::{
@@ -62,6 +62,8 @@ pub struct StatusInputs<'a> {
     pub view: &'a GatewayView,
     /// Its clients by phase.
     pub clients: ClientCounts,
+    /// What NATs they are behind.
+    pub nat: Option<&'a NatSummary>,
     /// Why what it needs cannot be made, if that will not change by itself: reason and message.
     pub obstacle: Option<(&'a str, &'a str)>,
     /// The time.
@@ -106,6 +108,7 @@ pub fn status(inputs: &StatusInputs<'_>) -> (VPNGatewayStatus, Option<Duration>)
         ready_replicas: i32::try_from(proven).ok(),
         replicas: evidence.iter().map(|(r, e)| replica_status(r, e, inputs.view)).collect(),
         clients: Some(inputs.clients),
+        nat: inputs.nat.cloned(),
     };
     (status, look_again(inputs.view))
 }

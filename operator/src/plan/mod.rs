@@ -7,6 +7,7 @@ mod hash;
 mod keepalive;
 mod keys;
 mod name;
+mod nat;
 mod object;
 mod overlap;
 mod service;
@@ -16,12 +17,13 @@ mod workload;
 pub mod client;
 pub mod gateway;
 pub mod pool;
+pub mod summary;
 pub mod wgquick;
 
 pub use condition::{Conditions, ready_of};
 pub use desired::{DesiredInputs, PeerInputs, PoolInputs, desired_states, peer};
 pub use endpoint::{NodeAddresses, Observed, PodFacts, Replica, replicas};
-pub use keepalive::{in_force, policy, stock_interval};
+pub use keepalive::{in_force, policy, stock_in_force, stock_interval};
 pub use keys::{KeyError, PrivateKey, check_owner, key_entry, public_keys};
 pub use name::{
     GATEWAY_LABEL, MANAGED_BY, MANAGED_BY_LABEL, POOL_OBJECT_LABEL, config_secret, gateway_objects_selector,

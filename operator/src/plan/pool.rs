@@ -2,8 +2,8 @@
 
 use k8s_openapi::jiff::Timestamp;
 use pinhole_crds::{
-    ClientCounts, PoolCapacity, READY, RECONCILING, TokenStatus, VPNClientPool, VPNClientPoolStatus,
-    VPNGateway,
+    ClientCounts, NatSummary, PoolCapacity, READY, RECONCILING, TokenStatus, VPNClientPool,
+    VPNClientPoolStatus, VPNGateway,
 };
 
 use super::{
@@ -37,6 +37,8 @@ pub struct StatusInputs<'a> {
     pub shortage: Option<Denied>,
     /// Its clients by phase.
     pub clients: ClientCounts,
+    /// What NATs they are behind.
+    pub nat: Option<NatSummary>,
     /// Its join tokens.
     pub tokens: Vec<TokenStatus>,
     /// The time.
@@ -62,6 +64,7 @@ pub fn status(inputs: StatusInputs<'_>) -> VPNClientPoolStatus {
         conditions: conditions.finish(),
         capacity: Some(inputs.capacity),
         clients: Some(inputs.clients),
+        nat: inputs.nat,
         tokens: inputs.tokens,
     }
 }

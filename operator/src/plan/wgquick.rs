@@ -135,7 +135,8 @@ fn interface(inputs: &ConfigInputs<'_>, key: &ClientKey) -> Vec<String> {
 fn peer(inputs: &ConfigInputs<'_>, public_key: &str, endpoint: &str) -> Vec<String> {
     let policy =
         keepalive::in_force(&inputs.gateway.spec, Some(&inputs.pool.spec), Some(&inputs.client.spec));
-    let interval: Duration = keepalive::stock_interval(policy);
+    let status = inputs.client.status.as_ref();
+    let interval: Duration = keepalive::stock_in_force(policy, status.and_then(|s| s.keepalive.as_ref()));
     vec![
         String::new(),
         "[Peer]".to_owned(),

@@ -1,5 +1,8 @@
 use pinhole_crds::{CONNECTED, ClientPhase, READY, RECONCILING, STALLED, VPNClientStatus};
-use pinhole_proto::v1::{EndpointChange, Phase};
+use pinhole_proto::v1::{
+    ChurnCause, ChurnEvent, ChurnOfCause, ChurnReport, KeepaliveReason, KeepaliveReport, Phase,
+    keepalive_policy::Mode,
+};
 
 use super::*;
 use crate::{
@@ -24,9 +27,23 @@ fn sighting(phase: Phase) -> Sighting {
         last_handshake: Some(at(90)),
         last_receive: Some(at(95)),
         session: true,
-        endpoint_changes: 0,
-        last_change: None,
+        nat: None,
+        binding: None,
+        keepalive: None,
+        churn: ChurnReport::default(),
+        recommended_keepalive: None,
     }
+}
+
+fn churn(count: u64, cause: ChurnCause, second: i64) -> ChurnReport {
+    let last = ChurnEvent {
+        at: Some(prost_types::Timestamp { seconds: second, nanos: 7 }),
+        from: "198.51.100.9:1".into(),
+        to: "198.51.100.9:2".into(),
+        idle: Some(prost_types::Duration { seconds: 31, nanos: 0 }),
+    };
+    let causes = vec![ChurnOfCause { cause: cause.into(), count, last: Some(last) }];
+    ChurnReport { since: None, count, causes }
 }
 
 fn heard(sighting: Sighting) -> ClientView {
@@ -44,6 +61,7 @@ struct Case {
     addresses: Vec<IpAddr>,
     denied: Option<Denied>,
     moves_seen: Option<u64>,
+    written_ago: Option<Duration>,
     now: i64,
 }
 
@@ -55,6 +73,7 @@ impl Case {
             addresses: vec![ip("10.77.0.9")],
             denied: None,
             moves_seen: None,
+            written_ago: None,
             now: 100,
         }
     }
@@ -71,6 +90,7 @@ impl Case {
             config_secret: None,
             view: Some(view),
             moves_seen: self.moves_seen,
+            written_ago: self.written_ago,
             now: at(self.now),
         };
         status(&inputs).0
@@ -171,6 +191,7 @@ fn an_expired_client_stalls_and_one_that_will_expire_is_looked_at_in_time() {
         config_secret: None,
         view: Some(&view),
         moves_seen: None,
+        written_ago: None,
         now: at(100),
     };
     let wait = status(&inputs).1.unwrap();
@@ -203,6 +224,7 @@ fn what_is_missing_has_its_own_reason() {
             config_secret: None,
             view: None,
             moves_seen: None,
+            written_ago: None,
             now: at(100),
         };
         let made = status(&inputs).0;
@@ -240,13 +262,7 @@ fn moves_are_counted_across_restarts_of_gateway_and_operator() {
     let mut client = connected(&case);
     let moved = |count, second| {
         heard(Sighting {
-            endpoint_changes: count,
-            last_change: Some(EndpointChange {
-                at: Some(prost_types::Timestamp { seconds: second, nanos: 7 }),
-                from: "198.51.100.9:1".into(),
-                to: "198.51.100.9:2".into(),
-                idle: Some(prost_types::Duration { seconds: 31, nanos: 0 }),
-            }),
+            churn: churn(count, ChurnCause::MappingChanged, second),
             ..sighting(Phase::Connected)
         })
     };
@@ -270,4 +286,90 @@ fn the_same_inputs_later_make_the_same_status() {
     let client = connected(&case);
     case.now = 5000;
     assert_eq!(Some(case.judge(&client, &heard(sighting(Phase::Connected)))), client.status);
+}
+
+#[test]
+fn a_cause_that_is_known_better_later_is_corrected_and_not_counted_again() {
+    let mut case = Case::new();
+    let mut client = connected(&case);
+    let moved = |cause| heard(Sighting { churn: churn(1, cause, 200), ..sighting(Phase::Connected) });
+    client.status = Some(case.judge(&client, &moved(ChurnCause::Unknown)));
+    case.moves_seen = Some(1);
+    let made = case.judge(&client, &moved(ChurnCause::NatRestart)).churn.unwrap();
+    assert_eq!((made.count, made.last_cause), (1, Some(pinhole_crds::ChurnCause::NATRestart)));
+    assert_eq!((made.from.as_deref(), made.to.as_deref()), (Some("198.51.100.9:1"), Some("198.51.100.9:2")));
+}
+
+fn learnt(seconds: u64, reason: KeepaliveReason, saved: i64) -> Sighting {
+    let keepalive = KeepaliveReport {
+        interval: prost_types::Duration::try_from(Duration::from_secs(seconds)).ok(),
+        mode: Mode::Adaptive.into(),
+        reason: reason.into(),
+        wakes_saved: saved,
+        ..KeepaliveReport::default()
+    };
+    Sighting { keepalive: Some(keepalive), ..sighting(Phase::Connected) }
+}
+
+#[test]
+fn an_interval_that_wobbles_and_savings_that_grow_are_no_reason_to_write() {
+    let case = Case::new();
+    let mut client = connected(&case);
+    client.status = Some(case.judge(&client, &heard(learnt(110, KeepaliveReason::Learnt, 1000))));
+    let keepalive = client.status.as_ref().unwrap().keepalive.clone().unwrap();
+    assert_eq!((keepalive.interval.to_string().as_str(), keepalive.reason.as_str()), ("1m50s", "Learnt"));
+    assert_eq!(keepalive.wakes_saved, Some(1000));
+    for (interval, saved) in [(108, 1001), (113, 1500), (112, 1999)] {
+        let again = case.judge(&client, &heard(learnt(interval, KeepaliveReason::Learnt, saved)));
+        assert_eq!(Some(again), client.status);
+    }
+    let other = case.judge(&client, &heard(learnt(60, KeepaliveReason::Backoff, 1002))).keepalive.unwrap();
+    assert_eq!((other.interval.to_string().as_str(), other.reason.as_str()), ("1m", "Backoff"));
+}
+
+#[test]
+fn measurements_that_grow_are_written_at_most_every_few_seconds_and_a_reason_at_once() {
+    let mut case = Case::new();
+    let mut client = connected(&case);
+    client.status = Some(case.judge(&client, &heard(learnt(10, KeepaliveReason::Learning, 0))));
+    case.written_ago = Some(Duration::from_secs(2));
+    let growing = heard(learnt(20, KeepaliveReason::Learning, 0));
+    assert_eq!(Some(case.judge(&client, &growing)), client.status);
+    let learnt = case.judge(&client, &heard(learnt(20, KeepaliveReason::Learnt, 0)));
+    assert_eq!(learnt.keepalive.unwrap().interval.0, Duration::from_secs(20));
+    case.written_ago = Some(Duration::from_mins(1));
+    assert_ne!(Some(case.judge(&client, &growing)), client.status);
+}
+
+#[test]
+fn a_policy_that_the_agent_does_not_follow_yet_is_shown_as_configured() {
+    let mut case = Case::new();
+    case.pool.spec.keepalive = serde_json::from_value(json!({ "mode": "Fixed", "interval": "30s" })).unwrap();
+    let made = case.judge(&agent(&json!({})), &heard(learnt(110, KeepaliveReason::Learnt, 9)));
+    let keepalive = made.keepalive.unwrap();
+    assert_eq!((keepalive.interval.to_string().as_str(), keepalive.reason.as_str()), ("30s", "Policy"));
+}
+
+#[test]
+fn a_stock_client_is_given_what_its_gateway_observed_within_the_policy_and_with_hysteresis() {
+    let case = Case::new();
+    let mut stock = client(&json!({}));
+    let recommended = |seconds: Option<u64>| {
+        heard(Sighting {
+            recommended_keepalive: seconds.map(Duration::from_secs),
+            ..sighting(Phase::Connected)
+        })
+    };
+    let mut told = |seconds| {
+        stock.status = Some(case.judge(&stock, &recommended(seconds)));
+        let keepalive = stock.status.as_ref().unwrap().keepalive.clone().unwrap();
+        (keepalive.interval.0.as_secs(), keepalive.reason)
+    };
+    assert_eq!(told(None), (25, "Initial".into()));
+    assert_eq!(told(Some(100)), (100, "GatewayObserved".into()));
+    assert_eq!(told(Some(120)), (100, "GatewayObserved".into()), "not worth a new configuration");
+    assert_eq!(told(Some(92)), (100, "GatewayObserved".into()), "not worth a new configuration");
+    assert_eq!(told(Some(80)), (80, "GatewayObserved".into()));
+    assert_eq!(told(None), (80, "GatewayObserved".into()), "the replica started anew");
+    assert_eq!(told(Some(9000)), (3600, "GatewayObserved".into()), "the policy's own bound");
 }

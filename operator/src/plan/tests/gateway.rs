@@ -48,6 +48,7 @@ fn judge(
         pods,
         view: &view,
         clients: ClientCounts::default(),
+        nat: None,
         obstacle: None,
         now: at(100),
     };
@@ -237,6 +238,7 @@ fn an_obstacle_stalls_and_is_gone_when_it_is() {
         pods: &running("n1"),
         view: &GatewayView::default(),
         clients: ClientCounts::default(),
+        nat: None,
         obstacle: Some(("KeyUnreadable", "entry edge-0.key is not a key")),
         now: at(100),
     };

@@ -21,6 +21,7 @@ fn judge(
         capacity: PoolCapacity::default(),
         shortage,
         clients: ClientCounts::default(),
+        nat: None,
         tokens: vec![],
         now: at(100),
     })

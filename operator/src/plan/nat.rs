@@ -1,0 +1,285 @@
+//! What replicas report of NATs and bindings, as status says it: calm, so that a measurement that wobbles is written
+//! once.
+
+use std::{net::SocketAddr, time::Duration};
+
+use k8s_openapi::{apimachinery::pkg::apis::meta::v1::Time, jiff::Timestamp};
+use pinhole_crds::{
+    BindingConfidence, BindingLifetime, ChurnCause, Finding, Interval, NatBehaviour, NatClass, NatFiltering,
+    NatMapping, PortAllocation, Vantage,
+};
+use pinhole_proto::v1;
+
+use crate::fleet::{Sighting, timestamp};
+
+/// A figure that moved by less than this part of itself is as it was.
+const WOBBLE: f64 = 0.06;
+
+/// And so is one that moved by no more than this.
+const GRAIN: Duration = Duration::from_secs(1);
+
+/// The NATs in front of a client that was heard. None: it was not.
+pub(super) fn behaviour(before: Option<&NatBehaviour>, sighting: &Sighting) -> Option<NatBehaviour> {
+    let seen = sighting.endpoint.as_deref().and_then(public_address);
+    let Some(report) = &sighting.nat else {
+        let first = seen
+            .clone()
+            .map(|address| NatBehaviour { public_address: Some(address), ..NatBehaviour::default() });
+        return before
+            .cloned()
+            .map(|before| NatBehaviour { public_address: seen.or(before.public_address), ..before })
+            .or(first);
+    };
+    Some(NatBehaviour {
+        class: class(report),
+        public_address: Some(report.public_address.clone()).filter(|a| !a.is_empty()).or(seen),
+        mapping: mapping(report.mapping()),
+        filtering: filtering(report.filtering()),
+        port_allocation: port_allocation(report.port_allocation()),
+        port_parity: finding(report.port_parity()),
+        port_delta: Some(report.port_delta).filter(|delta| *delta != 0),
+        hairpin: finding(report.hairpin()),
+        refresh_outbound: finding(report.refresh_outbound()),
+        refresh_inbound: finding(report.refresh_inbound()),
+        two_class: finding(report.two_class()),
+        helper_interference: finding(report.helper_interference()),
+        double_nat: finding(report.double_nat()),
+        observed_by: vantage(report.vantage()),
+    })
+}
+
+/// In one word, how the NAT maps.
+fn class(report: &v1::NatReport) -> NatClass {
+    if report.natted() == v1::Finding::No {
+        return NatClass::NoNAT;
+    }
+    match report.mapping() {
+        v1::NatMapping::EndpointIndependent => NatClass::EndpointIndependent,
+        v1::NatMapping::NotPortDependent => NatClass::NotPortDependent,
+        v1::NatMapping::AddressDependent => NatClass::AddressDependent,
+        v1::NatMapping::AddressAndPortDependent => NatClass::AddressAndPortDependent,
+        v1::NatMapping::Unknown if report.natted() == v1::Finding::Yes => NatClass::NAT,
+        v1::NatMapping::Unknown => NatClass::Unknown,
+    }
+}
+
+/// The lifetime of a client's mapping. It stays as it was until it is known better, or differs by more than a
+/// measurement does.
+pub(super) fn lifetime(before: Option<&BindingLifetime>, sighting: &Sighting) -> Option<BindingLifetime> {
+    let Some(report) = &sighting.binding else {
+        return before.cloned().or_else(|| sighting.last_receive.map(|_| BindingLifetime::default()));
+    };
+    let confidence = confidence(report.confidence());
+    let at_least = report.at_least.and_then(duration).filter(|at_least| !at_least.is_zero());
+    let new = BindingLifetime {
+        at_least: at_least.map(whole),
+        less_than: report.less_than.and_then(duration).map(whole),
+        unpromoted: report.unpromoted.and_then(duration).map(whole),
+        promoted_after: report.promoted_after.and_then(duration).map(Interval),
+        confidence,
+        since: report.since.and_then(timestamp).map(seconds),
+        observed_by: vantage(report.vantage()),
+    };
+    let Some(before) = before.filter(|b| b.confidence == confidence && b.observed_by == new.observed_by)
+    else {
+        return Some(new);
+    };
+    let calm = same(before.at_least, new.at_least)
+        && same(before.less_than, new.less_than)
+        && same(before.unpromoted, new.unpromoted);
+    Some(if calm { before.clone() } else { new })
+}
+
+/// `new`, or `before` when the two are the same but for the wobble of a measurement.
+pub(super) fn steady(before: Option<Interval>, new: Duration) -> Interval {
+    let new = whole(new);
+    before.filter(|before| same(Some(*before), Some(new))).unwrap_or(new)
+}
+
+/// What counts savings is renewed when it doubled, so that a client that lives long is written ever less often.
+pub(super) fn saved(before: Option<i64>, new: i64) -> i64 {
+    const LEAST: i64 = 100;
+    match before {
+        Some(before) if new.abs_diff(before) < before.unsigned_abs().max(LEAST.unsigned_abs()) => before,
+        _ => new,
+    }
+}
+
+fn same(a: Option<Interval>, b: Option<Interval>) -> bool {
+    match (a, b) {
+        (Some(a), Some(b)) => a.0.abs_diff(b.0) <= GRAIN.max(a.0.mul_f64(WOBBLE)),
+        (None, None) => true,
+        _ => false,
+    }
+}
+
+/// Whole seconds; what is shorter, to a tenth.
+fn whole(duration: Duration) -> Interval {
+    let millis = u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
+    let grain = if millis < 1000 { 100 } else { 1000 };
+    Interval(Duration::from_millis((millis.saturating_add(grain / 2) / grain).saturating_mul(grain)))
+}
+
+/// A span of the wire. None when it is negative.
+pub(super) fn duration(wire: prost_types::Duration) -> Option<Duration> {
+    Duration::try_from(wire).ok()
+}
+
+fn seconds(time: Timestamp) -> Time {
+    Time(Timestamp::from_second(time.as_second()).unwrap_or(time))
+}
+
+/// The address of a public `ip:port`.
+fn public_address(endpoint: &str) -> Option<String> {
+    endpoint.parse::<SocketAddr>().ok().map(|e| e.ip().to_canonical().to_string())
+}
+
+fn finding(wire: v1::Finding) -> Finding {
+    match wire {
+        v1::Finding::Unknown => Finding::Unknown,
+        v1::Finding::Yes => Finding::True,
+        v1::Finding::No => Finding::False,
+    }
+}
+
+fn mapping(wire: v1::NatMapping) -> NatMapping {
+    match wire {
+        v1::NatMapping::Unknown => NatMapping::Unknown,
+        v1::NatMapping::EndpointIndependent => NatMapping::EndpointIndependent,
+        v1::NatMapping::NotPortDependent => NatMapping::NotPortDependent,
+        v1::NatMapping::AddressDependent => NatMapping::AddressDependent,
+        v1::NatMapping::AddressAndPortDependent => NatMapping::AddressAndPortDependent,
+    }
+}
+
+fn filtering(wire: v1::NatFiltering) -> NatFiltering {
+    match wire {
+        v1::NatFiltering::Unknown => NatFiltering::Unknown,
+        v1::NatFiltering::EndpointIndependent => NatFiltering::EndpointIndependent,
+        v1::NatFiltering::NotPortDependent => NatFiltering::NotPortDependent,
+        v1::NatFiltering::AddressDependent => NatFiltering::AddressDependent,
+        v1::NatFiltering::AddressAndPortDependent => NatFiltering::AddressAndPortDependent,
+    }
+}
+
+fn port_allocation(wire: v1::PortAllocation) -> PortAllocation {
+    match wire {
+        v1::PortAllocation::Unknown => PortAllocation::Unknown,
+        v1::PortAllocation::Preserved => PortAllocation::Preserved,
+        v1::PortAllocation::Sequential => PortAllocation::Sequential,
+        v1::PortAllocation::Random => PortAllocation::Random,
+    }
+}
+
+fn vantage(wire: v1::Vantage) -> Option<Vantage> {
+    match wire {
+        v1::Vantage::Unspecified => None,
+        v1::Vantage::Client => Some(Vantage::Client),
+        v1::Vantage::Gateway => Some(Vantage::Gateway),
+    }
+}
+
+fn confidence(wire: v1::BindingConfidence) -> BindingConfidence {
+    match wire {
+        v1::BindingConfidence::Unknown => BindingConfidence::Unknown,
+        v1::BindingConfidence::Growing => BindingConfidence::Growing,
+        v1::BindingConfidence::Bracketed => BindingConfidence::Bracketed,
+        v1::BindingConfidence::Confirmed => BindingConfidence::Confirmed,
+    }
+}
+
+/// A cause of the wire.
+pub(super) fn cause(wire: v1::ChurnCause) -> ChurnCause {
+    match wire {
+        v1::ChurnCause::Unknown => ChurnCause::Unknown,
+        v1::ChurnCause::MappingChanged => ChurnCause::MappingChanged,
+        v1::ChurnCause::MappingLost => ChurnCause::MappingLost,
+        v1::ChurnCause::LifetimeShrank => ChurnCause::LifetimeShrank,
+        v1::ChurnCause::NatRestart => ChurnCause::NATRestart,
+        v1::ChurnCause::Roam => ChurnCause::Roam,
+        v1::ChurnCause::UdpBlocked => ChurnCause::UDPBlocked,
+        v1::ChurnCause::HelperInterference => ChurnCause::HelperInterference,
+        v1::ChurnCause::GatewayMoved => ChurnCause::GatewayMoved,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at_least(seconds: u64) -> Option<prost_types::Duration> {
+        prost_types::Duration::try_from(Duration::from_secs(seconds)).ok()
+    }
+
+    fn sighting() -> Sighting {
+        let client = v1::ObjectRef { namespace: "vpn".into(), name: "laptop".into(), uid: "u".into() };
+        Sighting::new(v1::ClientReport {
+            client: Some(client),
+            endpoint: "198.51.100.9:4500".into(),
+            ..v1::ClientReport::default()
+        })
+        .unwrap()
+    }
+
+    #[test]
+    fn what_nobody_measured_is_unknown_and_the_public_address_is_seen_anyhow() {
+        let nat = behaviour(None, &sighting()).unwrap();
+        assert_eq!((nat.class, nat.public_address.as_deref()), (NatClass::Unknown, Some("198.51.100.9")));
+        assert_eq!(nat.mapping, NatMapping::Unknown);
+    }
+
+    #[test]
+    fn a_nat_is_named_by_its_mapping_and_no_nat_is_none() {
+        let classed = |natted: v1::Finding, mapping: v1::NatMapping| {
+            let report =
+                v1::NatReport { natted: natted.into(), mapping: mapping.into(), ..v1::NatReport::default() };
+            class(&report)
+        };
+        assert_eq!(classed(v1::Finding::No, v1::NatMapping::EndpointIndependent), NatClass::NoNAT);
+        assert_eq!(classed(v1::Finding::Yes, v1::NatMapping::Unknown), NatClass::NAT);
+        assert_eq!(
+            classed(v1::Finding::Yes, v1::NatMapping::AddressAndPortDependent),
+            NatClass::AddressAndPortDependent
+        );
+    }
+
+    #[test]
+    fn a_lifetime_that_wobbles_is_written_once() {
+        let measured = |seconds| Sighting {
+            binding: Some(v1::BindingReport {
+                at_least: at_least(seconds),
+                less_than: at_least(seconds + 4),
+                confidence: v1::BindingConfidence::Bracketed.into(),
+                ..v1::BindingReport::default()
+            }),
+            ..sighting()
+        };
+        let first = lifetime(None, &measured(120)).unwrap();
+        assert_eq!(lifetime(Some(&first), &measured(124)), Some(first.clone()));
+        let shrunk = lifetime(Some(&first), &measured(60)).unwrap();
+        assert_eq!(shrunk.at_least, Some(Interval(Duration::from_secs(60))));
+    }
+
+    #[test]
+    fn an_interval_stays_until_it_differs_by_more_than_a_wobble() {
+        let s = Duration::from_secs;
+        assert_eq!(steady(Some(Interval(s(110))), s(114)), Interval(s(110)));
+        assert_eq!(steady(Some(Interval(s(110))), s(120)), Interval(s(120)));
+        assert_eq!(steady(Some(Interval(s(8))), s(9)), Interval(s(8)));
+        assert_eq!(steady(None, Duration::from_millis(24_600)), Interval(s(25)));
+    }
+
+    #[test]
+    fn savings_are_written_ever_less_often() {
+        let mut written = Vec::new();
+        let mut status = None;
+        for total in 0..100_000 {
+            let next = saved(status, total);
+            if status != Some(next) {
+                written.push(next);
+            }
+            status = Some(next);
+        }
+        assert!(written.len() < 15, "{written:?}");
+    }
+}

@@ -1,0 +1,96 @@
+//! One client, its NAT and its gateway in virtual time.
+//!
+//! The NAT sits next to the client: a packet from the client passes it when it is sent, one to the client when it
+//! arrives. Packets get lost before the NAT, from either side.
+
+mod nat;
+mod queue;
+mod run;
+
+use std::time::Duration;
+
+pub use self::run::{Fault, FaultKind, Observed, run};
+use crate::{
+    metrics,
+    model::{PortAllocation, Profile, Time, Timers},
+    rng::Rng,
+};
+
+/// What one client goes through. The same for each algorithm.
+#[derive(Debug, Clone)]
+pub struct Scenario {
+    /// Timers at the beginning.
+    pub timers: Timers,
+    /// How external ports are picked.
+    pub port: PortAllocation,
+    /// Round trip between client and gateway.
+    pub rtt: Duration,
+    /// The probability that a packet gets lost.
+    pub loss: f64,
+    /// When the NAT loses all its mappings.
+    pub flushes: Vec<Time>,
+    /// When its lifetime shrinks, and to what.
+    pub shrink: Option<(Time, Duration)>,
+    /// When the observation ends.
+    pub end: Time,
+    /// What else is left to chance.
+    pub seed: u64,
+    /// Spares the client what an oracle does not have to deal with: loss.
+    pub ideal: bool,
+}
+
+impl Scenario {
+    /// Draws what a client behind such a NAT goes through until `end`. `loss` adds to the profile's own.
+    pub fn draw(profile: &Profile, loss: crate::model::Loss, end: Time, seed: u64) -> Self {
+        let mut rng = Rng::stream(seed, 0);
+        let phase = rng.unit();
+        let shrink_at = Time::from_secs_f64(rng.between(0.0, end.as_secs_f64()));
+        Self {
+            timers: Timers::new(profile, phase),
+            port: profile.port,
+            rtt: profile.rtt(),
+            loss: profile.loss.and(loss).probability(),
+            flushes: flushes(profile.flush_per_day, end, &mut rng),
+            shrink: profile.shrink_to.map(|to| (shrink_at, Duration::from_secs_f64(to))),
+            end,
+            seed,
+            ideal: false,
+        }
+    }
+
+    /// The same for the oracle.
+    #[must_use]
+    pub fn for_the_oracle(&self, profile: &Profile) -> Self {
+        // A packet at the very end of a lifetime is too late for a NAT. For the oracle it is just right.
+        let moment = Duration::from_nanos(1);
+        let replied = self.timers.replied() + moment;
+        let plain = Profile::new(profile.name.clone(), replied.as_secs_f64(), replied.as_secs_f64());
+        Self {
+            timers: Timers::new(&plain, 0.0),
+            shrink: self.shrink.map(|(at, to)| (at, to + moment)),
+            ideal: true,
+            ..self.clone()
+        }
+    }
+
+    /// The fewest wake-ups that keep the binding.
+    pub fn oracle(&self) -> metrics::Oracle {
+        metrics::Oracle::new(self.timers.replied(), self.shrink)
+    }
+}
+
+fn flushes(per_day: f64, end: Time, rng: &mut Rng) -> Vec<Time> {
+    let mut flushes = Vec::new();
+    if per_day <= 0.0 {
+        return flushes;
+    }
+    let mut now = 0.0;
+    loop {
+        now += rng.exponential(86_400.0 / per_day);
+        let at = Time::from_secs_f64(now);
+        if at >= end {
+            return flushes;
+        }
+        flushes.push(at);
+    }
+}

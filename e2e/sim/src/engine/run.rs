@@ -1,0 +1,392 @@
+//! The run of one client.
+
+use std::{
+    net::{IpAddr, Ipv4Addr, SocketAddr},
+    time::{Duration, Instant},
+};
+
+use pinhole_agent::nat::{Beat, Channel, Reply, Wake};
+
+use super::{
+    Scenario,
+    nat::Table,
+    queue::{Downward, Event, Queue},
+};
+use crate::{
+    algorithm::{Action, Algorithm},
+    metrics::{Bursts, Convergence, Intervals, Reach, Reached},
+    model::{PortAllocation, Time},
+    rng::Rng,
+};
+
+/// Where clients appear to be.
+const PUBLIC: IpAddr = IpAddr::V4(Ipv4Addr::new(203, 0, 113, 1));
+
+/// Sizes with IPv4 and UDP headers, in bytes.
+const BEAT: u64 = 110;
+const KEEPALIVE: u64 = 60;
+const INITIATION: u64 = 176;
+const RESPONSE: u64 = 120;
+
+/// An algorithm that asks for the same moment so often is stuck.
+const STUCK: u32 = 10_000;
+
+/// What a NAT did to its client.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum FaultKind {
+    /// It lost all mappings, and will use other ports.
+    VisibleFlush,
+    /// It lost all mappings, and will use the same ports again.
+    InvisibleFlush,
+    /// Its lifetime shrank.
+    Shrink,
+}
+
+/// A fault, and for how long the client did nothing about it.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Fault {
+    /// Which.
+    pub kind: FaultKind,
+    /// From the fault to the first live packet that the client sent after it, and one round trip more. Wake tests of
+    /// this time do not count.
+    pub blind: Duration,
+    /// Seconds until the path was open again, after a flush.
+    pub recovery: Option<Duration>,
+}
+
+/// How it went for one client.
+#[derive(Debug, Clone)]
+pub struct Observed {
+    /// Wake tests.
+    pub reached: Reached,
+    /// Wake-ups.
+    pub wakes: u64,
+    /// Wake-ups if only what the client sends counted.
+    pub wakes_sent: u64,
+    /// Packets that the client sent or received.
+    pub packets: u64,
+    /// Their bytes.
+    pub bytes: u64,
+    /// When the interval converged.
+    pub convergence: Option<Convergence>,
+    /// Wake-ups after that, but for those that were probes alone.
+    pub wakes_converged: u64,
+    /// The first verdict.
+    pub verdict: Option<Time>,
+    /// All faults that the client lived to see the end of.
+    pub faults: Vec<Fault>,
+}
+
+struct Run<'a, A> {
+    scenario: &'a Scenario,
+    algorithm: A,
+    epoch: Instant,
+    nat: Table,
+    /// Where the gateway sends the tunnel's packets.
+    endpoint: u16,
+    queue: Queue,
+    losses: Rng,
+    bursts: Bursts,
+    bursts_sent: Bursts,
+    packets: u64,
+    bytes: u64,
+    reach: Reach,
+    intervals: Intervals,
+    verdict: Option<Time>,
+    /// Faults before the client's next live packet.
+    open_faults: Vec<(FaultKind, Time)>,
+    /// Flushes that the path has not recovered from, as places in `faults`.
+    faults: Vec<Fault>,
+    unrecovered: Vec<(usize, Time)>,
+}
+
+/// Runs one client until the end. `build` gets the time of the first packet and that at which its answer is there,
+/// from which on the algorithm is in charge.
+pub fn run<A: Algorithm>(scenario: &Scenario, build: impl FnOnce(Instant, Instant) -> A) -> Observed {
+    // Which instant it is does not matter: only differences are ever looked at.
+    let epoch = Instant::now();
+    let start = Time::ZERO + scenario.rtt;
+    let mut run = Run {
+        scenario,
+        algorithm: build(epoch, epoch + scenario.rtt),
+        epoch,
+        nat: Table::new(scenario.timers, scenario.port, Rng::stream(scenario.seed, 1)),
+        endpoint: 0,
+        queue: Queue::default(),
+        losses: Rng::stream(scenario.seed, 2),
+        bursts: Bursts::new(Time::ZERO),
+        bursts_sent: Bursts::new(Time::ZERO),
+        packets: 0,
+        bytes: 0,
+        reach: Reach::new(if scenario.ideal { 0.0 } else { scenario.loss }),
+        intervals: Intervals::new(scenario.end),
+        verdict: None,
+        open_faults: Vec::new(),
+        faults: Vec::new(),
+        unrecovered: Vec::new(),
+    };
+    run.bursts = Bursts::new(run.intervals.until());
+    run.begin(start);
+    run.go(start);
+    run.finish()
+}
+
+impl<A: Algorithm> Run<'_, A> {
+    /// The session begins with a handshake, at both ends of which nothing is lost.
+    fn begin(&mut self, start: Time) {
+        self.sent(Time::ZERO, Channel::Live, INITIATION);
+        self.endpoint = self.nat.outbound(Time::ZERO, Channel::Live);
+        if self.nat.inbound(start, Channel::Live, self.endpoint) {
+            self.carried(start, Channel::Live, RESPONSE);
+        }
+        for flush in &self.scenario.flushes {
+            self.queue.push((*flush).max(start), Event::Flush);
+        }
+        if let Some((at, to)) = self.scenario.shrink {
+            self.queue.push(at.max(start), Event::Shrink { to });
+        }
+    }
+
+    fn go(&mut self, start: Time) {
+        let mut now = start;
+        let mut again = 0;
+        loop {
+            self.drain(now);
+            let timer = self.algorithm.poll_timeout().map_or(Time::NEVER, |at| self.virtually(at)).max(now);
+            let next = self.queue.next_at().min(timer);
+            if next >= self.scenario.end {
+                return;
+            }
+            again = if next == now { again + 1 } else { 0 };
+            assert!(again < STUCK, "the algorithm wants to be called at {now:?} for ever");
+            now = next;
+            if timer <= self.queue.next_at() {
+                self.algorithm.handle_timeout(self.really(now));
+            } else if let Some((_, event)) = self.queue.pop() {
+                self.handle(now, event);
+            }
+        }
+    }
+
+    fn really(&self, time: Time) -> Instant {
+        self.epoch + Duration::from_nanos(time.as_nanos())
+    }
+
+    fn virtually(&self, instant: Instant) -> Time {
+        Time::from(instant.saturating_duration_since(self.epoch))
+    }
+
+    /// Does what the algorithm wants, and looks at what it thinks.
+    fn drain(&mut self, now: Time) {
+        while let Some(action) = self.algorithm.poll_action() {
+            match action {
+                Action::Beat(beat) => self.send_beat(now, beat),
+                Action::Keepalive => self.send_tunnel(now, false),
+                Action::Handshake => self.send_tunnel(now, true),
+                Action::Close(channel) => self.nat.close(channel),
+            }
+        }
+        if self.verdict.is_none() && self.algorithm.has_verdict() {
+            self.verdict = Some(now);
+        }
+        if now < self.intervals.until() {
+            self.intervals.note(now, self.algorithm.interval());
+        }
+    }
+
+    fn send_beat(&mut self, now: Time, beat: Beat) {
+        self.sent(now, beat.channel, BEAT);
+        if let Some(port) = self.leave(now, beat.channel) {
+            self.queue.push(now + self.scenario.rtt / 2, Event::BeatArrives { beat, port });
+        }
+    }
+
+    fn send_tunnel(&mut self, now: Time, handshake: bool) {
+        self.sent(now, Channel::Live, if handshake { INITIATION } else { KEEPALIVE });
+        if let Some(port) = self.leave(now, Channel::Live) {
+            self.queue.push(now + self.scenario.rtt / 2, Event::TunnelArrives { port, handshake });
+        }
+    }
+
+    /// A packet of the client passes the NAT, if it gets there. Returns its external port.
+    fn leave(&mut self, now: Time, channel: Channel) -> Option<u16> {
+        if channel == Channel::Live {
+            self.answer_faults(now);
+        }
+        if self.is_lost() {
+            return None;
+        }
+        if channel == Channel::Live {
+            self.watch(now);
+        }
+        let port = self.nat.outbound(now, channel);
+        if channel == Channel::Live {
+            self.watch(now);
+        }
+        Some(port)
+    }
+
+    /// Tests count again a round trip after the first live packet that follows a fault.
+    fn answer_faults(&mut self, now: Time) {
+        if self.open_faults.is_empty() {
+            return;
+        }
+        let known = now + self.scenario.rtt;
+        self.reach.include_from(known);
+        for (kind, since) in self.open_faults.drain(..) {
+            if kind != FaultKind::Shrink {
+                self.unrecovered.push((self.faults.len(), since));
+            }
+            self.faults.push(Fault { kind, blind: known.since(since), recovery: None });
+        }
+    }
+
+    fn is_lost(&mut self) -> bool {
+        !self.scenario.ideal && self.losses.chance(self.scenario.loss)
+    }
+
+    fn handle(&mut self, now: Time, event: Event) {
+        match event {
+            Event::BeatArrives { beat, port } => self.beat_arrives(now, beat, port),
+            Event::TunnelArrives { port, handshake } => self.tunnel_arrives(now, port, handshake),
+            Event::WakeDue { channel, seq, port, copy, from } => {
+                self.wake_due(now, channel, seq, port, copy, from);
+            }
+            Event::ToClient { to, packet } => self.reach_client(now, to, packet),
+            Event::Flush => {
+                self.watch(now);
+                self.fault(now, self.flush_kind());
+                self.nat.flush();
+                self.watch(now);
+            }
+            Event::Shrink { to } => {
+                self.watch(now);
+                self.fault(now, FaultKind::Shrink);
+                self.nat.shrink(now, to);
+                self.watch(now);
+                self.algorithm.handle_truth(self.really(now), to);
+            }
+        }
+    }
+
+    fn flush_kind(&self) -> FaultKind {
+        match self.scenario.port {
+            PortAllocation::Preserve => FaultKind::InvisibleFlush,
+            PortAllocation::Sequential | PortAllocation::Random => FaultKind::VisibleFlush,
+        }
+    }
+
+    fn fault(&mut self, now: Time, kind: FaultKind) {
+        self.open_faults.push((kind, now));
+        self.reach.exclude_from(now);
+    }
+
+    fn beat_arrives(&mut self, now: Time, beat: Beat, port: u16) {
+        let Beat { channel, seq, wake } = beat;
+        self.nat.note_beat(channel, seq);
+        if let Some(after) = wake {
+            let from = now + after.min(Beat::LONGEST_WAKE);
+            self.queue.push(from, Event::WakeDue { channel, seq, port, copy: 0, from });
+        }
+        let is_endpoint = channel == Channel::Live && self.endpoint == port;
+        self.answer(now, port, Downward::Reply { channel, seq, is_endpoint });
+    }
+
+    fn tunnel_arrives(&mut self, now: Time, port: u16, handshake: bool) {
+        self.watch(now);
+        self.endpoint = port;
+        self.watch(now);
+        if handshake {
+            self.answer(now, port, Downward::Handshake);
+        }
+    }
+
+    fn wake_due(&mut self, now: Time, channel: Channel, seq: u64, port: u16, copy: u8, from: Time) {
+        if !self.nat.is_newest(channel, seq) {
+            return;
+        }
+        if let Some(delay) = Beat::WAKES.get(usize::from(copy) + 1) {
+            let event = Event::WakeDue { channel, seq, port, copy: copy + 1, from };
+            self.queue.push(from + *delay, event);
+        }
+        self.answer(now, port, Downward::Wake { channel, seq });
+    }
+
+    fn answer(&mut self, now: Time, to: u16, packet: Downward) {
+        if !self.is_lost() {
+            self.queue.push(now + self.scenario.rtt / 2, Event::ToClient { to, packet });
+        }
+    }
+
+    fn reach_client(&mut self, now: Time, to: u16, packet: Downward) {
+        let (channel, size) = match packet {
+            Downward::Reply { channel, .. } | Downward::Wake { channel, .. } => (channel, BEAT),
+            Downward::Handshake => (Channel::Live, RESPONSE),
+        };
+        if channel == Channel::Live {
+            self.watch(now);
+        }
+        if !self.nat.inbound(now, channel, to) {
+            return;
+        }
+        self.carried(now, channel, size);
+        let at = self.really(now);
+        match packet {
+            Downward::Reply { channel, seq, is_endpoint } => {
+                let observed = SocketAddr::new(PUBLIC, to);
+                self.algorithm.handle_reply(at, Reply { channel, seq, observed, is_endpoint });
+            }
+            Downward::Wake { channel, seq } => self.algorithm.handle_wake(at, Wake { channel, seq }),
+            Downward::Handshake => self.algorithm.handle_handshake(at),
+        }
+    }
+
+    fn sent(&mut self, now: Time, channel: Channel, bytes: u64) {
+        self.bursts_sent.note(now, channel == Channel::Live);
+        self.carried(now, channel, bytes);
+    }
+
+    fn carried(&mut self, now: Time, channel: Channel, bytes: u64) {
+        self.bursts.note(now, channel == Channel::Live);
+        self.packets += 1;
+        self.bytes += bytes;
+    }
+
+    /// Follows the path from the gateway to the client, before and after anything that may change it.
+    fn watch(&mut self, now: Time) {
+        let open = match self.nat.live() {
+            Some((_, ends)) if ends <= now => {
+                // It closed by itself, unless it had been closed before.
+                self.reach.set_open(ends, false);
+                false
+            }
+            Some((port, _)) => port == self.endpoint,
+            None => false,
+        };
+        self.reach.set_open(now, open);
+        if open && !self.unrecovered.is_empty() {
+            for (place, since) in self.unrecovered.drain(..) {
+                if let Some(fault) = self.faults.get_mut(place) {
+                    fault.recovery = Some(now.since(since));
+                }
+            }
+        }
+    }
+
+    fn finish(mut self) -> Observed {
+        let end = self.scenario.end;
+        self.watch(end);
+        let convergence = self.intervals.convergence();
+        Observed {
+            reached: self.reach.finish(end),
+            wakes: self.bursts.total(),
+            wakes_sent: self.bursts_sent.total(),
+            packets: self.packets,
+            bytes: self.bytes,
+            wakes_converged: convergence.map_or(0, |convergence| self.bursts.live_since(convergence.at)),
+            convergence,
+            verdict: self.verdict,
+            faults: self.faults,
+        }
+    }
+}

@@ -1,0 +1,181 @@
+//! Many clients, each behind a NAT of its own.
+
+use std::{
+    num::NonZero,
+    sync::atomic::{AtomicUsize, Ordering},
+    thread,
+    time::Duration,
+};
+
+use clap::ValueEnum;
+
+use crate::{
+    algorithm::{Cliffs, Fixed, Growth, HalfOfSearch, Oracle},
+    engine::{self, Fault, Observed, Scenario},
+    metrics::Reached,
+    model::{Loss, Profile, Time},
+    rng::Rng,
+};
+
+/// The algorithms to compare.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Kind {
+    /// WireGuard's persistent keepalive every 25 s
+    #[value(name = "static-25s")]
+    Static25,
+    /// The same every 15 s
+    #[value(name = "static-15s")]
+    Static15,
+    /// Half of what an RFC 5780 binding lifetime search finds
+    #[value(name = "rfc5780-half")]
+    HalfOfSearch,
+    /// Cliffs of 10, 30 and 60 s tested on the live path once a day, as Tailscale does
+    #[value(name = "tailscale-like")]
+    Cliffs,
+    /// A heartbeat that grows until it fails, as Tencent's Mars has it
+    #[value(name = "mars-like")]
+    Growth,
+    /// Knows the true lifetime
+    #[value(name = "oracle")]
+    Oracle,
+}
+
+impl Kind {
+    /// Its name on the command line and in results.
+    pub fn name(self) -> String {
+        self.to_possible_value().map(|value| value.get_name().to_owned()).unwrap_or_default()
+    }
+}
+
+/// A fleet and what it goes through. Everything in it is decided by `seed`.
+#[derive(Debug, Clone)]
+pub struct Fleet {
+    /// What its clients are behind, by weight.
+    pub profiles: Vec<Profile>,
+    /// How many clients.
+    pub clients: usize,
+    /// For how long.
+    pub duration: Duration,
+    /// Adds to each profile's loss.
+    pub loss: Loss,
+    /// Decides everything that is left to chance.
+    pub seed: u64,
+    /// How many to run at a time. Results do not depend on it.
+    pub threads: NonZero<usize>,
+}
+
+/// How it went for one client.
+#[derive(Debug, Clone)]
+pub struct Outcome {
+    /// Its NAT, as a place in [`Fleet::profiles`].
+    pub profile: usize,
+    /// Wake tests.
+    pub reached: Reached,
+    /// Wake-ups.
+    pub wakes: u64,
+    /// Wake-ups if only what the client sends counted.
+    pub wakes_sent: u64,
+    /// The oracle's.
+    pub wakes_oracle: u64,
+    /// Wake-ups after convergence, without probes, and the oracle's. `None`: it did not converge in time.
+    pub converged: Option<(u64, u64)>,
+    /// When it converged.
+    pub converge: Option<Time>,
+    /// Its first verdict.
+    pub verdict: Option<Time>,
+    /// The true lifetime at the beginning.
+    pub lifetime: Duration,
+    /// Packets that it sent or received.
+    pub packets: u64,
+    /// Their bytes.
+    pub bytes: u64,
+    /// What its NAT did to it.
+    pub faults: Vec<Fault>,
+}
+
+impl Fleet {
+    /// Runs all clients, in the order of their numbers. `progress` is told how many are done.
+    pub fn run(&self, kind: Kind, progress: &(dyn Fn(usize) + Sync)) -> Vec<Outcome> {
+        let assignment = self.assignment();
+        let (next, done) = (AtomicUsize::new(0), AtomicUsize::new(0));
+        let work = || {
+            let mut outcomes = Vec::new();
+            loop {
+                let client = next.fetch_add(1, Ordering::Relaxed);
+                let Some(profile) = assignment.get(client) else { return outcomes };
+                if let Some(outcome) = self.client(kind, client, *profile) {
+                    outcomes.push((client, outcome));
+                }
+                progress(done.fetch_add(1, Ordering::Relaxed) + 1);
+            }
+        };
+        let mut outcomes: Vec<(usize, Outcome)> = thread::scope(|scope| {
+            let workers: Vec<_> = (0..self.threads.get()).map(|_| scope.spawn(work)).collect();
+            let joined = workers.into_iter().map(|worker| match worker.join() {
+                Ok(outcomes) => outcomes,
+                Err(panic) => std::panic::resume_unwind(panic),
+            });
+            joined.flatten().collect()
+        });
+        outcomes.sort_unstable_by_key(|(client, _)| *client);
+        outcomes.into_iter().map(|(_, outcome)| outcome).collect()
+    }
+
+    /// Which profile each client has: evenly spread over the weights, so that shares are as exact as they can be.
+    #[expect(clippy::cast_precision_loss, reason = "clients are far fewer than 2^52")]
+    fn assignment(&self) -> Vec<usize> {
+        let total: f64 = self.profiles.iter().map(|profile| profile.weight).sum();
+        let step = total / self.clients as f64;
+        let offset = Rng::stream(self.seed, u64::MAX).unit();
+        let mut assignment = Vec::with_capacity(self.clients);
+        let mut passed = 0.0;
+        for (place, profile) in self.profiles.iter().enumerate() {
+            passed += profile.weight;
+            while assignment.len() < self.clients && (assignment.len() as f64 + offset) * step < passed {
+                assignment.push(place);
+            }
+        }
+        let last = self.profiles.iter().rposition(|profile| profile.weight > 0.0).unwrap_or_default();
+        assignment.resize(self.clients, last);
+        assignment
+    }
+
+    fn client(&self, kind: Kind, client: usize, place: usize) -> Option<Outcome> {
+        let profile = self.profiles.get(place)?;
+        let end = Time::from(self.duration);
+        let seed = Rng::stream(self.seed, client as u64).next_u64();
+        let scenario = Scenario::draw(profile, self.loss, end, seed);
+        let observed = match kind {
+            Kind::Static25 => engine::run(&scenario, |_, now| Fixed::new(now, Duration::from_secs(25))),
+            Kind::Static15 => engine::run(&scenario, |_, now| Fixed::new(now, Duration::from_secs(15))),
+            Kind::HalfOfSearch => engine::run(&scenario, |_, now| HalfOfSearch::new(now)),
+            Kind::Cliffs => engine::run(&scenario, |_, now| Cliffs::new(now)),
+            Kind::Growth => engine::run(&scenario, |_, now| Growth::new(now)),
+            Kind::Oracle => engine::run(&scenario.for_the_oracle(profile), |first, _| {
+                Oracle::new(first, scenario.timers.replied())
+            }),
+        };
+        Some(outcome(place, &scenario, observed))
+    }
+}
+
+fn outcome(profile: usize, scenario: &Scenario, observed: Observed) -> Outcome {
+    let oracle = scenario.oracle();
+    let converged = observed
+        .convergence
+        .map(|convergence| (observed.wakes_converged, oracle.wakes_between(convergence.at, scenario.end)));
+    Outcome {
+        profile,
+        reached: observed.reached,
+        wakes: observed.wakes,
+        wakes_sent: observed.wakes_sent,
+        wakes_oracle: oracle.wakes(scenario.end),
+        converged,
+        converge: observed.convergence.map(|convergence| convergence.at),
+        verdict: observed.verdict,
+        lifetime: scenario.timers.replied(),
+        packets: observed.packets,
+        bytes: observed.bytes,
+        faults: observed.faults,
+    }
+}

@@ -1,0 +1,246 @@
+//! The figures of one algorithm over a fleet.
+
+use serde::Serialize;
+
+use super::Reached;
+use crate::{
+    engine::{Fault, FaultKind},
+    fleet::Outcome,
+    model::{Profile, Time},
+};
+
+/// One row of the comparison. Times are in seconds, shares and ratios plain numbers. `None`: there was nothing to take
+/// it from.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Summary {
+    /// The algorithm.
+    pub name: String,
+    /// Share of wake tests that reached the client.
+    pub wake_success: f64,
+    /// Wake-ups per client and day.
+    pub wakes_per_client_day: f64,
+    /// The same if only what clients send counted.
+    pub sent_wakes_per_client_day: f64,
+    /// Wake-ups over those of the oracle, mean over clients.
+    pub oracle_ratio: f64,
+    /// The same after convergence, without re-validation probes.
+    pub oracle_ratio_converged: Option<f64>,
+    /// Packets sent or received, per client and day.
+    pub packets_per_client_day: f64,
+    /// Their bytes.
+    pub bytes_per_client_day: f64,
+    /// When the interval in force came to 90 % of its median over hours 6 to 24.
+    pub converge_s_p50: Option<f64>,
+    /// The same for 99 of 100 clients.
+    pub converge_s_p99: Option<f64>,
+    /// The first verdict on the lifetime.
+    pub verdict_s_p50: Option<f64>,
+    /// The same for 99 of 100 clients.
+    pub verdict_s_p99: Option<f64>,
+    /// Share of clients with a verdict within 1.3 lifetimes and 30 s.
+    pub verdict_in_time: f64,
+    /// Blind time for each fault of any kind.
+    pub blind_s_p50: Option<f64>,
+    /// The same for 99 of 100 faults.
+    pub blind_s_p99: Option<f64>,
+    /// By kind of fault.
+    pub faults: Faults,
+    /// The profile with the lowest wake success.
+    pub worst_profile: String,
+    /// Its figures.
+    pub worst: Option<ByProfile>,
+    /// All profiles that had clients.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub profiles: Vec<ByProfile>,
+}
+
+/// Blind times by kind of fault.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Faults {
+    /// All mappings lost, other ports after.
+    pub visible_flush: Blind,
+    /// All mappings lost, the same ports after.
+    pub invisible_flush: Blind,
+    /// The lifetime shrank.
+    pub shrink: Blind,
+}
+
+/// Blind times of one kind of fault.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Blind {
+    /// How many faults.
+    pub count: usize,
+    /// Time that is excluded from wake tests.
+    pub blind_s_p50: Option<f64>,
+    /// The same for 99 of 100.
+    pub blind_s_p99: Option<f64>,
+    /// Time until the path was open again.
+    pub recovery_s_p50: Option<f64>,
+    /// The same for 99 of 100.
+    pub recovery_s_p99: Option<f64>,
+}
+
+/// The figures of one profile.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct ByProfile {
+    /// Its name.
+    pub name: String,
+    /// Clients behind it.
+    pub clients: usize,
+    /// Share of wake tests that reached the client.
+    pub wake_success: f64,
+    /// Wake-ups over those of the oracle.
+    pub oracle_ratio: f64,
+    /// The same after convergence, without re-validation probes.
+    pub oracle_ratio_converged: Option<f64>,
+    /// Wake-ups per client and day.
+    pub wakes_per_client_day: f64,
+}
+
+impl Summary {
+    /// Sums up what became of a fleet in so many days.
+    pub fn new(name: String, days: f64, profiles: &[Profile], outcomes: &[Outcome]) -> Self {
+        let per_day = |total: f64| total / (count(outcomes) * days);
+        let whole = Group::of(outcomes.iter());
+        let faults = || outcomes.iter().flat_map(|outcome| &outcome.faults);
+        let (blind_s_p50, blind_s_p99) = percentiles(faults().map(|fault| fault.blind.as_secs_f64()));
+        let seconds = |time: fn(&Outcome) -> Option<Time>| {
+            let times =
+                outcomes.iter().map(move |outcome| time(outcome).map_or(f64::INFINITY, Time::as_secs_f64));
+            percentiles(times)
+        };
+        let (converge_s_p50, converge_s_p99) = seconds(|outcome| outcome.converge);
+        let (verdict_s_p50, verdict_s_p99) = seconds(|outcome| outcome.verdict);
+        let by_profile = by_profile(days, profiles, outcomes);
+        let worst =
+            by_profile.iter().min_by(|left, right| left.wake_success.total_cmp(&right.wake_success)).cloned();
+        Self {
+            name,
+            wake_success: whole.reached.success(),
+            wakes_per_client_day: per_day(sum(outcomes, |outcome| outcome.wakes)),
+            sent_wakes_per_client_day: per_day(sum(outcomes, |outcome| outcome.wakes_sent)),
+            oracle_ratio: whole.ratio,
+            oracle_ratio_converged: whole.ratio_converged,
+            packets_per_client_day: per_day(sum(outcomes, |outcome| outcome.packets)),
+            bytes_per_client_day: per_day(sum(outcomes, |outcome| outcome.bytes)),
+            converge_s_p50,
+            converge_s_p99,
+            verdict_s_p50,
+            verdict_s_p99,
+            verdict_in_time: sum(outcomes, |outcome| u64::from(in_time(outcome))) / count(outcomes),
+            blind_s_p50,
+            blind_s_p99,
+            faults: Faults {
+                visible_flush: Blind::of(FaultKind::VisibleFlush, faults()),
+                invisible_flush: Blind::of(FaultKind::InvisibleFlush, faults()),
+                shrink: Blind::of(FaultKind::Shrink, faults()),
+            },
+            worst_profile: worst.as_ref().map(|worst| worst.name.clone()).unwrap_or_default(),
+            worst,
+            profiles: by_profile,
+        }
+    }
+}
+
+impl Blind {
+    fn of<'a>(kind: FaultKind, faults: impl Iterator<Item = &'a Fault>) -> Self {
+        let faults: Vec<&Fault> = faults.filter(|fault| fault.kind == kind).collect();
+        let (blind_s_p50, blind_s_p99) = percentiles(faults.iter().map(|fault| fault.blind.as_secs_f64()));
+        let recoveries = faults.iter().filter_map(|fault| fault.recovery);
+        let (recovery_s_p50, recovery_s_p99) = percentiles(recoveries.map(|recovery| recovery.as_secs_f64()));
+        Self { count: faults.len(), blind_s_p50, blind_s_p99, recovery_s_p50, recovery_s_p99 }
+    }
+}
+
+/// Means over clients.
+struct Group {
+    reached: Reached,
+    ratio: f64,
+    ratio_converged: Option<f64>,
+}
+
+impl Group {
+    fn of<'a>(outcomes: impl Iterator<Item = &'a Outcome>) -> Self {
+        let mut reached = Reached::default();
+        let (mut ratios, mut converged) = (Mean::default(), Mean::default());
+        for outcome in outcomes {
+            reached += outcome.reached;
+            ratios.add(outcome.wakes, outcome.wakes_oracle);
+            if let Some((wakes, oracle)) = outcome.converged {
+                converged.add(wakes, oracle);
+            }
+        }
+        Self { reached, ratio: ratios.mean().unwrap_or(f64::NAN), ratio_converged: converged.mean() }
+    }
+}
+
+#[derive(Default)]
+struct Mean {
+    total: f64,
+    count: f64,
+}
+
+impl Mean {
+    #[expect(clippy::cast_precision_loss, reason = "far fewer than 2^52")]
+    fn add(&mut self, wakes: u64, oracle: u64) {
+        if oracle > 0 {
+            self.total += wakes as f64 / oracle as f64;
+            self.count += 1.0;
+        }
+    }
+
+    fn mean(&self) -> Option<f64> {
+        (self.count > 0.0).then(|| self.total / self.count)
+    }
+}
+
+fn by_profile(days: f64, profiles: &[Profile], outcomes: &[Outcome]) -> Vec<ByProfile> {
+    let mut groups: Vec<Vec<&Outcome>> = vec![Vec::new(); profiles.len()];
+    for outcome in outcomes {
+        if let Some(group) = groups.get_mut(outcome.profile) {
+            group.push(outcome);
+        }
+    }
+    let filled = profiles.iter().zip(groups).filter(|(_, group)| !group.is_empty());
+    filled
+        .map(|(profile, group)| {
+            let means = Group::of(group.iter().copied());
+            let wakes = sum(group.iter().copied(), |outcome| outcome.wakes);
+            ByProfile {
+                name: profile.name.clone(),
+                clients: group.len(),
+                wake_success: means.reached.success(),
+                oracle_ratio: means.ratio,
+                oracle_ratio_converged: means.ratio_converged,
+                wakes_per_client_day: wakes / (count(&group) * days),
+            }
+        })
+        .collect()
+}
+
+/// Whether the first verdict came within 1.3 lifetimes and 30 s.
+fn in_time(outcome: &Outcome) -> bool {
+    let limit = outcome.lifetime.as_secs_f64() * 1.3 + 30.0;
+    outcome.verdict.is_some_and(|verdict| verdict.as_secs_f64() <= limit)
+}
+
+#[expect(clippy::cast_precision_loss, reason = "far fewer than 2^52")]
+fn sum<'a>(outcomes: impl IntoIterator<Item = &'a Outcome>, of: impl Fn(&Outcome) -> u64) -> f64 {
+    outcomes.into_iter().map(of).sum::<u64>() as f64
+}
+
+#[expect(clippy::cast_precision_loss, reason = "far fewer than 2^52")]
+fn count<T>(outcomes: &[T]) -> f64 {
+    outcomes.len() as f64
+}
+
+/// The median and the 99th percentile, by nearest rank. `None` where nothing, or never, is at that rank.
+fn percentiles(values: impl Iterator<Item = f64>) -> (Option<f64>, Option<f64>) {
+    let mut values: Vec<f64> = values.collect();
+    values.sort_unstable_by(f64::total_cmp);
+    let rank = |percent: usize| {
+        let place = (values.len() * percent).div_ceil(100).saturating_sub(1);
+        values.get(place).copied().filter(|value| value.is_finite())
+    };
+    (rank(50), rank(99))
+}

@@ -1,0 +1,127 @@
+//! The comparison as text.
+
+use std::fmt::Write;
+
+use crate::metrics::{Blind, Summary};
+
+/// How to paint.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Style {
+    /// Whether colours are wanted.
+    pub colour: bool,
+}
+
+const BOLD: &str = "1";
+
+impl Style {
+    fn paint(self, code: &str, text: &str) -> String {
+        if self.colour { format!("\x1b[{code}m{text}\x1b[0m") } else { text.to_owned() }
+    }
+}
+
+/// What a column shows of a row.
+type Column = (&'static str, fn(&Summary) -> String);
+
+const COST: [Column; 9] = [
+    ("algorithm", |row| row.name.clone()),
+    ("wake success", |row| percent(row.wake_success)),
+    ("wakes/day", |row| format!("{:.0}", row.wakes_per_client_day)),
+    ("sent only", |row| format!("{:.0}", row.sent_wakes_per_client_day)),
+    ("x oracle", |row| format!("{:.3}", row.oracle_ratio)),
+    ("converged", |row| ratio(row.oracle_ratio_converged)),
+    ("packets/day", |row| format!("{:.0}", row.packets_per_client_day)),
+    ("kB/day", |row| format!("{:.0}", row.bytes_per_client_day / 1e3)),
+    ("worst profile", worst),
+];
+
+const TIME: [Column; 8] = [
+    ("algorithm", |row| row.name.clone()),
+    ("converged after", |row| pair(row.converge_s_p50, row.converge_s_p99)),
+    ("first verdict", |row| pair(row.verdict_s_p50, row.verdict_s_p99)),
+    ("in 1.3 T + 30 s", |row| {
+        if row.verdict_s_p50.is_none() && row.verdict_in_time == 0.0 {
+            dash()
+        } else {
+            share(row.verdict_in_time)
+        }
+    }),
+    ("blind: invisible flush", |row| blind(&row.faults.invisible_flush)),
+    ("visible flush", |row| blind(&row.faults.visible_flush)),
+    ("shrink", |row| blind(&row.faults.shrink)),
+    ("faults", |row| {
+        let Blind { count: invisible, .. } = row.faults.invisible_flush;
+        format!("{invisible} + {} + {}", row.faults.visible_flush.count, row.faults.shrink.count)
+    }),
+];
+
+/// Two tables: what it costs and brings, and how long things take. Times are seconds, median / 99th percentile.
+pub fn table(rows: &[Summary], style: Style) -> String {
+    format!("{}\n{}", columns(&COST, rows, style), columns(&TIME, rows, style))
+}
+
+fn columns(columns: &[Column], rows: &[Summary], style: Style) -> String {
+    let cells: Vec<Vec<String>> =
+        rows.iter().map(|row| columns.iter().map(|(_, show)| show(row)).collect()).collect();
+    let widths: Vec<usize> = columns
+        .iter()
+        .enumerate()
+        .map(|(column, (heading, _))| {
+            let widest =
+                cells.iter().filter_map(|row| row.get(column)).map(|cell| cell.chars().count()).max();
+            widest.unwrap_or_default().max(heading.len())
+        })
+        .collect();
+    let line = |texts: &mut dyn Iterator<Item = &str>| {
+        let mut line = String::new();
+        for (column, (text, width)) in texts.zip(&widths).enumerate() {
+            // Names are read from the left, figures from the right.
+            let _ = if column == 0 || column + 1 == columns.len() {
+                write!(line, "{text:<width$}  ")
+            } else {
+                write!(line, "{text:>width$}  ")
+            };
+        }
+        line.trim_end().to_owned()
+    };
+    let mut text = style.paint(BOLD, &line(&mut columns.iter().map(|(heading, _)| *heading)));
+    text.push('\n');
+    for (row, summary) in cells.iter().zip(rows) {
+        let row = line(&mut row.iter().map(String::as_str));
+        let row = if summary.name == "pinhole" { style.paint(BOLD, &row) } else { row };
+        let _ = writeln!(text, "{row}");
+    }
+    text
+}
+
+fn dash() -> String {
+    "-".to_owned()
+}
+
+fn percent(share: f64) -> String {
+    format!("{:.4} %", share * 100.0)
+}
+
+fn share(share: f64) -> String {
+    format!("{:.1} %", share * 100.0)
+}
+
+fn ratio(ratio: Option<f64>) -> String {
+    ratio.map_or_else(dash, |ratio| format!("{ratio:.3}"))
+}
+
+fn seconds(seconds: Option<f64>) -> String {
+    seconds.map_or_else(dash, |seconds| format!("{seconds:.0}"))
+}
+
+fn pair(p50: Option<f64>, p99: Option<f64>) -> String {
+    format!("{} / {}", seconds(p50), seconds(p99))
+}
+
+fn blind(blind: &Blind) -> String {
+    pair(blind.blind_s_p50, blind.blind_s_p99)
+}
+
+fn worst(row: &Summary) -> String {
+    let Some(worst) = &row.worst else { return dash() };
+    format!("{}: {}, x {:.2}", worst.name, percent(worst.wake_success), worst.oracle_ratio)
+}

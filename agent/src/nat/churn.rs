@@ -73,11 +73,10 @@ impl Cause {
         }
         let moved = evidence.has_moved();
         let lost = moved || evidence.wake == WakeTest::Unanswered;
-        if evidence.gateway_moved {
-            return Some(Self::GatewayMoved);
-        }
-        if evidence.local_changed {
-            return Some(Self::Roam);
+        match evidence.ends {
+            Ends::Same => {}
+            Ends::ClientMoved => return Some(Self::Roam),
+            Ends::GatewayMoved => return Some(Self::GatewayMoved),
         }
         if evidence.to.is_none() {
             return (evidence.wake == WakeTest::Unanswered && evidence.session_alive)
@@ -131,13 +130,23 @@ pub enum Payload {
     Altered,
 }
 
+/// Which end of a path changed.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Ends {
+    /// Neither.
+    #[default]
+    Same,
+    /// The client's own address, or its route to the gateway.
+    ClientMoved,
+    /// The gateway, or its address.
+    GatewayMoved,
+}
+
 /// What was seen at the end of a silence. The default is: nothing.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Evidence {
-    /// The client's own address, or its route to the gateway, is another than before the silence.
-    pub local_changed: bool,
-    /// The gateway, or its address, is another than before the silence.
-    pub gateway_moved: bool,
+    /// Which end of the path is another than before the silence.
+    pub ends: Ends,
     /// Where the client was observed before the silence.
     pub from: Option<SocketAddr>,
     /// Where it is observed after it. `None`: it gets no answer.
@@ -169,8 +178,7 @@ impl Evidence {
     pub fn is_strike(&self) -> bool {
         let lost = self.has_moved() || self.wake == WakeTest::Unanswered;
         lost && self.to.is_some()
-            && !self.local_changed
-            && !self.gateway_moved
+            && self.ends == Ends::Same
             && !self.neighbours_lost
             && self.believed.is_some_and(|believed| self.idle <= believed)
     }
@@ -239,7 +247,7 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    const MINUTE: Duration = Duration::from_secs(60);
+    const MINUTE: Duration = Duration::from_mins(1);
 
     fn address(port: u16) -> SocketAddr {
         SocketAddr::from(([192, 0, 2, 1], port))
@@ -294,7 +302,7 @@ mod tests {
 
     #[test]
     fn a_client_that_moved_roamed_whatever_else_is_seen() {
-        let roamed = Evidence { local_changed: true, to: Some(address(2000)), strikes: 3, ..steady() };
+        let roamed = Evidence { ends: Ends::ClientMoved, to: Some(address(2000)), strikes: 3, ..steady() };
         assert_eq!(Cause::of(&roamed), Some(Cause::Roam));
         assert!(!roamed.is_strike());
     }
@@ -318,7 +326,7 @@ mod tests {
     fn altered_payload_and_a_moved_gateway_are_named() {
         let altered = Evidence { payload: Payload::Altered, ..steady() };
         assert_eq!(Cause::of(&altered), Some(Cause::HelperInterference));
-        assert_eq!(Cause::of(&Evidence { gateway_moved: true, ..steady() }), Some(Cause::GatewayMoved));
+        assert_eq!(Cause::of(&Evidence { ends: Ends::GatewayMoved, ..steady() }), Some(Cause::GatewayMoved));
     }
 
     #[test]
@@ -349,12 +357,13 @@ mod tests {
 
         #[test]
         fn only_losses_are_strikes(
-            local_changed: bool, gateway_moved: bool, to in proptest::option::of(1u16..4), wake in 0..3,
+            ends in 0usize..3, to in proptest::option::of(1u16..4), wake in 0usize..3,
             idle in 0u64..200, strikes in 0u32..3, neighbours_lost: bool, session_alive: bool,
         ) {
-            let wake = [WakeTest::None, WakeTest::Arrived, WakeTest::Unanswered][wake as usize];
+            let ends = [Ends::Same, Ends::ClientMoved, Ends::GatewayMoved][ends];
+            let wake = [WakeTest::None, WakeTest::Arrived, WakeTest::Unanswered][wake];
             let evidence = Evidence {
-                local_changed, gateway_moved, from: Some(address(1)), to: to.map(address), wake,
+                ends, from: Some(address(1)), to: to.map(address), wake,
                 idle: Duration::from_secs(idle), strikes, neighbours_lost, session_alive, ..steady()
             };
             if evidence.is_strike() {

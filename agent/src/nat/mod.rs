@@ -7,6 +7,7 @@
 //! stays without traffic. Many NATs give a new binding a short lifetime and *promote* it to a longer one when it
 //! has seen traffic both ways for a while.
 
+mod behaviour;
 mod binding;
 mod churn;
 mod keeper;
@@ -14,8 +15,12 @@ mod message;
 mod policy;
 pub mod wire;
 
+pub use behaviour::{
+    Answer, Behaviour, Class, Classifier, Experiment, Filtering, Finding, Mapping, PortAllocation, Timers,
+    Vantage,
+};
 pub use binding::{Binding, Confidence, Promotion};
-pub use churn::{Cause, Churn, ChurnLog, Evidence, Payload, WakeTest};
+pub use churn::{Cause, Churn, ChurnLog, Ends, Evidence, Payload, WakeTest};
 pub use keeper::{Action, Keeper, Path, Prior, Reason, Stats};
 pub use message::{Beat, Channel, Reply, Wake};
 pub use policy::{Mode, Policy};

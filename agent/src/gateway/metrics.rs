@@ -151,6 +151,7 @@ pub(super) fn render(counters: &Counters, gauges: &Gauges) -> String {
         ("forged", beats.forged),
         ("replayed", beats.replayed),
         ("limited", beats.limited),
+        ("crowded", beats.crowded),
     ];
     for (result, count) in results {
         page.sample("pinhole_gateway_beats_total", &[("result", result)], count);
@@ -162,10 +163,12 @@ pub(super) fn render(counters: &Counters, gauges: &Gauges) -> String {
         "Times that waking a client's tunnel led to nothing.",
         beats.wakes_unanswered,
     );
-    page.family("pinhole_gateway_wakes_refused_total", "counter", "Wakes asked for and not taken on.");
-    for (reason, count) in [("unproven-address", beats.unproven), ("too-many", beats.crowded)] {
-        page.sample("pinhole_gateway_wakes_refused_total", &[("reason", reason)], count);
-    }
+    page.one(
+        "pinhole_gateway_wakes_unproven_total",
+        "counter",
+        "Wakes not taken on since the client had not shown yet that it receives there.",
+        beats.unproven,
+    );
     page.one(
         "pinhole_gateway_pokes_total",
         "counter",

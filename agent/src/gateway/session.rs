@@ -154,7 +154,7 @@ impl Inner {
         outbox: mpsc::Sender<Result<v1::SessionMessage, Status>>,
     ) {
         let session = self.counter.fetch_add(1, Ordering::Relaxed);
-        let (pokes, mut poked) = mpsc::channel(1);
+        let (pokes, mut poke) = mpsc::channel(1);
         let (key, secret) = BeatKey::generate(self.key_id()).unzip();
         let _ = self.control.send(Command::SessionOpened { peer, session, key: key.clone(), pokes }).await;
         if let (Some(key), Some(secret)) = (key, secret) {
@@ -187,7 +187,7 @@ impl Inner {
                     Ok(Some(message)) => self.heard(peer, message).await,
                     Ok(None) | Err(_) => break,
                 },
-                Some(()) = poked.recv() => {
+                Some(()) = poke.recv() => {
                     let message = v1::session_message::Message::Poke(v1::Poke {});
                     // A client that takes nothing is told with the next one.
                     let _ = outbox.try_send(Ok(v1::SessionMessage { message: Some(message) }));

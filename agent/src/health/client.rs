@@ -132,8 +132,17 @@ pub struct ClientHealth {
     next_id: u64,
     rtt: Option<Duration>,
     confirmed: Option<Instant>,
+    beats: Option<Beats>,
     jitter: Jitter,
     actions: VecDeque<Action>,
+}
+
+/// The path is proven by beats, which somebody else sends.
+#[derive(Clone, Copy, Debug)]
+struct Beats {
+    interval: Duration,
+    /// When it was last shortened.
+    since: Instant,
 }
 
 impl ClientHealth {
@@ -154,6 +163,7 @@ impl ClientHealth {
             next_id: jitter.next_u64(),
             rtt: None,
             confirmed: None,
+            beats: None,
             jitter,
             actions: VecDeque::new(),
         }
@@ -181,7 +191,41 @@ impl ClientHealth {
 
     /// The keepalive interval in force, `None` when no probes are sent.
     pub fn interval(&self) -> Option<Duration> {
-        (self.mode == Mode::Loopback).then_some(self.interval)
+        let interval = self.beats.map_or(self.interval, |beats| beats.interval);
+        (self.mode == Mode::Loopback).then_some(interval)
+    }
+
+    /// Beats prove the active path while it is quiet, at least once in this interval, and
+    /// [`handle_beat_lost`](Self::handle_beat_lost) will be told when they do not. `None`: probes have to.
+    pub fn handle_beats(&mut self, now: Instant, interval: Option<Duration>) {
+        let before = self.beats;
+        self.beats = interval.map(|interval| {
+            let since =
+                before.filter(|before| interval >= before.interval).map_or(now, |before| before.since);
+            Beats { interval, since }
+        });
+    }
+
+    /// A beat was answered.
+    pub fn handle_beat(&mut self, now: Instant, rtt: Duration) {
+        match &mut self.state {
+            State::Connected { outstanding, .. } => {
+                *outstanding = None;
+                self.rtt = Some(rtt);
+                self.confirmed = Some(now);
+                self.sample.last_receive = self.sample.last_receive.max(Some(now));
+            }
+            // The path is back, and the handshake need not wait for its turn.
+            State::Searching { step: Step::Pause { .. }, .. } => self.try_next(now),
+            _ => {}
+        }
+    }
+
+    /// Beats stay unanswered.
+    pub fn handle_beat_lost(&mut self, now: Instant) {
+        if matches!(self.state, State::Connected { .. }) && self.mode == Mode::Loopback {
+            self.search(now, 0);
+        }
     }
 
     /// A policy came or changed.
@@ -326,6 +370,7 @@ impl ClientHealth {
                 let probe = match (self.mode, outstanding) {
                     (Mode::LinkStatus, _) => None,
                     (Mode::Loopback, Some(outstanding)) => Some(outstanding.next()),
+                    (Mode::Loopback, None) if self.beats.is_some() => self.doubtful(since),
                     (Mode::Loopback, None) => Some(self.due(since)),
                 };
                 [Some(sample), probe, hint].into_iter().flatten().min()
@@ -365,10 +410,16 @@ impl ClientHealth {
             return;
         }
         let Some(active) = self.active else { return self.search(now, 0) };
+        if self.doubtful(since).is_some_and(|at| now >= at) {
+            return self.search(now, 0);
+        }
         let Some(mut waiting) = outstanding else {
             let hinted = hint.is_some_and(|at| now >= at);
-            let stalled = self.stalled_since.is_some_and(|start| now >= start + STALL);
-            if hinted || stalled || now >= self.due(since) {
+            // Who beats has its own clock, and needs no answer to the last packet of every exchange.
+            let patience = if self.beats.is_some() { STALL_WITHOUT_PROBES } else { STALL };
+            let stalled = self.stalled_since.is_some_and(|start| now >= start + patience);
+            let due = self.beats.is_none() && now >= self.due(since);
+            if hinted || stalled || due {
                 let probe = self.probe(now, active.replica);
                 self.state = State::Connected { since, outstanding: Some(probe), hint: None };
             }
@@ -404,6 +455,14 @@ impl ClientHealth {
         let received = self.sample.last_receive.unwrap_or(since);
         let sent = self.sample.last_send.unwrap_or(since);
         received.min(sent).max(since) + self.interval
+    }
+
+    /// When nothing will have come for so long that beats would have told. They do first, unless something is wrong
+    /// with them.
+    fn doubtful(&self, since: Instant) -> Option<Instant> {
+        let beats = self.beats?;
+        let received = self.sample.last_receive.unwrap_or(since).max(since);
+        Some((received + beats.interval).max(beats.since) + PROBE_GIVE_UP)
     }
 
     /// Whether only the order differs: the own order, with the way last used first, is then kept.
@@ -691,6 +750,79 @@ mod tests {
             world.run_for(Duration::from_secs(1));
         }
         assert!(world.probes > before, "an outbound packet must keep the mapping open");
+    }
+
+    fn beating(interval: Duration) -> World {
+        let mut world = World::with(Mode::Loopback, &[way(1, 1)]);
+        world.run_for(Duration::from_secs(1));
+        world.health.handle_beats(world.now, Some(interval));
+        world.health.handle_beat(world.now, RTT);
+        world
+    }
+
+    #[test]
+    fn where_beats_prove_the_path_there_are_no_probes() {
+        let interval = INTERVAL * 4;
+        let mut world = beating(interval);
+        let before = world.probes;
+        for _ in 0..10 {
+            world.run_for(interval);
+            world.health.handle_beat(world.now, RTT);
+            assert_eq!(world.phase(), Phase::Connected);
+        }
+        assert_eq!(world.probes, before);
+        world.health.handle_beats(world.now, None);
+        world.run_for(INTERVAL * 3 + Duration::from_secs(2));
+        assert!(world.probes > before, "without beats the path is probed again");
+    }
+
+    #[test]
+    fn lost_beats_end_a_connection_at_once_and_silence_of_an_interval_and_eight_seconds_does_too() {
+        let mut world = beating(INTERVAL);
+        world.health.handle_beat_lost(world.now);
+        assert_eq!(world.phase(), Phase::WaitingToReconnect);
+
+        let mut world = beating(INTERVAL);
+        world.alive.clear();
+        world.run_for(INTERVAL + PROBE_GIVE_UP - Duration::from_millis(1));
+        assert_eq!(world.phase(), Phase::Connected);
+        world.run_for(Duration::from_millis(1));
+        assert_eq!(world.phase(), Phase::WaitingToReconnect);
+    }
+
+    #[test]
+    fn a_shorter_interval_gives_the_beats_time_to_follow() {
+        let mut world = beating(INTERVAL * 4);
+        world.run_for(INTERVAL * 3);
+        world.health.handle_beats(world.now, Some(INTERVAL));
+        world.run_for(PROBE_GIVE_UP - Duration::from_millis(1));
+        assert_eq!(world.phase(), Phase::Connected);
+    }
+
+    #[test]
+    fn data_alone_keeps_a_beating_client_connected() {
+        let mut world = beating(INTERVAL);
+        for _ in 0..100 {
+            world.sample = Sample { last_receive: Some(world.now), last_send: Some(world.now) };
+            world.run_for(Duration::from_secs(1));
+        }
+        assert_eq!(world.phase(), Phase::Connected);
+    }
+
+    #[test]
+    fn an_answered_beat_brings_the_next_attempt_forward() {
+        let mut world = beating(INTERVAL);
+        world.alive.clear();
+        world.health.handle_beat_lost(world.now);
+        world.run_for(Duration::from_secs(40));
+        world.alive.insert(way(1, 1));
+        let began = world.now;
+        while world.phase() != Phase::Connected {
+            world.health.handle_beat(world.now, RTT);
+            world.act();
+            world.run_for(RTT);
+            assert!(world.now < began + ATTEMPT + RTT * 3);
+        }
     }
 
     #[test]

@@ -19,7 +19,7 @@ impl Expectation {
     /// How long a receive proves that the client is there.
     pub fn certainty(self) -> Duration {
         match self {
-            Expectation::Every(interval) => (interval + PROBE_GIVE_UP).min(LONGEST_CERTAINTY.max(interval)),
+            Expectation::Every(interval) => interval + PROBE_GIVE_UP,
             Expectation::Nothing => LONGEST_CERTAINTY,
         }
     }
@@ -231,6 +231,13 @@ mod tests {
         assert!(health.handle_timeout(end));
         assert_eq!(health.phase(&key()), Phase::Dormant);
         assert_eq!((health.take_silent(), health.take_silent()), (vec![key()], vec![]));
+    }
+
+    #[test]
+    fn a_long_interval_has_its_eight_seconds_as_well() {
+        let (mut health, now) = with(Expectation::Every(INTERVAL * 40));
+        health.handle_sample(now, &key(), heard(now));
+        assert_eq!(health.poll_timeout(), Some(now + INTERVAL * 40 + PROBE_GIVE_UP));
     }
 
     #[test]

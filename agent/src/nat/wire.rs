@@ -23,7 +23,8 @@
 //! a NAT's "helper" to meddle with: the client's own address on the way out, its public one on the way back. The
 //! bait's hash and the address under the MAC (masked as in RFC 8489, section 14.2) tell whether one did.
 //!
-//! An answer is never larger than its request, and a wake goes only where a cookie was seen to arrive.
+//! An answer is never larger than its request, and a wake goes only to an address where a cookie was seen to
+//! arrive. A wake asked for with another cookie is not sent; the reply tells by its own cookie.
 
 use std::{
     fmt,
@@ -132,14 +133,15 @@ impl CookieMint {
         Some(Self(hmac::Key::new(hmac::HMAC_SHA256, secret.as_ref())))
     }
 
-    /// The cookie of a client (by its key) at an address.
-    pub fn cookie(&self, client: &[u8; 32], at: SocketAddr) -> Cookie {
-        let tag = hmac::sign(&self.0, &[client.as_slice(), &to_bytes(at)].concat());
+    /// The cookie of a client (by its key) at a public address. The port does not count: a client's sockets
+    /// have one each, and a binding that is to be tested young has no time for an exchange before.
+    pub fn cookie(&self, client: &[u8; 32], at: IpAddr) -> Cookie {
+        let tag = hmac::sign(&self.0, &[client.as_slice(), &to_bytes(SocketAddr::new(at, 0))].concat());
         Cookie(tag.as_ref().first_chunk().copied().unwrap_or_default())
     }
 
     /// Whether the cookie is that one.
-    pub fn accepts(&self, cookie: Cookie, client: &[u8; 32], at: SocketAddr) -> bool {
+    pub fn accepts(&self, cookie: Cookie, client: &[u8; 32], at: IpAddr) -> bool {
         self.cookie(client, at).0.ct_eq(&cookie.0).into()
     }
 }
@@ -300,19 +302,19 @@ pub fn decode_answer(key: &BeatKey, datagram: &[u8]) -> Option<Answer> {
 #[derive(Debug, Clone, Default)]
 pub struct ReplayWindow {
     newest: u64,
-    seen: [u64; Self::BLOCKS as usize],
+    seen: [u64; Self::BLOCKS],
 }
 
 impl ReplayWindow {
-    const BLOCKS: u64 = 17;
+    const BLOCKS: usize = 17;
 
     /// Whether this number is new.
     pub fn admit(&mut self, seq: u64) -> bool {
         let (block, newest) = (seq / 64, self.newest / 64);
-        if newest.saturating_sub(block) >= Self::BLOCKS {
+        if newest.saturating_sub(block) >= Self::BLOCKS as u64 {
             return false;
         }
-        if block.saturating_sub(newest) >= Self::BLOCKS {
+        if block.saturating_sub(newest) >= Self::BLOCKS as u64 {
             self.seen = Default::default();
         } else {
             for passed in newest..block {
@@ -326,9 +328,10 @@ impl ReplayWindow {
         new
     }
 
-    #[expect(clippy::indexing_slicing, clippy::cast_possible_truncation, reason = "a remainder")]
+    #[expect(clippy::indexing_slicing, reason = "a remainder")]
     fn word(&mut self, block: u64) -> &mut u64 {
-        &mut self.seen[(block % Self::BLOCKS) as usize]
+        let at = usize::try_from(block % Self::BLOCKS as u64).unwrap_or_default();
+        &mut self.seen[at % Self::BLOCKS]
     }
 }
 
@@ -517,12 +520,11 @@ mod tests {
     #[test]
     fn a_cookie_is_good_for_one_client_at_one_address_of_one_gateway() {
         let (mint, other) = (CookieMint::generate().unwrap(), CookieMint::generate().unwrap());
-        let here: SocketAddr = "192.0.2.1:1000".parse().unwrap();
+        let here: IpAddr = "192.0.2.1".parse().unwrap();
         let cookie = mint.cookie(&[1; 32], here);
         assert!(mint.accepts(cookie, &[1; 32], here));
         assert!(!mint.accepts(cookie, &[2; 32], here));
-        assert!(!mint.accepts(cookie, &[1; 32], "192.0.2.1:1001".parse().unwrap()));
-        assert!(!mint.accepts(cookie, &[1; 32], "192.0.2.2:1000".parse().unwrap()));
+        assert!(!mint.accepts(cookie, &[1; 32], "192.0.2.2".parse().unwrap()));
         assert!(!other.accepts(cookie, &[1; 32], here));
         assert!(!mint.accepts(Cookie::default(), &[1; 32], here));
     }

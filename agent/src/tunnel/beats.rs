@@ -25,8 +25,8 @@ use crate::nat::{
 const KEYS: usize = 2;
 /// Wakes pending for one peer: more than it has sockets for.
 const WAKES: usize = 64;
-/// Wakes pending in all, about 15 MB.
-const WAKES_TOGETHER: usize = 65_536;
+/// Wakes pending in all, about 50 MB, beside one for each tunnel.
+const WAKES_TOGETHER: usize = 262_144;
 const ANSWERS: Allowance = Allowance { rate: 200, burst: 400 };
 const ANSWERS_TOGETHER: Allowance = Allowance { rate: 20_000, burst: 40_000 };
 /// How long after the last wake of the live channel a beat may take before the owner is told.
@@ -194,7 +194,13 @@ impl Beats {
         }
         let Beat { channel, seq, wake } = request.beat;
         let owner = holder.peer.as_bytes();
-        let cookie = self.mint.cookie(owner, from);
+        let cookie = self.mint.cookie(owner, from.ip());
+        let is_crowded = client.wakes.len() >= WAKES || self.pending >= WAKES_TOGETHER;
+        if is_crowded && wake.is_some() && channel != Channel::Live {
+            // Silence is no lie: an answer would promise the wake.
+            self.counts.crowded += 1;
+            return;
+        }
         let reply = Reply { channel, seq, observed: from, is_endpoint };
         put(from, &wire::encode_reply(&holder.key, &reply, cookie, request.bait), out);
         self.counts.answered += 1;
@@ -209,12 +215,8 @@ impl Beats {
             self.pending -= 1;
         }
         let Some(delay) = wake else { return };
-        if cookie != request.cookie {
+        if !self.mint.accepts(request.cookie, owner, from.ip()) {
             self.counts.unproven += 1;
-            return;
-        }
-        if client.wakes.len() >= WAKES || self.pending >= WAKES_TOGETHER {
-            self.counts.crowded += 1;
             return;
         }
         let first = now + delay.min(Beat::LONGEST_WAKE);

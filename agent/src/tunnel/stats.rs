@@ -109,7 +109,7 @@ pub struct BeatCounts {
     pub limited: u64,
     /// Answered, but a wake was not taken on: its source has not shown yet that it receives.
     pub unproven: u64,
-    /// Answered, but a wake was not taken on: too many are pending.
+    /// Not answered: it asks for a wake, and too many are pending.
     pub crowded: u64,
 }
 

@@ -13,6 +13,7 @@ use pinhole_proto::v1;
 use super::ClientError;
 use crate::{
     health::Mode,
+    nat::{self, Policy},
     tunnel::{PeerConfig, PublicKey},
 };
 
@@ -42,6 +43,8 @@ pub struct Settings {
     pub interval: Duration,
     /// Why it is that.
     pub interval_reason: &'static str,
+    /// What the user allows of what is learnt.
+    pub policy: Policy,
 }
 
 /// One gateway replica.
@@ -86,6 +89,7 @@ impl Settings {
             mode,
             interval,
             interval_reason,
+            policy: policy(wire.keepalive.as_ref(), interval),
         };
         if settings.addresses.is_empty() {
             return Err(invalid("it gives no address"));
@@ -163,11 +167,24 @@ impl Replica {
     }
 }
 
+fn duration(wire: Option<prost_types::Duration>) -> Option<Duration> {
+    wire.and_then(|wire| Duration::try_from(wire).ok()).filter(|duration| !duration.is_zero())
+}
+
+fn policy(wire: Option<&v1::KeepalivePolicy>, interval: Duration) -> Policy {
+    let unlimited = Policy { interval, ..Policy::default() };
+    let Some(wire) = wire else { return unlimited };
+    let mode = match wire.mode() {
+        v1::keepalive_policy::Mode::Fixed => nat::Mode::Fixed,
+        v1::keepalive_policy::Mode::Adaptive | v1::keepalive_policy::Mode::Unspecified => nat::Mode::Adaptive,
+    };
+    let min = duration(wire.min).unwrap_or(unlimited.min);
+    let max = duration(wire.max).unwrap_or(unlimited.max).max(min);
+    Policy { mode, interval, min, max, longest_blind: duration(wire.longest_blind) }
+}
+
 fn interval(policy: Option<&v1::KeepalivePolicy>) -> (Duration, &'static str) {
     let Some(policy) = policy else { return (DEFAULT_INTERVAL, "default") };
-    let duration = |wire: Option<prost_types::Duration>| {
-        wire.and_then(|wire| Duration::try_from(wire).ok()).filter(|duration| !duration.is_zero())
-    };
     let Some(interval) = duration(policy.interval) else { return (DEFAULT_INTERVAL, "default") };
     if policy.mode() == v1::keepalive_policy::Mode::Fixed {
         return (interval, "fixed by policy");
@@ -258,6 +275,10 @@ mod tests {
         policy.set_mode(v1::keepalive_policy::Mode::Fixed);
         assert_eq!(interval(Some(&policy)).0, Duration::from_mins(1));
         assert_eq!(interval(None).0, DEFAULT_INTERVAL);
+        let limited = super::policy(Some(&policy), Duration::from_mins(1));
+        assert_eq!((limited.mode, limited.max), (nat::Mode::Fixed, Duration::from_secs(30)));
+        assert_eq!(limited.min, Policy::default().min);
+        assert_eq!(super::policy(None, DEFAULT_INTERVAL), Policy::default());
     }
 
     proptest! {

@@ -4,7 +4,7 @@ use pinhole_proto::v1;
 use tokio::sync::{mpsc, oneshot};
 
 use super::proof::Way;
-use crate::{health::Phase, nat::wire::BeatKey, tunnel::PublicKey};
+use crate::{nat::wire::BeatKey, tunnel::PublicKey};
 
 /// A message to the control loop.
 #[derive(Debug)]
@@ -34,7 +34,7 @@ pub(super) enum Command {
         /// The client.
         peer: PublicKey,
         /// Its own view.
-        phase: Phase,
+        state: Box<v1::ClientState>,
     },
     /// A client's session stream ended.
     SessionClosed {

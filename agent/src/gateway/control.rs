@@ -1,7 +1,7 @@
 //! The control loop: the only place where tunnel, health, sessions and reports meet.
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::HashMap,
     net::SocketAddr,
     sync::Arc,
     time::{Duration, Instant, SystemTime},
@@ -22,12 +22,12 @@ use super::{
     link::Running,
     metrics::{Counters, Gauges, render},
     proof::{Prober, Way},
-    report::{Observation, Reporter},
+    report::{Observation, Reporter, phase_from_wire},
     session::Served,
 };
 use crate::{
     health::gateway::{GatewayHealth, Sample},
-    nat::wire::BeatKey,
+    nat::{Beat, wire::BeatKey},
     tunnel::{PeerConfig, PeerStats, PrivateKey, PublicKey, Tunnel, TunnelConfig, TunnelEvent},
 };
 
@@ -89,7 +89,8 @@ pub(super) struct Control {
     access: NetworkAccess,
     operator: Option<Operator>,
     sessions: HashMap<PublicKey, Attached>,
-    agents: HashSet<PublicKey>,
+    /// Clients that run an agent, with the keepalive interval that it told.
+    agents: HashMap<PublicKey, Option<Duration>>,
     changes: HashMap<PublicKey, v1::EndpointChange>,
     oversized: bool,
     client_receive: Option<Instant>,
@@ -115,7 +116,7 @@ impl Control {
             access: NetworkAccess::default(),
             operator: None,
             sessions: HashMap::new(),
-            agents: HashSet::new(),
+            agents: HashMap::new(),
             changes: HashMap::new(),
             oversized: false,
             client_receive: None,
@@ -168,7 +169,7 @@ impl Control {
         let desired = Arc::new(desired);
         let now = Instant::now();
         self.changes.retain(|key, _| desired.peers.contains_key(key));
-        self.agents.retain(|key| desired.peers.contains_key(key));
+        self.agents.retain(|key, _| desired.peers.contains_key(key));
         self.health.handle_peers(now, &desired.expectations(&self.agents));
         self.desired = Some(Arc::clone(&desired));
         let result = self.apply_tunnel(&desired);
@@ -259,16 +260,10 @@ impl Control {
                     tunnel.answer_beats(&peer, key.clone());
                 }
                 self.sessions.insert(peer, Attached { session, key, pokes, poked: None });
-                if self.agents.insert(peer) {
-                    self.expect(now);
-                }
+                self.expect(now, peer, None);
                 self.changed(now);
             }
-            Command::SessionTold { peer, phase } => {
-                if self.health.handle_told(now, &peer, phase) {
-                    self.changed(now);
-                }
-            }
+            Command::SessionTold { peer, state } => self.handle_told(now, peer, &state),
             Command::SessionClosed { peer, session } => {
                 if self.sessions.get(&peer).is_some_and(|attached| attached.session == session) {
                     self.sessions.remove(&peer);
@@ -287,6 +282,16 @@ impl Control {
         }
     }
 
+    fn handle_told(&mut self, now: Instant, peer: PublicKey, state: &v1::ClientState) {
+        let interval = state.keepalive.as_ref().and_then(|keepalive| keepalive.interval);
+        let interval = interval.and_then(|interval| Duration::try_from(interval).ok());
+        // Whatever it says, it is not called connected for hours.
+        self.expect(now, peer, interval.map(|interval| interval.min(Beat::LONGEST_WAKE)));
+        if self.health.handle_told(now, &peer, phase_from_wire(state.phase())) {
+            self.changed(now);
+        }
+    }
+
     /// Asks a client's agent for a sign of life on the tunnel.
     fn poke(&mut self, now: Instant, peer: &PublicKey) {
         let Some(attached) = self.sessions.get_mut(peer) else { return };
@@ -299,9 +304,14 @@ impl Control {
         }
     }
 
-    fn expect(&mut self, now: Instant) {
+    /// A client runs an agent, which keeps this interval.
+    fn expect(&mut self, now: Instant, peer: PublicKey, interval: Option<Duration>) {
+        if self.agents.insert(peer, interval) == Some(interval) {
+            return;
+        }
         let Some(desired) = &self.desired else { return };
-        self.health.handle_peers(now, &desired.expectations(&self.agents));
+        let expectation = desired.expectation(&peer, Some(interval));
+        self.health.handle_expectation(now, &peer, expectation);
     }
 
     fn handle_desired(&mut self, desired: v1::DesiredState) {

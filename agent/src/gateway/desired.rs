@@ -1,11 +1,6 @@
 //! What the operator wants, checked and in the gateway's own types. Pure.
 
-use std::{
-    collections::{HashMap, HashSet},
-    fmt::Display,
-    str::FromStr,
-    time::Duration,
-};
+use std::{collections::HashMap, fmt::Display, str::FromStr, time::Duration};
 
 use ipnet::IpNet;
 use pinhole_proto::v1;
@@ -144,20 +139,29 @@ impl Desired {
     }
 
     /// What each client is expected to do while idle. Only of those in `agents` it is known that they run an
-    /// agent, which probes.
-    pub fn expectations(&self, agents: &HashSet<PublicKey>) -> HashMap<PublicKey, Expectation> {
-        let expect = |(key, peer): (&PublicKey, &Peer)| {
-            let pool = self.pools.get(peer.pool);
-            let expectation = match (peer.stock_keepalive, pool) {
-                (Some(interval), _) => Expectation::Every(interval),
-                (None, Some(pool)) if agents.contains(key) && pool.mode == Mode::Loopback => {
-                    Expectation::Every(peer.keepalive.and_then(interval_of).unwrap_or(pool.interval))
-                }
-                _ => Expectation::Nothing,
-            };
-            (*key, expectation)
-        };
+    /// agent, which keeps the interval that it told, or else the policy's.
+    pub fn expectations(
+        &self,
+        agents: &HashMap<PublicKey, Option<Duration>>,
+    ) -> HashMap<PublicKey, Expectation> {
+        let expect = |(key, peer): (&PublicKey, &Peer)| (*key, self.expect(peer, agents.get(key).copied()));
         self.peers.iter().map(expect).collect()
+    }
+
+    /// The same for one client: `agent` where it runs one.
+    pub fn expectation(&self, key: &PublicKey, agent: Option<Option<Duration>>) -> Expectation {
+        self.peers.get(key).map_or(Expectation::Nothing, |peer| self.expect(peer, agent))
+    }
+
+    fn expect(&self, peer: &Peer, agent: Option<Option<Duration>>) -> Expectation {
+        match (peer.stock_keepalive, self.pools.get(peer.pool), agent) {
+            (Some(interval), ..) => Expectation::Every(interval),
+            (None, Some(pool), Some(told)) if pool.mode == Mode::Loopback => {
+                let policy = || peer.keepalive.and_then(interval_of).unwrap_or(pool.interval);
+                Expectation::Every(told.unwrap_or_else(policy))
+            }
+            _ => Expectation::Nothing,
+        }
     }
 
     /// What a client needs to run its tunnel.
@@ -361,9 +365,12 @@ pub(super) mod tests {
         };
         let (desired, _) = Desired::parse(state(vec![stock, peer("agent", 3), peer("unknown", 4)])).unwrap();
         let key = |n| PublicKey::from_bytes([n; 32]);
-        let expected = desired.expectations(&HashSet::from([key(3)]));
+        let expected = desired.expectations(&HashMap::from([(key(3), None)]));
         assert_eq!(expected[&key(2)], Expectation::Every(Duration::from_secs(20)));
         assert_eq!(expected[&key(3)], Expectation::Every(DEFAULT_INTERVAL));
         assert_eq!(expected[&key(4)], Expectation::Nothing);
+        let told = Duration::from_secs(110);
+        let expected = desired.expectations(&HashMap::from([(key(3), Some(told))]));
+        assert_eq!(expected[&key(3)], Expectation::Every(told));
     }
 }

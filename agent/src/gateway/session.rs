@@ -24,7 +24,6 @@ use super::{
     command::Command,
     desired::Desired,
     link::{OperatorAccess, Relay},
-    report::phase_from_wire,
 };
 use crate::{
     health::Jitter,
@@ -205,8 +204,7 @@ impl Inner {
 
     async fn heard(&self, peer: PublicKey, message: v1::ClientMessage) {
         let Some(v1::client_message::Message::State(state)) = message.message else { return };
-        let phase = phase_from_wire(state.phase());
-        let _ = self.control.send(Command::SessionTold { peer, phase }).await;
+        let _ = self.control.send(Command::SessionTold { peer, state: Box::new(state) }).await;
     }
 }
 

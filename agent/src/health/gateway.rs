@@ -97,6 +97,17 @@ impl GatewayHealth {
         }
     }
 
+    /// One client promises something else. A connected one is judged by it at its next deadline, which may be now.
+    pub fn handle_expectation(&mut self, now: Instant, key: &PublicKey, expectation: Expectation) {
+        let Some(peer) = self.peers.get_mut(key) else { return };
+        peer.expectation = expectation;
+        let (Some(old), Some(last)) = (peer.deadline, peer.sample.last_receive) else { return };
+        let deadline = (last + expectation.certainty()).max(now);
+        peer.deadline = Some(deadline);
+        self.deadlines.remove(&(old, *key));
+        self.deadlines.insert((deadline, *key));
+    }
+
     /// What the data plane counted. Returns whether the client's phase changed.
     pub fn handle_sample(&mut self, now: Instant, key: &PublicKey, sample: Sample) -> bool {
         let Some(peer) = self.peers.get_mut(key) else { return false };
@@ -231,6 +242,21 @@ mod tests {
         assert!(health.handle_timeout(end));
         assert_eq!(health.phase(&key()), Phase::Dormant);
         assert_eq!((health.take_silent(), health.take_silent()), (vec![key()], vec![]));
+    }
+
+    #[test]
+    fn another_promise_is_judged_by_fresh_figures() {
+        let (mut health, now) = with(Expectation::Every(INTERVAL * 4));
+        health.handle_sample(now, &key(), heard(now));
+        let later = now + INTERVAL * 3;
+        health.handle_expectation(later, &key(), Expectation::Every(INTERVAL));
+        assert_eq!((health.phase(&key()), health.poll_timeout()), (Phase::Connected, Some(later)));
+        health.handle_sample(later, &key(), heard(later));
+        health.handle_timeout(later);
+        assert_eq!(health.phase(&key()), Phase::Connected);
+        assert_eq!(health.poll_timeout(), Some(later + INTERVAL + PROBE_GIVE_UP));
+        health.handle_expectation(later, &key(), Expectation::Every(INTERVAL * 8));
+        assert_eq!(health.poll_timeout(), Some(later + INTERVAL * 8 + PROBE_GIVE_UP));
     }
 
     #[test]

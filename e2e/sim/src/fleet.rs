@@ -10,7 +10,7 @@ use std::{
 use clap::ValueEnum;
 
 use crate::{
-    algorithm::{Cliffs, Fixed, Growth, HalfOfSearch, Oracle},
+    algorithm::{Cliffs, Fixed, Growth, HalfOfSearch, Oracle, Pinhole},
     engine::{self, Fault, Observed, Scenario},
     metrics::Reached,
     model::{Loss, Profile, Time},
@@ -20,6 +20,9 @@ use crate::{
 /// The algorithms to compare.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum Kind {
+    /// The state machine of the agent
+    #[value(name = "pinhole")]
+    Pinhole,
     /// WireGuard's persistent keepalive every 25 s
     #[value(name = "static-25s")]
     Static25,
@@ -146,6 +149,7 @@ impl Fleet {
         let seed = Rng::stream(self.seed, client as u64).next_u64();
         let scenario = Scenario::draw(profile, self.loss, end, seed);
         let observed = match kind {
+            Kind::Pinhole => engine::run(&scenario, |_, now| Pinhole::new(now, seed)),
             Kind::Static25 => engine::run(&scenario, |_, now| Fixed::new(now, Duration::from_secs(25))),
             Kind::Static15 => engine::run(&scenario, |_, now| Fixed::new(now, Duration::from_secs(15))),
             Kind::HalfOfSearch => engine::run(&scenario, |_, now| HalfOfSearch::new(now)),

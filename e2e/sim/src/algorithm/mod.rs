@@ -5,13 +5,16 @@ mod fixed;
 mod growth;
 mod keepalive;
 mod oracle;
+mod pinhole;
 mod rfc5780;
 
 use std::time::{Duration, Instant};
 
 use pinhole_agent::nat::{Beat, Channel, Reply, Wake};
 
-pub use self::{cliffs::Cliffs, fixed::Fixed, growth::Growth, oracle::Oracle, rfc5780::HalfOfSearch};
+pub use self::{
+    cliffs::Cliffs, fixed::Fixed, growth::Growth, oracle::Oracle, pinhole::Pinhole, rfc5780::HalfOfSearch,
+};
 
 /// What an algorithm wants done.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -13,6 +13,8 @@ mod churn;
 mod keeper;
 mod message;
 mod policy;
+pub mod prior;
+pub mod restart;
 pub mod wire;
 
 pub use behaviour::{

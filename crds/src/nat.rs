@@ -34,6 +34,8 @@ pub enum NatClass {
     EndpointIndependent,
     /// The same public ip:port towards two ports of one address; no second address was there to ask.
     NotPortDependent,
+    /// Another public ip:port towards a second address; whether the port counts too could not be asked.
+    EndpointDependent,
     /// Another public ip:port towards each address.
     AddressDependent,
     /// Another public ip:port towards each address and port: a symmetric NAT.
@@ -50,6 +52,8 @@ pub enum NatMapping {
     EndpointIndependent,
     /// The same towards two ports of one address; no second address was there to ask.
     NotPortDependent,
+    /// Another towards a second address; whether the port counts too could not be asked.
+    EndpointDependent,
     /// Another towards each address.
     AddressDependent,
     /// Another towards each address and port.
@@ -66,6 +70,8 @@ pub enum NatFiltering {
     EndpointIndependent,
     /// Those of another port of a known address; no second address was there to try.
     NotPortDependent,
+    /// Not those of a second address; whether the port counts too could not be tried.
+    EndpointDependent,
     /// Those of addresses that were sent to.
     AddressDependent,
     /// Those of addresses and ports that were sent to.

@@ -19,8 +19,9 @@ use super::{
     access::NetworkAccess,
     command::{Command, Readiness},
     desired::Desired,
+    insight::{Insight, Move, canonical},
     link::Running,
-    metrics::{Counters, Gauges, render},
+    metrics::{Counters, Gauges, Nats, render},
     proof::{Prober, Way},
     report::{Observation, Reporter, phase_from_wire},
     session::Served,
@@ -92,6 +93,7 @@ pub(super) struct Control {
     /// Clients that run an agent, with the keepalive interval that it told.
     agents: HashMap<PublicKey, Option<Duration>>,
     changes: HashMap<PublicKey, v1::EndpointChange>,
+    insights: HashMap<PublicKey, Arc<Insight>>,
     oversized: bool,
     client_receive: Option<Instant>,
     own_proof: Option<Proof>,
@@ -118,6 +120,7 @@ impl Control {
             sessions: HashMap::new(),
             agents: HashMap::new(),
             changes: HashMap::new(),
+            insights: HashMap::new(),
             oversized: false,
             client_receive: None,
             own_proof: None,
@@ -169,6 +172,10 @@ impl Control {
         let desired = Arc::new(desired);
         let now = Instant::now();
         self.changes.retain(|key, _| desired.peers.contains_key(key));
+        self.insights.retain(|key, _| desired.peers.contains_key(key));
+        for key in desired.peers.keys() {
+            self.insights.entry(*key).or_insert_with(|| Arc::new(Insight::new(SystemTime::now())));
+        }
         self.agents.retain(|key, _| desired.peers.contains_key(key));
         self.health.handle_peers(now, &desired.expectations(&self.agents));
         self.desired = Some(Arc::clone(&desired));
@@ -277,6 +284,7 @@ impl Control {
             }
             Command::Metrics(answer) => {
                 self.sample(now);
+                self.settle();
                 let _ = answer.send(render(&self.counters, &self.gauges(now)));
             }
         }
@@ -287,8 +295,29 @@ impl Control {
         let interval = interval.and_then(|interval| Duration::try_from(interval).ok());
         // Whatever it says, it is not called connected for hours.
         self.expect(now, peer, interval.map(|interval| interval.min(Beat::LONGEST_WAKE)));
-        if self.health.handle_told(now, &peer, phase_from_wire(state.phase())) {
+        let news = self.learn(&peer, |insight| {
+            let before = insight.version();
+            let costs = insight.handle_told(SystemTime::now(), state);
+            (insight.version() != before, costs)
+        });
+        let (news, costs) = news.unwrap_or_default();
+        self.counters.spent(costs);
+        if self.health.handle_told(now, &peer, phase_from_wire(state.phase())) || news {
             self.changed(now);
+        }
+    }
+
+    /// Adds to what is known of a client's NAT.
+    fn learn<T>(&mut self, peer: &PublicKey, learn: impl FnOnce(&mut Insight) -> T) -> Option<T> {
+        self.insights.get_mut(peer).map(|insight| learn(Arc::make_mut(insight)))
+    }
+
+    /// Counts the causes of moves that are certain by now.
+    fn settle(&mut self) {
+        let now = SystemTime::now();
+        let settling = self.insights.values_mut().filter(|insight| insight.is_settling());
+        for cause in settling.flat_map(|insight| Arc::make_mut(insight).take_settled(now)) {
+            *self.counters.churn.entry(cause).or_default() += 1;
         }
     }
 
@@ -349,6 +378,8 @@ impl Control {
                     idle: idle.and_then(|idle| idle.try_into().ok()),
                 };
                 self.changes.insert(peer, change);
+                let moved = Move { at: SystemTime::now(), from: Some(from), to: Some(to), idle };
+                self.learn(&peer, |insight| insight.handle_move(moved));
                 self.changed(now);
             }
             TunnelEvent::EndpointChanged { .. } => self.changed(now),
@@ -493,6 +524,7 @@ impl Control {
             impairments: self.impairments().into_iter().map(|impairment| impairment.category).collect(),
             events_lost: self.tunnel.as_ref().map_or(0, Tunnel::events_lost),
             beats: self.tunnel.as_ref().map(Tunnel::beats).unwrap_or_default(),
+            nats: Nats::of(self.insights.values().map(AsRef::as_ref)),
         }
     }
 
@@ -546,6 +578,7 @@ impl Control {
                 last_receive: stats.and_then(|stats| stats.last_receive).map(time),
                 rx_bytes: stats.map_or(0, |stats| stats.received.bytes),
                 tx_bytes: stats.map_or(0, |stats| stats.sent.bytes),
+                insight: self.insights.get(key).cloned(),
             };
             (*key, observation)
         };
@@ -559,9 +592,4 @@ impl Control {
             tracing::debug!("the stream to the operator has no room");
         }
     }
-}
-
-/// `ip:port` without the IPv4-in-IPv6 form that a dual-stack socket sees.
-fn canonical(address: SocketAddr) -> String {
-    SocketAddr::new(address.ip().to_canonical(), address.port()).to_string()
 }

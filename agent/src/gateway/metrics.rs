@@ -3,12 +3,21 @@
 use std::{
     collections::{BTreeMap, HashMap},
     fmt::Write,
+    time::Duration,
 };
 
+use pinhole_proto::v1;
+
+use super::insight::{Costs, Insight};
 use crate::{
     health::Phase,
+    nat::{Cause, Class},
     tunnel::{BeatCounts, PeerStats, PublicKey},
 };
+
+/// Upper edges of the buckets of lifetimes and intervals, seconds: the timeouts that NATs are known to have.
+const EDGES: [f64; 15] =
+    [5.0, 10.0, 15.0, 20.0, 30.0, 45.0, 60.0, 90.0, 120.0, 180.0, 240.0, 300.0, 600.0, 1200.0, 3600.0];
 
 const PHASES: [Phase; 4] = [Phase::Connected, Phase::Dormant, Phase::WaitingToReconnect, Phase::Disconnected];
 
@@ -27,9 +36,19 @@ pub(super) struct Counters {
     pub(super) desired_errors: BTreeMap<&'static str, u64>,
     pub(super) proofs_failed: u64,
     pub(super) pokes: u64,
+    pub(super) churn: BTreeMap<Cause, u64>,
+    costs: Costs,
 }
 
 impl Counters {
+    /// Adds what agents spent on keepalives.
+    pub(super) fn spent(&mut self, costs: Costs) {
+        self.costs.wakes = self.costs.wakes.saturating_add(costs.wakes);
+        self.costs.wakes_saved = self.costs.wakes_saved.saturating_add(costs.wakes_saved);
+        self.costs.beats = self.costs.beats.saturating_add(costs.beats);
+        self.costs.probes = self.costs.probes.saturating_add(costs.probes);
+    }
+
     /// Adds what the data plane counted since the last time.
     pub(super) fn add(&mut self, stats: &[PeerStats]) {
         let mut seen = HashMap::with_capacity(stats.len());
@@ -60,6 +79,65 @@ pub(super) struct Gauges {
     pub(super) impairments: Vec<String>,
     pub(super) events_lost: u64,
     pub(super) beats: BeatCounts,
+    pub(super) nats: Nats,
+}
+
+/// The NATs of the clients at present.
+#[derive(Debug, Default)]
+pub(super) struct Nats {
+    classes: BTreeMap<Class, u64>,
+    reasons: BTreeMap<&'static str, u64>,
+    lifetimes: Spread,
+    intervals: Spread,
+}
+
+impl Nats {
+    pub(super) fn of<'a>(insights: impl Iterator<Item = &'a Insight>) -> Self {
+        let mut nats = Self::default();
+        for insight in insights {
+            *nats.classes.entry(insight.class()).or_default() += 1;
+            let binding = insight.binding().and_then(|binding| binding.at_least);
+            nats.lifetimes.add(binding);
+            if let Some(keepalive) = insight.keepalive() {
+                *nats.reasons.entry(reason_name(keepalive.reason())).or_default() += 1;
+                nats.intervals.add(keepalive.interval);
+            }
+        }
+        nats
+    }
+}
+
+/// A histogram of what is so at present.
+#[derive(Debug, Default)]
+struct Spread {
+    counts: [u64; EDGES.len()],
+    count: u64,
+    sum: f64,
+}
+
+impl Spread {
+    fn add(&mut self, span: Option<prost_types::Duration>) {
+        let span = span.and_then(|span| Duration::try_from(span).ok()).filter(|span| !span.is_zero());
+        let Some(seconds) = span.map(|span| span.as_secs_f64()) else { return };
+        for (count, _) in self.counts.iter_mut().zip(EDGES).filter(|(_, edge)| seconds <= *edge) {
+            *count += 1;
+        }
+        self.count += 1;
+        self.sum += seconds;
+    }
+}
+
+fn reason_name(reason: v1::KeepaliveReason) -> &'static str {
+    match reason {
+        v1::KeepaliveReason::Unspecified => "Unknown",
+        v1::KeepaliveReason::Policy => "Policy",
+        v1::KeepaliveReason::Initial => "Initial",
+        v1::KeepaliveReason::Learning => "Learning",
+        v1::KeepaliveReason::Learnt => "Learnt",
+        v1::KeepaliveReason::Cached => "Cached",
+        v1::KeepaliveReason::Backoff => "Backoff",
+        v1::KeepaliveReason::GatewayObserved => "GatewayObserved",
+    }
 }
 
 /// The page that a scrape gets.
@@ -175,6 +253,7 @@ pub(super) fn render(counters: &Counters, gauges: &Gauges) -> String {
         "Clients asked over their session for a sign of life on the tunnel.",
         counters.pokes,
     );
+    render_nats(&mut page, counters, &gauges.nats);
     page.family("pinhole_gateway_send_failures_total", "counter", "Datagrams that the kernel refused.");
     for (category, count) in &counters.send_failures {
         page.sample("pinhole_gateway_send_failures_total", &[("category", category)], count);
@@ -187,6 +266,57 @@ pub(super) fn render(counters: &Counters, gauges: &Gauges) -> String {
         page.one("process_resident_memory_bytes", "gauge", "Resident memory size in bytes.", bytes);
     }
     page.text
+}
+
+fn render_nats(page: &mut Page, counters: &Counters, nats: &Nats) {
+    page.family("pinhole_gateway_nat_clients", "gauge", "Clients by the class of the NAT they are behind.");
+    for class in Class::ALL {
+        let count = nats.classes.get(&class).copied().unwrap_or_default();
+        page.sample("pinhole_gateway_nat_clients", &[("class", class.name())], count);
+    }
+    page.family(
+        "pinhole_gateway_keepalive_clients",
+        "gauge",
+        "Clients by why their keepalive is what it is.",
+    );
+    for (reason, count) in &nats.reasons {
+        page.sample("pinhole_gateway_keepalive_clients", &[("reason", reason)], count);
+    }
+    page.spread(
+        "pinhole_gateway_binding_lifetime_seconds",
+        "Measured lifetimes of the mappings of the clients at present.",
+        &nats.lifetimes,
+    );
+    page.spread(
+        "pinhole_gateway_keepalive_interval_seconds",
+        "Keepalive intervals of the clients at present.",
+        &nats.intervals,
+    );
+    page.family("pinhole_gateway_churn_total", "counter", "Moves and losses of clients' mappings, by cause.");
+    for cause in Cause::ALL {
+        let count = counters.churn.get(&cause).copied().unwrap_or_default();
+        page.sample("pinhole_gateway_churn_total", &[("cause", cause.name())], count);
+    }
+    let costs = &counters.costs;
+    page.one(
+        "pinhole_gateway_client_wakes_total",
+        "counter",
+        "Bursts of keepalive traffic, as clients' agents count them.",
+        costs.wakes,
+    );
+    page.one(
+        "pinhole_gateway_client_wakes_saved",
+        "gauge",
+        "Bursts that a static keepalive of 25 s would have had more.",
+        costs.wakes_saved,
+    );
+    page.one("pinhole_gateway_client_beats_total", "counter", "Keepalives of clients' agents.", costs.beats);
+    page.one(
+        "pinhole_gateway_client_probes_total",
+        "counter",
+        "Messages of clients' agents on mappings made for an experiment.",
+        costs.probes,
+    );
 }
 
 #[derive(Default)]
@@ -202,6 +332,16 @@ impl Page {
     fn sample(&mut self, name: &str, labels: &[(&str, &str)], value: impl std::fmt::Display) {
         let labels: Vec<_> = labels.iter().map(|(label, value)| format!("{label}={value:?}")).collect();
         let _ = writeln!(self.text, "{name}{{{}}} {value}", labels.join(","));
+    }
+
+    fn spread(&mut self, name: &str, help: &str, spread: &Spread) {
+        self.family(name, "histogram", help);
+        let bucket = format!("{name}_bucket");
+        for (edge, count) in EDGES.iter().zip(spread.counts) {
+            self.sample(&bucket, &[("le", &edge.to_string())], count);
+        }
+        self.sample(&bucket, &[("le", "+Inf")], spread.count);
+        let _ = writeln!(self.text, "{name}_sum {}\n{name}_count {}", spread.sum, spread.count);
     }
 
     fn one(&mut self, name: &str, kind: &str, help: &str, value: impl std::fmt::Display) {
@@ -227,6 +367,8 @@ mod tests {
         let page = render(&Counters::default(), &Gauges::default());
         for line in page.lines().filter(|line| !line.starts_with('#')) {
             let name = line.split(['{', ' ']).next().unwrap();
+            let name =
+                ["_bucket", "_sum", "_count"].iter().find_map(|s| name.strip_suffix(s)).unwrap_or(name);
             assert!(page.contains(&format!("# TYPE {name} ")), "{line}");
         }
         for phase in PHASES {

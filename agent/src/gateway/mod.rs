@@ -6,6 +6,7 @@ mod command;
 mod control;
 pub mod desired;
 mod error;
+pub mod insight;
 mod link;
 mod listen;
 mod metrics;

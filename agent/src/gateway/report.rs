@@ -2,11 +2,13 @@
 
 use std::{
     collections::HashMap,
+    sync::Arc,
     time::{Duration, Instant, SystemTime},
 };
 
 use pinhole_proto::v1;
 
+use super::insight::Insight;
 use crate::{health::Phase, tunnel::PublicKey};
 
 /// Changes within this time go up together.
@@ -39,6 +41,8 @@ pub struct Observation {
     pub rx_bytes: u64,
     /// Inner bytes sent.
     pub tx_bytes: u64,
+    /// What is known of its NAT.
+    pub insight: Option<Arc<Insight>>,
 }
 
 /// What is worth a report of its own when it changes. Counters and times are not.
@@ -48,6 +52,7 @@ struct Meaning {
     endpoint: String,
     session: bool,
     endpoint_changes: u64,
+    insight: u64,
 }
 
 impl Observation {
@@ -57,11 +62,12 @@ impl Observation {
             endpoint: self.endpoint.clone(),
             session: self.session,
             endpoint_changes: self.endpoint_changes,
+            insight: self.insight.as_ref().map_or(0, |insight| insight.version()),
         }
     }
 
     fn to_wire(&self) -> v1::ClientReport {
-        v1::ClientReport {
+        let report = v1::ClientReport {
             client: Some(self.client.clone()),
             phase: phase_to_wire(self.phase).into(),
             endpoint: self.endpoint.clone(),
@@ -73,6 +79,10 @@ impl Observation {
             endpoint_changes: self.endpoint_changes,
             last_change: self.last_change.clone(),
             ..v1::ClientReport::default()
+        };
+        match &self.insight {
+            Some(insight) => insight.report(report),
+            None => report,
         }
     }
 }
@@ -167,7 +177,7 @@ impl Reporter {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::gateway::desired::tests::client;
+    use crate::gateway::{desired::tests::client, insight::Move};
 
     fn observation(name: &str, rx_bytes: u64) -> Observation {
         Observation {
@@ -181,6 +191,7 @@ mod tests {
             last_receive: None,
             rx_bytes,
             tx_bytes: 0,
+            insight: None,
         }
     }
 
@@ -224,6 +235,21 @@ mod tests {
         reporter.take(now, &[(key(1), observation("a", 0))]);
         reporter.handle_change(now);
         assert!(reporter.take(now + COALESCE, &[(key(1), observation("a", 99))]).is_empty());
+    }
+
+    #[test]
+    fn a_cause_that_an_agent_told_goes_up_without_any_other_change() {
+        let (now, wall) = (Instant::now(), SystemTime::now());
+        let mut reporter = Reporter::new(now);
+        let mut all =
+            [(key(1), Observation { insight: Some(Arc::new(Insight::new(wall))), ..observation("a", 0) })];
+        reporter.take(now, &all);
+        let place = Some("192.0.2.1:1".parse().unwrap());
+        let lost = Move { at: wall, from: place, to: place, idle: None };
+        Arc::make_mut(all[0].1.insight.as_mut().unwrap()).handle_move(lost);
+        reporter.handle_change(now);
+        let reports = reporter.take(now + COALESCE, &all);
+        assert_eq!(reports[0].0[0].churn.as_ref().map(|churn| churn.count), Some(1));
     }
 
     #[test]

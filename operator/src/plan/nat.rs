@@ -56,6 +56,7 @@ fn class(report: &v1::NatReport) -> NatClass {
     match report.mapping() {
         v1::NatMapping::EndpointIndependent => NatClass::EndpointIndependent,
         v1::NatMapping::NotPortDependent => NatClass::NotPortDependent,
+        v1::NatMapping::EndpointDependent => NatClass::EndpointDependent,
         v1::NatMapping::AddressDependent => NatClass::AddressDependent,
         v1::NatMapping::AddressAndPortDependent => NatClass::AddressAndPortDependent,
         v1::NatMapping::Unknown if report.natted() == v1::Finding::Yes => NatClass::NAT,
@@ -147,6 +148,7 @@ fn mapping(wire: v1::NatMapping) -> NatMapping {
         v1::NatMapping::Unknown => NatMapping::Unknown,
         v1::NatMapping::EndpointIndependent => NatMapping::EndpointIndependent,
         v1::NatMapping::NotPortDependent => NatMapping::NotPortDependent,
+        v1::NatMapping::EndpointDependent => NatMapping::EndpointDependent,
         v1::NatMapping::AddressDependent => NatMapping::AddressDependent,
         v1::NatMapping::AddressAndPortDependent => NatMapping::AddressAndPortDependent,
     }
@@ -157,6 +159,7 @@ fn filtering(wire: v1::NatFiltering) -> NatFiltering {
         v1::NatFiltering::Unknown => NatFiltering::Unknown,
         v1::NatFiltering::EndpointIndependent => NatFiltering::EndpointIndependent,
         v1::NatFiltering::NotPortDependent => NatFiltering::NotPortDependent,
+        v1::NatFiltering::EndpointDependent => NatFiltering::EndpointDependent,
         v1::NatFiltering::AddressDependent => NatFiltering::AddressDependent,
         v1::NatFiltering::AddressAndPortDependent => NatFiltering::AddressAndPortDependent,
     }

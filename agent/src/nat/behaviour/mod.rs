@@ -136,6 +136,18 @@ pub enum Class {
 }
 
 impl Class {
+    /// All of them.
+    pub const ALL: [Self; 8] = [
+        Self::Unknown,
+        Self::NoNat,
+        Self::Nat,
+        Self::EndpointIndependent,
+        Self::NotPortDependent,
+        Self::EndpointDependent,
+        Self::AddressDependent,
+        Self::AddressAndPortDependent,
+    ];
+
     /// A stable, low-cardinality name.
     pub const fn name(self) -> &'static str {
         match self {

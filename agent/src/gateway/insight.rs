@@ -1,0 +1,579 @@
+//! What a replica knows of one client's NAT: its agent's own word, and what is seen from here. Pure.
+//!
+//! Both see the same moves: the gateway where packets come from, the agent why. Each is counted once, under the cause
+//! that is known best.
+
+use std::{
+    net::{IpAddr, SocketAddr},
+    time::{Duration, SystemTime},
+};
+
+use pinhole_proto::v1;
+
+use crate::nat::{Behaviour, Cause, Class, Finding, Mapping};
+
+/// How far apart the gateway's and the agent's news of one move may come.
+const SAME: Duration = Duration::from_secs(60);
+/// For so long a cause may still turn out to be another.
+const SETTLED: Duration = Duration::from_secs(10);
+/// Moves that wait for their cause to settle; more are counted at once.
+const UNSETTLED: usize = 8;
+
+/// So many of one cause are believed at a time.
+const MOST: usize = 1000;
+
+/// One move or loss.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Move {
+    /// When it was noticed.
+    pub at: SystemTime,
+    /// Where packets came from before.
+    pub from: Option<SocketAddr>,
+    /// Where they come from since.
+    pub to: Option<SocketAddr>,
+    /// Silence before it.
+    pub idle: Option<Duration>,
+}
+
+/// What one cause came to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Tale {
+    cause: Cause,
+    count: u64,
+    last: Move,
+}
+
+/// Who knows of a move.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Witness {
+    /// This gateway, which guesses at the cause.
+    Gateway,
+    /// The client's agent.
+    Agent,
+    /// Both, or the gateway and the neighbours: there is nothing more to learn.
+    Both,
+}
+
+/// A move of which more may be heard.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Fresh {
+    at: SystemTime,
+    cause: Cause,
+    to: Option<SocketAddr>,
+    witness: Witness,
+}
+
+/// What is known of one client.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Insight {
+    since: SystemTime,
+    /// Grows with what is worth a report of its own.
+    version: u64,
+    nat: Option<v1::NatReport>,
+    binding: Option<v1::BindingReport>,
+    keepalive: Option<v1::KeepaliveReport>,
+    recommended: Option<Duration>,
+    tales: Vec<Tale>,
+    fresh: Vec<Fresh>,
+    settled: Vec<Cause>,
+    /// What the agent told last, to see what is new.
+    told: Option<v1::ChurnReport>,
+}
+
+/// What keepalives cost, as agents count it.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Costs {
+    /// Bursts of keepalive traffic.
+    pub wakes: u64,
+    /// Bursts that a static keepalive of 25 s would have had more.
+    pub wakes_saved: i64,
+    /// Keepalives on live bindings.
+    pub beats: u64,
+    /// Messages on bindings made for an experiment.
+    pub probes: u64,
+}
+
+impl Insight {
+    /// Of a client that this replica knows since `now`.
+    pub fn new(now: SystemTime) -> Self {
+        Insight {
+            since: now,
+            version: 0,
+            nat: None,
+            binding: None,
+            keepalive: None,
+            recommended: None,
+            tales: Vec::new(),
+            fresh: Vec::new(),
+            settled: Vec::new(),
+            told: None,
+        }
+    }
+
+    /// An authenticated packet came from elsewhere. Without the agent's word, the address tells a moved client from a
+    /// moved mapping.
+    pub fn handle_move(&mut self, moved: Move) {
+        let address = |place: Option<SocketAddr>| place.map(|place| place.ip().to_canonical());
+        let cause =
+            if address(moved.from) == address(moved.to) { Cause::MappingChanged } else { Cause::Roam };
+        if let Some(cause) = self.told_before(&moved) {
+            // The agent was faster.
+            if let Some(tale) = self.tales.iter_mut().find(|tale| tale.cause == cause) {
+                tale.last = moved;
+            }
+            return;
+        }
+        self.count(cause, moved, 1, Witness::Gateway);
+    }
+
+    /// The agent tells of itself. Returns what keepalives cost since the last time.
+    pub fn handle_told(&mut self, now: SystemTime, state: &v1::ClientState) -> Costs {
+        if let Some(nat) = &state.nat {
+            let public = nat.public_address.parse::<IpAddr>().map(|a| a.to_canonical().to_string());
+            let nat = v1::NatReport { public_address: public.unwrap_or_default(), ..nat.clone() };
+            self.version += u64::from(self.nat.as_ref() != Some(&nat));
+            self.nat = Some(nat);
+        }
+        self.binding = state.binding.or(self.binding);
+        let costs = state.keepalive.map(|keepalive| self.spent(&keepalive)).unwrap_or_default();
+        self.keepalive = state.keepalive.or(self.keepalive);
+        if let Some(churn) = &state.churn {
+            self.handle_churn(now, churn);
+        }
+        costs
+    }
+
+    /// What is seen from here alone of a client without an agent.
+    pub fn handle_observed(
+        &mut self,
+        nat: Option<v1::NatReport>,
+        binding: Option<v1::BindingReport>,
+        recommended: Option<Duration>,
+    ) {
+        self.version += u64::from(self.nat != nat || self.recommended != recommended);
+        (self.nat, self.binding, self.recommended) = (nat, binding, recommended);
+    }
+
+    /// The last move was one of many behind the same address: the NAT's doing. Returns whether there was one.
+    pub fn handle_restart(&mut self, now: SystemTime) -> bool {
+        let recent = |fresh: &&mut Fresh| {
+            apart(fresh.at, now) < SAME && matches!(fresh.cause, Cause::MappingChanged | Cause::MappingLost)
+        };
+        let Some(fresh) = self.fresh.iter_mut().rev().find(recent) else { return false };
+        let from = std::mem::replace(&mut fresh.cause, Cause::NatRestart);
+        fresh.witness = Witness::Both;
+        self.rename(from, Cause::NatRestart);
+        true
+    }
+
+    /// Another number: there is something worth a report of its own.
+    pub fn version(&self) -> u64 {
+        self.version
+    }
+
+    /// What kind of NAT it is behind, in one word.
+    pub fn class(&self) -> Class {
+        let Some(report) = &self.nat else { return Class::Unknown };
+        Behaviour {
+            natted: natted(report.natted()),
+            mapping: mapping(report.mapping()),
+            ..Behaviour::default()
+        }
+        .class()
+    }
+
+    /// How often the mapping moved or went.
+    pub fn churn_count(&self) -> u64 {
+        self.tales.iter().map(|tale| tale.count).sum()
+    }
+
+    /// Causes of moves that will not turn out to be others any more, each once.
+    pub fn take_settled(&mut self, now: SystemTime) -> Vec<Cause> {
+        let mut settled = std::mem::take(&mut self.settled);
+        self.fresh.retain(|fresh| {
+            let keep = apart(fresh.at, now) < SETTLED;
+            if !keep {
+                settled.push(fresh.cause);
+            }
+            keep
+        });
+        settled
+    }
+
+    /// Whether [`Self::take_settled`] has or will have something to give.
+    pub fn is_settling(&self) -> bool {
+        !self.fresh.is_empty() || !self.settled.is_empty()
+    }
+
+    /// What its NAT is like.
+    pub fn nat(&self) -> Option<&v1::NatReport> {
+        self.nat.as_ref()
+    }
+
+    /// How long its NAT keeps a mapping.
+    pub fn binding(&self) -> Option<&v1::BindingReport> {
+        self.binding.as_ref()
+    }
+
+    /// The keepalive in force.
+    pub fn keepalive(&self) -> Option<&v1::KeepaliveReport> {
+        self.keepalive.as_ref()
+    }
+
+    /// All of it, as the operator is told.
+    pub fn report(&self, report: v1::ClientReport) -> v1::ClientReport {
+        v1::ClientReport {
+            nat: self.nat.clone(),
+            binding: self.binding,
+            keepalive: self.keepalive,
+            churn: Some(self.churn()),
+            recommended_keepalive: self.recommended.and_then(|interval| interval.try_into().ok()),
+            ..report
+        }
+    }
+
+    fn churn(&self) -> v1::ChurnReport {
+        let cause = |tale: &Tale| v1::ChurnOfCause {
+            cause: cause_to_wire(tale.cause).into(),
+            count: tale.count,
+            last: Some(tale.last.to_wire()),
+        };
+        let told = self.tales.iter().filter(|tale| tale.count > 0);
+        v1::ChurnReport {
+            since: Some(self.since.into()),
+            count: self.churn_count(),
+            causes: told.map(cause).collect(),
+        }
+    }
+
+    /// What the agent counts of churn since it started.
+    fn handle_churn(&mut self, now: SystemTime, told: &v1::ChurnReport) {
+        let before = self.told.take().filter(|before| before.since == told.since);
+        for of_cause in told.causes.iter().take(Cause::COUNT) {
+            let (Some(cause), Some(last)) = (cause_from_wire(of_cause.cause()), &of_cause.last) else {
+                continue;
+            };
+            let last = Move::from_wire(last, self.since, now);
+            let known = before.as_ref().and_then(|b| b.causes.iter().find(|c| c.cause == of_cause.cause));
+            let news = match known {
+                Some(known) => of_cause.count.saturating_sub(known.count),
+                None if before.is_some() => of_cause.count,
+                // Counted while another replica listened, or before this one started.
+                None => u64::from(last.at > self.since),
+            };
+            if news > 0 {
+                self.handle_named(cause, last, news);
+            }
+        }
+        let causes = told.causes.iter().take(Cause::COUNT).cloned().collect();
+        self.told = Some(v1::ChurnReport { causes, ..told.clone() });
+    }
+
+    /// The agent names the cause of a move that may have been seen here.
+    fn handle_named(&mut self, cause: Cause, last: Move, news: u64) {
+        let same = |fresh: &&mut Fresh| {
+            fresh.witness == Witness::Gateway
+                && apart(fresh.at, last.at) < SAME
+                && (last.to.is_none() || fresh.to == last.to)
+        };
+        let seen = self.fresh.iter_mut().rev().find(same).filter(|_| is_visible(cause));
+        let Some(fresh) = seen else {
+            self.count(cause, last, news, Witness::Agent);
+            return;
+        };
+        let guess = std::mem::replace(&mut fresh.cause, cause);
+        fresh.witness = Witness::Both;
+        self.rename(guess, cause);
+        if news > 1 {
+            self.count(cause, last, news - 1, Witness::Agent);
+        }
+    }
+
+    /// The cause that the agent told already of what is seen here now.
+    fn told_before(&mut self, moved: &Move) -> Option<Cause> {
+        let same = |fresh: &&mut Fresh| {
+            fresh.witness == Witness::Agent
+                && is_visible(fresh.cause)
+                && fresh.to == moved.to
+                && apart(fresh.at, moved.at) < SAME
+        };
+        let fresh = self.fresh.iter_mut().find(same)?;
+        fresh.witness = Witness::Both;
+        Some(fresh.cause)
+    }
+
+    fn count(&mut self, cause: Cause, last: Move, news: u64, witness: Witness) {
+        if self.fresh.len() >= UNSETTLED {
+            self.settled.push(self.fresh.remove(0).cause);
+        }
+        let older = usize::try_from(news.saturating_sub(1)).unwrap_or(MOST).min(MOST);
+        self.settled.extend(std::iter::repeat_n(cause, older));
+        self.fresh.push(Fresh { at: last.at, cause, to: last.to, witness });
+        self.add(cause, news, last);
+    }
+
+    fn add(&mut self, cause: Cause, news: u64, last: Move) {
+        self.version += 1;
+        match self.tales.iter_mut().find(|tale| tale.cause == cause) {
+            Some(tale) => {
+                tale.count = tale.count.saturating_add(news);
+                if last.at >= tale.last.at {
+                    tale.last = last;
+                }
+            }
+            None => self.tales.push(Tale { cause, count: news, last }),
+        }
+    }
+
+    /// One of `guess` turns out to be of `cause`.
+    fn rename(&mut self, guess: Cause, cause: Cause) {
+        if guess == cause {
+            return;
+        }
+        let Some(tale) = self.tales.iter_mut().find(|tale| tale.cause == guess) else { return };
+        tale.count = tale.count.saturating_sub(1);
+        let last = tale.last.clone();
+        self.add(cause, 1, last);
+    }
+
+    fn spent(&self, now: &v1::KeepaliveReport) -> Costs {
+        let before = match &self.keepalive {
+            Some(before) if before.since == now.since => *before,
+            _ if now.since.and_then(|since| SystemTime::try_from(since).ok()) >= Some(self.since) => {
+                v1::KeepaliveReport::default()
+            }
+            // Counted in part before this replica knew the client.
+            _ => return Costs::default(),
+        };
+        Costs {
+            wakes: now.wakes.saturating_sub(before.wakes),
+            wakes_saved: now.wakes_saved.saturating_sub(before.wakes_saved),
+            beats: now.beats.saturating_sub(before.beats),
+            probes: now.probes.saturating_sub(before.probes),
+        }
+    }
+}
+
+impl Move {
+    fn to_wire(&self) -> v1::ChurnEvent {
+        let text = |place: Option<SocketAddr>| place.map(canonical).unwrap_or_default();
+        v1::ChurnEvent {
+            at: Some(self.at.into()),
+            from: text(self.from),
+            to: text(self.to),
+            idle: self.idle.and_then(|idle| idle.try_into().ok()),
+        }
+    }
+
+    /// By a clock that is not ours: it is neither before this replica knew the client nor in the future.
+    fn from_wire(wire: &v1::ChurnEvent, since: SystemTime, now: SystemTime) -> Self {
+        let at = wire.at.and_then(|at| SystemTime::try_from(at).ok()).unwrap_or(now);
+        Move {
+            at: at.clamp(since.min(now), now),
+            from: wire.from.parse().ok(),
+            to: wire.to.parse().ok(),
+            idle: wire.idle.and_then(|idle| Duration::try_from(idle).ok()),
+        }
+    }
+}
+
+/// `ip:port` without the IPv4-in-IPv6 form that a dual-stack socket sees.
+pub fn canonical(address: SocketAddr) -> String {
+    SocketAddr::new(address.ip().to_canonical(), address.port()).to_string()
+}
+
+/// Whether a gateway sees such a thing too, as packets from elsewhere.
+fn is_visible(cause: Cause) -> bool {
+    matches!(
+        cause,
+        Cause::MappingChanged | Cause::LifetimeShrank | Cause::NatRestart | Cause::Roam | Cause::GatewayMoved
+    )
+}
+
+fn apart(a: SystemTime, b: SystemTime) -> Duration {
+    a.duration_since(b).or_else(|_| b.duration_since(a)).unwrap_or_default()
+}
+
+/// A cause as the protocol names it.
+pub fn cause_to_wire(cause: Cause) -> v1::ChurnCause {
+    match cause {
+        Cause::MappingChanged => v1::ChurnCause::MappingChanged,
+        Cause::MappingLost => v1::ChurnCause::MappingLost,
+        Cause::LifetimeShrank => v1::ChurnCause::LifetimeShrank,
+        Cause::NatRestart => v1::ChurnCause::NatRestart,
+        Cause::Roam => v1::ChurnCause::Roam,
+        Cause::UdpBlocked => v1::ChurnCause::UdpBlocked,
+        Cause::HelperInterference => v1::ChurnCause::HelperInterference,
+        Cause::GatewayMoved => v1::ChurnCause::GatewayMoved,
+    }
+}
+
+fn natted(wire: v1::Finding) -> Finding {
+    match wire {
+        v1::Finding::Unknown => Finding::Unknown,
+        v1::Finding::Yes => Finding::Yes,
+        v1::Finding::No => Finding::No,
+    }
+}
+
+fn mapping(wire: v1::NatMapping) -> Mapping {
+    match wire {
+        v1::NatMapping::Unknown => Mapping::Unknown,
+        v1::NatMapping::EndpointIndependent => Mapping::EndpointIndependent,
+        v1::NatMapping::NotPortDependent => Mapping::NotPortDependent,
+        v1::NatMapping::EndpointDependent => Mapping::EndpointDependent,
+        v1::NatMapping::AddressDependent => Mapping::AddressDependent,
+        v1::NatMapping::AddressAndPortDependent => Mapping::AddressAndPortDependent,
+    }
+}
+
+/// What the protocol's cause means here.
+fn cause_from_wire(cause: v1::ChurnCause) -> Option<Cause> {
+    Cause::ALL.into_iter().find(|known| cause_to_wire(*known) == cause)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const SECOND: Duration = Duration::from_secs(1);
+
+    fn start() -> SystemTime {
+        SystemTime::UNIX_EPOCH + Duration::from_secs(1_800_000_000)
+    }
+
+    fn place(last: u8, port: u16) -> Option<SocketAddr> {
+        Some(SocketAddr::from(([198, 51, 100, last], port)))
+    }
+
+    fn moved(at: SystemTime, from: Option<SocketAddr>, to: Option<SocketAddr>) -> Move {
+        Move { at, from, to, idle: Some(SECOND * 40) }
+    }
+
+    fn state(since: SystemTime, causes: &[(Cause, u64, &Move)]) -> v1::ClientState {
+        let of_cause = |(cause, count, last): &(Cause, u64, &Move)| v1::ChurnOfCause {
+            cause: cause_to_wire(*cause).into(),
+            count: *count,
+            last: Some(last.to_wire()),
+        };
+        let churn = v1::ChurnReport {
+            since: Some(since.into()),
+            count: causes.iter().map(|(_, count, _)| count).sum(),
+            causes: causes.iter().map(of_cause).collect(),
+        };
+        v1::ClientState { churn: Some(churn), ..v1::ClientState::default() }
+    }
+
+    fn counts(insight: &Insight) -> Vec<(v1::ChurnCause, u64)> {
+        insight.churn().causes.iter().map(|c| (c.cause(), c.count)).collect()
+    }
+
+    #[test]
+    fn a_move_that_both_saw_is_counted_once_under_the_agents_cause_whoever_is_first() {
+        let at = start() + SECOND * 30;
+        let seen = moved(at, place(9, 1), place(9, 2));
+        let told = state(start(), &[(Cause::LifetimeShrank, 1, &seen)]);
+        let mut gateway_first = Insight::new(start());
+        gateway_first.handle_move(seen.clone());
+        assert_eq!(counts(&gateway_first), [(v1::ChurnCause::MappingChanged, 1)]);
+        gateway_first.handle_told(at + SECOND, &told);
+        assert_eq!(counts(&gateway_first), [(v1::ChurnCause::LifetimeShrank, 1)]);
+        let mut agent_first = Insight::new(start());
+        agent_first.handle_told(at, &told);
+        agent_first.handle_move(moved(at + SECOND, place(9, 1), place(9, 2)));
+        assert_eq!(counts(&agent_first), [(v1::ChurnCause::LifetimeShrank, 1)]);
+    }
+
+    #[test]
+    fn the_same_word_again_is_no_news() {
+        let lost = moved(start() + SECOND, place(9, 1), place(9, 1));
+        let mut insight = Insight::new(start());
+        for _ in 0..3 {
+            insight.handle_told(start() + SECOND * 2, &state(start(), &[(Cause::MappingLost, 1, &lost)]));
+        }
+        assert_eq!(counts(&insight), [(v1::ChurnCause::MappingLost, 1)]);
+    }
+
+    #[test]
+    fn what_an_agent_counted_elsewhere_before_is_not_counted_again_here() {
+        let early = moved(start() - SECOND * 600, place(9, 1), place(9, 2));
+        let late = moved(start() + SECOND, place(9, 2), place(9, 3));
+        let mut insight = Insight::new(start());
+        let causes = [(Cause::MappingChanged, 40, &early), (Cause::GatewayMoved, 3, &late)];
+        insight.handle_told(start() + SECOND * 2, &state(start() - SECOND * 900, &causes));
+        assert_eq!(counts(&insight), [(v1::ChurnCause::GatewayMoved, 1)]);
+    }
+
+    #[test]
+    fn without_an_agent_another_port_is_a_changed_mapping_and_another_address_a_roam() {
+        let mut insight = Insight::new(start());
+        insight.handle_move(moved(start(), place(9, 1), place(9, 2)));
+        insight.handle_move(moved(start() + SECOND * 300, place(9, 2), place(77, 2)));
+        assert_eq!(counts(&insight), [(v1::ChurnCause::MappingChanged, 1), (v1::ChurnCause::Roam, 1)]);
+    }
+
+    #[test]
+    fn a_restarted_nat_takes_the_blame_and_causes_settle_once() {
+        let mut insight = Insight::new(start());
+        insight.handle_move(moved(start(), place(9, 1), place(9, 2)));
+        assert!(insight.take_settled(start() + SECOND).is_empty());
+        assert!(insight.handle_restart(start() + SECOND * 5));
+        assert_eq!(counts(&insight), [(v1::ChurnCause::NatRestart, 1)]);
+        assert_eq!(insight.take_settled(start() + SECOND * 20), [Cause::NatRestart]);
+        assert!(insight.take_settled(start() + SECOND * 40).is_empty());
+        assert!(!insight.handle_restart(start() + SECOND * 400));
+    }
+
+    #[test]
+    fn a_clock_that_is_wrong_neither_dates_ahead_nor_before_this_replica() {
+        let wild = moved(start() + SECOND * 86_400, place(9, 1), place(9, 1));
+        let mut insight = Insight::new(start());
+        insight.handle_told(start() + SECOND * 5, &state(start(), &[(Cause::MappingLost, 1, &wild)]));
+        let last = insight.churn().causes[0].last.clone().unwrap().at;
+        assert_eq!(last, Some((start() + SECOND * 5).into()));
+    }
+
+    #[test]
+    fn costs_are_those_since_the_last_word() {
+        let told = |since: SystemTime, wakes| v1::ClientState {
+            keepalive: Some(v1::KeepaliveReport {
+                since: Some(since.into()),
+                wakes,
+                ..v1::KeepaliveReport::default()
+            }),
+            ..v1::ClientState::default()
+        };
+        let mut insight = Insight::new(start());
+        let mut spent = |since, wakes| insight.handle_told(start(), &told(since, wakes)).wakes;
+        assert_eq!(spent(start() - SECOND * 900, 500), 0, "spent elsewhere");
+        assert_eq!(spent(start() - SECOND * 900, 503), 3);
+        assert_eq!(spent(start() + SECOND, 2), 2, "the agent started anew");
+    }
+
+    proptest! {
+        #[test]
+        fn every_count_settles_under_one_cause(
+            steps in proptest::collection::vec((any::<bool>(), 0..Cause::COUNT, 1u16..4, 0u64..50), 0..40),
+        ) {
+            let (mut insight, mut now, mut told) = (Insight::new(start()), start(), [0; Cause::COUNT]);
+            let mut settled = 0;
+            for (by_agent, cause, port, wait) in steps {
+                now += SECOND * u32::try_from(wait).unwrap();
+                let seen = moved(now, place(9, port), place(9, port + 1));
+                if by_agent {
+                    told[cause] += 1;
+                    let all: Vec<_> = Cause::ALL.iter().zip(told).filter(|(_, n)| *n > 0)
+                        .map(|(cause, n)| (*cause, n, &seen)).collect();
+                    insight.handle_told(now, &state(start(), &all));
+                } else {
+                    insight.handle_move(seen);
+                }
+                settled += insight.take_settled(now).len();
+            }
+            settled += insight.take_settled(now + SECOND * 60).len();
+            prop_assert_eq!(settled as u64, insight.churn_count());
+        }
+    }
+}

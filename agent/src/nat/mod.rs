@@ -13,6 +13,8 @@ mod churn;
 mod keeper;
 mod message;
 mod policy;
+pub mod prior;
+pub mod restart;
 pub mod wire;
 
 pub use behaviour::{
@@ -21,6 +23,6 @@ pub use behaviour::{
 };
 pub use binding::{Binding, Confidence, Promotion};
 pub use churn::{Cause, Churn, ChurnLog, Ends, Evidence, Payload, WakeTest};
-pub use keeper::{Action, Keeper, Path, Prior, Reason, Stats};
+pub use keeper::{Action, Guidance, Keeper, Path, Prior, Reason, Stats};
 pub use message::{Beat, Channel, Reply, Wake};
 pub use policy::{Mode, Policy};

@@ -31,7 +31,7 @@ pub(super) enum Stage {
     Refining,
     /// The lifetime is known.
     Settled,
-    /// No wake ever came: nothing can be learnt here now.
+    /// No wake ever came, or others are measuring: nothing can be learnt here now.
     Blind {
         /// When to try again.
         until: Instant,
@@ -219,6 +219,10 @@ impl Keeper {
         }
         match self.stage {
             Stage::Climbing if self.life.less_than.is_some() => self.bracketed(now),
+            Stage::Climbing if self.life.at_least < self.policy.longest() => {
+                let ages = ladder::rungs(self.life.at_least, self.top());
+                self.climb(now, ages);
+            }
             Stage::Climbing => self.settle(now),
             Stage::Refining => self.refine(now),
             Stage::Settled | Stage::Blind { .. } => {}
@@ -269,6 +273,13 @@ impl Keeper {
             let plan = self.life.promotion.plan();
             self.open(now, Purpose::Growth, ladder::beyond(end), plan);
         }
+    }
+
+    /// Leaves the measuring to others, but not for ever.
+    pub(super) fn wait_for_guidance(&mut self, now: Instant) {
+        self.close_all();
+        self.stage = Stage::Blind { until: now + RETRY_BLIND };
+        self.reschedule(now);
     }
 
     /// Learns anew where nothing could be learnt.

@@ -89,6 +89,15 @@ pub struct Prior {
     pub binding: Binding,
 }
 
+/// What the gateway, which sees a NAT's other clients too, advises.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Guidance {
+    /// What neighbours behind the same NAT learnt.
+    pub prior: Option<Prior>,
+    /// Others are measuring this NAT, and their experiments fill its table: wait for what they learn.
+    pub wait: bool,
+}
+
 /// Why the interval is what it is.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
 pub enum Reason {
@@ -227,6 +236,22 @@ impl Keeper {
                 self.strikes = Strikes::default();
                 self.live = Live::new();
             }
+        }
+    }
+
+    /// The gateway advises. What was measured here counts for more.
+    pub fn handle_guidance(&mut self, now: Instant, guidance: Guidance) {
+        let measured = self.confidence >= Confidence::Bracketed;
+        if self.policy.mode == Mode::Fixed || measured || self.prior.is_some() {
+            return;
+        }
+        if guidance.prior.is_some() {
+            self.prior = guidance.prior;
+            self.climb_from_the_ground(now);
+        } else if guidance.wait {
+            self.wait_for_guidance(now);
+        } else if matches!(self.stage, Stage::Blind { .. }) {
+            self.climb_from_the_ground(now);
         }
     }
 

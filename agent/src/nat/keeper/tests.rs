@@ -409,6 +409,56 @@ fn data_in_both_directions_takes_the_place_of_beats() {
     assert!(world.is_reachable());
 }
 
+#[test]
+fn what_a_neighbour_learnt_is_adopted_with_few_experiments_once_it_agrees() {
+    let mut first = World::new(Behaviour::two_class(30, 120, 2));
+    first.run(seconds(2000));
+    let prior = Prior { binding: first.keeper.binding() };
+    let mut second = World::new(Behaviour::two_class(30, 120, 2));
+    let now = second.now;
+    second.keeper.handle_guidance(now, Guidance { prior: Some(prior), wait: false });
+    second.run(seconds(2000));
+    assert_eq!(second.keeper.reason(), Reason::Cached);
+    assert!(second.keeper.binding().at_least >= seconds(118));
+    let (few, many) = (second.keeper.stats().probe_beats, first.keeper.stats().probe_beats);
+    assert!(few * 3 < many * 2, "{few} of {many}");
+}
+
+#[test]
+fn what_a_neighbour_learnt_is_not_believed_where_it_is_wrong() {
+    for lifetime in [20, 60, 300] {
+        let mut first = World::new(Behaviour::one_class(120));
+        first.run(seconds(2000));
+        let prior = Prior { binding: first.keeper.binding() };
+        let mut second = World::new(Behaviour::one_class(lifetime));
+        let now = second.now;
+        second.keeper.handle_guidance(now, Guidance { prior: Some(prior), wait: false });
+        second.run(seconds(1));
+        let reachable = second.reachable_for(seconds(3000));
+        assert!((reachable - 1.0).abs() < 1e-9, "{lifetime}: {reachable}");
+        let learnt = second.keeper.binding().at_least;
+        assert!(
+            learnt <= seconds(lifetime) + RTT && learnt >= seconds(lifetime).mul_f64(0.95),
+            "{lifetime}: {learnt:?}"
+        );
+    }
+}
+
+#[test]
+fn a_client_that_is_told_to_wait_sends_no_experiments() {
+    let mut world = World::new(Behaviour::two_class(30, 120, 2));
+    let now = world.now;
+    world.keeper.handle_guidance(now, Guidance { prior: None, wait: true });
+    let before = world.keeper.stats().probe_beats;
+    world.run(seconds(300));
+    assert_eq!(world.keeper.stats().probe_beats, before);
+    assert_eq!(world.keeper.interval(), seconds(25));
+    let now = world.now;
+    world.keeper.handle_guidance(now, Guidance::default());
+    world.run(seconds(600));
+    assert!(world.keeper.interval() > seconds(110));
+}
+
 #[derive(Debug, Clone, Copy)]
 enum Fault {
     Flush,

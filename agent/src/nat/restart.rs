@@ -1,0 +1,368 @@
+//! Tells a NAT that lost its state from clients that moved: by many losing their mappings at one moment.
+//!
+//! A client notices a loss with its next packet, so all that is known is the silence within which it happened.
+//! Losses belong together when their silences share a moment, and when most of those that were heard after that
+//! moment lost theirs.
+
+use std::{
+    collections::{HashMap, VecDeque},
+    net::{IpAddr, SocketAddr},
+    time::{Duration, Instant},
+};
+
+use crate::tunnel::PublicKey;
+
+/// So many clients, at least.
+const FEWEST: usize = 2;
+/// After the first two losses the others are given so long to show, before a count is told.
+pub const SETTLE: Duration = Duration::from_secs(5);
+/// A loss is kept for so long: no keepalive interval is longer.
+const KEPT: Duration = Duration::from_hours(1);
+/// How exactly silences are known: a round trip and the coarseness of counters.
+const SLACK: Duration = Duration::from_millis(500);
+/// Losses kept of one address.
+const LOSSES: usize = 256;
+/// Addresses kept, and restarts told last.
+const ADDRESSES: usize = 4096;
+
+/// A client lost its mapping while it stayed where it was.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Loss {
+    /// The client.
+    pub peer: PublicKey,
+    /// Where it was seen before.
+    pub from: SocketAddr,
+    /// Where it is seen now: the same where the loss is invisible.
+    pub to: SocketAddr,
+    /// The silence within which it happened.
+    pub idle: Duration,
+    /// What the binding was believed to live. A loss after a longer silence is the binding's end. `None`: not
+    /// known, then only short silences count.
+    pub believed: Option<Duration>,
+}
+
+impl Loss {
+    /// Below what nearly all NATs keep even bindings that saw one direction only.
+    const CERTAIN: Duration = Duration::from_secs(26);
+
+    fn counts(&self) -> bool {
+        self.idle <= self.believed.unwrap_or(Self::CERTAIN)
+    }
+}
+
+/// A client that is heard at an address.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Heard {
+    /// The client.
+    pub peer: PublicKey,
+    /// Where it is seen.
+    pub endpoint: SocketAddr,
+    /// When it was heard last.
+    pub at: Instant,
+}
+
+/// A NAT lost its state.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct NatRestart {
+    /// Public address before it.
+    pub address: IpAddr,
+    /// When the first loss was noticed.
+    pub at: Instant,
+    /// Clients that lost their mapping.
+    pub changed: usize,
+    /// Those, and all others that were heard since.
+    pub clients: usize,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Noted {
+    peer: PublicKey,
+    to: IpAddr,
+    after: Instant,
+    noticed: Instant,
+}
+
+#[derive(Debug, Default)]
+struct Address {
+    losses: VecDeque<Noted>,
+    /// When to judge.
+    due: Option<Instant>,
+    /// The restart told last.
+    told: Option<NatRestart>,
+}
+
+/// All public addresses of one gateway replica's clients. Times are monotonic.
+#[derive(Debug, Default)]
+pub struct RestartDetector {
+    addresses: HashMap<IpAddr, Address>,
+    restarts: VecDeque<NatRestart>,
+}
+
+impl RestartDetector {
+    /// Nothing was seen yet.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// A mapping was lost.
+    pub fn handle_loss(&mut self, now: Instant, loss: Loss) {
+        if !loss.counts() {
+            return;
+        }
+        let ip = loss.from.ip().to_canonical();
+        self.make_room(now, ip);
+        let address = self.addresses.entry(ip).or_default();
+        address.losses.retain(|noted| noted.peer != loss.peer && now < noted.noticed + KEPT);
+        if address.losses.len() >= LOSSES {
+            address.losses.pop_front();
+        }
+        let after = now.checked_sub(loss.idle + SLACK).unwrap_or(now);
+        let noted = Noted { peer: loss.peer, to: loss.to.ip().to_canonical(), after, noticed: now };
+        address.losses.push_back(noted);
+        if let Some(told) = address.told.as_mut().filter(|told| after <= told.at + SLACK) {
+            // It noticed late what was told already.
+            told.changed += 1;
+            told.clients = told.clients.max(told.changed);
+        } else if together(&address.losses).len() >= FEWEST {
+            address.due.get_or_insert(now + SETTLE);
+        }
+    }
+
+    /// The client itself moved, as it says: its change is no loss of the NAT's.
+    pub fn handle_roam(&mut self, peer: &PublicKey) {
+        for address in self.addresses.values_mut() {
+            address.losses.retain(|noted| noted.peer != *peer);
+        }
+    }
+
+    /// When [`Self::handle_timeout`] is due.
+    pub fn poll_timeout(&self) -> Option<Instant> {
+        self.addresses.values().filter_map(|address| address.due).min()
+    }
+
+    /// Time passed. `heard` are the clients that are there, as they were heard last.
+    pub fn handle_timeout(&mut self, now: Instant, heard: &[Heard]) {
+        for (ip, address) in &mut self.addresses {
+            if address.due.is_none_or(|due| now < due) {
+                continue;
+            }
+            address.due = None;
+            let Some(restart) = judge(*ip, &address.losses, heard) else { continue };
+            address.told = Some(restart);
+            self.restarts.push_back(restart);
+        }
+    }
+
+    /// The next restart to tell of, once each.
+    pub fn poll_restart(&mut self) -> Option<NatRestart> {
+        self.restarts.pop_front()
+    }
+
+    /// The last restart of each address, counting those too that noticed it late.
+    pub fn restarts(&self) -> impl Iterator<Item = NatRestart> {
+        self.addresses.values().filter_map(|address| address.told)
+    }
+
+    /// Whether a loss of this client was part of the address's last restart.
+    pub fn is_part(&self, peer: &PublicKey, address: IpAddr) -> bool {
+        let Some(address) = self.addresses.get(&address.to_canonical()) else { return false };
+        let Some(told) = address.told else { return false };
+        address
+            .losses
+            .iter()
+            .any(|noted| noted.peer == *peer && noted.after <= told.at + SLACK && noted.noticed >= told.at)
+    }
+
+    fn make_room(&mut self, now: Instant, wanted: IpAddr) {
+        if self.addresses.len() < ADDRESSES || self.addresses.contains_key(&wanted) {
+            return;
+        }
+        let last = |address: &Address| address.losses.back().map(|noted| noted.noticed);
+        self.addresses.retain(|_, address| last(address).is_some_and(|at| now < at + KEPT));
+        while self.addresses.len() >= ADDRESSES {
+            let oldest = self.addresses.iter().min_by_key(|(_, address)| last(address)).map(|(ip, _)| *ip);
+            let Some(oldest) = oldest else { return };
+            self.addresses.remove(&oldest);
+        }
+    }
+}
+
+/// The losses that share a moment with the newest one, and an address afterwards: as many as possible.
+fn together(losses: &VecDeque<Noted>) -> Vec<Noted> {
+    let Some(newest) = losses.back() else { return Vec::new() };
+    let moments = losses.iter().map(|noted| noted.after).filter(|at| *at >= newest.after);
+    let sharing = |moment: Instant| -> Vec<Noted> {
+        let shares =
+            |noted: &&Noted| noted.after <= moment && moment <= noted.noticed && noted.to == newest.to;
+        losses.iter().filter(shares).copied().collect()
+    };
+    moments.map(sharing).max_by_key(Vec::len).unwrap_or_default()
+}
+
+/// At least half of those that were heard since must have lost theirs: one that was heard where it had been did not.
+fn judge(ip: IpAddr, losses: &VecDeque<Noted>, heard: &[Heard]) -> Option<NatRestart> {
+    let lost = together(losses);
+    let at = lost.iter().map(|noted| noted.noticed).min()?;
+    let since = lost.iter().map(|noted| noted.after).max()?;
+    let others = heard.iter().filter(|other| {
+        other.endpoint.ip().to_canonical() == ip
+            && other.at > since
+            && lost.iter().all(|noted| noted.peer != other.peer)
+    });
+    let others = others.count();
+    let enough = lost.len() >= FEWEST && lost.len() >= others;
+    enough.then_some(NatRestart { address: ip, at, changed: lost.len(), clients: lost.len() + others })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    const SECOND: Duration = Duration::from_secs(1);
+
+    fn key(n: u8) -> PublicKey {
+        PublicKey::from_bytes([n; 32])
+    }
+
+    fn home(port: u16) -> SocketAddr {
+        SocketAddr::from(([192, 0, 2, 1], port))
+    }
+
+    fn loss(n: u8, idle: u64) -> Loss {
+        let from = home(1000 + u16::from(n));
+        let believed = Some(SECOND * 60);
+        Loss { peer: key(n), from, to: home(2000 + u16::from(n)), idle: Duration::from_secs(idle), believed }
+    }
+
+    fn heard(n: u8, at: Instant) -> Heard {
+        Heard { peer: key(n), endpoint: home(1000 + u16::from(n)), at }
+    }
+
+    fn run(detector: &mut RestartDetector, heard: &[Heard]) -> Vec<NatRestart> {
+        while let Some(due) = detector.poll_timeout() {
+            detector.handle_timeout(due, heard);
+        }
+        std::iter::from_fn(|| detector.poll_restart()).collect()
+    }
+
+    #[test]
+    fn two_clients_that_lose_their_mappings_within_one_moment_are_a_restart() {
+        let now = Instant::now();
+        let mut detector = RestartDetector::new();
+        detector.handle_loss(now, loss(1, 20));
+        detector.handle_loss(now + SECOND * 15, loss(2, 25));
+        let told = run(&mut detector, &[]);
+        let expected = NatRestart { address: home(1).ip(), at: now, changed: 2, clients: 2 };
+        assert_eq!(told, [expected]);
+    }
+
+    #[test]
+    fn one_client_alone_is_no_restart_however_often_it_moves() {
+        let now = Instant::now();
+        let mut detector = RestartDetector::new();
+        for n in 0..20 {
+            detector.handle_loss(now + SECOND * n, loss(1, 20));
+        }
+        assert_eq!(run(&mut detector, &[]), []);
+    }
+
+    #[test]
+    fn losses_whose_silences_share_no_moment_are_two_losses() {
+        let now = Instant::now();
+        let mut detector = RestartDetector::new();
+        detector.handle_loss(now, loss(1, 20));
+        detector.handle_loss(now + SECOND * 30, loss(2, 25));
+        assert_eq!(run(&mut detector, &[]), []);
+    }
+
+    #[test]
+    fn fifty_clients_make_one_event_with_their_count() {
+        let now = Instant::now();
+        let mut detector = RestartDetector::new();
+        for n in 0..50u8 {
+            // All intervals are 20 s; the flush is at `now`, and each notices at its next keepalive.
+            detector.handle_loss(now + SECOND * 20 * u32::from(n) / 50, loss(n, 20));
+        }
+        let told = run(&mut detector, &[]);
+        assert_eq!(told.len(), 1);
+        assert_eq!(told[0].changed, 50);
+    }
+
+    #[test]
+    fn who_notices_late_joins_the_restart_that_was_told() {
+        let now = Instant::now();
+        let mut detector = RestartDetector::new();
+        detector.handle_loss(now, loss(1, 20));
+        detector.handle_loss(now + SECOND, loss(2, 20));
+        assert_eq!(run(&mut detector, &[]).len(), 1);
+        detector.handle_loss(now + SECOND * 19, loss(3, 20));
+        assert_eq!(run(&mut detector, &[]), []);
+        assert_eq!(detector.restarts().map(|restart| restart.changed).collect::<Vec<_>>(), [3]);
+        assert!(detector.is_part(&key(3), home(1).ip()) && detector.is_part(&key(1), home(1).ip()));
+        assert!(!detector.is_part(&key(4), home(1).ip()));
+    }
+
+    #[test]
+    fn two_among_many_that_were_heard_unmoved_are_no_restart() {
+        let now = Instant::now();
+        let mut detector = RestartDetector::new();
+        detector.handle_loss(now, loss(1, 20));
+        detector.handle_loss(now + SECOND, loss(2, 20));
+        let unmoved: Vec<_> = (10..20).map(|n| heard(n, now + SECOND * 2)).collect();
+        assert_eq!(run(&mut detector, &unmoved), []);
+    }
+
+    #[test]
+    fn a_binding_that_simply_ended_is_not_counted() {
+        let now = Instant::now();
+        let mut detector = RestartDetector::new();
+        for n in 0..10 {
+            detector.handle_loss(now, loss(n, 90));
+            detector.handle_loss(now, Loss { believed: None, ..loss(n + 100, 40) });
+        }
+        assert_eq!(run(&mut detector, &[]), []);
+    }
+
+    #[test]
+    fn clients_that_went_elsewhere_each_by_themselves_did_not_see_a_restart() {
+        let now = Instant::now();
+        let mut detector = RestartDetector::new();
+        for n in 0..10 {
+            let to = SocketAddr::from(([203, 0, 113, n], 1000));
+            detector.handle_loss(now, Loss { to, ..loss(n, 20) });
+        }
+        assert_eq!(run(&mut detector, &[]), []);
+        detector.handle_loss(now, loss(20, 20));
+        detector.handle_loss(now, loss(21, 20));
+        detector.handle_roam(&key(21));
+        assert_eq!(run(&mut detector, &[]), []);
+    }
+
+    proptest! {
+        /// A flush at a random moment: every client with a keepalive is counted once, in one event or as late.
+        #[test]
+        fn a_flush_is_told_once_and_counts_everybody(
+            intervals in proptest::collection::vec((5u64..60, 0.0f64..1.0), 2..60)
+        ) {
+            let flush = Instant::now() + SECOND * 100;
+            let mut noticed: Vec<_> = intervals.iter().enumerate().map(|(n, (interval, phase))| {
+                let interval = Duration::from_secs(*interval);
+                (flush + interval.mul_f64(*phase), u8::try_from(n).unwrap(), interval)
+            }).collect();
+            noticed.sort();
+            let mut detector = RestartDetector::new();
+            let mut told = 0;
+            for (at, n, interval) in &noticed {
+                while let Some(due) = detector.poll_timeout().filter(|due| due <= at) {
+                    detector.handle_timeout(due, &[]);
+                }
+                detector.handle_loss(*at, loss(*n, interval.as_secs()));
+                told += std::iter::from_fn(|| detector.poll_restart()).count();
+            }
+            told += run(&mut detector, &[]).len();
+            prop_assert_eq!(told, 1);
+            prop_assert_eq!(detector.restarts().next().map(|restart| restart.changed), Some(intervals.len()));
+        }
+    }
+}

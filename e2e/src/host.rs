@@ -60,6 +60,16 @@ impl Host {
         self.inner.attachment.address_v6()
     }
 
+    /// Gives it one more IPv4 address; yields that.
+    ///
+    /// # Errors
+    /// When its network is full.
+    pub async fn add_address(&self) -> Result<Ipv4Addr> {
+        let address = self.inner.attachment.one_more()?;
+        self.netns().ip([format!("address add {address} dev {INTERFACE}")]).await?;
+        Ok(address.addr())
+    }
+
     /// The NATs in front of it, nearest first.
     pub fn nats(&self) -> &[Nat] {
         &self.inner.nats

@@ -7,7 +7,7 @@ use crate::{
     error::{Doing, Error, Result},
     host::Host,
     image::Image,
-    nat::{Nat, NatProfile},
+    nat::{Behaviour, Nat},
     node, progress,
     segment::Segment,
     setup::{packages, rust, tools::Tools},
@@ -214,23 +214,28 @@ impl Lab {
     ///
     /// # Errors
     /// When the name is taken.
-    pub async fn nat(&self, name: &str, profile: NatProfile) -> Result<Nat> {
-        Nat::create(name, &self.public, None, profile).await
+    pub async fn nat(&self, name: &str, behaviour: impl Into<Behaviour>) -> Result<Nat> {
+        Nat::create(name, &self.public, None, behaviour.into()).await
     }
 
     /// Makes a NAT on the public segment with one host, of the same name, behind it.
     ///
     /// # Errors
     /// When the name is taken.
-    pub async fn nat_host(&self, name: &str, profile: NatProfile) -> Result<Host> {
-        self.nat(name, profile).await?.host(name).await
+    pub async fn nat_host(&self, name: &str, behaviour: impl Into<Behaviour>) -> Result<Host> {
+        self.nat(name, behaviour).await?.host(name).await
     }
 
     /// Makes a host behind a home router behind a carrier's NAT.
     ///
     /// # Errors
     /// When the name is taken.
-    pub async fn carrier_host(&self, name: &str, carrier: NatProfile, home: NatProfile) -> Result<Host> {
+    pub async fn carrier_host(
+        &self,
+        name: &str,
+        carrier: impl Into<Behaviour>,
+        home: impl Into<Behaviour>,
+    ) -> Result<Host> {
         let outer = self.nat(&format!("{name}-carrier"), carrier).await?;
         outer.nat(name, home).await?.host(name).await
     }

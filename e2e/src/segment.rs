@@ -94,7 +94,12 @@ impl Segment {
     /// Plugs a namespace in, with an interface of this name and the segment's gateways as default routes.
     pub(crate) async fn attach(&self, netns: &Netns, interface: &str) -> Result<Attachment> {
         let number = self.lease()?;
-        let attachment = Attachment { segment: self.clone(), number: Mutex::new(number), port: next_port() };
+        let attachment = Attachment {
+            segment: self.clone(),
+            number: Mutex::new(number),
+            more: Mutex::default(),
+            port: next_port(),
+        };
         let mut addresses = vec![IpNet::V4(self.v4(number))];
         addresses.extend(self.v6(number).map(IpNet::V6));
         let near = Plug {
@@ -138,6 +143,8 @@ impl Segment {
 pub struct Attachment {
     segment: Segment,
     number: Mutex<u8>,
+    /// Numbers of further addresses.
+    more: Mutex<Vec<u8>>,
     port: String,
 }
 
@@ -171,6 +178,13 @@ impl Attachment {
         Ok((self.segment.v4(old), self.segment.v4(new)))
     }
 
+    /// Leases one more number; yields its IPv4 address.
+    pub(crate) fn one_more(&self) -> Result<Ipv4Net> {
+        let number = self.segment.lease()?;
+        self.more.lock().unwrap_or_else(PoisonError::into_inner).push(number);
+        Ok(self.segment.v4(number))
+    }
+
     fn number(&self) -> u8 {
         *self.number.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -182,6 +196,8 @@ impl Drop for Attachment {
         // Gone already when the namespace at either end went first.
         let _ = self.segment.inner.netns.within(unplug);
         self.segment.release(self.number());
+        let more = self.more.lock().unwrap_or_else(PoisonError::into_inner);
+        more.iter().for_each(|number| self.segment.release(*number));
     }
 }
 

@@ -1,29 +1,38 @@
-//! Real NATs: netfilter in network namespaces, plugged into the public segment or into one another.
+//! Real NATs, in network namespaces, plugged into the public segment or into one another: netfilter, and a
+//! userspace NAT for what netfilter lacks.
 
+mod behaviour;
 mod conntrack;
 mod profile;
 pub mod userspace;
 
 use std::{
     net::Ipv4Addr,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
-use ipnet::IpNet;
+use ipnet::{IpNet, Ipv4Net};
 /// NATs as pure models, which the userspace NAT and the simulator share.
 pub use pinhole_sim::model;
 
-use self::profile::{LAN, WAN, ruleset};
 pub use self::{
+    behaviour::Behaviour,
     conntrack::UdpMapping,
     profile::{Loss, Mapping, NatProfile, UdpFilter},
+    userspace::UserspaceProfile,
+};
+use self::{
+    model::Time,
+    profile::{LAN, WAN, ruleset},
+    userspace::{Oracle, Running, Translator},
 };
 use crate::{
     error::{Error, Result},
     host::Host,
     netns::Netns,
     segment::{self, Attachment, Segment},
+    state,
 };
 
 /// A NAT in a namespace of its own. Clones are the same NAT; the last one dropped removes it.
@@ -34,18 +43,27 @@ pub struct Nat {
 
 #[derive(Debug)]
 struct Inner {
+    // A userspace NAT ends before its namespace goes.
+    engine: Engine,
     name: String,
     behind: Option<Nat>,
     netns: OwnedNetns,
+    network: Ipv4Net,
     inside: Segment,
     outside: Attachment,
-    state: Mutex<State>,
 }
 
+/// What translates.
+#[derive(Debug)]
+enum Engine {
+    Netfilter(Mutex<Netfilter>),
+    Userspace(Running),
+}
+
+/// What the rules of a netfilter NAT are made from.
 #[derive(Debug, Clone)]
-struct State {
+struct Netfilter {
     profile: NatProfile,
-    address: Ipv4Addr,
     reboots: u32,
 }
 
@@ -66,27 +84,19 @@ impl Nat {
         name: &str,
         outside: &Segment,
         behind: Option<Self>,
-        profile: NatProfile,
+        behaviour: Behaviour,
     ) -> Result<Self> {
+        let network = behaviour.inside();
         let netns = OwnedNetns(Netns::create(&format!("{name}-nat")).await?);
         let ns = &netns.0;
         ns.ip([segment::bridge(LAN), format!("link set {LAN} up")]).await?;
         let outside = outside.attach(ns, WAN).await?;
-        let inside = Segment::of_nat(ns, LAN, profile.inside).await?;
+        let inside = Segment::of_nat(ns, LAN, network).await?;
         ns.sysctl("net/ipv4/ip_forward", 1)?;
-        let state = State { profile, address: outside.address(), reboots: 0 };
-        let nat = Self {
-            inner: Arc::new(Inner {
-                name: name.to_owned(),
-                behind,
-                inside,
-                outside,
-                state: Mutex::new(state),
-                netns,
-            }),
-        };
-        nat.apply().await?;
-        Ok(nat)
+        let engine = Engine::start(name, ns, behaviour, outside.address()).await?;
+        Ok(Self {
+            inner: Arc::new(Inner { engine, name: name.to_owned(), behind, netns, network, inside, outside }),
+        })
     }
 
     /// Name in the lab.
@@ -106,12 +116,37 @@ impl Nat {
 
     /// Its address on the outside.
     pub fn address(&self) -> Ipv4Addr {
-        self.state().address
+        self.inner.outside.address()
     }
 
     /// How it behaves now.
-    pub fn profile(&self) -> NatProfile {
-        self.state().profile
+    pub fn behaviour(&self) -> Behaviour {
+        match &self.inner.engine {
+            Engine::Netfilter(netfilter) => lock(netfilter).profile.clone().into(),
+            Engine::Userspace(running) => running.change(|nat, _| nat.profile().clone()).into(),
+        }
+    }
+
+    /// The userspace NAT at work, for what netfilter lacks.
+    ///
+    /// # Errors
+    /// When it is a netfilter NAT.
+    pub fn userspace(&self) -> Result<&Running> {
+        match &self.inner.engine {
+            Engine::Userspace(running) => Ok(running),
+            Engine::Netfilter(_) => Err(Error::Invalid(format!(
+                "{} is a netfilter NAT; make it from a UserspaceProfile for this",
+                self.name()
+            ))),
+        }
+    }
+
+    /// The truth about its mappings, until now.
+    ///
+    /// # Errors
+    /// When it is a netfilter NAT, which keeps no log; [`Nat::mappings`] says what is now.
+    pub fn oracle(&self) -> Result<Oracle> {
+        Ok(self.userspace()?.oracle())
     }
 
     /// Adds a host on the inside.
@@ -127,15 +162,16 @@ impl Nat {
     ///
     /// # Errors
     /// When the name is taken, or both would have the same inside network.
-    pub async fn nat(&self, name: &str, profile: NatProfile) -> Result<Self> {
-        if profile.inside == self.profile().inside {
+    pub async fn nat(&self, name: &str, behaviour: impl Into<Behaviour>) -> Result<Self> {
+        let behaviour = behaviour.into();
+        if behaviour.inside() == self.inner.network {
             return Err(Error::Invalid(format!(
                 "{name} and {} both have {} inside; a NAT behind a NAT needs another network",
                 self.name(),
-                profile.inside
+                self.inner.network
             )));
         }
-        Self::create(name, &self.inner.inside, Some(self.clone()), profile).await
+        Self::create(name, &self.inner.inside, Some(self.clone()), behaviour).await
     }
 
     /// Forgets every mapping, as an eviction does: flows go on, and a port-preserving NAT may give the same
@@ -144,7 +180,13 @@ impl Nat {
     /// # Errors
     /// What `conntrack` says.
     pub async fn flush(&self) -> Result<()> {
-        self.netns().command("conntrack").arg("-F").run().await.map(drop)
+        match &self.inner.engine {
+            Engine::Netfilter(_) => self.netns().command("conntrack").arg("-F").run().await.map(drop),
+            Engine::Userspace(running) => {
+                running.change(Translator::flush);
+                Ok(())
+            }
+        }
     }
 
     /// Restarts with other public ports: every flow comes back from another port than before.
@@ -152,8 +194,17 @@ impl Nat {
     /// # Errors
     /// When the rules cannot be replaced.
     pub async fn rebind(&self) -> Result<()> {
-        self.change(|state| state.reboots += 1).await?;
-        self.flush().await
+        match &self.inner.engine {
+            Engine::Netfilter(netfilter) => {
+                lock(netfilter).reboots += 1;
+                self.apply(netfilter).await?;
+                self.flush().await
+            }
+            Engine::Userspace(running) => {
+                running.change(Translator::rebind);
+                Ok(())
+            }
+        }
     }
 
     /// Gets another address on the outside, as after a new dial-in; yields it.
@@ -169,18 +220,41 @@ impl Nat {
             lines.push(format!("route replace default via {gateway} dev {WAN}"));
         }
         self.netns().ip(lines).await?;
-        self.change(|state| state.address = self.inner.outside.address()).await?;
-        self.flush().await?;
+        match &self.inner.engine {
+            Engine::Netfilter(netfilter) => {
+                self.apply(netfilter).await?;
+                self.flush().await?;
+            }
+            Engine::Userspace(running) => running.change(|nat, now| nat.set_address(now, new.addr())),
+        }
         Ok(self.address())
     }
 
-    /// Changes the lifetime of bindings, for flows to come and those in force.
+    /// Changes the lifetime of bindings, for flows to come and those in force. With netfilter, a flow in force gets
+    /// it by its next packet.
     ///
     /// # Errors
     /// When the kernel refuses the values.
     pub async fn set_timeouts(&self, udp: Duration, stream: Duration) -> Result<()> {
-        self.change(|state| (state.profile.udp_timeout, state.profile.udp_stream_timeout) = (udp, stream))
-            .await
+        self.change(
+            |profile| (profile.udp_timeout, profile.udp_stream_timeout) = (udp, stream),
+            |nat, now| nat.set_timeouts(now, udp, stream),
+        )
+        .await
+    }
+
+    /// The lifetime of promoted bindings becomes `to`, that of others at most `to`.
+    ///
+    /// # Errors
+    /// When the kernel refuses the values.
+    pub async fn shrink(&self, to: Duration) -> Result<()> {
+        self.change(
+            |profile| {
+                (profile.udp_timeout, profile.udp_stream_timeout) = (profile.udp_timeout.min(to), to);
+            },
+            |nat, now| nat.shrink(now, to),
+        )
+        .await
     }
 
     /// Changes which UDP gets out.
@@ -188,7 +262,8 @@ impl Nat {
     /// # Errors
     /// When the rules cannot be replaced.
     pub async fn set_udp(&self, udp: UdpFilter) -> Result<()> {
-        self.change(|state| state.profile.udp = udp).await
+        let same = udp.clone();
+        self.change(|profile| profile.udp = udp, |nat, _| nat.set_udp(same)).await
     }
 
     /// Changes how much UDP gets lost.
@@ -196,44 +271,96 @@ impl Nat {
     /// # Errors
     /// When the rules cannot be replaced.
     pub async fn set_loss(&self, loss: Loss) -> Result<()> {
-        self.change(|state| state.profile.loss = loss).await
+        self.change(|profile| profile.loss = loss, |nat, _| nat.set_loss(loss.into())).await
     }
 
-    /// Changes how public ports are picked; flows in force keep theirs.
+    /// Changes how public ports are picked; flows in force keep theirs with netfilter.
     ///
     /// # Errors
     /// When the rules cannot be replaced.
     pub async fn set_mapping(&self, mapping: Mapping) -> Result<()> {
-        self.change(|state| (state.profile.mapping, state.reboots) = (mapping, 0)).await
+        match &self.inner.engine {
+            Engine::Netfilter(netfilter) => {
+                {
+                    let mut netfilter = lock(netfilter);
+                    (netfilter.profile.mapping, netfilter.reboots) = (mapping, 0);
+                }
+                self.apply(netfilter).await
+            }
+            Engine::Userspace(running) => {
+                running.change(|nat, _| nat.set_mapping(&mapping));
+                Ok(())
+            }
+        }
     }
 
-    /// The UDP mappings in force, from the kernel.
+    /// The UDP mappings in force.
     ///
     /// # Errors
     /// What `conntrack` says.
     pub async fn mappings(&self) -> Result<Vec<UdpMapping>> {
-        let listing = self.netns().command("conntrack").args(["-L", "-p", "udp"]).run().await?;
-        Ok(conntrack::parse(&listing))
+        match &self.inner.engine {
+            Engine::Netfilter(_) => {
+                let listing = self.netns().command("conntrack").args(["-L", "-p", "udp"]).run().await?;
+                Ok(conntrack::parse(&listing))
+            }
+            Engine::Userspace(running) => Ok(running.change(|nat, now| nat.mappings(now))),
+        }
     }
 
-    async fn change(&self, change: impl FnOnce(&mut State)) -> Result<()> {
-        change(&mut self.inner.state.lock().unwrap_or_else(PoisonError::into_inner));
-        self.apply().await
+    /// Makes the same change to a NAT of either kind.
+    async fn change(
+        &self,
+        netfilter: impl FnOnce(&mut NatProfile),
+        userspace: impl FnOnce(&mut Translator, Time),
+    ) -> Result<()> {
+        match &self.inner.engine {
+            Engine::Netfilter(state) => {
+                netfilter(&mut lock(state).profile);
+                self.apply(state).await
+            }
+            Engine::Userspace(running) => {
+                running.change(userspace);
+                Ok(())
+            }
+        }
     }
 
-    async fn apply(&self) -> Result<()> {
-        let State { profile, reboots, .. } = self.state();
-        let ns = self.netns();
-        let rules = ruleset(&profile, reboots);
-        ns.command("nft").args(["-f", "-"]).stdin(rules).run().await?;
+    async fn apply(&self, netfilter: &Mutex<Netfilter>) -> Result<()> {
+        let netfilter = lock(netfilter).clone();
+        netfilter.apply(self.netns()).await
+    }
+}
+
+impl Engine {
+    async fn start(name: &str, netns: &Netns, behaviour: Behaviour, address: Ipv4Addr) -> Result<Self> {
+        match behaviour {
+            Behaviour::Netfilter(profile) => {
+                let netfilter = Netfilter { profile, reboots: 0 };
+                netfilter.apply(netns).await?;
+                Ok(Self::Netfilter(Mutex::new(netfilter)))
+            }
+            Behaviour::Userspace(profile) => {
+                let log = state::directory().join("logs").join(format!("{name}-nat")).join("oracle.jsonl");
+                Ok(Self::Userspace(Running::start(netns, *profile, address, &log).await?))
+            }
+        }
+    }
+}
+
+impl Netfilter {
+    async fn apply(&self, netns: &Netns) -> Result<()> {
+        let Self { profile, reboots } = self;
+        let rules = ruleset(profile, *reboots);
+        netns.command("nft").args(["-f", "-"]).stdin(rules).run().await?;
         // These exist once the rules above have switched connection tracking on in this namespace.
-        ns.sysctl("net/netfilter/nf_conntrack_udp_timeout", profile.udp_timeout.as_secs())?;
-        ns.sysctl("net/netfilter/nf_conntrack_udp_timeout_stream", profile.udp_stream_timeout.as_secs())
+        netns.sysctl("net/netfilter/nf_conntrack_udp_timeout", profile.udp_timeout.as_secs())?;
+        netns.sysctl("net/netfilter/nf_conntrack_udp_timeout_stream", profile.udp_stream_timeout.as_secs())
     }
+}
 
-    fn state(&self) -> State {
-        self.inner.state.lock().unwrap_or_else(PoisonError::into_inner).clone()
-    }
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// The inside end of a NAT's network: its first address.

@@ -4,6 +4,8 @@ use std::{collections::BTreeSet, fmt::Write as _, net::Ipv4Addr, ops::RangeInclu
 
 use ipnet::Ipv4Net;
 
+use super::model;
+
 /// How a NAT picks the public port of a flow (the mapping behaviour of RFC 4787, section 4.1).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Mapping {
@@ -46,7 +48,13 @@ impl Loss {
     }
 }
 
-/// The behaviour of one NAT.
+impl From<Loss> for model::Loss {
+    fn from(loss: Loss) -> Self {
+        Self::percent(f64::from(loss.0) / 10.0)
+    }
+}
+
+/// The behaviour of one netfilter NAT.
 ///
 /// The kernel counts a flow as a stream only two seconds after its first datagram, so keep `udp_timeout` at
 /// 5 s or more and `udp_stream_timeout` at 15 s or more when scaling time down.

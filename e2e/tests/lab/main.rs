@@ -14,6 +14,7 @@ mod resilience;
 mod sidecars;
 mod stock;
 mod uninstall;
+mod userspace_nat;
 
 use std::{pin::Pin, process::ExitCode, sync::Arc, time::Duration};
 
@@ -49,6 +50,7 @@ fn all() -> Vec<Test> {
     [
         cluster::tests(),
         nats::tests(),
+        userspace_nat::tests(),
         kinds::tests(),
         enrolment::tests(),
         first_tunnel::tests(),

@@ -1,6 +1,6 @@
 //! A NAT in userspace: what netfilter lacks, by the same rules as the simulator's NATs, with a log of the truth.
 //!
-//! [`Translator`] is pure.
+//! [`Translator`] is pure; [`Running`] is a thread that runs it on a TUN device.
 
 mod helper;
 mod line;
@@ -9,13 +9,16 @@ mod packet;
 mod ports;
 mod profile;
 mod random;
+mod running;
 mod table;
 mod translator;
+mod tun;
 
 pub use self::{
     helper::Helper,
     oracle::{Direction, Ends, Entry, Event, Oracle},
     packet::{Malformed, Protocol},
     profile::{Pressure, UserspaceProfile},
+    running::Running,
     translator::{Dropped, Translator},
 };

@@ -113,6 +113,14 @@ impl Event {
             Self::Timeouts { .. } | Self::Address { .. } | Self::Exhausted { .. } => None,
         }
     }
+
+    /// How long an expired mapping had been idle: its true lifetime.
+    pub fn idle(&self) -> Option<Duration> {
+        match self {
+            Self::Expired { idle, .. } => Some(*idle),
+            _ => None,
+        }
+    }
 }
 
 /// What happened when.

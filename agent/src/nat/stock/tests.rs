@@ -1,0 +1,262 @@
+use proptest::prelude::*;
+
+use super::*;
+use crate::nat::{Cause, Confidence};
+
+const SECOND: Duration = Duration::from_secs(1);
+const MS: Duration = Duration::from_millis(1);
+const RTT: Duration = Duration::from_millis(40);
+
+fn key() -> PublicKey {
+    PublicKey::from_bytes([7; 32])
+}
+
+/// A client of WireGuard behind a NAT, in virtual time.
+struct World {
+    now: Instant,
+    clients: StockClients,
+    /// Lifetime of a mapping without traffic. Inbound packets refresh it too.
+    lifetime: Duration,
+    preserves_ports: bool,
+    /// The client's own interval.
+    keepalive: Option<Duration>,
+    /// One of so many packets is lost.
+    loses: u64,
+    packets: u64,
+    counters: Counters,
+    mapped_until: Option<Instant>,
+    port: u16,
+    next_keepalive: Option<Instant>,
+    wakes: u64,
+}
+
+impl World {
+    fn new(lifetime: u64, keepalive: Option<u64>) -> Self {
+        let now = Instant::now();
+        let mut clients = StockClients::new();
+        clients.handle_clients(now, &HashSet::from([key()]));
+        let mut world = World {
+            now,
+            clients,
+            lifetime: Duration::from_secs(lifetime),
+            preserves_ports: true,
+            keepalive: keepalive.map(Duration::from_secs),
+            loses: u64::MAX,
+            packets: 0,
+            counters: Counters::default(),
+            mapped_until: None,
+            port: 1000,
+            next_keepalive: None,
+            wakes: 0,
+        };
+        world.send();
+        world
+    }
+
+    fn address(&self) -> SocketAddr {
+        SocketAddr::from(([192, 0, 2, 1], self.port))
+    }
+
+    fn lost(&mut self) -> bool {
+        self.packets += 1;
+        self.packets.is_multiple_of(self.loses)
+    }
+
+    /// The client sends something by itself.
+    fn send(&mut self) {
+        let alive = self.mapped_until.is_some_and(|until| self.now < until);
+        if !alive && self.mapped_until.is_some() && !self.preserves_ports {
+            self.port += 1;
+        }
+        self.mapped_until = Some(self.now + self.lifetime);
+        self.next_keepalive = self.keepalive.map(|interval| self.now + interval);
+        if !self.lost() {
+            self.receive(false);
+        }
+    }
+
+    fn receive(&mut self, handshake: bool) {
+        let (from, to) = (self.counters.endpoint, self.address());
+        let idle = self.counters.last_receive.map(|last| self.now - last);
+        if let (Some(from), Some(idle)) = (from.filter(|from| *from != to), idle) {
+            self.clients.handle_moved(self.now, &key(), (from, to), idle);
+        }
+        self.counters.endpoint = Some(to);
+        self.counters.last_receive = Some(self.now);
+        if handshake {
+            self.counters.last_handshake = Some(self.now);
+        }
+        self.clients.handle_counters(self.now, &key(), self.counters);
+    }
+
+    /// The gateway sends a handshake initiation; the client answers if it arrives.
+    fn wake(&mut self) {
+        self.wakes += 1;
+        self.counters.last_send = Some(self.now);
+        let alive = self.mapped_until.is_some_and(|until| self.now < until);
+        let arrives = alive && !self.lost();
+        self.clients.handle_counters(self.now, &key(), self.counters);
+        if !arrives {
+            return;
+        }
+        self.mapped_until = Some(self.now + self.lifetime);
+        self.next_keepalive = self.keepalive.map(|interval| self.now + interval);
+        if !self.lost() {
+            self.now += RTT;
+            self.receive(true);
+        }
+    }
+
+    fn run(&mut self, duration: Duration) {
+        let end = self.now + duration;
+        loop {
+            let timeout = self.clients.poll_timeout();
+            let next = [timeout, self.next_keepalive].into_iter().flatten().min();
+            let Some(next) = next.filter(|at| *at < end) else { break };
+            self.now = next.max(self.now + MS);
+            if self.next_keepalive.is_some_and(|at| self.now >= at) {
+                self.send();
+            }
+            if self.clients.handle_timeout(self.now).is_some() {
+                self.wake();
+            }
+        }
+        self.now = end;
+    }
+
+    fn insight(&self) -> Insight<'_> {
+        self.clients.insight(&key()).unwrap()
+    }
+
+    fn recommended(&self) -> Option<u64> {
+        self.insight().recommendation.map(|recommendation| recommendation.interval.as_secs())
+    }
+}
+
+#[test]
+fn a_client_that_was_never_heard_is_never_woken_and_nothing_is_recommended() {
+    let mut clients = StockClients::new();
+    clients.handle_clients(Instant::now(), &HashSet::from([key()]));
+    assert_eq!(clients.poll_timeout(), None);
+    assert_eq!(clients.insight(&key()).unwrap().recommendation, None);
+    assert_eq!(clients.insight(&key()).unwrap().binding.confidence, Confidence::Unknown);
+}
+
+#[test]
+fn an_interval_that_mappings_survive_is_left_as_it_is() {
+    let mut world = World::new(180, Some(25));
+    world.run(SECOND * 1800);
+    let insight = world.insight();
+    assert!(insight.interval.unwrap().abs_diff(SECOND * 25) < SECOND, "{insight:?}");
+    assert!(insight.binding.at_least >= SECOND * 23, "{insight:?}");
+    assert_eq!(insight.binding.less_than, None);
+    assert_eq!(world.recommended(), Some(25));
+    assert!(world.wakes < 30, "{} wakes", world.wakes);
+}
+
+#[test]
+fn a_mapping_that_dies_within_the_interval_is_seen_although_the_port_stays() {
+    let mut world = World::new(15, Some(25));
+    world.run(SECOND * 1800);
+    let insight = world.insight();
+    assert!(insight.binding.at_least < SECOND * 15, "{insight:?}");
+    assert!(insight.binding.less_than.is_some_and(|end| end > SECOND * 14), "{insight:?}");
+    assert!(insight.churn.count(Cause::MappingLost) > 0);
+    assert!(world.recommended().is_some_and(|seconds| (9..15).contains(&seconds)), "{insight:?}");
+}
+
+#[test]
+fn a_port_that_changes_with_every_keepalive_shows_the_same() {
+    let mut world = World { preserves_ports: false, ..World::new(15, Some(25)) };
+    world.run(SECOND * 1800);
+    let insight = world.insight();
+    assert!(insight.churn.count(Cause::MappingChanged) > 0);
+    assert!(world.recommended().is_some_and(|seconds| (5..15).contains(&seconds)), "{insight:?}");
+}
+
+#[test]
+fn a_client_without_keepalives_is_woken_at_growing_ages_and_recommended_less_than_an_unpromoted_lifetime() {
+    let mut world = World::new(120, None);
+    world.run(SECOND * 3600);
+    let insight = world.insight();
+    assert!(insight.binding.at_least >= SECOND * 70, "{insight:?}");
+    assert_eq!(insight.interval, None);
+    assert_eq!(world.recommended(), Some(25));
+}
+
+#[test]
+fn a_client_that_sleeps_once_does_not_make_its_mapping_short() {
+    let mut world = World::new(600, Some(25));
+    world.run(SECOND * 300);
+    let next = world.next_keepalive.take();
+    assert!(next.is_some());
+    // Asleep: neither keepalives nor answers.
+    world.mapped_until = Some(world.now);
+    world.run(SECOND * 400);
+    world.send();
+    assert_eq!(world.insight().binding.less_than, None);
+}
+
+#[test]
+fn another_address_is_a_roam_after_which_all_is_learnt_anew() {
+    let mut world = World::new(15, Some(25));
+    world.run(SECOND * 900);
+    let to = SocketAddr::from(([203, 0, 113, 9], 5000));
+    world.clients.handle_moved(world.now, &key(), (world.address(), to), SECOND);
+    let insight = world.insight();
+    assert_eq!(insight.churn.last().unwrap().cause, Cause::Roam);
+    assert_eq!(insight.binding, Binding::default());
+    assert_eq!(insight.recommendation, None);
+}
+
+#[test]
+fn a_client_that_got_an_agent_or_went_is_forgotten() {
+    let mut world = World::new(60, None);
+    world.clients.handle_clients(world.now, &HashSet::new());
+    assert_eq!(world.clients.poll_timeout(), None);
+    assert!(world.clients.insight(&key()).is_none());
+}
+
+#[test]
+fn wakes_of_many_clients_are_spread() {
+    let now = Instant::now();
+    let mut clients = StockClients::new();
+    let keys: HashSet<_> = (0..20).map(|n| PublicKey::from_bytes([n; 32])).collect();
+    clients.handle_clients(now, &keys);
+    let endpoint = Some(SocketAddr::from(([192, 0, 2, 1], 1000)));
+    for key in &keys {
+        let counters = Counters { endpoint, last_receive: Some(now), ..Counters::default() };
+        clients.handle_counters(now, key, counters);
+    }
+    let mut wakes = Vec::new();
+    while wakes.len() < 20 {
+        let at = clients.poll_timeout().unwrap();
+        wakes.extend(clients.handle_timeout(at).map(|_| at));
+    }
+    assert!(wakes.windows(2).all(|pair| pair[1] - pair[0] >= SPACING));
+}
+
+proptest! {
+    #[test]
+    fn what_is_recommended_never_lets_a_mapping_die(
+        lifetime in 10u64..700, keepalive in proptest::option::of(9u64..120), preserves_ports: bool, loses in 20u64..200
+    ) {
+        let mut world = World { preserves_ports, loses, ..World::new(lifetime, keepalive) };
+        world.run(SECOND * 3600);
+        if let Some(seconds) = world.recommended() {
+            // Its own interval is proven but for the last moments before it.
+            let holds = matches!(world.insight().recommendation.unwrap().why, Why::Holds { .. });
+            prop_assert!(seconds < lifetime + if holds { 2 } else { 0 }, "{seconds} s of {lifetime} s");
+            prop_assert!((1..=65_535).contains(&seconds));
+        }
+        prop_assert!(world.wakes < 400, "{} wakes", world.wakes);
+    }
+
+    #[test]
+    fn a_survived_silence_was_survived(lifetime in 10u64..300, keepalive in proptest::option::of(9u64..120)) {
+        let mut world = World::new(lifetime, keepalive);
+        world.run(SECOND * 7200);
+        prop_assert!(world.insight().binding.at_least < Duration::from_secs(lifetime));
+        prop_assert!(world.insight().binding.less_than.is_none_or(|end| end >= Duration::from_secs(lifetime)));
+    }
+}

@@ -42,6 +42,20 @@ pub enum NatClass {
     AddressAndPortDependent,
 }
 
+impl NatClass {
+    /// All of them.
+    pub const ALL: [Self; 8] = [
+        Self::Unknown,
+        Self::NoNAT,
+        Self::NAT,
+        Self::EndpointIndependent,
+        Self::NotPortDependent,
+        Self::EndpointDependent,
+        Self::AddressDependent,
+        Self::AddressAndPortDependent,
+    ];
+}
+
 /// How a NAT chooses the public side of a mapping (RFC 4787, section 4.1).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 pub enum NatMapping {
@@ -204,6 +218,21 @@ pub enum ChurnCause {
     HelperInterference,
     /// The client went to another replica of the gateway.
     GatewayMoved,
+}
+
+impl ChurnCause {
+    /// All of them.
+    pub const ALL: [Self; 9] = [
+        Self::Unknown,
+        Self::MappingChanged,
+        Self::MappingLost,
+        Self::LifetimeShrank,
+        Self::NATRestart,
+        Self::Roam,
+        Self::UDPBlocked,
+        Self::HelperInterference,
+        Self::GatewayMoved,
+    ];
 }
 
 /// The NATs of many clients. Figures are rounded and follow with some delay; the exact ones are in the metrics.

@@ -8,6 +8,7 @@ use k8s_openapi::{api::core::v1::Pod, jiff::Timestamp};
 use kube::{
     Api, ResourceExt as _,
     api::{DeleteParams, Preconditions},
+    runtime::events::EventType,
 };
 use pinhole_crds::{ClientPod, EnrolmentMethod, VPNClient, VPNClientPool, VPNClientStatus, VPNGateway};
 
@@ -20,11 +21,12 @@ use super::{
     world::{gateway_of, pool_of, public_key},
 };
 use crate::{
-    fleet::{ClientKey, ClientView, GatewayKey, PoolKey},
+    fleet::{ClientKey, ClientView, GatewayKey, Hearing, PoolKey},
     plan::{
         Overlap,
         client::{self, Backing},
         overlaps,
+        tidings::{Tiding, Way, crowd_note, tidings},
     },
 };
 
@@ -99,6 +101,8 @@ impl Context {
         };
         let (status, wait) = client::status(&inputs);
         self.tell(&client, &assignment, &status);
+        let settling = self.tell_churn(&client, &around, view.as_ref());
+        let wait = wait.into_iter().chain(settling).min();
         let wait = self.client_status(&client, &status, &addresses, view.as_ref(), wait).await?;
         failure.map_or(Ok(wait), Err)
     }
@@ -170,6 +174,29 @@ impl Context {
         Ok(wait)
     }
 
+    /// Tells of moves and losses of the client's mapping. When to look again: causes settle before they are told.
+    fn tell_churn(&self, client: &VPNClient, around: &Surroundings, view: Option<&ClientView>) -> Wait {
+        let (_, sighting) = view.filter(|v| v.hearing == Hearing::Live)?.sighting.as_ref()?;
+        let (pool, uid) = (around.pool.as_deref()?, client.uid()?);
+        let (news, wait) = {
+            let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
+            if sighting.churn.causes.is_empty() && !told.contains_key(&uid) {
+                return None;
+            }
+            tidings(&sighting.churn, told.entry(uid).or_default(), self.since, Timestamp::now())
+        };
+        for (_, Tiding { reason, warning, note }) in news {
+            let type_ = if warning { EventType::Warning } else { EventType::Normal };
+            let mut crowds = self.crowds.lock().unwrap_or_else(PoisonError::into_inner);
+            match crowds.way(&pool.uid().unwrap_or_default(), reason, Instant::now()) {
+                Way::Client => self.events.tell(client, type_, (reason, ""), &note),
+                Way::Pool => self.events.tell(pool, type_, (reason, ""), &crowd_note(reason)),
+                Way::Nobody => {}
+            }
+        }
+        wait
+    }
+
     /// What the pool's and the gateway's summaries count.
     fn count_rebinds(&self, client: &VPNClient, status: &VPNClientStatus) {
         let count = |s: &VPNClientStatus| s.churn.as_ref().map_or(0, |c| c.count);
@@ -177,6 +204,12 @@ impl Context {
         if let Some(news) = u64::try_from(news).ok().filter(|news| *news > 0) {
             let mut rebinds = self.rebinds.lock().unwrap_or_else(PoisonError::into_inner);
             rebinds.entry(pool_of(client)).or_default().count(Instant::now(), news);
+            drop(rebinds);
+            let cause = status.churn.as_ref().and_then(|c| c.last_cause).unwrap_or_default();
+            let gateway = self.hub.world().pool(&pool_of(client)).map(|pool| gateway_of(&pool));
+            if let Some(gateway) = gateway {
+                self.hub.metrics.churned(&gateway, cause, news);
+            }
         }
     }
 
@@ -230,6 +263,7 @@ impl Context {
         self.allocations.release(pool, uid);
         self.stock.forget(uid);
         self.written.lock().unwrap_or_else(PoisonError::into_inner).remove(uid);
+        self.told.lock().unwrap_or_else(PoisonError::into_inner).remove(uid);
         let gateway = self.hub.world().pool(pool).map(|p| gateway_of(&p));
         if let Some(gateway) = gateway {
             self.fleet.forget_client(&gateway, uid);

@@ -4,6 +4,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use k8s_openapi::jiff::Timestamp;
 use kube::{Client, ResourceExt as _};
 use pinhole_crds::VPNGateway;
 use tokio::sync::watch;
@@ -18,6 +19,7 @@ use crate::{
     plan::{
         Observed, PodFacts, Replica, Settings, replica_names, replicas,
         summary::{Rebinds, SUMMARY_REST},
+        tidings::{Crowds, Told},
     },
 };
 
@@ -36,6 +38,13 @@ pub(super) struct Context {
     pub(super) pace: WritePace,
     /// By UID of the client: its status as it was last written.
     pub(super) written: Mutex<HashMap<String, Written>>,
+    /// When this operator took the lead: what happened before was for another one to tell.
+    pub(super) since: Timestamp,
+    /// By UID of the client: what Events told of it.
+    pub(super) told: Mutex<HashMap<String, Told>>,
+    pub(super) crowds: Mutex<Crowds>,
+    /// By UID of the gateway and public address: the last restart of a NAT that was told.
+    pub(super) restarts: Mutex<HashMap<(String, String), Timestamp>>,
     /// By pool: moves and losses of its clients' mappings.
     pub(super) rebinds: Mutex<HashMap<PoolKey, Rebinds>>,
     /// By UID of a gateway or pool: when its summary was last written.

@@ -30,7 +30,17 @@ const REMEMBERED: usize = 4096;
 /// Publishes events from a task of its own.
 pub(super) struct Events {
     queue: mpsc::Sender<(ObjectReference, Event)>,
-    told: Mutex<HashMap<(String, &'static str), Instant>>,
+    told: Mutex<HashMap<Topic, Last>>,
+}
+
+/// UID of the object, reason, and what else tells one topic from another.
+type Topic = (String, &'static str, String);
+
+/// The last Event of a topic, and how often it would have been told again since.
+#[derive(Debug)]
+struct Last {
+    at: Instant,
+    untold: u32,
 }
 
 impl Events {
@@ -44,15 +54,25 @@ impl Events {
 
     /// Tells of something that somebody should look at.
     pub(super) fn warn<K: Resource<DynamicType = ()>>(&self, object: &K, reason: &'static str, note: &str) {
+        self.tell(object, EventType::Warning, (reason, ""), note);
+    }
+
+    /// Tells of something, with a reason and what else tells the topic from others of the same reason.
+    pub(super) fn tell<K: Resource<DynamicType = ()>>(
+        &self,
+        object: &K,
+        type_: EventType,
+        (reason, about): (&'static str, &str),
+        note: &str,
+    ) {
         let reference = object.object_ref(&());
         let uid = reference.uid.clone().unwrap_or_default();
-        if !self.is_news(uid, reason, Instant::now()) {
-            return;
-        }
+        let Some(untold) = self.news((uid, reason, about.to_owned()), Instant::now()) else { return };
+        let note = if untold == 0 { note.to_owned() } else { format!("{note} (and {untold} more before)") };
         let event = Event {
-            type_: EventType::Warning,
+            type_,
             reason: reason.to_owned(),
-            note: Some(cut(note)),
+            note: Some(cut(&note)),
             action: "Reconcile".to_owned(),
             secondary: None,
         };
@@ -61,17 +81,20 @@ impl Events {
         }
     }
 
-    fn is_news(&self, uid: String, reason: &'static str, now: Instant) -> bool {
+    /// How often the topic came up untold since the last Event. None: it is told often enough.
+    fn news(&self, topic: Topic, now: Instant) -> Option<u32> {
         let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
         if told.len() >= REMEMBERED {
-            told.retain(|_, at| now.saturating_duration_since(*at) < REPEAT);
+            told.retain(|_, last| now.saturating_duration_since(last.at) < REPEAT);
         }
-        let key = (uid, reason);
-        if told.get(&key).is_some_and(|at| now.saturating_duration_since(*at) < REPEAT) {
-            return false;
+        if let Some(last) = told.get_mut(&topic)
+            && now.saturating_duration_since(last.at) < REPEAT
+        {
+            last.untold = last.untold.saturating_add(1);
+            return None;
         }
-        told.insert(key, now);
-        true
+        let last = told.insert(topic, Last { at: now, untold: 0 });
+        Some(last.map_or(0, |last| last.untold))
     }
 }
 
@@ -94,6 +117,20 @@ fn cut(note: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_topic_is_told_once_in_a_while_and_says_how_often_it_came_up() {
+        let (queue, _waiting) = mpsc::channel(1);
+        let events = Events { queue, told: Mutex::default() };
+        let topic = |about: &str| ("uid".to_owned(), "MappingChanged", about.to_owned());
+        let now = Instant::now();
+        assert_eq!(events.news(topic(""), now), Some(0));
+        assert_eq!(events.news(topic("198.51.100.9"), now), Some(0));
+        for second in 1..4 {
+            assert_eq!(events.news(topic(""), now + Duration::from_secs(second)), None);
+        }
+        assert_eq!(events.news(topic(""), now + REPEAT), Some(3));
+    }
 
     #[test]
     fn a_long_note_is_cut_between_characters() {

@@ -3,9 +3,10 @@ use k8s_openapi::jiff::Timestamp;
 use kube::{
     Api, ResourceExt as _,
     api::{DeleteParams, Preconditions},
+    runtime::events::EventType,
 };
 use pinhole_crds::{ClientCounts, VPNGateway, VPNGatewayStatus};
-use std::time::Instant;
+use std::{sync::PoisonError, time::Instant};
 
 use super::{
     apply::StatusWrite,
@@ -14,14 +15,18 @@ use super::{
     work::Work,
 };
 use crate::{
-    fleet::{GatewayKey, PoolKey},
+    fleet::{GatewayKey, GatewayView, PoolKey, timestamp},
     plan::{
         self, ObjectKind, replica_names,
         summary::{self, Tally},
+        tidings::restart_note,
     },
 };
 
 const MANAGER: &str = "pinhole-operator-gateway";
+/// Restarts of NATs are remembered for so long, so that none is told twice.
+const REMEMBERED_SECONDS: i64 = 86_400;
+
 const STATUS_MANAGER: &str = "pinhole-operator-gateway-status";
 
 impl Context {
@@ -49,6 +54,8 @@ impl Context {
         self.fleet.remove(key);
         self.keys.forget(key);
         self.hub.metrics.clients(key, None);
+        self.hub.metrics.nats(key, None);
+        self.hub.metrics.forget_churn(key);
     }
 
     async fn make_gateway(&self, gateway: &VPNGateway) -> Result<(), ControlError> {
@@ -100,11 +107,13 @@ impl Context {
         let keys = self.keys.last(&key).unwrap_or_default();
         let (replicas, pods) = self.replicas(gateway, &keys);
         let view = self.fleet.view(&key, Instant::now());
+        self.tell_restarts(gateway, &view);
         let (clients, tally, pools) = self.clients_of_gateway(&key);
         let (rebinds, fading) = self.rebinds(&pools);
         let before = gateway.status.as_ref();
         let nat = summary::summary(before.and_then(|s| s.nat.as_ref()), &tally, rebinds);
         self.hub.metrics.clients(&key, Some(clients));
+        self.hub.metrics.nats(&key, Some(&tally));
         let message = error.map(ToString::to_string).unwrap_or_default();
         let obstacle = error.and_then(|e| Some((e.lasting()?, message.as_str())));
         let inputs = plan::gateway::StatusInputs {
@@ -135,6 +144,23 @@ impl Context {
             self.hub.metrics.wrote("VPNGatewayStatus");
         }
         Ok(wait)
+    }
+
+    /// Tells once of each address translator that lost its state, however many clients are behind it.
+    fn tell_restarts(&self, gateway: &VPNGateway, view: &GatewayView) {
+        let uid = gateway.metadata.uid.clone().unwrap_or_default();
+        for restart in view.replicas.values().flat_map(|replica| &replica.nat_restarts) {
+            let Some(at) = restart.at.and_then(timestamp).filter(|at| *at > self.since) else { continue };
+            let address = restart.public_address.as_str();
+            let mut told = self.restarts.lock().unwrap_or_else(PoisonError::into_inner);
+            told.retain(|_, last| at.as_second() - last.as_second() < REMEMBERED_SECONDS);
+            let last = told.insert((uid.clone(), address.to_owned()), at);
+            if last.is_some_and(|last| last >= at) {
+                continue;
+            }
+            let note = restart_note(address, restart.changed, restart.clients);
+            self.events.tell(gateway, EventType::Warning, ("NATRestart", address), &note);
+        }
     }
 
     fn clients_of_gateway(&self, key: &GatewayKey) -> (ClientCounts, Tally, Vec<PoolKey>) {

@@ -5,7 +5,7 @@ use std::{
 };
 
 use pinhole_crds::PathProof;
-use pinhole_proto::v1::{self, Ack, DesiredState, GatewayReport};
+use pinhole_proto::v1::{self, Ack, DesiredState, GatewayReport, NatRestart};
 use tokio::sync::watch;
 
 use super::{Change, ClientKey, GatewayKey, Hearing, PROOF_FRESH, SILENT_AFTER, Sighting};
@@ -32,6 +32,8 @@ pub struct ReplicaView {
     pub proof: Option<Proof>,
     /// What it could not set up: category and text, sorted.
     pub impairments: Vec<(String, String)>,
+    /// Address translators in front of its clients that lost their state, as it last saw.
+    pub nat_restarts: Vec<NatRestart>,
     /// Revision that it was last told to run, 0 for none.
     pub published: u64,
     /// Revision that it runs, 0 for none.
@@ -52,6 +54,7 @@ pub(super) struct Replica {
     proofs: [(PathProof, Option<Instant>); 3],
     told_proof: Option<PathProof>,
     impairments: Vec<(String, String)>,
+    nat_restarts: Vec<NatRestart>,
     applied: u64,
     refusal: Option<(String, String)>,
     clients: HashMap<String, Sighting>,
@@ -69,6 +72,7 @@ impl Default for Replica {
             proofs: kinds.map(|kind| (kind, None)),
             told_proof: None,
             impairments: Vec::new(),
+            nat_restarts: Vec::new(),
             applied: 0,
             refusal: None,
             clients: HashMap::new(),
@@ -133,13 +137,15 @@ impl Replica {
         let proof = self.proof(now).filter(|p| p.age < PROOF_FRESH).map(|p| p.kind);
         let impairments = impairments_of(report.impairments);
         let revived = !self.was_live;
-        if revived || proof != self.told_proof || impairments != self.impairments {
+        let restarted = report.nat_restarts != self.nat_restarts;
+        if revived || restarted || proof != self.told_proof || impairments != self.impairments {
             changes.insert(Change::Gateway(gateway.clone()));
         }
         self.heard = Some(now);
         self.was_live = true;
         self.told_proof = proof;
         self.impairments = impairments;
+        self.nat_restarts = report.nat_restarts;
         self.see(report.clients, report.full, &mut changes);
         if revived {
             changes.extend(self.clients().map(Change::Client));
@@ -213,6 +219,7 @@ impl Replica {
             silent_for: self.heard.map(|heard| now.saturating_duration_since(heard)),
             proof: self.proof(now),
             impairments: self.impairments.clone(),
+            nat_restarts: self.nat_restarts.clone(),
             published: self.desired.borrow().as_ref().map_or(0, |d| d.revision),
             applied: self.applied,
             refusal: self.refusal.clone(),

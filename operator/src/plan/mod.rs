@@ -18,6 +18,7 @@ pub mod client;
 pub mod gateway;
 pub mod pool;
 pub mod summary;
+pub mod tidings;
 pub mod wgquick;
 
 pub use condition::{Conditions, ready_of};

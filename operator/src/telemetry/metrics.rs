@@ -1,13 +1,13 @@
 use std::{fmt, sync::Mutex, sync::PoisonError, time::Duration};
 
-use pinhole_crds::ClientCounts;
+use pinhole_crds::{ChurnCause, ClientCounts, NatClass};
 use prometheus_client::{
     encoding::{EncodeLabelSet, text::encode},
     metrics::{counter::Counter, family::Family, gauge::Gauge, histogram::Histogram},
     registry::{Registry, Unit},
 };
 
-use crate::fleet::GatewayKey;
+use crate::{fleet::GatewayKey, plan::summary::Tally};
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct Kind {
@@ -27,6 +27,20 @@ struct Clients {
     phase: &'static str,
 }
 
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct NatClients {
+    namespace: String,
+    gateway: String,
+    class: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Churn {
+    namespace: String,
+    gateway: String,
+    cause: String,
+}
+
 type Durations = Family<Kind, Histogram, fn() -> Histogram>;
 
 /// The operator's metrics. Labels have few values: kinds, categories, gateways, phases; never a client.
@@ -38,6 +52,8 @@ pub struct Metrics {
     watch_failures: Family<Kind, Counter>,
     unreadable: Family<Kind, Counter>,
     clients: Family<Clients, Gauge>,
+    nat_clients: Family<NatClients, Gauge>,
+    churn: Family<Churn, Counter>,
     leader: Gauge,
     waiting: Gauge,
 }
@@ -55,6 +71,8 @@ impl Metrics {
             watch_failures: Family::default(),
             unreadable: Family::default(),
             clients: Family::default(),
+            nat_clients: Family::default(),
+            churn: Family::default(),
             leader: Gauge::default(),
             waiting: Gauge::default(),
         };
@@ -73,6 +91,16 @@ impl Metrics {
             metrics.unreadable.clone(),
         );
         registry.register("clients", "Clients by gateway and phase", metrics.clients.clone());
+        registry.register(
+            "nat_clients",
+            "Clients by gateway and by class of their NAT, as statuses say",
+            metrics.nat_clients.clone(),
+        );
+        registry.register(
+            "churn",
+            "Moves and losses of clients' mappings that statuses tell of, by gateway and cause",
+            metrics.churn.clone(),
+        );
         registry.register("leader", "1 while this operator leads", metrics.leader.clone());
         registry.register("queue_waiting", "Objects that wait to be looked at", metrics.waiting.clone());
         Self { registry: Mutex::new(registry), ..metrics }
@@ -119,6 +147,36 @@ impl Metrics {
         }
     }
 
+    /// The gateway's clients by the class of their NAT. None: the gateway is gone.
+    pub fn nats(&self, gateway: &GatewayKey, tally: Option<&Tally>) {
+        for class in NatClass::ALL {
+            let labels = NatClients {
+                namespace: gateway.namespace.clone(),
+                gateway: gateway.name.clone(),
+                class: format!("{class:?}"),
+            };
+            match tally {
+                Some(tally) => {
+                    let n = tally.classes.get(&class).copied().unwrap_or_default();
+                    self.nat_clients.get_or_create(&labels).set(n);
+                }
+                None => drop(self.nat_clients.remove(&labels)),
+            }
+        }
+    }
+
+    /// The gateway is gone, and what was counted of it.
+    pub fn forget_churn(&self, gateway: &GatewayKey) {
+        for cause in ChurnCause::ALL {
+            self.churn.remove(&churn_labels(gateway, cause));
+        }
+    }
+
+    /// So many moves or losses of a mapping of the gateway's clients were written to a status.
+    pub fn churned(&self, gateway: &GatewayKey, cause: ChurnCause, news: u64) {
+        self.churn.get_or_create(&churn_labels(gateway, cause)).inc_by(news);
+    }
+
     /// Whether this operator leads.
     pub fn leading(&self, leads: bool) {
         self.leader.set(leads.into());
@@ -135,6 +193,10 @@ impl Metrics {
         encode(&mut text, &self.registry.lock().unwrap_or_else(PoisonError::into_inner))?;
         Ok(text)
     }
+}
+
+fn churn_labels(gateway: &GatewayKey, cause: ChurnCause) -> Churn {
+    Churn { namespace: gateway.namespace.clone(), gateway: gateway.name.clone(), cause: format!("{cause:?}") }
 }
 
 impl Default for Metrics {
@@ -164,7 +226,15 @@ mod tests {
             text.contains(r#"pinhole_operator_clients{namespace="vpn",gateway="edge",phase="Connected"} 3"#)
         );
         assert!(text.contains(r#"pinhole_operator_reconciles_total{kind="VPNGateway",category="Ok"} 1"#));
+        metrics.nats(&gateway, Some(&Tally::default()));
+        metrics.churned(&gateway, ChurnCause::MappingChanged, 2);
+        let text = metrics.text().unwrap();
+        let churn =
+            r#"pinhole_operator_churn_total{namespace="vpn",gateway="edge",cause="MappingChanged"} 2"#;
+        assert!(text.contains(churn), "{text}");
         metrics.clients(&gateway, None);
+        metrics.nats(&gateway, None);
+        metrics.forget_churn(&gateway);
         assert!(!metrics.text().unwrap().contains("edge"));
     }
 }

@@ -87,6 +87,7 @@ fn replica_view(silent_for: Option<Duration>, proof: Option<(PathProof, Duration
         },
         silent_for,
         proof: proof.map(|(kind, age)| Proof { kind, age }),
+        nat_restarts: vec![],
         impairments: vec![],
         published: 1,
         applied: 1,

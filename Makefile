@@ -1,14 +1,16 @@
 LAB   = cargo run --quiet --locked --package pinhole-e2e --bin pinhole-lab --
 CRDS  = cargo run --quiet --locked --package pinhole-crds --bin crdgen --
+SIM   = cargo run --quiet --release --locked --package pinhole-sim -- --set all
 CACHE = $(or $(PINHOLE_CACHE),$(or $(XDG_CACHE_HOME),$(HOME)/.cache)/pinhole)
 DENY  = $(CACHE)/cargo-deny-0.20.2
 
-.PHONY: demo test lab-up lab-down lint crds crds-check deny
+.PHONY: demo test lab-up lab-down sim lint crds crds-check deny
 
 demo:       ; @$(LAB) demo
 test:       ; @$(LAB) setup && cargo test --workspace --locked --no-fail-fast
 lab-up:     ; @$(LAB) up
 lab-down:   ; @$(LAB) down
+sim:        ; @mkdir -p target && $(SIM) --svg target/sim.svg && echo && $(SIM) --loss 5 --svg target/sim-loss-5.svg
 lint:       ; cargo fmt --all --check && cargo clippy --workspace --all-targets --locked -- -D warnings
 crds:       ; $(CRDS) crds && $(CRDS) charts/pinhole/files/crds
 crds-check: ; $(CRDS) --check crds && $(CRDS) --check charts/pinhole/files/crds

@@ -1,9 +1,9 @@
 //! The simulator at the command line.
 
 use std::{
-    io::{IsTerminal, Write},
+    io::{ErrorKind, IsTerminal, Write},
     num::NonZero,
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::ExitCode,
     sync::{
         Mutex, PoisonError,
@@ -52,9 +52,12 @@ struct Cli {
     /// Print JSON
     #[arg(long)]
     json: bool,
-    /// Put the figures of every profile into the JSON
-    #[arg(long, requires = "json")]
+    /// Show the profiles that went worst, or all of them in JSON
+    #[arg(long)]
     by_profile: bool,
+    /// Write a picture of success against wake-ups
+    #[arg(long, value_name = "FILE")]
+    svg: Option<PathBuf>,
     /// Write the profiles to a file, in the form that --profiles reads
     #[arg(long, value_name = "FILE.json")]
     write_profiles: Option<PathBuf>,
@@ -103,6 +106,8 @@ struct Results {
 fn main() -> ExitCode {
     match run(&Cli::parse()) {
         Ok(()) => ExitCode::SUCCESS,
+        // Whoever reads has read enough.
+        Err(Error::Print(error)) if error.kind() == ErrorKind::BrokenPipe => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("pinhole-sim: {error}");
             ExitCode::FAILURE
@@ -113,8 +118,7 @@ fn main() -> ExitCode {
 fn run(cli: &Cli) -> Result<(), Error> {
     let profiles = profiles(cli)?;
     if let Some(path) = &cli.write_profiles {
-        let json = serde_json::to_string_pretty(&profiles)?;
-        std::fs::write(path, json).map_err(|source| Error::Write { path: path.clone(), source })?;
+        write(path, &serde_json::to_string_pretty(&profiles)?)?;
     }
     let threads =
         cli.threads.or_else(|| thread::available_parallelism().ok()).unwrap_or(NonZero::<usize>::MIN);
@@ -143,6 +147,18 @@ fn summarise(cli: &Cli, fleet: &Fleet, kind: Kind) -> Summary {
 }
 
 fn show(cli: &Cli, fleet: &Fleet, rows: Vec<Summary>) -> Result<(), Error> {
+    let title = format!(
+        "{} clients behind {} NATs for {} days, {} of packets lost each way, seed {}",
+        cli.clients,
+        fleet.profiles.len(),
+        cli.days,
+        cli.loss,
+        cli.seed
+    );
+    if let Some(path) = &cli.svg {
+        write(path, &report::svg(&rows, &title))?;
+        eprintln!("picture: {}", path.display());
+    }
     let mut out = std::io::stdout().lock();
     if cli.json {
         let results = Results {
@@ -157,16 +173,15 @@ fn show(cli: &Cli, fleet: &Fleet, rows: Vec<Summary>) -> Result<(), Error> {
     }
     let plain = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
     let style = Style { colour: out.is_terminal() && !plain };
-    writeln!(
-        out,
-        "{} clients behind {} NATs for {} days, {} of packets lost each way, seed {}\n",
-        cli.clients,
-        fleet.profiles.len(),
-        cli.days,
-        cli.loss,
-        cli.seed
-    )?;
-    Ok(write!(out, "{}", report::table(&rows, style))?)
+    writeln!(out, "{title}\n\n{}", report::table(&rows, style))?;
+    for row in rows.iter().filter(|_| cli.by_profile) {
+        writeln!(out, "{}", report::worst_profiles(row, style))?;
+    }
+    Ok(())
+}
+
+fn write(path: &Path, text: &str) -> Result<(), Error> {
+    std::fs::write(path, text).map_err(|source| Error::Write { path: path.to_owned(), source })
 }
 
 fn profiles(cli: &Cli) -> Result<Vec<Profile>, Error> {

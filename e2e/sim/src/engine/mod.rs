@@ -7,6 +7,9 @@ mod nat;
 mod queue;
 mod run;
 
+#[cfg(test)]
+mod tests;
+
 use std::time::Duration;
 
 pub use self::run::{Fault, FaultKind, Observed, run};

@@ -50,8 +50,10 @@ pub struct Fault {
     /// From the fault to the first live packet that the client sent after it, and one round trip more. Wake tests of
     /// this time do not count.
     pub blind: Duration,
-    /// Seconds until the path was open again, after a flush.
+    /// How long it took until the path was open again, after a flush.
     pub recovery: Option<Duration>,
+    /// The interval in force at the fault, and a round trip.
+    pub allowed: Duration,
 }
 
 /// How it went for one client.
@@ -94,7 +96,7 @@ struct Run<'a, A> {
     intervals: Intervals,
     verdict: Option<Time>,
     /// Faults before the client's next live packet.
-    open_faults: Vec<(FaultKind, Time)>,
+    open_faults: Vec<(FaultKind, Time, Duration)>,
     /// Flushes that the path has not recovered from, as places in `faults`.
     faults: Vec<Fault>,
     unrecovered: Vec<(usize, Time)>,
@@ -103,6 +105,14 @@ struct Run<'a, A> {
 /// Runs one client until the end. `build` gets the time of the first packet and that at which its answer is there,
 /// from which on the algorithm is in charge.
 pub fn run<A: Algorithm>(scenario: &Scenario, build: impl FnOnce(Instant, Instant) -> A) -> Observed {
+    perform(scenario, build).0
+}
+
+/// The same, with what became of the algorithm.
+pub(super) fn perform<A: Algorithm>(
+    scenario: &Scenario,
+    build: impl FnOnce(Instant, Instant) -> A,
+) -> (Observed, A) {
     // Which instant it is does not matter: only differences are ever looked at.
     let epoch = Instant::now();
     let start = Time::ZERO + scenario.rtt;
@@ -233,11 +243,11 @@ impl<A: Algorithm> Run<'_, A> {
         }
         let known = now + self.scenario.rtt;
         self.reach.include_from(known);
-        for (kind, since) in self.open_faults.drain(..) {
+        for (kind, since, allowed) in self.open_faults.drain(..) {
             if kind != FaultKind::Shrink {
                 self.unrecovered.push((self.faults.len(), since));
             }
-            self.faults.push(Fault { kind, blind: known.since(since), recovery: None });
+            self.faults.push(Fault { kind, blind: known.since(since), recovery: None, allowed });
         }
     }
 
@@ -277,7 +287,7 @@ impl<A: Algorithm> Run<'_, A> {
     }
 
     fn fault(&mut self, now: Time, kind: FaultKind) {
-        self.open_faults.push((kind, now));
+        self.open_faults.push((kind, now, self.algorithm.interval() + self.scenario.rtt));
         self.reach.exclude_from(now);
     }
 
@@ -373,11 +383,11 @@ impl<A: Algorithm> Run<'_, A> {
         }
     }
 
-    fn finish(mut self) -> Observed {
+    fn finish(mut self) -> (Observed, A) {
         let end = self.scenario.end;
         self.watch(end);
         let convergence = self.intervals.convergence();
-        Observed {
+        let observed = Observed {
             reached: self.reach.finish(end),
             wakes: self.bursts.total(),
             wakes_sent: self.bursts_sent.total(),
@@ -387,6 +397,7 @@ impl<A: Algorithm> Run<'_, A> {
             convergence,
             verdict: self.verdict,
             faults: self.faults,
-        }
+        };
+        (observed, self.algorithm)
     }
 }

@@ -74,6 +74,8 @@ pub struct Blind {
     pub blind_s_p50: Option<f64>,
     /// The same for 99 of 100.
     pub blind_s_p99: Option<f64>,
+    /// The longest blind time as a multiple of the interval in force and a round trip.
+    pub blind_intervals_max: Option<f64>,
     /// Time until the path was open again.
     pub recovery_s_p50: Option<f64>,
     /// The same for 99 of 100.
@@ -148,7 +150,10 @@ impl Blind {
         let (blind_s_p50, blind_s_p99) = percentiles(faults.iter().map(|fault| fault.blind.as_secs_f64()));
         let recoveries = faults.iter().filter_map(|fault| fault.recovery);
         let (recovery_s_p50, recovery_s_p99) = percentiles(recoveries.map(|recovery| recovery.as_secs_f64()));
-        Self { count: faults.len(), blind_s_p50, blind_s_p99, recovery_s_p50, recovery_s_p99 }
+        let intervals = faults.iter().map(|fault| fault.blind.as_secs_f64() / fault.allowed.as_secs_f64());
+        let blind_intervals_max = intervals.max_by(f64::total_cmp);
+        let count = faults.len();
+        Self { count, blind_s_p50, blind_s_p99, blind_intervals_max, recovery_s_p50, recovery_s_p99 }
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use crate::metrics::{Blind, Summary};
+use crate::metrics::{Blind, ByProfile, Summary};
 
 /// How to paint.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -20,9 +20,12 @@ impl Style {
 }
 
 /// What a column shows of a row.
-type Column = (&'static str, fn(&Summary) -> String);
+type Column<T> = (&'static str, fn(&T) -> String);
 
-const COST: [Column; 9] = [
+/// So many profiles are shown.
+const WORST: usize = 20;
+
+const COST: [Column<Summary>; 9] = [
     ("algorithm", |row| row.name.clone()),
     ("wake success", |row| percent(row.wake_success)),
     ("wakes/day", |row| format!("{:.0}", row.wakes_per_client_day)),
@@ -34,7 +37,7 @@ const COST: [Column; 9] = [
     ("worst profile", worst),
 ];
 
-const TIME: [Column; 8] = [
+const TIME: [Column<Summary>; 8] = [
     ("algorithm", |row| row.name.clone()),
     ("converged after", |row| pair(row.converge_s_p50, row.converge_s_p99)),
     ("first verdict", |row| pair(row.verdict_s_p50, row.verdict_s_p99)),
@@ -45,21 +48,39 @@ const TIME: [Column; 8] = [
             share(row.verdict_in_time)
         }
     }),
-    ("blind: invisible flush", |row| blind(&row.faults.invisible_flush)),
-    ("visible flush", |row| blind(&row.faults.visible_flush)),
-    ("shrink", |row| blind(&row.faults.shrink)),
+    ("blind", |row| pair(row.blind_s_p50, row.blind_s_p99)),
+    ("recovery: invisible flush", |row| recovery(&row.faults.invisible_flush)),
+    ("visible flush", |row| recovery(&row.faults.visible_flush)),
     ("faults", |row| {
         let Blind { count: invisible, .. } = row.faults.invisible_flush;
         format!("{invisible} + {} + {}", row.faults.visible_flush.count, row.faults.shrink.count)
     }),
 ];
 
+const PROFILE: [Column<ByProfile>; 6] = [
+    ("profile", |row| row.name.clone()),
+    ("clients", |row| row.clients.to_string()),
+    ("wake success", |row| percent(row.wake_success)),
+    ("wakes/day", |row| format!("{:.0}", row.wakes_per_client_day)),
+    ("x oracle", |row| format!("{:.3}", row.oracle_ratio)),
+    ("converged", |row| ratio(row.oracle_ratio_converged)),
+];
+
 /// Two tables: what it costs and brings, and how long things take. Times are seconds, median / 99th percentile.
 pub fn table(rows: &[Summary], style: Style) -> String {
-    format!("{}\n{}", columns(&COST, rows, style), columns(&TIME, rows, style))
+    let ours = |row: &Summary| row.name == "pinhole";
+    format!("{}\n{}", columns(&COST, rows, ours, style), columns(&TIME, rows, ours, style))
 }
 
-fn columns(columns: &[Column], rows: &[Summary], style: Style) -> String {
+/// The profiles on which one algorithm succeeded least.
+pub fn worst_profiles(row: &Summary, style: Style) -> String {
+    let mut profiles = row.profiles.clone();
+    profiles.sort_by(|left, right| left.wake_success.total_cmp(&right.wake_success));
+    profiles.truncate(WORST);
+    format!("{}, where it went worst\n{}", row.name, columns(&PROFILE, &profiles, |_| false, style))
+}
+
+fn columns<T>(columns: &[Column<T>], rows: &[T], highlit: fn(&T) -> bool, style: Style) -> String {
     let cells: Vec<Vec<String>> =
         rows.iter().map(|row| columns.iter().map(|(_, show)| show(row)).collect()).collect();
     let widths: Vec<usize> = columns
@@ -87,7 +108,7 @@ fn columns(columns: &[Column], rows: &[Summary], style: Style) -> String {
     text.push('\n');
     for (row, summary) in cells.iter().zip(rows) {
         let row = line(&mut row.iter().map(String::as_str));
-        let row = if summary.name == "pinhole" { style.paint(BOLD, &row) } else { row };
+        let row = if highlit(summary) { style.paint(BOLD, &row) } else { row };
         let _ = writeln!(text, "{row}");
     }
     text
@@ -117,8 +138,8 @@ fn pair(p50: Option<f64>, p99: Option<f64>) -> String {
     format!("{} / {}", seconds(p50), seconds(p99))
 }
 
-fn blind(blind: &Blind) -> String {
-    pair(blind.blind_s_p50, blind.blind_s_p99)
+fn recovery(blind: &Blind) -> String {
+    pair(blind.recovery_s_p50, blind.recovery_s_p99)
 }
 
 fn worst(row: &Summary) -> String {

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use super::{
     Action, Activity, Channel, Keeper, Mode, Purpose, RADIO, Stage,
-    sequence::{ONCE, Sequence, Want},
+    sequence::{GRACE, ONCE, Sequence, Want},
 };
 use crate::nat::{Beat, Cause, Churn, Promotion, Reply};
 
@@ -209,6 +209,10 @@ impl Keeper {
 
     /// When the companion follows: as late as the burst allows, with room for repetitions where packets get lost.
     fn companion(&self) -> Duration {
+        // Until then, a loss of the binding is noticed by nobody.
+        if self.life.promotion == Promotion::Short {
+            return GRACE;
+        }
         let repetitions = if self.link.loss() < LOSSY { 0 } else { 2 };
         BURST.saturating_sub(self.link.rtt() + self.link.resend_after() * repetitions)
     }

@@ -96,6 +96,10 @@ impl Keeper {
                 self.ride(now);
                 if self.growth.seen >= GROWN {
                     self.growth.seen = 0;
+                    if self.life.coarse {
+                        self.life.regain(age);
+                        return self.settle(now);
+                    }
                     self.life.alive(age);
                     let ages = ladder::rungs(age, self.top());
                     self.climb(now, ages);
@@ -255,7 +259,11 @@ impl Keeper {
 
     fn schedule_growth(&mut self, now: Instant) {
         let [.., daily] = GROWTH;
-        let delay = GROWTH.get(self.growth.rounds).copied().unwrap_or(daily);
+        let delay = if self.life.coarse {
+            daily * 3
+        } else {
+            GROWTH.get(self.growth.rounds).copied().unwrap_or(daily)
+        };
         // Spread by a fifth either way.
         let delay = delay * 4 / 5 + self.jitter.up_to(delay * 2 / 5);
         self.growth.rounds += 1;

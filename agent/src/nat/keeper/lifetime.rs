@@ -14,6 +14,9 @@ const MARGIN: Duration = Duration::from_millis(1500);
 const COARSENESS: f64 = 0.005;
 /// Never give away more of a short lifetime than this.
 const LARGEST_SHARE: f64 = 0.25;
+/// What is left of a lifetime of which a scout died, and of one that turned out to be coarse.
+const GIVE_WAY: f64 = 0.97;
+const DOUBT: f64 = 0.85;
 /// A bracket this narrow is not worth another experiment.
 const NARROW: f64 = 0.0075;
 const NARROWEST: Duration = Duration::from_millis(500);
@@ -42,14 +45,17 @@ pub(super) struct Lifetime {
     /// A binding was gone after so long.
     pub(super) less_than: Option<Duration>,
     pub(super) promotion: Promotion,
-    /// The interval may not fall below this share of the measured lifetime without measuring anew.
-    pub(super) floor: Duration,
+    /// Proven ages died again and again: the NAT looks at its timers only once in a while, so that an age that one
+    /// binding reached proves little for the next.
+    pub(super) coarse: bool,
 }
 
 impl Lifetime {
     pub(super) fn alive(&mut self, age: Duration) {
+        if self.coarse && self.less_than.is_some_and(|end| age >= end) {
+            return;
+        }
         self.at_least = self.at_least.max(age);
-        self.floor = self.floor.max(self.at_least.mul_f64(0.8));
         if self.less_than.is_some_and(|end| end <= self.at_least) {
             self.less_than = None;
         }
@@ -61,25 +67,37 @@ impl Lifetime {
         }
     }
 
-    /// Gives way by three hundredths, because bindings died at what was thought safe. `false`: too far below what
-    /// was measured, so that has to be done again.
-    pub(super) fn give_way(&mut self) -> bool {
+    /// Gives way a little: an age died that is slightly above what is in use.
+    pub(super) fn give_way(&mut self) {
+        self.lower(GIVE_WAY);
+    }
+
+    /// Gives way for good: proven ages died again, though not each time.
+    pub(super) fn doubt(&mut self) {
+        self.coarse = true;
+        self.lower(DOUBT);
+    }
+
+    fn lower(&mut self, share: f64) {
         self.less_than = Some(self.at_least);
-        let shorter = self.at_least.mul_f64(0.97).min(self.at_least.saturating_sub(NARROWEST));
-        self.at_least = shorter.max(self.floor);
-        shorter >= self.floor
+        self.at_least = self.at_least.mul_f64(share).min(self.at_least.saturating_sub(NARROWEST));
+    }
+
+    /// A coarse NAT kept bindings of this age repeatedly.
+    pub(super) fn regain(&mut self, age: Duration) {
+        self.at_least = age;
+        self.less_than = Some(age.mul_f64(1.0 + 2.0 * (1.0 - GIVE_WAY)));
     }
 
     /// It ends between these now, whatever was thought before.
     pub(super) fn shrank(&mut self, at_least: Duration, less_than: Duration) {
         self.at_least = at_least;
         self.less_than = Some(less_than);
-        self.floor = at_least.mul_f64(0.8);
     }
 
     /// Nothing is known any more but what promotes a binding.
     pub(super) fn forget(&mut self) {
-        *self = Self { promotion: self.promotion, ..Self::default() };
+        *self = Self { promotion: self.promotion, coarse: self.coarse, ..Self::default() };
     }
 
     pub(super) fn is_narrow(&self) -> bool {

@@ -26,7 +26,7 @@ const GIVE_UP: Duration = Duration::from_secs(7);
 const QUICK_TRIES: u32 = 4;
 const SLOW_PAUSE: Duration = Duration::from_millis(500);
 /// Linux promotes a binding that is more than two seconds old (measured: 2.0 is too early, 2.1 is not).
-const GRACE: Duration = Duration::from_millis(2150);
+pub(super) const GRACE: Duration = Duration::from_millis(2150);
 const REMEMBERED: usize = 8;
 
 /// The transmissions of one beat and its repetitions.

@@ -5,8 +5,11 @@ use std::time::{Duration, Instant};
 use super::{Keeper, Purpose, Stage, sequence::SHORT};
 use crate::nat::{Cause, Churn, Promotion};
 
-/// Strikes and dead scouts count for so many bursts.
-const MEMORY: u64 = 24;
+/// Two strikes within so many bursts, or three within as many more, are not two flushes.
+const CLOSE: u64 = 12;
+const RECENT: u64 = 48;
+/// A lifetime that shrank twice within so long is a coarse one.
+const SHRINKS_APART: Duration = Duration::from_hours(2);
 /// After a scout died, one goes out in each of so many bursts.
 const WATCHFUL: u64 = 8;
 /// Everything is measured anew at most this often.
@@ -30,6 +33,7 @@ pub(super) struct Strikes {
     at: [Option<u64>; 3],
     scout_died: Option<u64>,
     relearnt: Option<Instant>,
+    shrank: Option<Instant>,
 }
 
 impl Strikes {
@@ -57,19 +61,19 @@ impl Strikes {
 
     /// What was counted does not concern the lifetime any more that is in force now.
     pub(super) fn forget(&mut self) {
-        *self = Self { relearnt: self.relearnt, ..Self::default() };
+        *self = Self { relearnt: self.relearnt, shrank: self.shrank, ..Self::default() };
     }
 
     fn record(&mut self, cycle: u64) {
         self.at = [Some(cycle), self.at[0], self.at[1]];
     }
 
-    /// Whether the lifetime in force is doubtful, although hedges of that age lived: it is that of a coarse sweeper.
+    /// Whether the lifetime in force is doubtful, although hedges of that age lived.
     fn are_many(&self, cycle: u64) -> bool {
-        let recent = |at: &&Option<u64>| at.is_some_and(|at| cycle.saturating_sub(at) <= MEMORY);
-        let strikes = self.at.iter().filter(recent).count();
-        let scout = self.scout_died.is_some_and(|died| cycle.saturating_sub(died) <= MEMORY);
-        strikes >= 3 || (strikes >= 2 && scout)
+        let within = |span: u64| {
+            self.at.iter().filter(|at| at.is_some_and(|at| cycle.saturating_sub(at) <= span)).count()
+        };
+        within(CLOSE) >= 2 || within(RECENT) >= 3
     }
 }
 
@@ -98,11 +102,7 @@ impl Keeper {
             return self.shrank(now, hedge.heard, hedge.age);
         }
         if self.strikes.are_many(self.cycles) {
-            self.strikes.forget();
-            if !self.life.give_way() {
-                self.relearn(now);
-            }
-            return self.reschedule(now);
+            return self.doubt(now);
         }
         let invisible = (!visible).then_some((now, idle));
         self.strikes.hedge = Some(Hedge { age: proven, heard: None, invisible });
@@ -129,10 +129,24 @@ impl Keeper {
         self.shrank(now, hedge.heard, hedge.age);
     }
 
+    /// Proven ages die now and then.
+    fn doubt(&mut self, now: Instant) {
+        self.strikes.forget();
+        self.life.doubt();
+        self.cycles = 0;
+        self.reschedule(now);
+    }
+
     /// Bindings do not live as long as they did. `heard`: an age that they still reached since.
     fn shrank(&mut self, now: Instant, heard: Option<Duration>, before: Duration) {
+        let again = self.strikes.shrank.is_some_and(|at| now.saturating_duration_since(at) < SHRINKS_APART);
+        if self.life.coarse || again {
+            self.life.coarse = true;
+            return self.doubt(now);
+        }
         self.stats.shrinks += 1;
         self.strikes.forget();
+        self.strikes.shrank = Some(now);
         let observed = self.observed;
         self.tell(Churn {
             at: now,
@@ -175,9 +189,7 @@ impl Keeper {
         self.strikes.scout_died = Some(self.cycles);
         if again {
             self.strikes.forget();
-            if !self.life.give_way() {
-                self.relearn(now);
-            }
+            self.life.give_way();
             self.cycles = 0;
             self.reschedule(now);
         }

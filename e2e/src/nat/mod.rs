@@ -4,6 +4,8 @@
 mod behaviour;
 mod conntrack;
 mod profile;
+mod ready_made;
+mod truth;
 pub mod userspace;
 
 use std::{
@@ -20,6 +22,8 @@ pub use self::{
     behaviour::Behaviour,
     conntrack::UdpMapping,
     profile::{Loss, Mapping, NatProfile, UdpFilter},
+    ready_made::{LabProfile, lab_profiles, stock_profiles},
+    truth::Truth,
     userspace::UserspaceProfile,
 };
 use self::{

@@ -3,6 +3,7 @@
 
 use std::{
     io,
+    net::SocketAddr,
     os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
     time::Duration,
@@ -16,7 +17,8 @@ use tokio::{
     time::timeout,
 };
 
-use super::ClientError;
+use super::{ClientError, pulse::Change};
+use crate::nat;
 
 /// In the tunnel's state directory.
 const SOCKET: &str = "control.sock";
@@ -67,6 +69,15 @@ pub struct Status {
     pub rtt_milliseconds: Option<f64>,
     /// The keepalive in force.
     pub keepalive: Keepalive,
+    /// The NATs on the way.
+    #[serde(default)]
+    pub nat: Nat,
+    /// The binding at them.
+    #[serde(default)]
+    pub binding: Binding,
+    /// What became of it.
+    #[serde(default)]
+    pub churn: Churn,
     /// Inner bytes received.
     pub rx_bytes: u64,
     /// Inner bytes sent.
@@ -87,6 +98,113 @@ pub struct Keepalive {
     pub interval_seconds: Option<f64>,
     /// Where it comes from.
     pub reason: String,
+    /// Whether beats keep it, and not probes inside the tunnel.
+    #[serde(default)]
+    pub beats: bool,
+    /// Wake-ups that it has cost.
+    #[serde(default)]
+    pub wakes: u64,
+    /// What a static keepalive of 25 s would have cost beyond those.
+    #[serde(default)]
+    pub wakes_saved: i64,
+}
+
+/// What is known of the NATs on the way. What was not measured is `Unknown`.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Nat {
+    /// In one word: how it maps.
+    pub class: String,
+    /// Public `ip:port` of the tunnel, as the gateway sees it.
+    pub public_endpoint: Option<String>,
+    /// How the public side of a mapping is chosen.
+    pub mapping: String,
+    /// Whose packets get in.
+    pub filtering: String,
+    /// How public ports are chosen.
+    pub port_allocation: String,
+    /// Whether two sockets behind it reach each other by their public addresses.
+    pub hairpin: String,
+    /// Whether bindings that saw traffic both ways for a while live longer than new ones.
+    pub two_class: String,
+    /// Whether something on the path rewrites payloads.
+    pub helper_interference: String,
+    /// Whether there is more than one.
+    pub double_nat: String,
+}
+
+impl Nat {
+    pub(super) fn new(behaviour: &nat::Behaviour, observed: Option<SocketAddr>) -> Self {
+        let finding = |finding: nat::Finding| format!("{finding:?}");
+        Nat {
+            class: behaviour.class().to_string(),
+            public_endpoint: observed.map(|observed| observed.to_string()),
+            mapping: format!("{:?}", behaviour.mapping),
+            filtering: format!("{:?}", behaviour.filtering),
+            port_allocation: format!("{:?}", behaviour.port_allocation),
+            hairpin: finding(behaviour.hairpin),
+            two_class: finding(behaviour.two_class),
+            helper_interference: finding(behaviour.helper_interference),
+            double_nat: finding(behaviour.double_nat),
+        }
+    }
+}
+
+/// How long a NAT keeps the tunnel's binding without traffic.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Binding {
+    /// It lived for so many seconds.
+    pub at_least_seconds: f64,
+    /// It was gone after so many seconds; none where no end was seen.
+    pub less_than_seconds: Option<f64>,
+    /// `Unknown`, `Growing`, `Bracketed` or `Confirmed`.
+    pub confidence: String,
+    /// What it takes to get that lifetime: `Unknown`, `None`, `Short` or `Long` conversation.
+    pub promotion: String,
+}
+
+impl Binding {
+    pub(super) fn new(binding: &nat::Binding) -> Self {
+        Binding {
+            at_least_seconds: binding.at_least.as_secs_f64(),
+            less_than_seconds: binding.less_than.map(|lifetime| lifetime.as_secs_f64()),
+            confidence: format!("{:?}", binding.confidence),
+            promotion: format!("{:?}", binding.promotion),
+        }
+    }
+}
+
+/// How often the path changed, and how the last time.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Churn {
+    /// Since the tunnel is up.
+    pub count: u64,
+    /// Such as `MappingChanged`.
+    pub last_cause: Option<String>,
+    /// Seconds since then.
+    pub last_seconds: Option<f64>,
+    /// Public `ip:port` before.
+    pub last_from: Option<String>,
+    /// And after.
+    pub last_to: Option<String>,
+    /// Seconds without traffic before it.
+    pub last_idle_seconds: Option<f64>,
+}
+
+impl Churn {
+    pub(super) fn new((count, last): (u64, Option<Change>)) -> Self {
+        let Some(last) = last else { return Churn { count, ..Churn::default() } };
+        Churn {
+            count,
+            last_cause: Some(last.cause.name().to_owned()),
+            last_seconds: last.at.elapsed().ok().map(|elapsed| elapsed.as_secs_f64()),
+            last_from: last.from.map(|at| at.to_string()),
+            last_to: last.to.map(|at| at.to_string()),
+            last_idle_seconds: Some(last.idle.as_secs_f64()),
+        }
+    }
 }
 
 /// A question with its way back.

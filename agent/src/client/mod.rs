@@ -1,10 +1,12 @@
 //! The role client: enrols, runs the tunnel, and keeps it alive whatever happens to the networks in between.
 
+mod bulletin;
 pub mod control;
 mod dns;
 pub mod enrolment;
 mod error;
 mod network;
+mod pulse;
 mod runner;
 mod session;
 pub mod settings;

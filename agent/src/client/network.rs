@@ -69,6 +69,59 @@ pub(super) fn source_towards(endpoint: SocketAddr, fwmark: Option<u32>) -> Optio
     socket.local_addr().ok().map(|address| address.ip())
 }
 
+/// Which network this machine is in, by what is stable about it: the source's prefix, and the default route's device
+/// and router. Public addresses tell networks apart that look alike.
+pub(super) fn local_network(source: IpAddr) -> String {
+    let read = |name: &str| std::fs::read_to_string(format!("/proc/net/{name}")).unwrap_or_default();
+    let (default, prefix) = match source {
+        IpAddr::V4(ip) => {
+            let [a, b, c, _] = ip.octets();
+            (default_v4(&read("route")), format!("{a}.{b}.{c}.0/24"))
+        }
+        IpAddr::V6(ip) => {
+            let [a, b, c, d, ..] = ip.segments();
+            (default_v6(&read("ipv6_route")), format!("{a:x}:{b:x}:{c:x}:{d:x}::/64"))
+        }
+    };
+    let (device, router) = default.unwrap_or_default();
+    format!("{prefix} {router}%{device}")
+}
+
+/// The router of the default route, for who has something to ask it.
+pub(super) fn default_router() -> Option<Ipv4Addr> {
+    let text = std::fs::read_to_string("/proc/net/route").ok()?;
+    default_v4(&text)?.1.parse().ok()
+}
+
+/// Device and router of the IPv4 default route with the least metric.
+fn default_v4(text: &str) -> Option<(String, String)> {
+    let parse = |line: &str| {
+        let fields: Vec<&str> = line.split_ascii_whitespace().collect();
+        let [device, "00000000", router, _, _, _, metric, "00000000", ..] = fields.as_slice() else {
+            return None;
+        };
+        let router = Ipv4Addr::from(u32::from_str_radix(router, 16).ok()?.to_ne_bytes());
+        Some((metric.parse::<u32>().ok()?, (*device).to_owned(), router.to_string()))
+    };
+    let best = text.lines().filter_map(parse).min_by_key(|(metric, ..)| *metric)?;
+    Some((best.1, best.2))
+}
+
+/// The same of IPv6.
+fn default_v6(text: &str) -> Option<(String, String)> {
+    let parse = |line: &str| {
+        let fields: Vec<&str> = line.split_ascii_whitespace().collect();
+        let [destination, "00", _, _, router, metric, .., device] = fields.as_slice() else { return None };
+        if *device == "lo" || destination.bytes().any(|digit| digit != b'0') {
+            return None;
+        }
+        let router = Ipv6Addr::from(u128::from_str_radix(router, 16).ok()?);
+        Some((u32::from_str_radix(metric, 16).ok()?, (*device).to_owned(), router.to_string()))
+    };
+    let best = text.lines().filter_map(parse).min_by_key(|(metric, ..)| *metric)?;
+    Some((best.1, best.2))
+}
+
 /// The routes into one tunnel's device.
 pub(super) struct Routes {
     device: u32,
@@ -120,6 +173,21 @@ mod tests {
         let device = crate::kernel::TunDevice::create("ph-watch-test").unwrap();
         tokio::time::timeout(std::time::Duration::from_secs(5), watch.changed()).await.unwrap().unwrap();
         drop(device);
+    }
+
+    #[test]
+    fn the_default_route_with_the_least_metric_is_the_one() {
+        let text = "Iface\tDestination\tGateway\tFlags\tRefCnt\tUse\tMetric\tMask\tMTU\tWindow\tIRTT\n\
+                    wlan0\t00000000\t0101A8C0\t0003\t0\t0\t600\t00000000\t0\t0\t0\n\
+                    eth0\t00000000\tFE00000A\t0003\t0\t0\t100\t00000000\t0\t0\t0\n\
+                    eth0\t0000000A\t00000000\t0001\t0\t0\t100\t00FFFFFF\t0\t0\t0\n";
+        assert_eq!(default_v4(text), Some(("eth0".into(), "10.0.0.254".into())));
+        let text = "00000000000000000000000000000000 00 00000000000000000000000000000000 00 \
+                    fe800000000000000000000000000001 00000400 00000001 00000000 00000003 eth0\n\
+                    00000000000000000000000000000000 00 00000000000000000000000000000000 00 \
+                    00000000000000000000000000000000 ffffffff 00000001 00000000 00200200 lo\n";
+        assert_eq!(default_v6(text), Some(("eth0".into(), "fe80::1".into())));
+        assert_eq!((default_v4(""), default_v6("junk\n")), (None, None));
     }
 
     #[test]

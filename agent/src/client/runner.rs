@@ -15,17 +15,19 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     ClientError, Credential, Progress,
-    control::{Asked, Keepalive, Question, Status},
+    bulletin::Bulletin,
+    control::{self, Asked, Keepalive, Question, Status},
     dns::{Dns, Wanted},
     enrol_patiently,
     enrolment::{Enrolment, Invitation},
-    network::{Routes, Watch, source_towards},
-    session::{self, Session, State, Target},
+    network::{Routes, Watch, local_network, source_towards},
+    pulse::{Pulse, Step, Way},
+    session::{self, Session, Target},
     settings::{Replica, Settings},
 };
 use crate::{
     health::{
-        Jitter, Phase,
+        Jitter, Mode, Phase,
         client::{Action, Candidate, ClientHealth, Network, Sample},
     },
     identity::{
@@ -42,6 +44,10 @@ const EVENTS: usize = 1024;
 /// Changes of the local network come in bursts.
 const SETTLE: Duration = Duration::from_millis(50);
 const GOODBYE: Duration = Duration::from_secs(1);
+/// What comes to the sockets of experiments.
+const ARRIVALS: usize = 256;
+/// How long UDP gets no answer, while the session stands, until it is said to be blocked.
+const BLOCKED: Duration = Duration::from_secs(20);
 const IDLE: Duration = Duration::from_hours(1);
 
 /// What names resolved to.
@@ -70,6 +76,11 @@ struct Runner<'a> {
     settings: Settings,
     tunnel: Tunnel,
     health: ClientHealth,
+    pulse: Pulse,
+    bulletin: Bulletin,
+    /// Since when there is a route and no connection, until it was said that UDP is blocked.
+    unanswered: Option<Instant>,
+    network: Option<String>,
     routes: Routes,
     dns: Option<Dns>,
     /// The replica that routes lead to.
@@ -83,7 +94,7 @@ struct Runner<'a> {
     last_error: Option<String>,
     target: watch::Sender<Target>,
     proof: watch::Sender<Proof>,
-    state: watch::Sender<State>,
+    state: watch::Sender<v1::ClientState>,
     resolved: mpsc::Sender<Resolved>,
     resolving: bool,
     enrolled: mpsc::Sender<Result<Enrolment, ClientError>>,
@@ -125,7 +136,8 @@ pub(super) async fn run(
     let tunnel = Tunnel::start(config, events)?;
     let (target, target_now) = watch::channel(target_of(&setup.enrolment, &settings, None, 0));
     let (proof, proof_now) = watch::channel(setup.enrolment.proof.clone());
-    let (state, state_now) = watch::channel(State::default());
+    let (state, state_now) = watch::channel(v1::ClientState::default());
+    let (arrivals, mut arrived) = mpsc::channel(ARRIVALS);
     let (session_events, mut session) = mpsc::channel(EVENTS);
     let (resolved, mut resolutions) = mpsc::channel(1);
     let (enrolled, mut enrolments) = mpsc::channel(1);
@@ -138,6 +150,10 @@ pub(super) async fn run(
     let patience = setup.patience;
     let mut runner = Runner {
         health: ClientHealth::new(settings.effective_mode(), settings.interval, Jitter::from_os()),
+        pulse: Pulse::new(settings.policy, setup.store.clone(), arrivals, FWMARK),
+        bulletin: Bulletin::default(),
+        unanswered: None,
+        network: None,
         routes: Routes::new(tunnel.index(), FWMARK),
         dns,
         routed: None,
@@ -163,7 +179,7 @@ pub(super) async fn run(
 
     let deadline = tokio::time::Instant::now() + patience.unwrap_or(IDLE * 24 * 365);
     let end = loop {
-        let wake = runner.health.poll_timeout().unwrap_or_else(|| Instant::now() + IDLE);
+        let wake = runner.poll_timeout().unwrap_or_else(|| Instant::now() + IDLE);
         tokio::select! {
             () = stop.cancelled() => break Ok(End::Stopped),
             Some(event) = tunnel_events.recv() => {
@@ -176,6 +192,7 @@ pub(super) async fn run(
                     break Err(error);
                 }
             }
+            Some(arrival) = arrived.recv() => runner.pulse.handle_arrival(&arrival),
             Some(resolved) = resolutions.recv() => runner.handle_resolved(resolved),
             Some(enrolled) = enrolments.recv() => {
                 if let Err(error) = runner.handle_enrolled(enrolled) {
@@ -201,13 +218,15 @@ pub(super) async fn run(
                 let now = Instant::now();
                 runner.sample(now);
                 runner.health.handle_timeout(now);
+                runner.pulse.handle_timeout(now);
             }
         }
         runner.act();
     };
 
     runner.health.handle_stop();
-    runner.publish_state();
+    runner.publish_state(false);
+    runner.pulse.save();
     let _ = tokio::time::timeout(GOODBYE, session_task).await;
     let status = runner.status();
     runner.shut_down();
@@ -282,7 +301,7 @@ impl Runner<'_> {
                 tracing::error!(reason, "the data plane ended");
                 return Err(crate::tunnel::TunnelError::Stopped.into());
             }
-            TunnelEvent::BeatAnswered { .. } => {}
+            TunnelEvent::BeatAnswered { peer, at, answer } => self.pulse.handle_answer(at, peer, answer),
             TunnelEvent::EndpointChanged { .. }
             | TunnelEvent::HandshakeTimedOut { .. }
             | TunnelEvent::WakeUnanswered { .. } => {}
@@ -300,11 +319,15 @@ impl Runner<'_> {
                 }
             }
             session::Event::BeatKey(replica, key) => {
-                if let Some(replica) = replica {
-                    self.tunnel.hear_beats(&replica, key);
+                if let Some(replica) = replica.or_else(|| self.only_replica()) {
+                    self.tunnel.hear_beats(&replica, key.clone());
+                    self.pulse.handle_key(Instant::now(), replica, key);
                 }
             }
-            session::Event::Poked => {}
+            session::Event::Poked => {
+                tracing::info!("the gateway does not hear the tunnel");
+                self.pulse.handle_poke(Instant::now());
+            }
             session::Event::Config(config) => self.handle_config(*config),
             session::Event::Renewed(proof, ca) => {
                 self.setup.enrolment.proof = proof.clone();
@@ -415,7 +438,9 @@ impl Runner<'_> {
             let set = RouteSocket::open().and_then(|mut socket| socket.set_mtu(device, mtu.into()));
             self.note(set.err());
         }
-        self.health.handle_policy(self.settings.effective_mode(), self.settings.interval);
+        let mode = self.settings.effective_mode();
+        self.health.handle_policy(mode, self.settings.interval);
+        self.pulse.handle_policy(Instant::now(), self.settings.policy, mode == Mode::Loopback);
         self.route_to(self.routed);
         self.install();
         self.retarget();
@@ -443,7 +468,7 @@ impl Runner<'_> {
             self.last_error =
                 Some("no address of the gateway is known: its name does not resolve".to_owned());
         }
-        self.source = self.source_now();
+        self.look_around();
         self.health.handle_candidates(Instant::now(), self.candidates.clone());
         self.install();
     }
@@ -470,13 +495,31 @@ impl Runner<'_> {
         if self.candidates.is_empty() {
             return self.resolve();
         }
-        let source = self.source_now();
-        let network = match (source, std::mem::replace(&mut self.source, source)) {
-            (None, _) => Network::Unreachable,
-            (now, before) if now == before => Network::Unchanged,
+        let (source, name) = (self.source, self.network.clone());
+        self.look_around();
+        let network = match self.source {
+            None => Network::Unreachable,
+            now if now == source && self.network == name => Network::Unchanged,
             _ => Network::Changed,
         };
         self.health.handle_network(Instant::now(), network);
+    }
+
+    /// Where this machine is now.
+    fn look_around(&mut self) {
+        self.source = self.source_now();
+        self.network = self.source.map(local_network);
+    }
+
+    /// The gateway's replica, where there is but one.
+    fn only_replica(&self) -> Option<PublicKey> {
+        let [replica] = self.settings.replicas.as_slice() else { return None };
+        Some(replica.public_key)
+    }
+
+    fn poll_timeout(&self) -> Option<Instant> {
+        let due = [self.health.poll_timeout(), self.pulse.poll_timeout(), self.bulletin.poll_timeout()];
+        due.into_iter().flatten().min()
     }
 
     fn active_stats(&self) -> Option<PeerStats> {
@@ -486,12 +529,90 @@ impl Runner<'_> {
 
     fn sample(&mut self, now: Instant) {
         let Some(stats) = self.active_stats() else { return };
-        let sample = Sample { last_receive: stats.last_receive, last_send: stats.last_send };
+        // Handshakes alone prove no session.
+        let last_receive = stats.last_data.max(stats.last_beat);
+        let sample = Sample { last_receive, last_send: stats.last_send };
         self.health.handle_sample(now, sample);
+        self.pulse.handle_traffic(now, &stats);
     }
 
     fn act(&mut self) {
+        let mut awake = false;
+        loop {
+            awake |= self.beat();
+            if !self.act_on_health() {
+                break;
+            }
+        }
+        self.publish_state(awake);
+    }
+
+    /// Does what keeps the binding. Whether a beat was answered.
+    fn beat(&mut self) -> bool {
+        let now = Instant::now();
+        match (self.health.phase(), self.way()) {
+            (Phase::Connected, Some(way)) => self.pulse.handle_way(now, &way),
+            (Phase::Dormant | Phase::Disconnected, _) => self.pulse.handle_unreachable(now),
+            _ => {}
+        }
+        let mut answered = false;
+        while let Some(step) = self.pulse.poll_step() {
+            match step {
+                Step::Beat(replica, datagram) => self.tunnel.beat(&replica, datagram),
+                Step::Prove(replica) => self.tunnel.keepalive(&replica),
+                Step::Confirmed(rtt) => {
+                    answered = true;
+                    self.health.handle_beat(now, rtt);
+                }
+                Step::Lost => self.health.handle_beat_lost(now),
+            }
+        }
+        self.health.handle_beats(now, self.pulse.interval());
+        self.look_for_a_block(now);
+        answered
+    }
+
+    /// The way in use, as far as it matters to a binding.
+    fn way(&self) -> Option<Way> {
+        let active = self.health.active()?;
+        let mut others: Vec<_> = self
+            .candidates
+            .iter()
+            .filter(|other| other.replica == active.replica && other.endpoint != active.endpoint)
+            .map(|other| other.endpoint)
+            .collect();
+        others.sort_unstable();
+        Some(Way {
+            replica: active.replica,
+            endpoint: active.endpoint,
+            others,
+            source: self.source?,
+            port: self.tunnel.local_port(),
+            network: self.network.clone()?,
+        })
+    }
+
+    /// UDP without an answer, beside a session that has one, is worth saying once.
+    fn look_for_a_block(&mut self, now: Instant) {
+        let searching = self.was_connected
+            && self.health.phase() == Phase::WaitingToReconnect
+            && matches!(self.held, Held::With(_));
+        if !searching {
+            self.unanswered = None;
+        } else if self.unanswered.is_none() {
+            self.unanswered = Some(now);
+        }
+        if self.unanswered.is_some_and(|since| now.saturating_duration_since(since) >= BLOCKED) {
+            self.unanswered = Some(now + IDLE);
+            self.pulse.handle_blocked(now);
+        }
+    }
+
+    /// Does what the health machine wants. Whether that was anything.
+    fn act_on_health(&mut self) -> bool {
+        let mut acted = false;
         while let Some(action) = self.health.poll_action() {
+            acted = true;
             match action {
                 Action::Try(candidate) => {
                     tracing::debug!(endpoint = %candidate.endpoint, "trying");
@@ -509,7 +630,7 @@ impl Runner<'_> {
                 Action::Phase(phase) => self.handle_phase(phase),
             }
         }
-        self.publish_state();
+        acted
     }
 
     fn probe(&self, replica: &PublicKey, id: u64) {
@@ -588,18 +709,18 @@ impl Runner<'_> {
         });
     }
 
-    fn publish_state(&self) {
-        let state = State {
-            phase: self.health.phase(),
-            rtt: self.health.rtt(),
-            local_port: self.tunnel.local_port(),
+    fn publish_state(&mut self, awake: bool) {
+        let now = Instant::now();
+        let mut state = v1::ClientState {
+            phase: phase_to_wire(self.health.phase()).into(),
+            rtt: self.health.rtt().and_then(|rtt| rtt.try_into().ok()),
+            local_endpoint: format!("0.0.0.0:{}", self.tunnel.local_port()),
+            ..v1::ClientState::default()
         };
-        self.state.send_if_modified(|current| {
-            // A round trip alone is not worth a message.
-            let changed = (current.phase, current.local_port) != (state.phase, state.local_port);
-            *current = state;
-            changed
-        });
+        self.pulse.report(now, self.health.interval(), &mut state);
+        if let Some(state) = self.bulletin.offer(now, state, awake) {
+            self.state.send_replace(state);
+        }
     }
 
     fn note<E: std::error::Error>(&mut self, error: Option<E>) {
@@ -624,10 +745,12 @@ impl Runner<'_> {
         let stats = active.and_then(|active| all.get(&active.replica));
         let replica = active.and_then(|active| self.settings.replica(&active.replica));
         let interval = self.health.interval();
-        let reason = match interval {
-            Some(_) => self.settings.interval_reason,
-            None => "no probes: LinkStatus watches the link and the user's traffic",
+        let reason = match (interval, self.pulse.interval()) {
+            (_, Some(_)) => self.pulse.reason().to_string(),
+            (Some(_), None) => self.settings.interval_reason.to_owned(),
+            (None, None) => "no probes: LinkStatus watches the link and the user's traffic".to_owned(),
         };
+        let stats_of_beats = self.pulse.stats();
         let membership = &self.setup.enrolment.membership;
         let endpoint = stats.and_then(|stats| stats.endpoint).or(active.map(|active| active.endpoint));
         Status {
@@ -649,8 +772,14 @@ impl Runner<'_> {
             keepalive: Keepalive {
                 mode: self.settings.effective_mode().to_string(),
                 interval_seconds: interval.map(|interval| interval.as_secs_f64()),
-                reason: reason.to_owned(),
+                reason,
+                beats: self.pulse.interval().is_some(),
+                wakes: stats_of_beats.bursts,
+                wakes_saved: self.pulse.wakes_saved(now),
             },
+            nat: control::Nat::new(&self.pulse.behaviour(), self.pulse.observed()),
+            binding: control::Binding::new(&self.pulse.binding().0),
+            churn: control::Churn::new(self.pulse.churn()),
             rx_bytes: all.values().map(|stats| stats.received.bytes).sum(),
             tx_bytes: all.values().map(|stats| stats.sent.bytes).sum(),
             session: matches!(self.held, Held::With(_)),
@@ -664,6 +793,15 @@ impl Runner<'_> {
         }
         self.routes.remove();
         self.tunnel.shutdown();
+    }
+}
+
+fn phase_to_wire(phase: Phase) -> v1::Phase {
+    match phase {
+        Phase::Connected => v1::Phase::Connected,
+        Phase::Dormant => v1::Phase::Dormant,
+        Phase::WaitingToReconnect => v1::Phase::WaitingToReconnect,
+        Phase::Disconnected => v1::Phase::Disconnected,
     }
 }
 

@@ -18,7 +18,7 @@ use zeroize::Zeroizing;
 
 use super::{ClientError, error::known_category};
 use crate::{
-    health::{Jitter, Phase},
+    health::Jitter,
     identity::{
         SessionKey, certificate,
         dial::{DialError, Dialer, Proof},
@@ -76,18 +76,10 @@ pub(super) enum Event {
     Lost(String),
 }
 
-/// What the gateway is told.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub(super) struct State {
-    pub(super) phase: Phase,
-    pub(super) rtt: Option<Duration>,
-    pub(super) local_port: u16,
-}
-
 pub(super) struct Session {
     pub(super) target: watch::Receiver<Target>,
     pub(super) proof: watch::Receiver<Proof>,
-    pub(super) state: watch::Receiver<State>,
+    pub(super) state: watch::Receiver<v1::ClientState>,
     pub(super) events: mpsc::Sender<Event>,
 }
 
@@ -218,7 +210,7 @@ impl Session {
                     if changed.is_err() {
                         return Ok(End::Stop);
                     }
-                    let state = self.state.borrow_and_update().to_wire();
+                    let state = self.state.borrow_and_update().clone();
                     let goodbye = state.phase() == v1::Phase::Disconnected;
                     let message = v1::ClientMessage { message: Some(v1::client_message::Message::State(state)) };
                     let sent = outbox.send(message).await;
@@ -262,23 +254,6 @@ impl Session {
         // The owner keeps it and hands it back.
         let _ = self.proof.changed().await;
         Ok(())
-    }
-}
-
-impl State {
-    fn to_wire(self) -> v1::ClientState {
-        let phase = match self.phase {
-            Phase::Connected => v1::Phase::Connected,
-            Phase::Dormant => v1::Phase::Dormant,
-            Phase::WaitingToReconnect => v1::Phase::WaitingToReconnect,
-            Phase::Disconnected => v1::Phase::Disconnected,
-        };
-        v1::ClientState {
-            phase: phase.into(),
-            rtt: self.rtt.and_then(|rtt| rtt.try_into().ok()),
-            local_endpoint: format!("0.0.0.0:{}", self.local_port),
-            ..v1::ClientState::default()
-        }
     }
 }
 

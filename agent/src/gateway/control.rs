@@ -18,7 +18,7 @@ use super::{
     GatewayError,
     access::NetworkAccess,
     command::{Command, Readiness},
-    desired::Desired,
+    desired::{Agent, Desired},
     insight::{Insight, Move, canonical},
     link::Running,
     metrics::{Counters, Gauges, Nats, render},
@@ -91,7 +91,7 @@ pub(super) struct Control {
     operator: Option<Operator>,
     sessions: HashMap<PublicKey, Attached>,
     /// Clients that run an agent, with the keepalive interval that it told.
-    agents: HashMap<PublicKey, Option<Duration>>,
+    agents: HashMap<PublicKey, Agent>,
     changes: HashMap<PublicKey, v1::EndpointChange>,
     insights: HashMap<PublicKey, Arc<Insight>>,
     oversized: bool,
@@ -267,7 +267,7 @@ impl Control {
                     tunnel.answer_beats(&peer, key.clone());
                 }
                 self.sessions.insert(peer, Attached { session, key, pokes, poked: None });
-                self.expect(now, peer, None);
+                self.expect(now, peer, Agent::Silent);
                 self.changed(now);
             }
             Command::SessionTold { peer, state } => self.handle_told(now, peer, &state),
@@ -294,7 +294,8 @@ impl Control {
         let interval = state.keepalive.as_ref().and_then(|keepalive| keepalive.interval);
         let interval = interval.and_then(|interval| Duration::try_from(interval).ok());
         // Whatever it says, it is not called connected for hours.
-        self.expect(now, peer, interval.map(|interval| interval.min(Beat::LONGEST_WAKE)));
+        let agent = interval.map_or(Agent::Silent, |interval| Agent::Keeps(interval.min(Beat::LONGEST_WAKE)));
+        self.expect(now, peer, agent);
         let news = self.learn(&peer, |insight| {
             let before = insight.version();
             let costs = insight.handle_told(SystemTime::now(), state);
@@ -333,13 +334,13 @@ impl Control {
         }
     }
 
-    /// A client runs an agent, which keeps this interval.
-    fn expect(&mut self, now: Instant, peer: PublicKey, interval: Option<Duration>) {
-        if self.agents.insert(peer, interval) == Some(interval) {
+    /// A client runs an agent.
+    fn expect(&mut self, now: Instant, peer: PublicKey, agent: Agent) {
+        if self.agents.insert(peer, agent) == Some(agent) {
             return;
         }
         let Some(desired) = &self.desired else { return };
-        let expectation = desired.expectation(&peer, Some(interval));
+        let expectation = desired.expectation(&peer, Some(agent));
         self.health.handle_expectation(now, &peer, expectation);
     }
 

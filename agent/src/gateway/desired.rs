@@ -65,6 +65,15 @@ pub struct Pool {
     pub interval: Duration,
 }
 
+/// What is known of a client's agent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Agent {
+    /// It has told no interval: the policy's is in force.
+    Silent,
+    /// It keeps this interval.
+    Keeps(Duration),
+}
+
 /// A client that may connect.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Peer {
@@ -140,26 +149,25 @@ impl Desired {
 
     /// What each client is expected to do while idle. Only of those in `agents` it is known that they run an
     /// agent, which keeps the interval that it told, or else the policy's.
-    pub fn expectations(
-        &self,
-        agents: &HashMap<PublicKey, Option<Duration>>,
-    ) -> HashMap<PublicKey, Expectation> {
+    pub fn expectations(&self, agents: &HashMap<PublicKey, Agent>) -> HashMap<PublicKey, Expectation> {
         let expect = |(key, peer): (&PublicKey, &Peer)| (*key, self.expect(peer, agents.get(key).copied()));
         self.peers.iter().map(expect).collect()
     }
 
     /// The same for one client: `agent` where it runs one.
-    pub fn expectation(&self, key: &PublicKey, agent: Option<Option<Duration>>) -> Expectation {
+    pub fn expectation(&self, key: &PublicKey, agent: Option<Agent>) -> Expectation {
         self.peers.get(key).map_or(Expectation::Nothing, |peer| self.expect(peer, agent))
     }
 
-    fn expect(&self, peer: &Peer, agent: Option<Option<Duration>>) -> Expectation {
+    fn expect(&self, peer: &Peer, agent: Option<Agent>) -> Expectation {
         match (peer.stock_keepalive, self.pools.get(peer.pool), agent) {
             (Some(interval), ..) => Expectation::Every(interval),
-            (None, Some(pool), Some(told)) if pool.mode == Mode::Loopback => {
-                let policy = || peer.keepalive.and_then(interval_of).unwrap_or(pool.interval);
-                Expectation::Every(told.unwrap_or_else(policy))
-            }
+            (None, Some(pool), Some(agent)) if pool.mode == Mode::Loopback => match agent {
+                Agent::Keeps(interval) => Expectation::Every(interval),
+                Agent::Silent => {
+                    Expectation::Every(peer.keepalive.and_then(interval_of).unwrap_or(pool.interval))
+                }
+            },
             _ => Expectation::Nothing,
         }
     }
@@ -365,12 +373,12 @@ pub(super) mod tests {
         };
         let (desired, _) = Desired::parse(state(vec![stock, peer("agent", 3), peer("unknown", 4)])).unwrap();
         let key = |n| PublicKey::from_bytes([n; 32]);
-        let expected = desired.expectations(&HashMap::from([(key(3), None)]));
+        let expected = desired.expectations(&HashMap::from([(key(3), Agent::Silent)]));
         assert_eq!(expected[&key(2)], Expectation::Every(Duration::from_secs(20)));
         assert_eq!(expected[&key(3)], Expectation::Every(DEFAULT_INTERVAL));
         assert_eq!(expected[&key(4)], Expectation::Nothing);
         let told = Duration::from_secs(110);
-        let expected = desired.expectations(&HashMap::from([(key(3), Some(told))]));
+        let expected = desired.expectations(&HashMap::from([(key(3), Agent::Keeps(told))]));
         assert_eq!(expected[&key(3)], Expectation::Every(told));
     }
 }

@@ -784,7 +784,7 @@ mod tests {
 
         let mut world = beating(INTERVAL);
         world.alive.clear();
-        world.run_for(INTERVAL + PROBE_GIVE_UP - Duration::from_millis(1));
+        world.run_for((INTERVAL + PROBE_GIVE_UP).saturating_sub(Duration::from_millis(1)));
         assert_eq!(world.phase(), Phase::Connected);
         world.run_for(Duration::from_millis(1));
         assert_eq!(world.phase(), Phase::WaitingToReconnect);
@@ -795,7 +795,7 @@ mod tests {
         let mut world = beating(INTERVAL * 4);
         world.run_for(INTERVAL * 3);
         world.health.handle_beats(world.now, Some(INTERVAL));
-        world.run_for(PROBE_GIVE_UP - Duration::from_millis(1));
+        world.run_for(PROBE_GIVE_UP.saturating_sub(Duration::from_millis(1)));
         assert_eq!(world.phase(), Phase::Connected);
     }
 

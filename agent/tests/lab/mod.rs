@@ -1,5 +1,8 @@
 //! Three namespaces in a row: a client, a gateway, and a host that only the gateway reaches.
 
+#![allow(dead_code, reason = "each test program uses a part of it")]
+
+mod nat;
 mod operator;
 
 use std::{
@@ -12,6 +15,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+pub(crate) use nat::Nat;
 pub(crate) use operator::Operator;
 
 const PINHOLE: &str = env!("CARGO_BIN_EXE_pinhole");
@@ -32,6 +36,7 @@ pub(crate) struct Lab {
     directory: tempfile::TempDir,
     gateway: Namespace,
     client: Namespace,
+    nat: Option<Nat>,
     _host: Namespace,
 }
 
@@ -90,6 +95,14 @@ impl Drop for Running {
     }
 }
 
+fn ping(namespace: &Namespace, address: &str) -> bool {
+    let ping = Command::new("ip")
+        .args(["netns", "exec", &namespace.0, "ping", "-n", "-c", "1", "-W", "1", address])
+        .stdout(Stdio::null())
+        .status();
+    ping.expect("`ping` runs").success()
+}
+
 fn ip(arguments: &str) {
     let output = Command::new("ip").args(arguments.split(' ')).output().expect("`ip` runs");
     assert!(output.status.success(), "ip {arguments}: {}", String::from_utf8_lossy(&output.stderr));
@@ -97,22 +110,47 @@ fn ip(arguments: &str) {
 
 impl Lab {
     pub(crate) fn new(name: &str) -> Self {
+        Self::with(name, |gateway, client| {
+            ip(&format!("-n {gateway} link add out type veth peer name wan netns {client}"));
+            ip(&format!("-n {client} address add 192.0.2.2/24 dev wan"));
+            None
+        })
+    }
+
+    /// The client is behind a NAT that forgets after these seconds: a mapping that is new, and one in use.
+    pub(crate) fn behind_a_nat(name: &str, timeouts: (u32, u32)) -> Self {
+        Self::with(name, |gateway, client| Some(Nat::between(gateway, client, timeouts)))
+    }
+
+    fn with(name: &str, connect: impl FnOnce(&Namespace, &Namespace) -> Option<Nat>) -> Self {
         assert!(nix::unistd::geteuid().is_root(), "network namespaces need root");
         let directory = tempfile::tempdir().unwrap();
         let prefix = format!("ph{}{name}", std::process::id());
         let namespace = |role: &str| Namespace::new(format!("{prefix}{role}"));
         let (gateway, client, host) = (namespace("g"), namespace("c"), namespace("h"));
-        ip(&format!("-n {gateway} link add out type veth peer name wan netns {client}"));
+        let nat = connect(&gateway, &client);
         ip(&format!("-n {gateway} link add in type veth peer name wan netns {host}"));
         ip(&format!("-n {gateway} address add 192.0.2.1/24 dev out"));
-        ip(&format!("-n {client} address add 192.0.2.2/24 dev wan"));
         ip(&format!("-n {gateway} address add 10.50.0.1/24 dev in"));
         ip(&format!("-n {host} address add 10.50.0.2/24 dev wan"));
         for (namespace, device) in [(&gateway, "out"), (&gateway, "in"), (&client, "wan"), (&host, "wan")] {
             ip(&format!("-n {namespace} link set {device} up"));
         }
+        if nat.is_some() {
+            ip(&format!("-n {client} route add default via 10.0.0.1"));
+        }
         let operator = Operator::start(&gateway.0, directory.path());
-        Lab { operator, directory, gateway, client, _host: host }
+        Lab { operator, directory, gateway, client, nat, _host: host }
+    }
+
+    /// The NAT of a client that is behind one.
+    pub(crate) fn nat(&self) -> &Nat {
+        self.nat.as_ref().unwrap()
+    }
+
+    /// Whether the gateway reaches the client through the tunnel: the test that a mapping lives.
+    pub(crate) fn gateway_pings(&self, address: &str) -> bool {
+        ping(&self.gateway, address)
     }
 
     fn path(&self, name: &str) -> PathBuf {
@@ -228,11 +266,7 @@ impl Lab {
     }
 
     pub(crate) fn client_pings(&self, address: &str) -> bool {
-        let ping = Command::new("ip")
-            .args(["netns", "exec", &self.client.0, "ping", "-n", "-c", "1", "-W", "1", address])
-            .stdout(Stdio::null())
-            .status();
-        ping.expect("`ping` runs").success()
+        ping(&self.client, address)
     }
 
     /// Whether a client has begun, connected or not.

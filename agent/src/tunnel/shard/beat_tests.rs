@@ -233,7 +233,7 @@ fn two_keys_are_good_and_a_peer_that_is_gone_leaves_none_behind() {
     pair.key = key(1);
     let cookie = pair.ask(socket, Channel::Live, None, Cookie::default()).cookie;
     pair.give(key(3));
-    pair.ask(socket, Channel::Live, Some(Duration::from_secs(60)), cookie);
+    pair.ask(socket, Channel::Live, Some(Duration::from_mins(1)), cookie);
     pair.key = key(1);
     let old = pair.beat(Channel::Live, None, cookie);
     assert_eq!(pair.show(socket, &old), []);

@@ -1,0 +1,129 @@
+//! The small sockets of experiments: beside the tunnel's own, past its routes, and closed a moment late, so that a
+//! late packet meets an open one.
+
+use std::{
+    collections::HashMap,
+    io,
+    net::{Ipv4Addr, Ipv6Addr, SocketAddr},
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use nix::sys::socket::{setsockopt, sockopt};
+use tokio::{
+    net::UdpSocket,
+    sync::{OwnedSemaphorePermit, Semaphore, mpsc},
+    time::sleep,
+};
+use tokio_util::task::AbortOnDropHandle;
+
+/// Sockets that are in use at once, and as many again that are about to be closed.
+const MOST: usize = 40;
+/// How long a socket stays open that is not needed any more.
+const LINGER: Duration = Duration::from_secs(1);
+const LARGEST: usize = 256;
+
+/// What came to one of them.
+#[derive(Debug)]
+pub(in crate::client) struct Arrival {
+    /// To which.
+    pub(super) socket: u32,
+    /// From where.
+    pub(super) from: SocketAddr,
+    /// When.
+    pub(super) at: Instant,
+    /// What it was.
+    pub(super) datagram: Vec<u8>,
+}
+
+struct Open {
+    socket: Arc<UdpSocket>,
+    port: u16,
+    reader: AbortOnDropHandle<()>,
+    permit: OwnedSemaphorePermit,
+}
+
+/// All of a client.
+pub(super) struct Sockets {
+    open: HashMap<u32, Open>,
+    arrivals: mpsc::Sender<Arrival>,
+    fwmark: u32,
+    permits: Arc<Semaphore>,
+}
+
+impl Sockets {
+    pub(super) fn new(arrivals: mpsc::Sender<Arrival>, fwmark: u32) -> Self {
+        Sockets { open: HashMap::new(), arrivals, fwmark, permits: Arc::new(Semaphore::new(2 * MOST)) }
+    }
+
+    /// The port of a socket, which is opened where it is not. `to` tells the family.
+    pub(super) fn port(&mut self, number: u32, to: SocketAddr) -> Option<u16> {
+        if let Some(open) = self.open.get(&number) {
+            return Some(open.port);
+        }
+        if self.open.len() >= MOST {
+            tracing::debug!("no socket for another experiment");
+            return None;
+        }
+        let permit = Arc::clone(&self.permits).try_acquire_owned().ok()?;
+        let opened = open(to, self.fwmark);
+        let (socket, port) =
+            opened.inspect_err(|error| tracing::debug!(%error, "no socket for an experiment")).ok()?;
+        let socket = Arc::new(socket);
+        let reader = tokio::spawn(read(Arc::clone(&socket), number, self.arrivals.clone()));
+        let reader = AbortOnDropHandle::new(reader);
+        self.open.insert(number, Open { socket, port, reader, permit });
+        Some(port)
+    }
+
+    /// Sends from a socket that is open.
+    pub(super) fn send(&self, number: u32, to: SocketAddr, datagram: &[u8]) {
+        let Some(open) = self.open.get(&number) else { return };
+        if let Err(error) = open.socket.try_send_to(datagram, to) {
+            tracing::debug!(%error, "an experiment's packet was not sent");
+        }
+    }
+
+    /// Closes a socket, a moment later.
+    pub(super) fn close(&mut self, number: u32) {
+        let Some(Open { reader, permit, .. }) = self.open.remove(&number) else { return };
+        tokio::spawn(async move {
+            sleep(LINGER).await;
+            drop((reader, permit));
+        });
+    }
+}
+
+fn open(to: SocketAddr, fwmark: u32) -> io::Result<(UdpSocket, u16)> {
+    let any: SocketAddr = match to {
+        SocketAddr::V4(_) => (Ipv4Addr::UNSPECIFIED, 0).into(),
+        SocketAddr::V6(_) => (Ipv6Addr::UNSPECIFIED, 0).into(),
+    };
+    let socket = std::net::UdpSocket::bind(any)?;
+    setsockopt(&socket, sockopt::Mark, &fwmark)?;
+    socket.set_nonblocking(true)?;
+    let port = socket.local_addr()?.port();
+    Ok((UdpSocket::from_std(socket)?, port))
+}
+
+async fn read(socket: Arc<UdpSocket>, number: u32, arrivals: mpsc::Sender<Arrival>) {
+    let mut buffer = [0; LARGEST];
+    loop {
+        let received = socket.recv_from(&mut buffer).await;
+        let at = Instant::now();
+        let (length, from) = match received {
+            Ok(received) => received,
+            Err(error) => {
+                tracing::debug!(%error, "an experiment's socket does not receive");
+                // Such as an ICMP error, of which there may be more.
+                sleep(Duration::from_millis(50)).await;
+                continue;
+            }
+        };
+        let datagram = buffer.get(..length).unwrap_or_default().to_vec();
+        let from = SocketAddr::new(from.ip().to_canonical(), from.port());
+        if arrivals.send(Arrival { socket: number, from, at, datagram }).await.is_err() {
+            return;
+        }
+    }
+}

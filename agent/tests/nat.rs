@@ -1,0 +1,127 @@
+//! A client behind a NAT that forgets quickly, with its gateway beyond. Needs root, `ip`, `nft`, `conntrack` and
+//! `ping`.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    reason = "a failed expectation is a failed test"
+)]
+
+mod lab;
+
+use std::{
+    thread::sleep,
+    time::{Duration, Instant},
+};
+
+use lab::{Lab, Running, eventually};
+
+const SOON: Duration = Duration::from_secs(15);
+/// What a silence of the binding's whole lifetime leaves open, at most.
+const GIVE_UP: Duration = Duration::from_secs(8);
+const NEW: u32 = 5;
+const USED: u32 = 15;
+const CLIENT: &str = "10.77.0.9";
+
+fn connect(name: &str) -> (Lab, Running) {
+    let lab = Lab::behind_a_nat(name, (NEW, USED));
+    let gateway = lab.gateway();
+    eventually(SOON, "the gateway is ready", || lab.readyz());
+    let up = lab.client(&["up", "--detach", "--no-dns", "--token-file", "-"], &lab.join("secret"));
+    assert!(up.status.success(), "{up:?}");
+    eventually(SOON, "beats are answered", || {
+        lab.status().is_some_and(|it| it["keepalive"]["beats"] == true)
+    });
+    (lab, gateway)
+}
+
+fn interval(lab: &Lab) -> Duration {
+    Duration::from_secs_f64(lab.status().unwrap()["keepalive"]["intervalSeconds"].as_f64().unwrap())
+}
+
+fn is_connected(lab: &Lab) -> bool {
+    lab.status().is_some_and(|status| status["phase"] == "Connected")
+}
+
+fn gateway_says(lab: &Lab, phase: pinhole_proto::v1::Phase) -> bool {
+    lab.operator.reported("laptop").is_some_and(|report| report.phase() == phase)
+}
+
+#[test]
+fn beats_learn_how_long_the_nat_waits_and_keep_the_mapping_over_idle_time_and_a_flush() {
+    let (lab, _gateway) = connect("learn");
+    eventually(Duration::from_secs(60), "the lifetime is known", || {
+        lab.status().is_some_and(|status| {
+            let binding = &status["binding"];
+            let (least, most) = (binding["atLeastSeconds"].as_f64(), binding["lessThanSeconds"].as_f64());
+            status["keepalive"]["reason"] == "Learnt"
+                && least.is_some_and(|least| least > 12.0)
+                && most.is_some_and(|most| most < 20.0)
+        })
+    });
+    let status = lab.status().unwrap();
+    let interval = interval(&lab);
+    assert!((Duration::from_secs(9)..Duration::from_secs(15)).contains(&interval), "{status:#}");
+    assert_eq!(status["nat"]["publicEndpoint"].as_str().unwrap().split(':').next(), Some("192.0.2.2"));
+    assert_eq!(status["nat"]["helperInterference"], "No", "{status:#}");
+    eventually(SOON, "the gateway has been told of it", || {
+        lab.metrics().contains("pinhole_gateway_beats_total{result=\"answered\"}")
+    });
+    for pause in [9, 14, 7, 16, 11] {
+        sleep(Duration::from_secs(pause));
+        assert!(lab.gateway_pings(CLIENT), "after {pause} s: {:#}", lab.status().unwrap());
+    }
+    lab.nat().flush();
+    assert!(!lab.gateway_pings(CLIENT), "the flush cuts it off, and nothing shows it");
+    sleep(interval);
+    for pause in [1, 11, 12] {
+        sleep(Duration::from_secs(pause));
+        assert!(lab.gateway_pings(CLIENT), "{pause} s later: {:#}", lab.status().unwrap());
+    }
+    assert!(is_connected(&lab));
+}
+
+#[test]
+fn a_path_that_is_dead_inbound_alone_is_not_called_connected_on_either_side() {
+    for (name, block) in [("inbound", lab::Nat::block_inbound as fn(&lab::Nat)), ("both", lab::Nat::block)] {
+        let (lab, _gateway) = connect(name);
+        eventually(SOON, "both are connected", || {
+            is_connected(&lab) && gateway_says(&lab, pinhole_proto::v1::Phase::Connected)
+        });
+        sleep(Duration::from_secs(20));
+        let limit = interval(&lab) + GIVE_UP;
+        block(lab.nat());
+        let began = Instant::now();
+        eventually(limit, "the client knows", || !is_connected(&lab));
+        eventually(
+            limit.saturating_sub(began.elapsed()) + Duration::from_secs(1),
+            "the gateway knows",
+            || !gateway_says(&lab, pinhole_proto::v1::Phase::Connected),
+        );
+        assert_eq!(lab.status().unwrap()["session"], true, "everything else is up");
+        lab.nat().unblock();
+        eventually(Duration::from_secs(40), "both are back", || {
+            is_connected(&lab) && gateway_says(&lab, pinhole_proto::v1::Phase::Connected)
+        });
+    }
+}
+
+#[test]
+fn a_mapping_that_moves_while_all_is_quiet_is_followed_by_an_authenticated_packet() {
+    let (lab, _gateway) = connect("follow");
+    let endpoint =
+        |lab: &Lab| lab.operator.reported("laptop").map(|report| report.endpoint).unwrap_or_default();
+    eventually(SOON, "the gateway knows the mapping", || endpoint(&lab).starts_with("192.0.2.2:"));
+    let before = endpoint(&lab);
+    lab.nat().shift_ports();
+    lab.nat().flush();
+    eventually(interval(&lab) + GIVE_UP, "the gateway follows", || {
+        let now = endpoint(&lab);
+        now != before && now.starts_with("192.0.2.2:")
+    });
+    eventually(SOON, "the client has noticed", || {
+        lab.status().is_some_and(|status| status["churn"]["lastCause"] == "MappingChanged")
+    });
+    assert!(lab.gateway_pings(CLIENT));
+}

@@ -11,7 +11,7 @@ use clap::ValueEnum;
 
 use crate::{
     algorithm::{Cliffs, Fixed, Growth, HalfOfSearch, Oracle, Pinhole},
-    engine::{self, Fault, Observed, Scenario},
+    engine::{self, Fault, Observed, Scenario, Trace},
     metrics::Reached,
     model::{Loss, Profile, Time},
     rng::Rng,
@@ -106,7 +106,7 @@ impl Fleet {
             loop {
                 let client = next.fetch_add(1, Ordering::Relaxed);
                 let Some(profile) = assignment.get(client) else { return outcomes };
-                if let Some(outcome) = self.client(kind, client, *profile) {
+                if let Some(outcome) = self.client(kind, client, *profile, None) {
                     outcomes.push((client, outcome));
                 }
                 progress(done.fetch_add(1, Ordering::Relaxed) + 1);
@@ -143,19 +143,31 @@ impl Fleet {
         assignment
     }
 
-    fn client(&self, kind: Kind, client: usize, place: usize) -> Option<Outcome> {
+    /// Runs the first client whose NAT's name begins with `name`, and tells all that happens. `None`: there is none.
+    pub fn trace(&self, kind: Kind, name: &str, trace: Trace<'_>) -> Option<Outcome> {
+        let named = |place: &usize| self.profiles.get(*place).is_some_and(|nat| nat.name.starts_with(name));
+        let assignment = self.assignment();
+        let client = assignment.iter().position(named)?;
+        self.client(kind, client, *assignment.get(client)?, Some(trace))
+    }
+
+    fn client(&self, kind: Kind, client: usize, place: usize, trace: Option<Trace<'_>>) -> Option<Outcome> {
         let profile = self.profiles.get(place)?;
         let end = Time::from(self.duration);
         let seed = Rng::stream(self.seed, client as u64).next_u64();
         let scenario = Scenario::draw(profile, self.loss, end, seed);
         let observed = match kind {
-            Kind::Pinhole => engine::run(&scenario, |_, now| Pinhole::new(now, seed)),
-            Kind::Static25 => engine::run(&scenario, |_, now| Fixed::new(now, Duration::from_secs(25))),
-            Kind::Static15 => engine::run(&scenario, |_, now| Fixed::new(now, Duration::from_secs(15))),
-            Kind::HalfOfSearch => engine::run(&scenario, |_, now| HalfOfSearch::new(now)),
-            Kind::Cliffs => engine::run(&scenario, |_, now| Cliffs::new(now)),
-            Kind::Growth => engine::run(&scenario, |_, now| Growth::new(now)),
-            Kind::Oracle => engine::run(&scenario.for_the_oracle(profile), |first, _| {
+            Kind::Pinhole => engine::run(&scenario, trace, |_, now| Pinhole::new(now, seed)),
+            Kind::Static25 => {
+                engine::run(&scenario, trace, |_, now| Fixed::new(now, Duration::from_secs(25)))
+            }
+            Kind::Static15 => {
+                engine::run(&scenario, trace, |_, now| Fixed::new(now, Duration::from_secs(15)))
+            }
+            Kind::HalfOfSearch => engine::run(&scenario, trace, |_, now| HalfOfSearch::new(now)),
+            Kind::Cliffs => engine::run(&scenario, trace, |_, now| Cliffs::new(now)),
+            Kind::Growth => engine::run(&scenario, trace, |_, now| Growth::new(now)),
+            Kind::Oracle => engine::run(&scenario.for_the_oracle(profile), trace, |first, _| {
                 Oracle::new(first, scenario.timers.replied())
             }),
         };

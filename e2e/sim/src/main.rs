@@ -1,7 +1,7 @@
 //! The simulator at the command line.
 
 use std::{
-    io::{ErrorKind, IsTerminal, Write},
+    io::{BufWriter, ErrorKind, IsTerminal, Write},
     num::NonZero,
     path::{Path, PathBuf},
     process::ExitCode,
@@ -55,6 +55,9 @@ struct Cli {
     /// Show the profiles that went worst, or all of them in JSON
     #[arg(long)]
     by_profile: bool,
+    /// Tell all that happens to the first client whose NAT's name begins so, with the first algorithm
+    #[arg(long, value_name = "NAME", conflicts_with_all = ["json", "svg", "by_profile"])]
+    trace: Option<String>,
     /// Write a picture of success against wake-ups
     #[arg(long, value_name = "FILE")]
     svg: Option<PathBuf>,
@@ -85,6 +88,8 @@ enum Error {
     Write { path: PathBuf, source: std::io::Error },
     #[error("{}: {source}", .path.display())]
     Profiles { path: PathBuf, source: ProfileError },
+    #[error("no client's NAT has a name that begins with {name:?}; --by-profile shows names")]
+    NoSuchNat { name: String },
     #[error("cannot print the results: {0}")]
     Print(#[from] std::io::Error),
     #[error("cannot make JSON: {0}")]
@@ -131,8 +136,25 @@ fn run(cli: &Cli) -> Result<(), Error> {
         threads,
     };
     let algorithms = if cli.algorithms.is_empty() { Kind::value_variants() } else { &cli.algorithms };
+    if let (Some(name), Some(kind)) = (&cli.trace, algorithms.first()) {
+        return trace(&fleet, *kind, name);
+    }
     let rows = algorithms.iter().map(|kind| summarise(cli, &fleet, *kind)).collect();
     show(cli, &fleet, rows)
+}
+
+fn trace(fleet: &Fleet, kind: Kind, name: &str) -> Result<(), Error> {
+    let mut out = BufWriter::new(std::io::stdout().lock());
+    let mut printed = Ok(());
+    let outcome = fleet.trace(kind, name, &mut |at, what| {
+        if printed.is_ok() {
+            printed = writeln!(out, "{:14.3} {what}", at.as_secs_f64());
+        }
+    });
+    printed?;
+    let outcome = outcome.ok_or_else(|| Error::NoSuchNat { name: name.to_owned() })?;
+    writeln!(out, "{:.4} % of wake tests succeeded", outcome.reached.success() * 100.0)?;
+    Ok(out.flush()?)
 }
 
 fn summarise(cli: &Cli, fleet: &Fleet, kind: Kind) -> Summary {

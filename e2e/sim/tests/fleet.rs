@@ -126,3 +126,19 @@ fn the_binary_reads_profiles_and_says_what_is_wrong_with_them() {
     assert!(error.contains("nats.json: NAT profile 1 (\"mine\"): missing field `replied`"), "{error}");
     assert!(bad.stdout.is_empty());
 }
+
+#[test]
+fn the_binary_traces_a_single_client() {
+    let trace = |name: &str| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_pinhole-sim"));
+        command.args(["--clients", "320", "--days", "0.01", "--algorithm", "static-25s", "--trace", name]);
+        command.output().unwrap()
+    };
+    let output = trace("home");
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert!(text.contains("> keepalive") && text.contains("% of wake tests succeeded"), "{output:?}");
+    let output = trace("nowhere");
+    assert_eq!(output.status.code(), Some(1));
+    let error = String::from_utf8_lossy(&output.stderr);
+    assert!(error.contains("no client's NAT has a name that begins with \"nowhere\""), "{error}");
+}

@@ -5,14 +5,14 @@
 
 mod nat;
 mod queue;
-mod run;
+pub(crate) mod run;
 
 #[cfg(test)]
 mod tests;
 
 use std::time::Duration;
 
-pub use self::run::{Fault, FaultKind, Observed, run};
+pub use self::run::{Fault, FaultKind, Observed, Trace, run};
 use crate::{
     metrics,
     model::{PortAllocation, Profile, Time, Timers},

@@ -1,6 +1,7 @@
 //! The run of one client.
 
 use std::{
+    fmt,
     net::{IpAddr, Ipv4Addr, SocketAddr},
     time::{Duration, Instant},
 };
@@ -79,8 +80,12 @@ pub struct Observed {
     pub faults: Vec<Fault>,
 }
 
-struct Run<'a, A> {
-    scenario: &'a Scenario,
+/// Is told what happens, in words.
+pub type Trace<'a> = &'a mut dyn FnMut(Time, fmt::Arguments<'_>);
+
+struct Run<'s, 't, A> {
+    scenario: &'s Scenario,
+    trace: Option<Trace<'t>>,
     algorithm: A,
     epoch: Instant,
     nat: Table,
@@ -94,6 +99,7 @@ struct Run<'a, A> {
     bytes: u64,
     reach: Reach,
     intervals: Intervals,
+    interval: Duration,
     verdict: Option<Time>,
     /// Faults before the client's next live packet.
     open_faults: Vec<(FaultKind, Time, Duration)>,
@@ -104,19 +110,25 @@ struct Run<'a, A> {
 
 /// Runs one client until the end. `build` gets the time of the first packet and that at which its answer is there,
 /// from which on the algorithm is in charge.
-pub fn run<A: Algorithm>(scenario: &Scenario, build: impl FnOnce(Instant, Instant) -> A) -> Observed {
-    perform(scenario, build).0
+pub fn run<A: Algorithm>(
+    scenario: &Scenario,
+    trace: Option<Trace<'_>>,
+    build: impl FnOnce(Instant, Instant) -> A,
+) -> Observed {
+    perform(scenario, trace, build).0
 }
 
 /// The same, with what became of the algorithm.
-pub(super) fn perform<A: Algorithm>(
+pub(crate) fn perform<A: Algorithm>(
     scenario: &Scenario,
+    trace: Option<Trace<'_>>,
     build: impl FnOnce(Instant, Instant) -> A,
 ) -> (Observed, A) {
     // Which instant it is does not matter: only differences are ever looked at.
     let epoch = Instant::now();
     let start = Time::ZERO + scenario.rtt;
     let mut run = Run {
+        trace,
         scenario,
         algorithm: build(epoch, epoch + scenario.rtt),
         epoch,
@@ -130,6 +142,7 @@ pub(super) fn perform<A: Algorithm>(
         bytes: 0,
         reach: Reach::new(if scenario.ideal { 0.0 } else { scenario.loss }),
         intervals: Intervals::new(scenario.end),
+        interval: Duration::ZERO,
         verdict: None,
         open_faults: Vec::new(),
         faults: Vec::new(),
@@ -141,7 +154,7 @@ pub(super) fn perform<A: Algorithm>(
     run.finish()
 }
 
-impl<A: Algorithm> Run<'_, A> {
+impl<A: Algorithm> Run<'_, '_, A> {
     /// The session begins with a handshake, at both ends of which nothing is lost.
     fn begin(&mut self, start: Time) {
         self.sent(Time::ZERO, Channel::Live, INITIATION);
@@ -178,6 +191,12 @@ impl<A: Algorithm> Run<'_, A> {
         }
     }
 
+    fn tell(&mut self, now: Time, what: fmt::Arguments<'_>) {
+        if let Some(trace) = &mut self.trace {
+            trace(now, what);
+        }
+    }
+
     fn really(&self, time: Time) -> Instant {
         self.epoch + Duration::from_nanos(time.as_nanos())
     }
@@ -199,12 +218,22 @@ impl<A: Algorithm> Run<'_, A> {
         if self.verdict.is_none() && self.algorithm.has_verdict() {
             self.verdict = Some(now);
         }
-        if now < self.intervals.until() {
-            self.intervals.note(now, self.algorithm.interval());
+        if now < self.intervals.until() || self.trace.is_some() {
+            self.note_interval(now);
         }
     }
 
+    fn note_interval(&mut self, now: Time) {
+        let interval = self.algorithm.interval();
+        if interval != self.interval {
+            self.tell(now, format_args!("= interval {interval:?}"));
+        }
+        self.interval = interval;
+        self.intervals.note(now, interval);
+    }
+
     fn send_beat(&mut self, now: Time, beat: Beat) {
+        self.tell(now, format_args!("> beat {} on {:?}, wake {:?}", beat.seq, beat.channel, beat.wake));
         self.sent(now, beat.channel, BEAT);
         if let Some(port) = self.leave(now, beat.channel) {
             self.queue.push(now + self.scenario.rtt / 2, Event::BeatArrives { beat, port });
@@ -212,6 +241,7 @@ impl<A: Algorithm> Run<'_, A> {
     }
 
     fn send_tunnel(&mut self, now: Time, handshake: bool) {
+        self.tell(now, format_args!("> {}", if handshake { "handshake" } else { "keepalive" }));
         self.sent(now, Channel::Live, if handshake { INITIATION } else { KEEPALIVE });
         if let Some(port) = self.leave(now, Channel::Live) {
             self.queue.push(now + self.scenario.rtt / 2, Event::TunnelArrives { port, handshake });
@@ -224,6 +254,7 @@ impl<A: Algorithm> Run<'_, A> {
             self.answer_faults(now);
         }
         if self.is_lost() {
+            self.tell(now, format_args!("  lost before the NAT"));
             return None;
         }
         if channel == Channel::Live {
@@ -287,6 +318,7 @@ impl<A: Algorithm> Run<'_, A> {
     }
 
     fn fault(&mut self, now: Time, kind: FaultKind) {
+        self.tell(now, format_args!("! {kind:?}"));
         self.open_faults.push((kind, now, self.algorithm.interval() + self.scenario.rtt));
         self.reach.exclude_from(now);
     }
@@ -323,9 +355,10 @@ impl<A: Algorithm> Run<'_, A> {
     }
 
     fn answer(&mut self, now: Time, to: u16, packet: Downward) {
-        if !self.is_lost() {
-            self.queue.push(now + self.scenario.rtt / 2, Event::ToClient { to, packet });
+        if self.is_lost() {
+            return self.tell(now, format_args!("| {packet:?} is lost"));
         }
+        self.queue.push(now + self.scenario.rtt / 2, Event::ToClient { to, packet });
     }
 
     fn reach_client(&mut self, now: Time, to: u16, packet: Downward) {
@@ -337,8 +370,10 @@ impl<A: Algorithm> Run<'_, A> {
             self.watch(now);
         }
         if !self.nat.inbound(now, channel, to) {
+            self.tell(now, format_args!("| {packet:?} ends at the NAT"));
             return;
         }
+        self.tell(now, format_args!("< {packet:?}"));
         self.carried(now, channel, size);
         let at = self.really(now);
         match packet {
@@ -367,12 +402,18 @@ impl<A: Algorithm> Run<'_, A> {
         let open = match self.nat.live() {
             Some((_, ends)) if ends <= now => {
                 // It closed by itself, unless it had been closed before.
+                if self.reach.is_open() {
+                    self.tell(ends, format_args!("! the live mapping ended"));
+                }
                 self.reach.set_open(ends, false);
                 false
             }
             Some((port, _)) => port == self.endpoint,
             None => false,
         };
+        if open != self.reach.is_open() {
+            self.tell(now, format_args!("! the path is {}", if open { "open" } else { "shut" }));
+        }
         self.reach.set_open(now, open);
         if open && !self.unrecovered.is_empty() {
             for (place, since) in self.unrecovered.drain(..) {

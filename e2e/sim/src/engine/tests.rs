@@ -78,7 +78,7 @@ fn scenario(mut profile: Profile) -> Scenario {
 }
 
 fn play(scenario: &Scenario, plan: Vec<(f64, Action)>) -> (Observed, Script) {
-    perform(scenario, |epoch, _| Script {
+    perform(scenario, None, |epoch, _| Script {
         epoch,
         plan,
         done: 0,
@@ -172,7 +172,7 @@ fn after_a_visible_flush_the_gateway_sends_to_the_old_port_until_the_path_is_pro
         profile.port = allocation;
         let mut moved = scenario(profile);
         moved.flushes = vec![Time::from_secs(15)];
-        let (observed, script) = perform(&moved, |epoch, _| Script {
+        let (observed, script) = perform(&moved, None, |epoch, _| Script {
             epoch,
             plan: beats(10.0, None),
             done: 0,
@@ -266,7 +266,7 @@ fn packets_get_lost_before_the_nat_and_restart_no_timer() {
 fn the_oracle_is_always_reached_and_wakes_as_often_as_it_has_to() {
     for profile in profiles::published(1).iter().chain(&profiles::hard(1)).step_by(7) {
         let scenario = Scenario::draw(profile, Loss::percent(10.0), Time::from_secs(100_000), 5);
-        let observed = run(&scenario.for_the_oracle(profile), |first, _| {
+        let observed = run(&scenario.for_the_oracle(profile), None, |first, _| {
             algorithm::Oracle::new(first, scenario.timers.replied())
         });
         assert_eq!(observed.wakes, scenario.oracle().wakes(scenario.end), "{profile:?}");
@@ -280,7 +280,8 @@ fn wireguard_does_not_promote_what_is_gone_before_its_next_keepalive() {
     let scenario = Scenario::draw(&linux(), Loss::NONE, end, 1);
     // The keepalive that confirms a handshake comes too soon to promote.
     for (interval, success) in [(4, 1.0..=1.0), (12, 0.4..=0.6)] {
-        let observed = run(&scenario, |_, now| algorithm::Fixed::new(now, Duration::from_secs(interval)));
+        let observed =
+            run(&scenario, None, |_, now| algorithm::Fixed::new(now, Duration::from_secs(interval)));
         assert!(success.contains(&observed.reached.success()), "{interval}: {:?}", observed.reached);
     }
 }

@@ -44,6 +44,21 @@ pub enum Command {
         #[arg(long, short, default_value = "table")]
         output: Output,
     },
+    /// What NATs clients are behind, how long those keep mappings, on which keepalive, and what moved last and why.
+    Nat {
+        /// Clients of all namespaces.
+        #[arg(long, short = 'A', conflicts_with = "namespace")]
+        all_namespaces: bool,
+        /// Clients of this pool only.
+        #[arg(long, value_name = "NAME")]
+        pool: Option<String>,
+        /// Group by public address: every client behind it, with its port.
+        #[arg(long)]
+        by_address: bool,
+        /// How to print.
+        #[arg(long, short, default_value = "table")]
+        output: Output,
+    },
     /// List the clients that come from one public address.
     Peers {
         /// The public address, as gateways see it.
@@ -102,6 +117,16 @@ mod tests {
         assert!(matches!(args.command, Command::Config { name, qr: true } if name == "phone"));
         let args = Args::try_parse_from(["kubectl-pinhole", "status", "-A", "-o", "json"]).unwrap();
         assert!(matches!(args.command, Command::Clients { all_namespaces: true, output: Output::Json, .. }));
+    }
+
+    #[test]
+    fn nats_are_listed_by_client_or_by_address() {
+        let args = ["kubectl-pinhole", "nat", "--pool", "staff", "--by-address", "-o", "json"];
+        let args = Args::try_parse_from(args).unwrap();
+        let Command::Nat { pool, by_address: true, output: Output::Json, .. } = args.command else {
+            panic!("{args:?}")
+        };
+        assert_eq!(pool.as_deref(), Some("staff"));
     }
 
     #[test]

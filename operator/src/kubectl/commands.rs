@@ -3,12 +3,14 @@ use std::io::IsTerminal as _;
 use k8s_openapi::{api::core::v1::Secret, jiff::Timestamp};
 use kube::ResourceExt as _;
 use pinhole_crds::{VPNClient, VPNClientPool};
+use serde::Serialize;
 
 use super::{
     Args, PluginError,
     args::{Command, Output},
     client_row::{ClientRow, behind, clients_table, peers_table},
     cluster::Cluster,
+    nat_row::{NatRow, address_table, by_address, nat_table},
     qr::qr_code,
 };
 use crate::{enrolment::token_secret_name, plan::wgquick::CONFIG_ENTRY};
@@ -33,6 +35,21 @@ pub(super) async fn run(args: Args) -> Result<String, PluginError> {
             }
             Ok(if rows.is_empty() { "No clients.\n".into() } else { clients_table(&rows, all_namespaces) })
         }
+        Command::Nat { all_namespaces, pool, by_address: grouped, output } => {
+            let mut rows = nats(&cluster, all_namespaces, pool.as_deref()).await?;
+            rows.sort_by(NatRow::order);
+            let groups = grouped.then(|| by_address(&rows));
+            match (output, groups) {
+                (Output::Json, Some(groups)) => json(&groups),
+                (Output::Json, None) => json(&rows),
+                _ if rows.is_empty() => Ok("No clients.\n".into()),
+                (Output::Table, Some(groups)) if groups.is_empty() => {
+                    Ok("No client was heard by a gateway yet.\n".into())
+                }
+                (Output::Table, Some(groups)) => Ok(address_table(&groups)),
+                (Output::Table, None) => Ok(nat_table(&rows, all_namespaces)),
+            }
+        }
         Command::Peers { behind: address, all_namespaces, output } => {
             let rows = behind(rows(&cluster, all_namespaces, None).await?, address);
             if output == Output::Json {
@@ -46,12 +63,21 @@ pub(super) async fn run(args: Args) -> Result<String, PluginError> {
     }
 }
 
-async fn rows(cluster: &Cluster, all: bool, pool: Option<&str>) -> Result<Vec<ClientRow>, PluginError> {
+async fn clients(cluster: &Cluster, all: bool, pool: Option<&str>) -> Result<Vec<VPNClient>, PluginError> {
     let namespace = (!all).then_some(cluster.namespace.as_str());
-    let clients = cluster.clients(namespace).await?;
+    let mut clients = cluster.clients(namespace).await?;
+    clients.retain(|c| pool.is_none_or(|pool| c.spec.pool_ref.name == pool));
+    Ok(clients)
+}
+
+async fn rows(cluster: &Cluster, all: bool, pool: Option<&str>) -> Result<Vec<ClientRow>, PluginError> {
     let now = Timestamp::now();
-    let of_pool = |c: &&VPNClient| pool.is_none_or(|pool| c.spec.pool_ref.name == pool);
-    Ok(clients.iter().filter(of_pool).map(|c| ClientRow::new(c, now)).collect())
+    Ok(clients(cluster, all, pool).await?.iter().map(|c| ClientRow::new(c, now)).collect())
+}
+
+async fn nats(cluster: &Cluster, all: bool, pool: Option<&str>) -> Result<Vec<NatRow>, PluginError> {
+    let now = Timestamp::now();
+    Ok(clients(cluster, all, pool).await?.iter().map(|c| NatRow::new(c, now)).collect())
 }
 
 async fn config(cluster: &Cluster, name: &str) -> Result<String, PluginError> {
@@ -144,7 +170,7 @@ fn entry(secret: &Secret, key: &str) -> Option<String> {
     String::from_utf8(secret.data.as_ref()?.get(key)?.0.clone()).ok()
 }
 
-fn json(rows: &[ClientRow]) -> Result<String, PluginError> {
+fn json(rows: &impl Serialize) -> Result<String, PluginError> {
     let text = serde_json::to_string_pretty(rows).map_err(|e| PluginError::Refused(e.to_string()))?;
     Ok(text + "\n")
 }

@@ -6,6 +6,7 @@ mod client_row;
 mod cluster;
 mod commands;
 mod error;
+mod nat_row;
 mod qr;
 mod table;
 

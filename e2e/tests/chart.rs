@@ -14,12 +14,15 @@ use std::{
 
 use anyhow::{Context as _, ensure};
 use libtest_mimic::{Arguments, Failed, Trial};
+use pinhole_crds::{ChurnCause, ClientCounts};
+use pinhole_operator::{fleet::GatewayKey, plan::summary::Tally, telemetry::Metrics};
 use serde_json::{Value, json};
 
 type Outcome = anyhow::Result<()>;
 type WithHelm = fn(&Helm) -> Outcome;
 
 const POLICY_API: &str = "admissionregistration.k8s.io/v1/MutatingAdmissionPolicy";
+const DASHBOARD: &str = "files/dashboards/nat.json";
 const KINDS: [&str; 3] = ["VPNGateway", "VPNClientPool", "VPNClient"];
 
 fn main() -> ExitCode {
@@ -57,6 +60,11 @@ fn main() -> ExitCode {
         "every_value_is_documented_and_nothing_else",
         None,
         every_value_is_documented_and_nothing_else,
+    ));
+    trials.push(trial(
+        "every_metric_that_is_shown_or_alerted_on_exists",
+        None,
+        every_metric_that_is_shown_or_alerted_on_exists,
     ));
     trials.push(trial("the_schema_knows_every_value", None, the_schema_knows_every_value));
     trials.push(trial("samples_are_of_served_kinds", None, samples_are_of_served_kinds));
@@ -339,6 +347,7 @@ fn every_flag_of_the_values_renders(helm: &Helm) -> Outcome {
             "serviceMonitor": { "enabled": true },
             "podMonitor": { "enabled": true },
             "prometheusRule": { "enabled": true },
+            "grafanaDashboard": { "enabled": true, "annotations": { "grafana_folder": "VPN" } },
         },
     });
     let objects = helm.render(&values)?;
@@ -348,6 +357,14 @@ fn every_flag_of_the_values_renders(helm: &Helm) -> Outcome {
     for kind in ["ServiceMonitor", "PodMonitor", "PrometheusRule"] {
         ensure!(objects.one(kind)?["metadata"]["labels"]["release"] == "prometheus", "{kind}");
     }
+    let dashboard = &objects.one("ConfigMap")?;
+    ensure!(dashboard["metadata"]["labels"]["grafana_dashboard"] == "1", "{}", dashboard["metadata"]);
+    ensure!(dashboard["metadata"]["annotations"]["grafana_folder"] == "VPN", "{}", dashboard["metadata"]);
+    let rendered: Value = serde_json::from_str(dashboard["data"]["pinhole-nat.json"].as_str().unwrap_or(""))?;
+    ensure!(
+        rendered == serde_json::from_str::<Value>(&read(DASHBOARD)?)?,
+        "the dashboard is not what it was"
+    );
     let template = &objects.one("Deployment")?["spec"]["template"];
     let pod = &template["spec"];
     ensure!(pod["topologySpreadConstraints"].as_array().is_some_and(|all| all.len() == 1), "{pod}");
@@ -498,6 +515,70 @@ fn every_value_is_documented_and_nothing_else() -> Outcome {
         ensure!(values.contains_key(name), "README.md has `{name}`, which is no value");
     }
     Ok(())
+}
+
+/// What monitoring names must exist where it is measured.
+fn every_metric_that_is_shown_or_alerted_on_exists() -> Outcome {
+    let exposed = exposed_metrics()?;
+    let dashboard = expressions(&serde_json::from_str(&read(DASHBOARD)?)?);
+    ensure!(dashboard.len() > 20, "only {} expressions", dashboard.len());
+    let alerts = read("templates/monitoring.yaml")?;
+    let alerts = alerts.lines().filter_map(|line| line.trim().strip_prefix("expr: ")).map(str::to_owned);
+    for expression in dashboard.into_iter().chain(alerts) {
+        for name in metric_names(&expression) {
+            ensure!(exposed.contains(&name), "nobody exposes {name}, in {expression}");
+        }
+    }
+    Ok(())
+}
+
+/// The names of all samples: the operator's page, and the families that the gateway's page is made of.
+fn exposed_metrics() -> anyhow::Result<BTreeSet<String>> {
+    let (metrics, gateway) = (Metrics::new(), GatewayKey::new("vpn", "edge"));
+    metrics.clients(&gateway, Some(ClientCounts::default()));
+    metrics.nats(&gateway, Some(&Tally::default()));
+    metrics.churned(&gateway, ChurnCause::MappingChanged, 1);
+    let page = metrics.text()?;
+    let mut names = BTreeSet::new();
+    for line in page.lines().filter_map(|line| line.strip_prefix("# TYPE ")) {
+        let (name, kind) = line.split_once(' ').context("a family without a type")?;
+        names.extend(samples_of(name, kind));
+    }
+    let source = std::fs::read_to_string(chart().join("../../agent/src/gateway/metrics.rs"))?;
+    let pieces: Vec<&str> = source.split('"').collect();
+    for call in pieces.windows(4).filter(|call| call[1].starts_with("pinhole_")) {
+        if call[0].trim_end().ends_with("page.spread(") {
+            names.extend(samples_of(call[1], "histogram"));
+        } else if ["gauge", "counter"].contains(&call[3]) {
+            names.insert(call[1].to_owned());
+        }
+    }
+    Ok(names)
+}
+
+fn samples_of(family: &str, kind: &str) -> Vec<String> {
+    match kind {
+        "counter" => vec![format!("{family}_total")],
+        "histogram" => ["_bucket", "_sum", "_count"].map(|suffix| format!("{family}{suffix}")).into(),
+        _ => vec![family.to_owned()],
+    }
+}
+
+fn expressions(dashboard: &Value) -> Vec<String> {
+    match dashboard {
+        Value::Object(map) => {
+            let own = map.iter().filter(|(key, _)| ["expr", "definition"].contains(&key.as_str()));
+            let own = own.filter_map(|(_, value)| value.as_str().map(str::to_owned));
+            own.chain(map.values().flat_map(expressions)).collect()
+        }
+        Value::Array(items) => items.iter().flat_map(expressions).collect(),
+        _ => Vec::new(),
+    }
+}
+
+fn metric_names(expression: &str) -> Vec<String> {
+    let words = expression.split(|c: char| !c.is_ascii_alphanumeric() && c != '_');
+    words.filter(|word| word.starts_with("pinhole_")).map(str::to_owned).collect()
 }
 
 fn the_schema_knows_every_value() -> Outcome {

@@ -12,7 +12,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{Binding, Class, Confidence, Promotion};
+use super::{Binding, Class, Confidence, Guidance, Prior, Promotion};
 use crate::tunnel::PublicKey;
 
 /// Ladders at once behind one public address, each some tens of sockets.
@@ -55,15 +55,6 @@ fn household(address: IpAddr) -> IpAddr {
     }
 }
 
-/// What a client is told before it experiments.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Advice {
-    /// What neighbours measured, to be believed after one own experiment.
-    pub prior: Option<Binding>,
-    /// Experiments wait for so long, or until the next advice. Whoever hears nothing more goes on alone then.
-    pub hold: Duration,
-}
-
 #[derive(Debug, Clone, Copy)]
 struct Verdict {
     by: PublicKey,
@@ -90,7 +81,8 @@ pub struct Neighbourhoods {
     verdicts: BTreeMap<Place, VecDeque<Verdict>>,
     ladders: HashMap<PublicKey, Ladder>,
     waiting: VecDeque<Waiting>,
-    advice: VecDeque<(PublicKey, Advice)>,
+    /// In the order in which it is due.
+    guidance: VecDeque<(Instant, PublicKey, Guidance)>,
 }
 
 impl Neighbourhoods {
@@ -99,20 +91,20 @@ impl Neighbourhoods {
         Self::default()
     }
 
-    /// A client with an agent came to this place, or came again. The advice is for it, at once.
-    pub fn handle_newcomer(&mut self, now: Instant, peer: PublicKey, place: &Place) -> Advice {
+    /// A client with an agent came to this place, or came again. The guidance is for it, at once.
+    pub fn handle_newcomer(&mut self, now: Instant, peer: PublicKey, place: &Place) -> Guidance {
         self.leave(now, &peer);
         let place = place.key();
         let prior = self.prior(now, &peer, &place, None);
         if prior.is_some() {
-            return Advice { prior, hold: Duration::ZERO };
+            return Guidance { prior: prior.map(|binding| Prior { binding }), wait: false };
         }
         if self.ladders_at(&place) < LADDERS {
             self.admit(now, peer, place);
-            return Advice { prior: None, hold: Duration::ZERO };
+            return Guidance { prior: None, wait: false };
         }
         self.waiting.push_back(Waiting { peer, place });
-        Advice { prior: None, hold: LONGEST_LADDER }
+        Guidance { prior: None, wait: true }
     }
 
     /// A client says what it measured, or what it still believes. Those that waited for it are advised.
@@ -173,9 +165,10 @@ impl Neighbourhoods {
         joint.min_by_key(|binding| binding.at_least)
     }
 
-    /// When [`Self::handle_timeout`] is due.
+    /// When [`Self::handle_timeout`] or [`Self::poll_guidance`] is due.
     pub fn poll_timeout(&self) -> Option<Instant> {
-        self.ladders.values().map(|ladder| ladder.until).min()
+        let told = self.guidance.front().map(|(at, ..)| *at);
+        self.ladders.values().map(|ladder| ladder.until).chain(told).min()
     }
 
     /// Time passed.
@@ -187,9 +180,10 @@ impl Neighbourhoods {
         }
     }
 
-    /// The next client to advise anew.
-    pub fn poll_advice(&mut self) -> Option<(PublicKey, Advice)> {
-        self.advice.pop_front()
+    /// The next client to guide anew. They are spread over time.
+    pub fn poll_guidance(&mut self, now: Instant) -> Option<(PublicKey, Guidance)> {
+        self.guidance.front().filter(|(at, ..)| now >= *at)?;
+        self.guidance.pop_front().map(|(_, peer, guidance)| (peer, guidance))
     }
 
     fn admit(&mut self, now: Instant, peer: PublicKey, place: Place) {
@@ -198,7 +192,7 @@ impl Neighbourhoods {
 
     fn leave(&mut self, now: Instant, peer: &PublicKey) {
         self.waiting.retain(|waiting| waiting.peer != *peer);
-        self.advice.retain(|(advised, _)| advised != peer);
+        self.guidance.retain(|(_, guided, _)| guided != peer);
         if let Some(ladder) = self.ladders.remove(peer) {
             self.call(now, &ladder.place);
         }
@@ -209,26 +203,32 @@ impl Neighbourhoods {
         self.ladders.values().filter(|ladder| ladder.place.address == place.address).count()
     }
 
-    /// Advises those that wait at an address: all when there is something to tell them, else as many as there is
+    /// Guides those that wait at an address: all when there is something to tell them, else as many as there is
     /// room for.
     fn call(&mut self, now: Instant, place: &Place) {
-        let mut told = 0;
+        let mut at = now;
         for waiting in std::mem::take(&mut self.waiting) {
             if waiting.place.address != place.address {
                 self.waiting.push_back(waiting);
                 continue;
             }
             let prior = self.prior(now, &waiting.peer, &waiting.place, None);
-            if prior.is_some() {
-                self.advice.push_back((waiting.peer, Advice { prior, hold: SPREAD * told }));
-                told += 1;
+            if let Some(binding) = prior {
+                let guidance = Guidance { prior: Some(Prior { binding }), wait: false };
+                self.queue(at, waiting.peer, guidance);
+                at += SPREAD;
             } else if self.ladders_at(place) < LADDERS {
-                self.advice.push_back((waiting.peer, Advice { prior: None, hold: Duration::ZERO }));
+                self.queue(now, waiting.peer, Guidance { prior: None, wait: false });
                 self.admit(now, waiting.peer, waiting.place);
             } else {
                 self.waiting.push_back(waiting);
             }
         }
+    }
+
+    fn queue(&mut self, at: Instant, peer: PublicKey, guidance: Guidance) {
+        let behind = self.guidance.partition_point(|(due, ..)| *due <= at);
+        self.guidance.insert(behind, (at, peer, guidance));
     }
 
     fn bound(&mut self) {
@@ -304,20 +304,25 @@ mod tests {
 
     const NAT: Class = Class::Nat;
 
+    fn guided(guidance: Guidance) -> Option<Binding> {
+        guidance.prior.map(|prior| prior.binding)
+    }
+
     #[test]
     fn the_first_behind_an_address_measure_and_the_others_wait_for_them() {
         let now = Instant::now();
         let mut all = Neighbourhoods::new();
-        let holds: Vec<_> = (0..50).map(|n| all.handle_newcomer(now, key(n), &place(1)).hold).collect();
-        assert_eq!(holds.iter().filter(|hold| hold.is_zero()).count(), LADDERS);
-        assert_eq!(all.handle_newcomer(now, key(60), &place(2)).hold, Duration::ZERO);
+        let waiting = (0..50).filter(|n| all.handle_newcomer(now, key(*n), &place(1)).wait).count();
+        assert_eq!(waiting, 50 - LADDERS);
+        assert!(!all.handle_newcomer(now, key(60), &place(2)).wait);
         all.handle_verdict(now + SECOND * 40, key(0), &place(1), NAT, binding(30, 33));
-        let advised: Vec<_> = std::iter::from_fn(|| all.poll_advice()).collect();
-        assert_eq!(advised.len(), 48);
-        assert!(advised.iter().all(|(_, advice)| advice.prior == Some(binding(30, 33))));
-        let mut starts: Vec<_> = advised.iter().map(|(_, advice)| advice.hold).collect();
-        starts.dedup();
-        assert_eq!(starts.len(), 48, "they do not begin together");
+        let mut told = Vec::new();
+        while let Some(at) = all.poll_timeout().filter(|at| *at < now + SECOND * 100) {
+            told.extend(all.poll_guidance(at).map(|(peer, guidance)| (at, peer, guidance)));
+        }
+        assert_eq!(told.len(), 48);
+        assert!(told.iter().all(|(_, _, guidance)| guided(*guidance) == Some(binding(30, 33))));
+        assert!(told.windows(2).all(|pair| pair[1].0 - pair[0].0 >= SPREAD), "they do not begin together");
     }
 
     #[test]
@@ -325,8 +330,8 @@ mod tests {
         let now = Instant::now();
         let mut all = Neighbourhoods::new();
         all.handle_verdict(now, key(1), &place(1), NAT, binding(30, 33));
-        assert_eq!(all.handle_newcomer(now, key(2), &place(1)).prior, Some(binding(30, 33)));
-        assert_eq!(all.handle_newcomer(now, key(1), &place(1)).prior, None);
+        assert_eq!(guided(all.handle_newcomer(now, key(2), &place(1))), Some(binding(30, 33)));
+        assert_eq!(guided(all.handle_newcomer(now, key(1), &place(1))), None);
     }
 
     #[test]
@@ -388,12 +393,12 @@ mod tests {
             all.handle_newcomer(now, key(n), &place(1));
         }
         all.handle_gone(now, &key(0));
-        assert_eq!(all.poll_advice(), Some((key(2), Advice { prior: None, hold: Duration::ZERO })));
-        assert_eq!(all.poll_advice(), None);
+        assert_eq!(all.poll_guidance(now), Some((key(2), Guidance { prior: None, wait: false })));
+        assert_eq!(all.poll_guidance(now), None);
         let late = all.poll_timeout().unwrap();
         assert_eq!(late, now + LONGEST_LADDER);
         all.handle_timeout(late);
-        assert_eq!(all.poll_advice().map(|(peer, _)| peer), Some(key(3)));
+        assert_eq!(all.poll_guidance(late).map(|(peer, _)| peer), Some(key(3)));
     }
 
     #[test]
@@ -424,10 +429,11 @@ mod tests {
                     let waits = all.waiting.iter().any(|waiting| waiting.place == place(home));
                     prop_assert!(!waits || all.ladders_at(&place(home)) == LADDERS);
                 }
-                while all.poll_advice().is_some() {}
+                while all.poll_guidance(now).is_some() {}
             }
             while let Some(at) = all.poll_timeout() {
                 all.handle_timeout(at);
+                while all.poll_guidance(at).is_some() {}
             }
             prop_assert!(all.waiting.is_empty());
         }

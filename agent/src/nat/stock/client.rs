@@ -106,6 +106,7 @@ pub(super) struct Client {
     doubtful: u32,
     gaps: VecDeque<Duration>,
     churn: ChurnLog,
+    lost: Option<Churn>,
     answered: u64,
     unanswered: u64,
 }
@@ -121,6 +122,7 @@ impl Client {
             doubtful: 0,
             gaps: VecDeque::new(),
             churn: ChurnLog::default(),
+            lost: None,
             answered: 0,
             unanswered: 0,
         }
@@ -209,8 +211,9 @@ impl Client {
         &self.churn
     }
 
-    pub(super) fn note_restart(&mut self, churn: Churn) {
-        self.churn.push(churn);
+    /// A mapping that was lost and came back as the same ip:port, which nobody else sees.
+    pub(super) fn take_lost(&mut self) -> Option<Churn> {
+        self.lost.take()
     }
 
     /// Wakes answered and not answered.
@@ -253,7 +256,7 @@ impl Client {
 
     /// Whether what was heard last is the answer to a wake.
     fn is_answer(&self) -> bool {
-        let State::Waking(wake) = self.state else { return false };
+        let (State::Waking(wake) | State::Unanswered(wake)) = self.state else { return false };
         self.counters.last_handshake.is_some_and(|at| at >= wake.since)
     }
 
@@ -323,6 +326,8 @@ impl Client {
                 // A later answer would come through the mapping that the client just made or refreshed.
                 self.rest(now);
             }
+            // Either side may have begun this handshake, through the old mapping or through a new one.
+            State::Unanswered(_) if self.is_answer() && !moved => self.rest(now),
             State::Unanswered(wake) => {
                 // On time by its own clock: then it was there, and our packets did not reach it.
                 let on_time =

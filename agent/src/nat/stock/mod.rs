@@ -151,11 +151,9 @@ impl StockClients {
         self.settle(key);
     }
 
-    /// The client's NAT lost its state, together with its neighbours'.
-    pub fn handle_restart(&mut self, key: &PublicKey, churn: Churn) {
-        if let Some(client) = self.clients.get_mut(key) {
-            client.note_restart(churn);
-        }
+    /// A client's mapping that was lost and came back as the same ip:port: each is told once.
+    pub fn take_lost(&mut self, key: &PublicKey) -> Option<Churn> {
+        self.clients.get_mut(key)?.take_lost()
     }
 
     /// When [`Self::handle_timeout`] is due. Hand in fresh counters before.

@@ -1,5 +1,7 @@
 //! What the gateway's parts tell its control loop.
 
+use std::net::SocketAddr;
+
 use pinhole_proto::v1;
 use tokio::sync::{mpsc, oneshot};
 
@@ -26,8 +28,10 @@ pub(super) enum Command {
         session: u64,
         /// Under which it sends beats. `None` where none could be made.
         key: Option<BeatKey>,
-        /// Takes one poke at a time.
-        pokes: mpsc::Sender<()>,
+        /// Where its connection comes from.
+        source: Option<SocketAddr>,
+        /// Takes a few words at a time.
+        words: mpsc::Sender<Word>,
     },
     /// A client's agent tells of its path.
     SessionTold {
@@ -49,6 +53,15 @@ pub(super) enum Command {
     Ready(oneshot::Sender<Readiness>),
     /// The metrics, in the text format.
     Metrics(oneshot::Sender<String>),
+}
+
+/// What a client's agent is told.
+#[derive(Debug)]
+pub(super) enum Word {
+    /// To give a sign of life on the tunnel.
+    Poke,
+    /// What its neighbours know.
+    Guidance(v1::Guidance),
 }
 
 /// An answer of `/readyz`.

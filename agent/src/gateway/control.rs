@@ -17,11 +17,12 @@ use tokio_util::sync::CancellationToken;
 use super::{
     GatewayError,
     access::NetworkAccess,
-    command::{Command, Readiness},
+    command::{Command, Readiness, Word},
     desired::{Agent, Desired},
     insight::{Insight, Move, canonical},
     link::Running,
     metrics::{Counters, Gauges, Nats, render},
+    neighbours::{Finding, Neighbours, guidance_to_wire},
     proof::{Prober, Way},
     report::{Observation, Reporter, phase_from_wire},
     session::Served,
@@ -69,7 +70,7 @@ struct Attached {
     session: u64,
     /// For a tunnel that is not there yet.
     key: Option<BeatKey>,
-    pokes: mpsc::Sender<()>,
+    words: mpsc::Sender<Word>,
     poked: Option<Instant>,
 }
 
@@ -94,6 +95,7 @@ pub(super) struct Control {
     agents: HashMap<PublicKey, Agent>,
     changes: HashMap<PublicKey, v1::EndpointChange>,
     insights: HashMap<PublicKey, Arc<Insight>>,
+    neighbours: Neighbours,
     oversized: bool,
     client_receive: Option<Instant>,
     own_proof: Option<Proof>,
@@ -107,6 +109,7 @@ pub(super) struct Control {
 impl Control {
     pub(super) fn new(setup: Setup) -> (Self, mpsc::Receiver<TunnelEvent>) {
         let (events, receiver) = mpsc::channel(EVENTS);
+        let neighbours = Neighbours::new(setup.listen_port);
         let control = Control {
             setup,
             tunnel: None,
@@ -121,6 +124,7 @@ impl Control {
             agents: HashMap::new(),
             changes: HashMap::new(),
             insights: HashMap::new(),
+            neighbours,
             oversized: false,
             client_receive: None,
             own_proof: None,
@@ -177,6 +181,7 @@ impl Control {
             self.insights.entry(*key).or_insert_with(|| Arc::new(Insight::new(SystemTime::now())));
         }
         self.agents.retain(|key, _| desired.peers.contains_key(key));
+        self.neighbours.handle_clients(now, &desired, |key| self.agents.contains_key(key));
         self.health.handle_peers(now, &desired.expectations(&self.agents));
         self.desired = Some(Arc::clone(&desired));
         let result = self.apply_tunnel(&desired);
@@ -244,6 +249,7 @@ impl Control {
         let due = [
             self.operator.as_ref().map(|operator| operator.reporter.poll_timeout()),
             self.health.poll_timeout(),
+            self.neighbours.poll_timeout(),
             self.next_proof.filter(|_| !self.proving),
             self.tunnel_retry,
         ];
@@ -262,18 +268,20 @@ impl Control {
                 self.operator = None;
                 self.setup.served.send_modify(|served| served.attached = None);
             }
-            Command::SessionOpened { peer, session, key, pokes } => {
+            Command::SessionOpened { peer, session, key, source, words } => {
                 if let (Some(tunnel), Some(key)) = (&self.tunnel, &key) {
                     tunnel.answer_beats(&peer, key.clone());
                 }
-                self.sessions.insert(peer, Attached { session, key, pokes, poked: None });
+                self.sessions.insert(peer, Attached { session, key, words, poked: None });
                 self.expect(now, peer, Agent::Silent);
+                self.neighbours.handle_attached(now, peer, source);
                 self.changed(now);
             }
             Command::SessionTold { peer, state } => self.handle_told(now, peer, &state),
             Command::SessionClosed { peer, session } => {
                 if self.sessions.get(&peer).is_some_and(|attached| attached.session == session) {
                     self.sessions.remove(&peer);
+                    self.neighbours.handle_detached(now, &peer);
                     self.health.handle_session_end(now, &peer);
                     self.changed(now);
                 }
@@ -303,6 +311,9 @@ impl Control {
         });
         let (news, costs) = news.unwrap_or_default();
         self.counters.spent(costs);
+        if let Some(insight) = self.insights.get(&peer) {
+            self.neighbours.handle_told(now, peer, state, insight);
+        }
         if self.health.handle_told(now, &peer, phase_from_wire(state.phase())) || news {
             self.changed(now);
         }
@@ -329,7 +340,7 @@ impl Control {
             return;
         }
         attached.poked = Some(now);
-        if attached.pokes.try_send(()).is_ok() {
+        if attached.words.try_send(Word::Poke).is_ok() {
             self.counters.pokes += 1;
         }
     }
@@ -381,6 +392,7 @@ impl Control {
                 self.changes.insert(peer, change);
                 let moved = Move { at: SystemTime::now(), from: Some(from), to: Some(to), idle };
                 self.learn(&peer, |insight| insight.handle_move(moved));
+                self.neighbours.handle_moved(now, peer, (from, to), idle);
                 self.changed(now);
             }
             TunnelEvent::EndpointChanged { .. } => self.changed(now),
@@ -410,10 +422,51 @@ impl Control {
                 self.poke(now, &peer);
             }
         }
+        if self.neighbours.poll_timeout().is_some_and(|at| now >= at) {
+            self.sample(now);
+            self.neighbours.handle_timeout(now);
+        }
+        self.act(now);
         if !self.proving && self.next_proof.is_some_and(|at| now >= at) {
             self.prove(now);
         }
         self.report(now);
+    }
+
+    /// Does what clients' NATs call for.
+    fn act(&mut self, now: Instant) {
+        while let Some(peer) = self.neighbours.poll_wake(now) {
+            let Some(tunnel) = &self.tunnel else { break };
+            tunnel.handshake(&peer);
+            self.counters.stock_wakes += 1;
+        }
+        while let Some(restart) = self.neighbours.poll_restart() {
+            tracing::info!(clients = restart.clients, changed = restart.changed, "a NAT lost its state");
+            self.counters.nat_restarts += 1;
+            if let Some(operator) = &mut self.operator {
+                operator.reporter.handle_own_change(now);
+            }
+        }
+        while let Some((peer, finding)) = self.neighbours.poll_finding() {
+            match finding {
+                Finding::Guidance(guidance) => self.guide(&peer, guidance_to_wire(&guidance)),
+                Finding::Lost(lost) => {
+                    self.learn(&peer, |insight| insight.handle_lost(lost));
+                    self.changed(now);
+                }
+                Finding::Restarted => {
+                    self.learn(&peer, |insight| insight.handle_restart(SystemTime::now()));
+                    self.changed(now);
+                }
+            }
+        }
+    }
+
+    /// Where there is no room the client goes on by itself after a while.
+    fn guide(&self, peer: &PublicKey, guidance: v1::Guidance) {
+        if let Some(attached) = self.sessions.get(peer) {
+            let _ = attached.words.try_send(Word::Guidance(guidance));
+        }
     }
 
     fn changed(&mut self, now: Instant) {
@@ -433,6 +486,7 @@ impl Control {
         for stats in &self.stats {
             let sample = Sample { last_receive: stats.last_receive, last_handshake: stats.last_handshake };
             changed |= self.health.handle_sample(now, &stats.public_key, sample);
+            self.neighbours.handle_stats(now, stats);
             self.client_receive = self.client_receive.max(stats.last_receive);
         }
         if changed {
@@ -536,6 +590,8 @@ impl Control {
             return;
         }
         self.sample(now);
+        self.observe_stock();
+        let restarts = self.neighbours.restarts(now, SystemTime::now());
         let observations = self.observations();
         let impairments = self.impairments();
         let proof = self.proof();
@@ -547,7 +603,7 @@ impl Control {
             path_proof: proof.map_or(v1::PathProof::Unspecified, |proof| proof.by).into(),
             path_proof_age: proof.and_then(|proof| now.saturating_duration_since(proof.at).try_into().ok()),
             impairments: impairments.clone(),
-            nat_restarts: Vec::new(),
+            nat_restarts: restarts.clone(),
         };
         for report in reports.into_iter().map(wire) {
             let message = v1::GatewayMessage { message: Some(v1::gateway_message::Message::Report(report)) };
@@ -558,6 +614,17 @@ impl Control {
             }
             self.counters.reports += 1;
         }
+    }
+
+    /// Takes over what is seen of clients without an agent.
+    fn observe_stock(&mut self) {
+        let insights = &mut self.insights;
+        self.neighbours.tell_stock(SystemTime::now(), |peer, (nat, binding, recommended)| {
+            let Some(insight) = insights.get_mut(peer) else { return };
+            if !insight.is_observed(nat.as_ref(), binding.as_ref(), recommended) {
+                Arc::make_mut(insight).handle_observed(nat, binding, recommended);
+            }
+        });
     }
 
     fn observations(&self) -> Vec<(PublicKey, Observation)> {

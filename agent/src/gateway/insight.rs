@@ -154,6 +154,21 @@ impl Insight {
         (self.nat, self.binding, self.recommended) = (nat, binding, recommended);
     }
 
+    /// Whether that is known already.
+    pub fn is_observed(
+        &self,
+        nat: Option<&v1::NatReport>,
+        binding: Option<&v1::BindingReport>,
+        recommended: Option<Duration>,
+    ) -> bool {
+        self.nat.as_ref() == nat && self.binding.as_ref() == binding && self.recommended == recommended
+    }
+
+    /// A mapping was lost and came back as the same ip:port, as seen from here alone of a client without an agent.
+    pub fn handle_lost(&mut self, lost: Move) {
+        self.count(Cause::MappingLost, lost, 1, Witness::Agent);
+    }
+
     /// The last move was one of many behind the same address: the NAT's doing. Returns whether there was one.
     pub fn handle_restart(&mut self, now: SystemTime) -> bool {
         let recent = |fresh: &&mut Fresh| {
@@ -428,7 +443,7 @@ fn mapping(wire: v1::NatMapping) -> Mapping {
 }
 
 /// What the protocol's cause means here.
-fn cause_from_wire(cause: v1::ChurnCause) -> Option<Cause> {
+pub(super) fn cause_from_wire(cause: v1::ChurnCause) -> Option<Cause> {
     Cause::ALL.into_iter().find(|known| cause_to_wire(*known) == cause)
 }
 

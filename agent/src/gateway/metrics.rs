@@ -36,6 +36,8 @@ pub(super) struct Counters {
     pub(super) desired_errors: BTreeMap<&'static str, u64>,
     pub(super) proofs_failed: u64,
     pub(super) pokes: u64,
+    pub(super) stock_wakes: u64,
+    pub(super) nat_restarts: u64,
     pub(super) churn: BTreeMap<Cause, u64>,
     costs: Costs,
 }
@@ -246,6 +248,18 @@ pub(super) fn render(counters: &Counters, gauges: &Gauges) -> String {
         "counter",
         "Wakes not taken on since the client had not shown yet that it receives there.",
         beats.unproven,
+    );
+    page.one(
+        "pinhole_gateway_stock_wakes_total",
+        "counter",
+        "Handshakes begun to learn how long a mapping of a client without an agent lives.",
+        counters.stock_wakes,
+    );
+    page.one(
+        "pinhole_gateway_nat_restarts_total",
+        "counter",
+        "Times that several clients behind one public address lost their mappings together.",
+        counters.nat_restarts,
     );
     page.one(
         "pinhole_gateway_pokes_total",

@@ -10,6 +10,7 @@ pub mod insight;
 mod link;
 mod listen;
 mod metrics;
+mod neighbours;
 mod probes;
 mod proof;
 pub mod report;

@@ -1,6 +1,7 @@
 //! The service that client agents call: enrolment, renewal, and a stream of configuration.
 
 use std::{
+    net::SocketAddr,
     pin::Pin,
     sync::{
         Arc,
@@ -21,7 +22,7 @@ use tonic::{Code, Request, Response, Status, Streaming, metadata::MetadataValue}
 use v1::client_session_server::ClientSession;
 
 use super::{
-    command::Command,
+    command::{Command, Word},
     desired::Desired,
     link::{OperatorAccess, Relay},
 };
@@ -149,13 +150,17 @@ impl Inner {
         self: Arc<Self>,
         peer: PublicKey,
         client: v1::ObjectRef,
+        source: Option<SocketAddr>,
         mut incoming: Streaming<v1::ClientMessage>,
         outbox: mpsc::Sender<Result<v1::SessionMessage, Status>>,
     ) {
         let session = self.counter.fetch_add(1, Ordering::Relaxed);
-        let (pokes, mut poke) = mpsc::channel(1);
+        let (words, mut said) = mpsc::channel(OUTBOX);
         let (key, secret) = BeatKey::generate(self.key_id()).unzip();
-        let _ = self.control.send(Command::SessionOpened { peer, session, key: key.clone(), pokes }).await;
+        let _ = self
+            .control
+            .send(Command::SessionOpened { peer, session, key: key.clone(), source, words })
+            .await;
         if let (Some(key), Some(secret)) = (key, secret) {
             let message = v1::BeatKey { id: key.id().0, secret: secret.to_vec() };
             let message = v1::session_message::Message::BeatKey(message);
@@ -186,8 +191,11 @@ impl Inner {
                     Ok(Some(message)) => self.heard(peer, message).await,
                     Ok(None) | Err(_) => break,
                 },
-                Some(()) = poke.recv() => {
-                    let message = v1::session_message::Message::Poke(v1::Poke {});
+                Some(word) = said.recv() => {
+                    let message = match word {
+                        Word::Poke => v1::session_message::Message::Poke(v1::Poke {}),
+                        Word::Guidance(guidance) => v1::session_message::Message::Guidance(guidance),
+                    };
                     // A client that takes nothing is told with the next one.
                     let _ = outbox.try_send(Ok(v1::SessionMessage { message: Some(message) }));
                 }
@@ -263,6 +271,7 @@ impl ClientSession for Sessions {
     ) -> Result<Response<Self::AttachStream>, Status> {
         let client = caller(&request)?;
         let peer = self.inner.peer_of(&client).await?;
+        let source = request.remote_addr();
         let mut incoming = request.into_inner();
         let hello = timeout(HELLO, incoming.message()).await;
         let hello = hello.map_err(|_| Status::deadline_exceeded("no hello in time"))??;
@@ -271,7 +280,7 @@ impl ClientSession for Sessions {
             return Err(Status::invalid_argument("a session begins with a hello"));
         }
         let (outbox, messages) = mpsc::channel(OUTBOX);
-        tokio::spawn(Arc::clone(&self.inner).serve(peer, client, incoming, outbox));
+        tokio::spawn(Arc::clone(&self.inner).serve(peer, client, source, incoming, outbox));
         Ok(Response::new(Box::pin(ReceiverStream::new(messages))))
     }
 

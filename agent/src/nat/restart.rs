@@ -104,10 +104,10 @@ impl RestartDetector {
         Self::default()
     }
 
-    /// A mapping was lost.
-    pub fn handle_loss(&mut self, now: Instant, loss: Loss) {
+    /// A mapping was lost. Returns whether that was part of a restart that was told already.
+    pub fn handle_loss(&mut self, now: Instant, loss: Loss) -> bool {
         if !loss.counts() {
-            return;
+            return false;
         }
         let ip = loss.from.ip().to_canonical();
         self.make_room(now, ip);
@@ -123,9 +123,12 @@ impl RestartDetector {
             // It noticed late what was told already.
             told.changed += 1;
             told.clients = told.clients.max(told.changed);
-        } else if together(&address.losses).len() >= FEWEST {
+            return true;
+        }
+        if together(&address.losses).len() >= FEWEST {
             address.due.get_or_insert(now + SETTLE);
         }
+        false
     }
 
     /// The client itself moved, as it says: its change is no loss of the NAT's.
@@ -163,14 +166,12 @@ impl RestartDetector {
         self.addresses.values().filter_map(|address| address.told)
     }
 
-    /// Whether a loss of this client was part of the address's last restart.
-    pub fn is_part(&self, peer: &PublicKey, address: IpAddr) -> bool {
-        let Some(address) = self.addresses.get(&address.to_canonical()) else { return false };
-        let Some(told) = address.told else { return false };
-        address
-            .losses
-            .iter()
-            .any(|noted| noted.peer == *peer && noted.after <= told.at + SLACK && noted.noticed >= told.at)
+    /// Whose losses were part of the address's last restart.
+    pub fn members(&self, address: IpAddr) -> Vec<PublicKey> {
+        let Some(address) = self.addresses.get(&address.to_canonical()) else { return Vec::new() };
+        let Some(told) = address.told else { return Vec::new() };
+        let part = |noted: &&Noted| noted.after <= told.at + SLACK && noted.noticed >= told.at;
+        address.losses.iter().filter(part).map(|noted| noted.peer).collect()
     }
 
     fn make_room(&mut self, now: Instant, wanted: IpAddr) {
@@ -296,11 +297,10 @@ mod tests {
         detector.handle_loss(now, loss(1, 20));
         detector.handle_loss(now + SECOND, loss(2, 20));
         assert_eq!(run(&mut detector, &[]).len(), 1);
-        detector.handle_loss(now + SECOND * 19, loss(3, 20));
+        assert!(detector.handle_loss(now + SECOND * 19, loss(3, 20)));
         assert_eq!(run(&mut detector, &[]), []);
         assert_eq!(detector.restarts().map(|restart| restart.changed).collect::<Vec<_>>(), [3]);
-        assert!(detector.is_part(&key(3), home(1).ip()) && detector.is_part(&key(1), home(1).ip()));
-        assert!(!detector.is_part(&key(4), home(1).ip()));
+        assert_eq!(detector.members(home(1).ip()), [key(1), key(2), key(3)]);
     }
 
     #[test]

@@ -55,7 +55,8 @@ impl Traffic {
 }
 
 impl PeerStats {
-    pub(super) const fn new(public_key: PublicKey) -> Self {
+    /// Of a peer that was never heard.
+    pub(crate) const fn new(public_key: PublicKey) -> Self {
         Self {
             public_key,
             endpoint: None,

@@ -6,5 +6,6 @@ pub mod gateway;
 pub mod health;
 pub mod identity;
 pub mod kernel;
+mod measured;
 pub mod nat;
 pub mod tunnel;

@@ -328,6 +328,11 @@ impl Runner<'_> {
                 tracing::info!("the gateway does not hear the tunnel");
                 self.pulse.handle_poke(Instant::now());
             }
+            session::Event::Guided(replica, guidance) => {
+                if let Some(replica) = replica {
+                    self.pulse.handle_guidance(Instant::now(), replica, &guidance);
+                }
+            }
             session::Event::Config(config) => self.handle_config(*config),
             session::Event::Renewed(proof, ca) => {
                 self.setup.enrolment.proof = proof.clone();

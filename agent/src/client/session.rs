@@ -62,6 +62,8 @@ pub(super) enum Event {
     BeatKey(Option<PublicKey>, BeatKey),
     /// The gateway hears nothing on the tunnel.
     Poked,
+    /// What this replica advises about experiments.
+    Guided(Option<PublicKey>, v1::Guidance),
     /// A newer configuration.
     Config(Box<v1::ClientConfig>),
     /// The certificate was renewed.
@@ -194,6 +196,11 @@ impl Session {
                     }
                     Some(Some(v1::session_message::Message::Poke(_))) => {
                         if self.events.send(Event::Poked).await.is_err() {
+                            return Ok(End::Stop);
+                        }
+                    }
+                    Some(Some(v1::session_message::Message::Guidance(guidance))) => {
+                        if self.events.send(Event::Guided(replica, guidance)).await.is_err() {
                             return Ok(End::Stop);
                         }
                     }

@@ -21,18 +21,7 @@ pub(super) enum Command {
     /// The stream is gone.
     LinkDown,
     /// A client's agent attached.
-    SessionOpened {
-        /// The client.
-        peer: PublicKey,
-        /// Counts up over all sessions.
-        session: u64,
-        /// Under which it sends beats. `None` where none could be made.
-        key: Option<BeatKey>,
-        /// Where its connection comes from.
-        source: Option<SocketAddr>,
-        /// Takes a few words at a time.
-        words: mpsc::Sender<Word>,
-    },
+    SessionOpened(Box<Opened>),
     /// A client's agent tells of its path.
     SessionTold {
         /// The client.
@@ -53,6 +42,21 @@ pub(super) enum Command {
     Ready(oneshot::Sender<Readiness>),
     /// The metrics, in the text format.
     Metrics(oneshot::Sender<String>),
+}
+
+/// A client's session as it begins.
+#[derive(Debug)]
+pub(super) struct Opened {
+    /// The client.
+    pub peer: PublicKey,
+    /// Counts up over all sessions.
+    pub session: u64,
+    /// Under which it sends beats. `None` where none could be made.
+    pub key: Option<BeatKey>,
+    /// Where its connection comes from.
+    pub source: Option<SocketAddr>,
+    /// Takes a few words at a time.
+    pub words: mpsc::Sender<Word>,
 }
 
 /// What a client's agent is told.

@@ -14,17 +14,15 @@ use super::{
     insight::{Insight, Move, cause_from_wire},
 };
 use crate::{
+    measured,
     nat::{
-        Binding, Cause, Confidence, Guidance, Promotion,
+        Binding, Cause, Confidence, Guidance,
         prior::{Neighbourhoods, Place},
         restart::{Heard, Loss, NatRestart, RestartDetector},
         stock::{Counters, StockClients},
     },
     tunnel::{PeerStats, PublicKey},
 };
-
-/// When a Linux NAT promotes a binding.
-const SHORT_PROMOTION: Duration = Duration::from_secs(2);
 
 /// A client as its data path shows it.
 #[derive(Debug, Clone, Copy)]
@@ -134,7 +132,9 @@ impl Neighbours {
             self.handle_churn(now, peer, churn);
         }
         let place = self.places.get(&peer).cloned();
-        if let (Some(place), Some(binding)) = (place, state.binding.as_ref().and_then(from_wire)) {
+        if let (Some(place), Some(binding)) =
+            (place, state.binding.as_ref().and_then(measured::binding_from_wire))
+        {
             self.priors.handle_verdict(now, peer, &place, insight.class(), binding);
         }
     }
@@ -245,7 +245,8 @@ impl Neighbours {
             if since.0 != confidence {
                 *since = (confidence, wall);
             }
-            let binding = (confidence > Confidence::Unknown).then(|| to_wire(&insight.binding, since.1));
+            let binding =
+                (confidence > Confidence::Unknown).then(|| to_wire(&insight.binding, Some(since.1)));
             let recommended = insight.recommendation.map(|recommendation| recommendation.interval);
             learn(peer, (Some(nat), binding, recommended));
         }
@@ -320,47 +321,12 @@ fn pool_name(pool: &v1::Pool) -> Arc<str> {
 
 /// A guidance as the protocol has it.
 pub(super) fn guidance_to_wire(guidance: &Guidance) -> v1::Guidance {
-    let prior = guidance
-        .prior
-        .map(|prior| v1::BindingReport { since: None, ..to_wire(&prior.binding, SystemTime::now()) });
+    let prior = guidance.prior.map(|prior| to_wire(&prior.binding, None));
     v1::Guidance { prior, wait: guidance.wait }
 }
 
-fn to_wire(binding: &Binding, since: SystemTime) -> v1::BindingReport {
-    let confidence = match binding.confidence {
-        Confidence::Unknown => v1::BindingConfidence::Unknown,
-        Confidence::Growing => v1::BindingConfidence::Growing,
-        Confidence::Bracketed => v1::BindingConfidence::Bracketed,
-        Confidence::Confirmed => v1::BindingConfidence::Confirmed,
-    };
-    let promoted_after = (binding.promotion == Promotion::Short).then_some(SHORT_PROMOTION);
-    v1::BindingReport {
-        at_least: binding.at_least.try_into().ok(),
-        less_than: binding.less_than.and_then(|end| end.try_into().ok()),
-        unpromoted: None,
-        promoted_after: promoted_after.and_then(|after| after.try_into().ok()),
-        confidence: confidence.into(),
-        since: Some(since.into()),
-        vantage: v1::Vantage::Gateway.into(),
-    }
-}
-
-/// `None` where it makes no sense.
-fn from_wire(wire: &v1::BindingReport) -> Option<Binding> {
-    let at_least = wire.at_least.and_then(|at_least| Duration::try_from(at_least).ok())?;
-    let less_than = wire.less_than.and_then(|end| Duration::try_from(end).ok());
-    if less_than.is_some_and(|end| end <= at_least) {
-        return None;
-    }
-    let confidence = match wire.confidence() {
-        v1::BindingConfidence::Unknown => Confidence::Unknown,
-        v1::BindingConfidence::Growing => Confidence::Growing,
-        v1::BindingConfidence::Bracketed => Confidence::Bracketed,
-        v1::BindingConfidence::Confirmed => Confidence::Confirmed,
-    };
-    // Where it is not told, what a client finds out by itself within seconds is not guessed.
-    let promotion = if wire.promoted_after.is_some() { Promotion::Short } else { Promotion::Unknown };
-    Some(Binding { at_least, less_than, promotion, confidence })
+fn to_wire(binding: &Binding, since: Option<SystemTime>) -> v1::BindingReport {
+    measured::binding_to_wire(binding, since, v1::Vantage::Gateway)
 }
 
 #[cfg(test)]
@@ -440,7 +406,7 @@ mod tests {
         for (_, finding) in told {
             let Finding::Guidance(guidance) = finding else { panic!("{finding:?}") };
             let wire = guidance_to_wire(&guidance);
-            let back = from_wire(&wire.prior.unwrap()).unwrap();
+            let back = measured::binding_from_wire(&wire.prior.unwrap()).unwrap();
             assert_eq!(back.at_least, SECOND * 30);
             assert!(!wire.wait);
         }

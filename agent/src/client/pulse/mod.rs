@@ -31,8 +31,8 @@ use crate::{
     health::Jitter,
     identity::Store,
     nat::{
-        Action, Beat, Behaviour, Binding, Cause, Channel, Churn, Confidence, Finding, Keeper, Path, Payload,
-        Policy, Prior, Reason, Reply, Stats,
+        Action, Beat, Behaviour, Binding, Cause, Channel, Churn, Confidence, Finding, Guidance, Keeper, Path,
+        Payload, Policy, Prior, Reason, Reply, Stats,
         wire::{self, Answer, BeatKey},
     },
     tunnel::{PeerStats, PublicKey},
@@ -111,6 +111,8 @@ pub(super) struct Pulse {
     enabled: bool,
     keys: HashMap<PublicKey, VecDeque<BeatKey>>,
     keeper: Option<Keeper>,
+    /// What a replica advised before there was a path to it.
+    guidance: Option<(PublicKey, Guidance)>,
     way: Option<Way>,
     /// What the keeper's knowledge is of.
     learnt_on: Option<Way>,
@@ -145,6 +147,7 @@ impl Pulse {
             enabled: true,
             keys: HashMap::new(),
             keeper: None,
+            guidance: None,
             way: None,
             learnt_on: None,
             assumed: None,
@@ -233,6 +236,17 @@ impl Pulse {
             self.keep(now, Path::Down);
             self.drain(now);
         }
+    }
+
+    /// A gateway replica advises about experiments.
+    pub(super) fn handle_guidance(&mut self, now: Instant, replica: PublicKey, guidance: &v1::Guidance) {
+        let guidance = report::guidance(guidance);
+        tracing::info!(prior = ?guidance.prior, wait = guidance.wait, "the gateway advises");
+        match self.keeper.as_mut().filter(|_| self.way.as_ref().is_some_and(|way| way.replica == replica)) {
+            Some(keeper) => keeper.handle_guidance(now, guidance),
+            None => self.guidance = Some((replica, guidance)),
+        }
+        self.drain(now);
     }
 
     /// The gateway hears nothing on the tunnel, and says so over the session.
@@ -399,10 +413,15 @@ impl Pulse {
         self.altered = false;
         self.survey = None;
         if self.keeper.is_some() {
-            return self.keep(now, Path::Fresh { prior });
+            self.keep(now, Path::Fresh { prior });
+        } else {
+            let seed = Jitter::from_os().next_u64();
+            self.keeper = Some(Keeper::new(now, self.policy, prior, seed));
         }
-        let seed = Jitter::from_os().next_u64();
-        self.keeper = Some(Keeper::new(now, self.policy, prior, seed));
+        let guidance = self.guidance.take().filter(|(replica, _)| *replica == way.replica);
+        if let (Some((_, guidance)), Some(keeper)) = (guidance, &mut self.keeper) {
+            keeper.handle_guidance(now, guidance);
+        }
     }
 
     fn keep(&mut self, now: Instant, path: Path) {

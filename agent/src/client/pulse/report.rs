@@ -4,15 +4,15 @@ use std::time::{Duration, SystemTime};
 
 use pinhole_proto::v1;
 
-use crate::nat::{
-    Behaviour, Binding, Confidence, Filtering, Finding, Mapping, Mode, PortAllocation, Promotion, Reason,
-    Stats,
+use crate::{
+    measured::{binding_from_wire, binding_to_wire},
+    nat::{
+        Behaviour, Binding, Filtering, Finding, Guidance, Mapping, Mode, PortAllocation, Prior, Reason, Stats,
+    },
 };
 
 /// What a static keepalive would be: WireGuard's own advice.
 const STATIC: Duration = Duration::from_secs(25);
-/// When a Linux NAT promotes a binding.
-const SHORT_PROMOTION: Duration = Duration::from_secs(2);
 
 pub(super) fn nat(behaviour: &Behaviour) -> v1::NatReport {
     v1::NatReport {
@@ -64,24 +64,13 @@ fn finding(finding: Finding) -> i32 {
 }
 
 pub(super) fn binding(binding: &Binding, since: SystemTime) -> v1::BindingReport {
-    v1::BindingReport {
-        at_least: binding.at_least.try_into().ok(),
-        less_than: binding.less_than.and_then(|lifetime| lifetime.try_into().ok()),
-        unpromoted: None,
-        promoted_after: match binding.promotion {
-            Promotion::Short => SHORT_PROMOTION.try_into().ok(),
-            Promotion::Unknown | Promotion::None | Promotion::Long => None,
-        },
-        confidence: match binding.confidence {
-            Confidence::Unknown => v1::BindingConfidence::Unknown,
-            Confidence::Growing => v1::BindingConfidence::Growing,
-            Confidence::Bracketed => v1::BindingConfidence::Bracketed,
-            Confidence::Confirmed => v1::BindingConfidence::Confirmed,
-        }
-        .into(),
-        since: Some(since.into()),
-        vantage: v1::Vantage::Client.into(),
-    }
+    binding_to_wire(binding, Some(since), v1::Vantage::Client)
+}
+
+/// What a gateway advises. A prior that makes no sense is none.
+pub(super) fn guidance(guidance: &v1::Guidance) -> Guidance {
+    let prior = guidance.prior.as_ref().and_then(binding_from_wire);
+    Guidance { prior: prior.map(|binding| Prior { binding }), wait: guidance.wait }
 }
 
 pub(super) fn keepalive(

@@ -17,7 +17,7 @@ use tokio_util::sync::CancellationToken;
 use super::{
     GatewayError,
     access::NetworkAccess,
-    command::{Command, Readiness, Word},
+    command::{Command, Opened, Readiness, Word},
     desired::{Agent, Desired},
     insight::{Insight, Move, canonical},
     link::Running,
@@ -268,7 +268,8 @@ impl Control {
                 self.operator = None;
                 self.setup.served.send_modify(|served| served.attached = None);
             }
-            Command::SessionOpened { peer, session, key, source, words } => {
+            Command::SessionOpened(opened) => {
+                let Opened { peer, session, key, source, words } = *opened;
                 if let (Some(tunnel), Some(key)) = (&self.tunnel, &key) {
                     tunnel.answer_beats(&peer, key.clone());
                 }

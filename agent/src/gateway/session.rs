@@ -22,7 +22,7 @@ use tonic::{Code, Request, Response, Status, Streaming, metadata::MetadataValue}
 use v1::client_session_server::ClientSession;
 
 use super::{
-    command::{Command, Word},
+    command::{Command, Opened, Word},
     desired::Desired,
     link::{OperatorAccess, Relay},
 };
@@ -157,10 +157,8 @@ impl Inner {
         let session = self.counter.fetch_add(1, Ordering::Relaxed);
         let (words, mut said) = mpsc::channel(OUTBOX);
         let (key, secret) = BeatKey::generate(self.key_id()).unzip();
-        let _ = self
-            .control
-            .send(Command::SessionOpened { peer, session, key: key.clone(), source, words })
-            .await;
+        let opened = Opened { peer, session, key: key.clone(), source, words };
+        let _ = self.control.send(Command::SessionOpened(Box::new(opened))).await;
         if let (Some(key), Some(secret)) = (key, secret) {
             let message = v1::BeatKey { id: key.id().0, secret: secret.to_vec() };
             let message = v1::session_message::Message::BeatKey(message);

@@ -8,6 +8,9 @@ mod oracle;
 mod pinhole;
 mod rfc5780;
 
+#[cfg(test)]
+mod tests;
+
 use std::time::{Duration, Instant};
 
 use pinhole_agent::nat::{Beat, Channel, Reply, Wake};

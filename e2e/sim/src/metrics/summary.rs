@@ -249,3 +249,98 @@ fn percentiles(values: impl Iterator<Item = f64>) -> (Option<f64>, Option<f64>) 
     };
     (rank(50), rank(99))
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    fn outcome(profile: usize, wakes: u64, wakes_oracle: u64) -> Outcome {
+        Outcome {
+            profile,
+            reached: Reached { tested_s: 100.0, failed_s: 1.0 },
+            wakes,
+            wakes_sent: wakes / 2,
+            wakes_oracle,
+            converged: Some((wakes / 10, wakes_oracle / 10)),
+            converge: Some(Time::from_secs(60)),
+            verdict: Some(Time::from_secs(wakes)),
+            lifetime: Duration::from_secs(100),
+            packets: 3 * wakes,
+            bytes: 300 * wakes,
+            faults: Vec::new(),
+        }
+    }
+
+    fn summary(outcomes: &[Outcome]) -> Summary {
+        let nats = ["a", "b"].map(|name| Profile::new(name, 100.0, 100.0));
+        Summary::new("mine".to_owned(), 2.0, &nats, outcomes)
+    }
+
+    fn close(left: f64, right: f64) {
+        assert!((left - right).abs() < 1e-9, "{left} is not {right}");
+    }
+
+    #[test]
+    fn ratios_are_means_over_clients_not_over_wakes() {
+        let summary = summary(&[outcome(0, 100, 100), outcome(0, 300, 100), outcome(1, 1000, 1000)]);
+        close(summary.oracle_ratio, 5.0 / 3.0);
+        close(summary.oracle_ratio_converged.unwrap(), 5.0 / 3.0);
+        close(summary.wakes_per_client_day, 1400.0 / 6.0);
+        close(summary.sent_wakes_per_client_day, 700.0 / 6.0);
+        close(summary.packets_per_client_day, 700.0);
+    }
+
+    #[test]
+    fn a_client_that_did_not_converge_counts_as_never() {
+        let mut never = outcome(0, 100, 100);
+        (never.converge, never.converged, never.verdict) = (None, None, None);
+        let summary = summary(&[outcome(0, 100, 100), never]);
+        assert_eq!((summary.converge_s_p50, summary.converge_s_p99), (Some(60.0), None));
+        assert_eq!(summary.oracle_ratio_converged, Some(1.0));
+        close(summary.verdict_in_time, 0.5);
+    }
+
+    #[test]
+    fn a_verdict_is_in_time_within_1_3_lifetimes_and_30_s() {
+        close(summary(&[outcome(0, 160, 100), outcome(0, 161, 100)]).verdict_in_time, 0.5);
+    }
+
+    #[test]
+    fn the_worst_profile_has_the_lowest_success() {
+        let mut failing = outcome(1, 100, 100);
+        failing.reached.failed_s = 20.0;
+        let summary = summary(&[outcome(0, 100, 100), outcome(0, 100, 100), failing]);
+        assert_eq!(summary.worst_profile, "b");
+        close(summary.worst.unwrap().wake_success, 0.8);
+        close(summary.wake_success, 1.0 - 22.0 / 300.0);
+    }
+
+    #[test]
+    fn blind_times_are_told_by_kind_of_fault() {
+        let fault = |kind, secs| Fault {
+            kind,
+            blind: Duration::from_secs(secs),
+            recovery: (kind != FaultKind::Shrink).then_some(Duration::from_secs(secs + 1)),
+            allowed: Duration::from_secs(50),
+        };
+        let mut blinded = outcome(0, 100, 100);
+        blinded.faults = vec![
+            fault(FaultKind::InvisibleFlush, 20),
+            fault(FaultKind::InvisibleFlush, 40),
+            fault(FaultKind::Shrink, 9),
+        ];
+        let summary = summary(&[blinded]);
+        let invisible = &summary.faults.invisible_flush;
+        assert_eq!(
+            (invisible.count, invisible.blind_s_p50, invisible.blind_s_p99),
+            (2, Some(20.0), Some(40.0))
+        );
+        assert_eq!(invisible.recovery_s_p99, Some(41.0));
+        close(invisible.blind_intervals_max.unwrap(), 0.8);
+        assert_eq!(summary.faults.visible_flush.count, 0);
+        assert_eq!(summary.faults.shrink.recovery_s_p50, None);
+        assert_eq!((summary.blind_s_p50, summary.blind_s_p99), (Some(20.0), Some(40.0)));
+    }
+}

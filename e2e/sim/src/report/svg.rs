@@ -175,3 +175,25 @@ fn failure(success: f64) -> f64 {
 fn escaped(text: &str) -> String {
     text.replace('&', "&amp;").replace('<', "&lt;")
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn labels_of_points_in_one_place_do_not_overlap() {
+        let point = (300.0, 200.0);
+        let mut taken = vec![Area::around_point(point)];
+        for name in ["first", "second", "third", "fourth"] {
+            let label = Area::label(point, name, &taken);
+            assert!(!taken.iter().any(|other| label.overlaps(*other)), "{name}: {label:?}");
+            taken.push(label);
+        }
+    }
+
+    #[test]
+    fn text_cannot_break_the_picture() {
+        let picture = svg(&[], "a < b & c");
+        assert!(picture.contains("a &lt; b &amp; c"));
+    }
+}

@@ -24,6 +24,9 @@ use crate::{
 };
 
 const MANAGER: &str = "pinhole-operator-gateway";
+/// Two restarts of one NAT are at least so far apart.
+const DATE_SECONDS: i64 = 60;
+
 /// Restarts of NATs are remembered for so long, so that none is told twice.
 const REMEMBERED_SECONDS: i64 = 86_400;
 
@@ -154,10 +157,12 @@ impl Context {
             let address = restart.public_address.as_str();
             let mut told = self.restarts.lock().unwrap_or_else(PoisonError::into_inner);
             told.retain(|_, last| at.as_second() - last.as_second() < REMEMBERED_SECONDS);
-            let last = told.insert((uid.clone(), address.to_owned()), at);
-            if last.is_some_and(|last| last >= at) {
+            let topic = (uid.clone(), address.to_owned());
+            // Dates are not exact: a replica works them out anew for each report.
+            if told.get(&topic).is_some_and(|last| at.as_second() - last.as_second() < DATE_SECONDS) {
                 continue;
             }
+            told.insert(topic, at);
             let note = restart_note(address, restart.changed, restart.clients);
             self.events.tell(gateway, EventType::Warning, ("NATRestart", address), &note);
         }

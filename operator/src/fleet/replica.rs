@@ -137,7 +137,8 @@ impl Replica {
         let proof = self.proof(now).filter(|p| p.age < PROOF_FRESH).map(|p| p.kind);
         let impairments = impairments_of(report.impairments);
         let revived = !self.was_live;
-        let restarted = report.nat_restarts != self.nat_restarts;
+        let is_known = |new: &NatRestart| self.nat_restarts.iter().any(|old| same(old, new));
+        let restarted = report.nat_restarts.iter().any(|new| !is_known(new));
         if revived || restarted || proof != self.told_proof || impairments != self.impairments {
             changes.insert(Change::Gateway(gateway.clone()));
         }
@@ -237,6 +238,17 @@ impl Replica {
     pub(super) fn forget(&mut self, uid: &str) {
         self.clients.remove(uid);
     }
+}
+
+/// How exactly a replica dates what it saw.
+const DATE_SECONDS: u64 = 60;
+
+/// Whether two words on an address translator are of one restart of it.
+fn same(old: &NatRestart, new: &NatRestart) -> bool {
+    let second = |restart: &NatRestart| restart.at.map_or(0, |at| at.seconds);
+    old.public_address == new.public_address
+        && (old.changed, old.clients) == (new.changed, new.clients)
+        && second(old).abs_diff(second(new)) < DATE_SECONDS
 }
 
 fn proof_of(report: &GatewayReport, now: Instant) -> Option<(PathProof, Instant)> {

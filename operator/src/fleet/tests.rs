@@ -1,4 +1,4 @@
-use pinhole_proto::v1::{ClientReport, ObjectRef, Peer, Phase};
+use pinhole_proto::v1::{ClientReport, NatRestart, ObjectRef, Peer, Phase};
 
 use super::*;
 
@@ -170,4 +170,21 @@ fn a_client_that_no_replica_has_seen_is_known_to_be_unseen_while_one_reports() {
     let _live = fleet.attached(&gateway(), "edge-0", 0, later);
     assert_eq!(fleet.client(&gateway(), "1", None, later).hearing, Hearing::Live);
     assert_eq!(fleet.client(&gateway(), "1", Some("edge-7"), later).hearing, Hearing::Live);
+}
+
+#[test]
+fn a_restarted_nat_is_news_once_however_its_date_wobbles() {
+    let now = Instant::now();
+    let fleet = Fleet::new(now);
+    let replica = fleet.attached(&gateway(), "edge-0", 0, now);
+    taken(&fleet);
+    let restarted = |seconds, nanos| {
+        let at = Some(prost_types::Timestamp { seconds, nanos });
+        let restart = NatRestart { public_address: "198.51.100.7".into(), at, changed: 3, clients: 4 };
+        replica.report(GatewayReport { nat_restarts: vec![restart], ..GatewayReport::default() }, now);
+        taken(&fleet).contains(&Change::Gateway(gateway()))
+    };
+    assert!(restarted(1000, 999_999_990));
+    assert!(!restarted(1001, 20));
+    assert!(restarted(1500, 0));
 }

@@ -260,7 +260,7 @@ mod tests {
         let first = lifetime(None, &measured(120)).unwrap();
         assert_eq!(lifetime(Some(&first), &measured(124)), Some(first.clone()));
         let shrunk = lifetime(Some(&first), &measured(60)).unwrap();
-        assert_eq!(shrunk.at_least, Some(Interval(Duration::from_secs(60))));
+        assert_eq!(shrunk.at_least, Some(Interval(Duration::from_mins(1))));
     }
 
     #[test]

@@ -113,7 +113,8 @@ impl Insight {
     /// An authenticated packet came from elsewhere. Without the agent's word, the address tells a moved client from a
     /// moved mapping.
     pub fn handle_move(&mut self, moved: Move) {
-        let address = |place: Option<SocketAddr>| place.map(|place| place.ip().to_canonical());
+        let moved = Move { from: moved.from.map(plain), to: moved.to.map(plain), ..moved };
+        let address = |place: Option<SocketAddr>| place.map(|place| place.ip());
         let cause =
             if address(moved.from) == address(moved.to) { Cause::MappingChanged } else { Cause::Roam };
         if let Some(cause) = self.told_before(&moved) {
@@ -371,7 +372,7 @@ impl Insight {
 
 impl Move {
     fn to_wire(&self) -> v1::ChurnEvent {
-        let text = |place: Option<SocketAddr>| place.map(canonical).unwrap_or_default();
+        let text = |place: Option<SocketAddr>| place.map(|place| place.to_string()).unwrap_or_default();
         v1::ChurnEvent {
             at: Some(self.at.into()),
             from: text(self.from),
@@ -385,8 +386,8 @@ impl Move {
         let at = wire.at.and_then(|at| SystemTime::try_from(at).ok()).unwrap_or(now);
         Move {
             at: at.clamp(since.min(now), now),
-            from: wire.from.parse().ok(),
-            to: wire.to.parse().ok(),
+            from: wire.from.parse().ok().map(plain),
+            to: wire.to.parse().ok().map(plain),
             idle: wire.idle.and_then(|idle| Duration::try_from(idle).ok()),
         }
     }
@@ -394,7 +395,11 @@ impl Move {
 
 /// `ip:port` without the IPv4-in-IPv6 form that a dual-stack socket sees.
 pub fn canonical(address: SocketAddr) -> String {
-    SocketAddr::new(address.ip().to_canonical(), address.port()).to_string()
+    plain(address).to_string()
+}
+
+fn plain(address: SocketAddr) -> SocketAddr {
+    SocketAddr::new(address.ip().to_canonical(), address.port())
 }
 
 /// Whether a gateway sees such a thing too, as packets from elsewhere.
@@ -499,6 +504,17 @@ mod tests {
         agent_first.handle_told(at, &told);
         agent_first.handle_move(moved(at + SECOND, place(9, 1), place(9, 2)));
         assert_eq!(counts(&agent_first), [(v1::ChurnCause::LifetimeShrank, 1)]);
+    }
+
+    #[test]
+    fn a_dual_stack_socket_sees_the_same_places_as_an_agent() {
+        let mapped = |port| Some(format!("[::ffff:198.51.100.9]:{port}").parse().unwrap());
+        let mut insight = Insight::new(start());
+        insight.handle_move(moved(start() + SECOND, mapped(1), mapped(2)));
+        let told = moved(start() + SECOND, place(9, 1), place(9, 2));
+        insight.handle_told(start() + SECOND * 2, &state(start(), &[(Cause::MappingChanged, 1, &told)]));
+        assert_eq!(counts(&insight), [(v1::ChurnCause::MappingChanged, 1)]);
+        assert_eq!(insight.churn().causes[0].last.as_ref().unwrap().to, "198.51.100.9:2");
     }
 
     #[test]

@@ -47,6 +47,10 @@ async fn bad_input_is_refused_with_the_field_the_problem_and_the_remedy(lab: &La
             vec!["spec.keepalive", "min: is greater than max", "raise max"],
         ),
         (
+            gateway("{ exposure: { type: NodePort }, keepalive: { min: 30s, longestBlind: 20s } }"),
+            vec!["spec.keepalive", "longestBlind: is less than min", "raise longestBlind"],
+        ),
+        (
             gateway("{ exposure: { type: NodePort }, keepalive: { interval: 25 } }"),
             vec!["spec.keepalive.interval"],
         ),

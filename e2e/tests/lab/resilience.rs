@@ -130,6 +130,13 @@ async fn twenty_clients_behind_one_nat_with_one_source_port_are_told_apart(lab: 
     let listed = vpn.plugin(&["peers", "--behind", &nat.address().to_string(), "-o", "json"]).await?;
     let listed: Vec<serde_json::Value> = serde_json::from_str(&listed)?;
     ensure!(listed.len() == 20, "one command lists {} of the 20 clients behind the NAT", listed.len());
+    let groups = vpn.plugin(&["nat", "--pool", "staff", "--by-address", "-o", "json"]).await?;
+    let groups: Vec<serde_json::Value> = serde_json::from_str(&groups)?;
+    let address = nat.address().to_string();
+    let group = groups.iter().find(|group| group["publicAddress"] == address).context("no group")?;
+    let ports: std::collections::BTreeSet<u64> =
+        group["clients"].as_array().into_iter().flatten().filter_map(|c| c["port"].as_u64()).collect();
+    ensure!(ports.len() == 20, "{} ports behind the NAT", ports.len());
     for device in &mut devices {
         device.down().await?;
     }

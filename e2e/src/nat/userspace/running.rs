@@ -218,7 +218,8 @@ impl Journal {
 /// so that ARP, which asks the same rules, still finds that address local.
 fn routing(gateway: IpAddr) -> Vec<String> {
     let mut lines = vec![
-        format!("link set {DEVICE} up"),
+        // Room for a burst: other threads have their turns, too.
+        format!("link set {DEVICE} txqueuelen 4096 up"),
         format!("route add default dev {DEVICE} table {TABLE}"),
         "rule add pref 20 lookup local".to_owned(),
         "rule del pref 0".to_owned(),

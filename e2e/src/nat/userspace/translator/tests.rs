@@ -402,10 +402,10 @@ fn tcp_and_echo_pass_whatever_udp_may_do() {
     assert_eq!(answer.meaning(), flow(gateway, client));
     assert!(world.pass(3600.0, &build::tcp(end("198.51.100.9:9"), outside, b"")).is_none());
 
-    let [ping, pong] = [(8, *client.ip(), *gateway.ip()), (0, *gateway.ip(), PUBLIC)]
+    let [request, reply] = [(8, *client.ip(), *gateway.ip()), (0, *gateway.ip(), PUBLIC)]
         .map(|(kind, source, destination)| build::echo(kind, source, destination, 4000));
-    assert_eq!(world.pass(3601.0, &ping).unwrap().source_address(), PUBLIC);
-    assert_eq!(world.pass(3601.1, &pong).unwrap().destination_address(), *client.ip());
+    assert_eq!(world.pass(3601.0, &request).unwrap().source_address(), PUBLIC);
+    assert_eq!(world.pass(3601.1, &reply).unwrap().destination_address(), *client.ip());
     let unasked = build::echo(8, *gateway.ip(), PUBLIC, 4000);
     assert!(world.pass(3601.2, &unasked).is_none());
 }

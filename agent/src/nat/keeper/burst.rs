@@ -26,6 +26,8 @@ const CLOSE_WATCH: u64 = 16;
 const LOOSE_WATCH: u64 = 8;
 /// A rung's burst takes the live channel along when it has been silent this long.
 const WORTH_A_RIDE: Duration = Duration::from_secs(1);
+/// While hardly anything is proven, the next burst comes before a companion could matter.
+const WORTH_A_COMPANION: Duration = Duration::from_secs(4);
 
 impl Keeper {
     /// Begins a keepalive now.
@@ -36,9 +38,10 @@ impl Keeper {
         self.live.wake_due = None;
         self.live.asked = None;
         self.live.interval = self.jittered(self.interval());
+        self.live.wants_wake = self.wants_wake();
         let sequence = if self.live.needs_promotion && self.policy.mode == Mode::Adaptive {
             Sequence::new(self.life.promotion.plan(), now)
-        } else if self.stage == Stage::Climbing && self.life.promotion == Promotion::Unknown {
+        } else if self.interval() < WORTH_A_COMPANION {
             Sequence::new(ONCE, now)
         } else {
             Sequence::with_companion(now, self.companion())
@@ -185,20 +188,23 @@ impl Keeper {
         self.count_packet(now);
     }
 
-    /// When the gateway is to begin the next burst, where it is to begin it.
-    fn wake_request(&self) -> Option<Duration> {
+    /// Whether the gateway is to begin the next burst. Left to chance: a rhythm could be that of the NAT's own sweeps.
+    fn wants_wake(&mut self) -> bool {
         if self.policy.mode == Mode::Fixed || self.stage == Stage::Climbing {
-            return None;
+            return false;
         }
         let lead = self.lead();
         let share = lead.as_secs_f64() / self.live.interval.as_secs_f64().max(1.0);
         #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a few")]
         let every = ((share / WAKE_SHARE).ceil() as u64).clamp(1, RAREST_WAKE);
-        let wanted = self.strikes.is_watchful(self.cycles)
+        self.strikes.is_watchful(self.cycles)
             || !self.life.promotion.heals_by_itself()
-            || self.cycles.is_multiple_of(every);
-        let delay = self.live.interval.saturating_sub(lead + self.link.rtt());
-        (wanted && !delay.is_zero()).then(|| delay.min(Beat::LONGEST_WAKE))
+            || self.jitter.next_u64().is_multiple_of(every)
+    }
+
+    fn wake_request(&self) -> Option<Duration> {
+        let delay = self.live.interval.saturating_sub(self.lead() + self.link.rtt());
+        (self.live.wants_wake && !delay.is_zero()).then(|| delay.min(Beat::LONGEST_WAKE))
     }
 
     /// How long before the own timer the wake is to come.
@@ -210,7 +216,7 @@ impl Keeper {
     /// When the companion follows: as late as the burst allows, with room for repetitions where packets get lost.
     fn companion(&self) -> Duration {
         // Until then, a loss of the binding is noticed by nobody.
-        if self.life.promotion == Promotion::Short {
+        if matches!(self.life.promotion, Promotion::Unknown | Promotion::Short) {
             return GRACE;
         }
         let repetitions = if self.link.loss() < LOSSY { 0 } else { 2 };

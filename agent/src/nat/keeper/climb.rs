@@ -19,6 +19,8 @@ const GROWTH: [Duration; 4] =
     [Duration::from_mins(15), Duration::from_hours(2), Duration::from_hours(8), Duration::from_hours(24)];
 /// Coarse sweepers let a binding live longer once in a while: believe in growth when it happened so often.
 const GROWN: u32 = 3;
+/// And only if it is by that much.
+const COARSE_STEP: f64 = 1.1;
 /// Bursts in which a bracket held before it is called confirmed.
 const CONFIRMED: u64 = 8;
 
@@ -98,6 +100,7 @@ impl Keeper {
                     self.growth.seen = 0;
                     if self.life.coarse {
                         self.life.regain(age);
+                        self.growth.rounds = 0;
                         return self.settle(now);
                     }
                     self.life.alive(age);
@@ -259,11 +262,7 @@ impl Keeper {
 
     fn schedule_growth(&mut self, now: Instant) {
         let [.., daily] = GROWTH;
-        let delay = if self.life.coarse {
-            daily * 3
-        } else {
-            GROWTH.get(self.growth.rounds).copied().unwrap_or(daily)
-        };
+        let delay = GROWTH.get(self.growth.rounds).copied().unwrap_or(daily);
         // Spread by a fifth either way.
         let delay = delay * 4 / 5 + self.jitter.up_to(delay * 2 / 5);
         self.growth.rounds += 1;
@@ -279,7 +278,8 @@ impl Keeper {
         let Some(end) = self.life.less_than.filter(|end| *end < self.top()) else { return };
         if due && !self.has(Purpose::Growth) && !self.strikes.is_hedging() {
             let plan = self.life.promotion.plan();
-            self.open(now, Purpose::Growth, ladder::beyond(end), plan);
+            let age = if self.life.coarse { end.mul_f64(COARSE_STEP) } else { ladder::beyond(end) };
+            self.open(now, Purpose::Growth, age, plan);
         }
     }
 

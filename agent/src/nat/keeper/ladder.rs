@@ -43,10 +43,10 @@ pub(super) fn rungs_around(expected: &Lifetime, longest: Duration) -> Vec<Durati
     rungs_all
 }
 
-/// The ages that cut the bracket into equal parts.
+/// The ages that cut the bracket into parts of equal ratio.
 pub(super) fn parts(at_least: Duration, less_than: Duration) -> impl Iterator<Item = Duration> {
-    let width = less_than.saturating_sub(at_least);
-    (1..PARTS).map(move |part| at_least + width * part / PARTS)
+    let ratio = less_than.as_secs_f64() / at_least.as_secs_f64().max(0.001);
+    (1..PARTS).map(move |part| at_least.mul_f64(ratio.powf(f64::from(part) / f64::from(PARTS))))
 }
 
 /// An age beyond the bracket, which only longer lifetimes reach.
@@ -75,8 +75,8 @@ mod tests {
 
     #[test]
     fn a_refinement_stays_inside_of_the_bracket() {
-        let ages: Vec<_> = parts(Duration::from_secs(100), Duration::from_mins(2)).collect();
-        assert_eq!(ages, [105, 110, 115].map(Duration::from_secs));
+        let ages: Vec<_> = parts(Duration::from_secs(10), Duration::from_secs(160)).collect();
+        assert_eq!(ages, [20, 40, 80].map(Duration::from_secs));
     }
 
     #[test]

@@ -16,7 +16,10 @@ const COARSENESS: f64 = 0.005;
 const LARGEST_SHARE: f64 = 0.25;
 /// What is left of a lifetime of which a scout died, and of one that turned out to be coarse.
 const GIVE_WAY: f64 = 0.97;
-const DOUBT: f64 = 0.85;
+pub(super) const DOUBT: f64 = 0.85;
+/// A NAT looks at its timers at least this often, and no lifetime was ever overestimated beyond this share.
+const COARSEST: Duration = Duration::from_secs(75);
+const LEAST: f64 = 0.12;
 /// A bracket this narrow is not worth another experiment.
 const NARROW: f64 = 0.0075;
 const NARROWEST: Duration = Duration::from_millis(500);
@@ -48,6 +51,8 @@ pub(super) struct Lifetime {
     /// Proven ages died again and again: the NAT looks at its timers only once in a while, so that an age that one
     /// binding reached proves little for the next.
     pub(super) coarse: bool,
+    /// What was believed before the first doubt.
+    pub(super) trusted: Duration,
 }
 
 impl Lifetime {
@@ -72,10 +77,20 @@ impl Lifetime {
         self.lower(GIVE_WAY);
     }
 
-    /// Gives way for good: proven ages died again, though not each time.
-    pub(super) fn doubt(&mut self) {
+    /// Gives way for good: proven ages died again, though not each time. `false`: it has given way for more than any
+    /// NAT is coarse, so age is not what they died of.
+    pub(super) fn doubt(&mut self) -> bool {
+        self.trusted = self.trusted.max(self.at_least);
         self.coarse = true;
         self.lower(DOUBT);
+        let plausible = self.trusted.saturating_sub(COARSEST).max(self.trusted.mul_f64(LEAST));
+        if self.at_least >= plausible {
+            return true;
+        }
+        self.at_least = self.trusted.mul_f64(GIVE_WAY);
+        self.coarse = false;
+        self.trusted = Duration::ZERO;
+        false
     }
 
     fn lower(&mut self, share: f64) {
@@ -93,6 +108,7 @@ impl Lifetime {
     pub(super) fn shrank(&mut self, at_least: Duration, less_than: Duration) {
         self.at_least = at_least;
         self.less_than = Some(less_than);
+        self.trusted = Duration::ZERO;
     }
 
     /// Nothing is known any more but what promotes a binding.

@@ -37,6 +37,8 @@ pub(super) struct Live {
     pub(super) wake_due: Option<Instant>,
     /// The interval that the present burst asked the gateway to wake before.
     pub(super) interval: Duration,
+    /// The gateway is asked to begin the next burst.
+    pub(super) wants_wake: bool,
     /// The burst began because a wake was missing.
     pub(super) wake_missed: bool,
     /// The binding is new: it has to be promoted.
@@ -54,6 +56,7 @@ impl Live {
             asked: None,
             wake_due: None,
             interval: Duration::ZERO,
+            wants_wake: false,
             wake_missed: false,
             needs_promotion: true,
             lost: None,

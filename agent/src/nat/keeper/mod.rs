@@ -362,7 +362,7 @@ impl Keeper {
         let Some(learnt) = self.life.interval(&self.link) else {
             return UNPROVEN.min(self.policy.interval).max(self.policy.min.min(UNPROVEN));
         };
-        let interval = if self.strikes.is_hedging() { learnt / 2 } else { learnt };
+        let interval = if self.strikes.is_hedging() { strike::hedged(learnt) } else { learnt };
         interval.clamp(self.policy.min, longest)
     }
 

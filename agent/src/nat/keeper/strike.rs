@@ -2,16 +2,20 @@
 
 use std::time::{Duration, Instant};
 
-use super::{Keeper, Purpose, Stage, sequence::SHORT};
+use super::{Keeper, Purpose, Stage, lifetime::DOUBT, sequence::SHORT};
 use crate::nat::{Cause, Churn, Promotion};
 
-/// Two strikes within so many bursts, or three within as many more, are not two flushes.
-const CLOSE: u64 = 12;
-const RECENT: u64 = 48;
+/// Two strikes within so many bursts, or three within as many more, are no flushes, unless they are so far apart that
+/// they may be.
+const CLOSE: (u64, Duration) = (12, Duration::from_hours(1));
+const RECENT: (u64, Duration) = (48, Duration::from_hours(2));
+const REMEMBERED: usize = 5;
 /// A lifetime that shrank twice within so long is a coarse one.
-const SHRINKS_APART: Duration = Duration::from_hours(2);
+const SHRINKS_APART: Duration = Duration::from_hours(48);
 /// After a scout died, one goes out in each of so many bursts.
 const WATCHFUL: u64 = 8;
+/// Intervals from here on are hedged by shorter ones.
+const LONG: Duration = Duration::from_mins(1);
 /// Everything is measured anew at most this often.
 const RELEARN: Duration = Duration::from_mins(1);
 
@@ -30,7 +34,9 @@ struct Hedge {
 pub(super) struct Strikes {
     hedge: Option<Hedge>,
     /// In which bursts there were strikes, the latest first.
-    at: [Option<u64>; 3],
+    at: [Option<(u64, Instant)>; REMEMBERED],
+    /// The NAT loses its bindings that often, whatever their age.
+    forgetful: bool,
     scout_died: Option<u64>,
     relearnt: Option<Instant>,
     shrank: Option<Instant>,
@@ -61,20 +67,31 @@ impl Strikes {
 
     /// What was counted does not concern the lifetime any more that is in force now.
     pub(super) fn forget(&mut self) {
-        *self = Self { relearnt: self.relearnt, shrank: self.shrank, ..Self::default() };
+        let Self { relearnt, shrank, forgetful, .. } = *self;
+        *self = Self { relearnt, shrank, forgetful, ..Self::default() };
     }
 
-    fn record(&mut self, cycle: u64) {
-        self.at = [Some(cycle), self.at[0], self.at[1]];
+    fn record(&mut self, cycle: u64, now: Instant) {
+        self.at.rotate_right(1);
+        self.at[0] = Some((cycle, now));
     }
 
     /// Whether the lifetime in force is doubtful, although hedges of that age lived.
-    fn are_many(&self, cycle: u64) -> bool {
-        let within = |span: u64| {
-            self.at.iter().filter(|at| at.is_some_and(|at| cycle.saturating_sub(at) <= span)).count()
+    fn are_many(&self, cycle: u64, now: Instant) -> bool {
+        let within = |(bursts, time): (u64, Duration)| {
+            let recent = |(at, when): (u64, Instant)| {
+                cycle.saturating_sub(at) <= bursts && now.saturating_duration_since(when) <= time
+            };
+            self.at.iter().filter(|at| at.is_some_and(recent)).count()
         };
-        within(CLOSE) >= 2 || within(RECENT) >= 3
+        let all = within(RECENT) >= REMEMBERED;
+        all || (!self.forgetful && (within(CLOSE) >= 2 || within(RECENT) >= 3))
     }
+}
+
+/// The interval while a proven age is in doubt: the longer it was, the more a shrink would cost.
+pub(super) fn hedged(interval: Duration) -> Duration {
+    interval / if interval < LONG { 2 } else { 4 }
 }
 
 impl Keeper {
@@ -97,11 +114,11 @@ impl Keeper {
         if proven.is_zero() || (visible && idle > proven) {
             return;
         }
-        self.strikes.record(self.cycles);
+        self.strikes.record(self.cycles, now);
         if let Some(hedge) = self.strikes.hedge {
             return self.shrank(now, hedge.heard, hedge.age);
         }
-        if self.strikes.are_many(self.cycles) {
+        if self.strikes.are_many(self.cycles, now) {
             return self.doubt(now);
         }
         let invisible = (!visible).then_some((now, idle));
@@ -132,7 +149,9 @@ impl Keeper {
     /// Proven ages die now and then.
     fn doubt(&mut self, now: Instant) {
         self.strikes.forget();
-        self.life.doubt();
+        if !self.life.doubt() {
+            self.strikes.forgetful = true;
+        }
         self.cycles = 0;
         self.reschedule(now);
     }
@@ -140,12 +159,10 @@ impl Keeper {
     /// Bindings do not live as long as they did. `heard`: an age that they still reached since.
     fn shrank(&mut self, now: Instant, heard: Option<Duration>, before: Duration) {
         let again = self.strikes.shrank.is_some_and(|at| now.saturating_duration_since(at) < SHRINKS_APART);
-        if self.life.coarse || again {
-            self.life.coarse = true;
-            return self.doubt(now);
-        }
+        self.life.coarse |= again;
         self.stats.shrinks += 1;
         self.strikes.forget();
+        self.strikes.forgetful = false;
         self.strikes.shrank = Some(now);
         let observed = self.observed;
         self.tell(Churn {
@@ -155,10 +172,12 @@ impl Keeper {
             to: observed,
             idle: before,
         });
-        match heard.filter(|heard| *heard < before) {
+        // What a coarse NAT kept once is not measured again up to where it died.
+        let end = if self.life.coarse { before.mul_f64(DOUBT) } else { before };
+        match heard.filter(|heard| *heard < end) {
             Some(heard) => {
                 self.close_all();
-                self.life.shrank(heard, before);
+                self.life.shrank(heard, end);
                 self.stage = Stage::Refining;
                 self.refine(now);
             }

@@ -19,6 +19,9 @@ use crate::{
     rng::Rng,
 };
 
+/// A packet at the very end of a lifetime is too late for a NAT. For the oracle it is just right.
+const MOMENT: Duration = Duration::from_micros(1);
+
 /// What one client goes through. The same for each algorithm.
 #[derive(Debug, Clone)]
 pub struct Scenario {
@@ -64,16 +67,9 @@ impl Scenario {
     /// The same for the oracle.
     #[must_use]
     pub fn for_the_oracle(&self, profile: &Profile) -> Self {
-        // A packet at the very end of a lifetime is too late for a NAT. For the oracle it is just right.
-        let moment = Duration::from_nanos(1);
-        let replied = self.timers.replied() + moment;
+        let replied = self.timers.replied() + MOMENT;
         let plain = Profile::new(profile.name.clone(), replied.as_secs_f64(), replied.as_secs_f64());
-        Self {
-            timers: Timers::new(&plain, 0.0),
-            shrink: self.shrink.map(|(at, to)| (at, to + moment)),
-            ideal: true,
-            ..self.clone()
-        }
+        Self { timers: Timers::new(&plain, 0.0), ideal: true, ..self.clone() }
     }
 
     /// The fewest wake-ups that keep the binding.

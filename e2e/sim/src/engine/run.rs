@@ -9,7 +9,7 @@ use std::{
 use pinhole_agent::nat::{Beat, Channel, Reply, Wake};
 
 use super::{
-    Scenario,
+    MOMENT, Scenario,
     nat::Table,
     queue::{Downward, Event, Queue},
 };
@@ -303,7 +303,7 @@ impl<A: Algorithm> Run<'_, '_, A> {
             Event::Shrink { to } => {
                 self.watch(now);
                 self.fault(now, FaultKind::Shrink);
-                self.nat.shrink(now, to);
+                self.nat.shrink(now, if self.scenario.ideal { to + MOMENT } else { to });
                 self.watch(now);
                 self.algorithm.handle_truth(self.really(now), to);
             }

@@ -275,6 +275,21 @@ fn the_oracle_is_always_reached_and_wakes_as_often_as_it_has_to() {
 }
 
 #[test]
+fn the_oracle_learns_a_change_of_the_lifetime_at_once() {
+    for to in [20.0, 300.0] {
+        let mut profile = Profile::new("changing", 60.0, 60.0);
+        profile.shrink_to = Some(to);
+        let scenario = Scenario::draw(&profile, Loss::NONE, Time::from_secs(100_000), 5);
+        let (observed, oracle) = perform(&scenario.for_the_oracle(&profile), None, |first, _| {
+            algorithm::Oracle::new(first, scenario.timers.replied())
+        });
+        assert_eq!(oracle.interval(), Duration::from_secs_f64(to));
+        assert_eq!(observed.wakes, scenario.oracle().wakes(scenario.end));
+        close(observed.reached.success(), 1.0);
+    }
+}
+
+#[test]
 fn wireguard_does_not_promote_what_is_gone_before_its_next_keepalive() {
     let end = Time::from_secs(600);
     let scenario = Scenario::draw(&linux(), Loss::NONE, end, 1);

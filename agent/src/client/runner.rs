@@ -534,9 +534,13 @@ impl Runner<'_> {
 
     fn sample(&mut self, now: Instant) {
         let Some(stats) = self.active_stats() else { return };
-        // Handshakes alone prove no session.
-        let last_receive = stats.last_data.max(stats.last_beat);
-        let sample = Sample { last_receive, last_send: stats.last_send };
+        let sample = Sample {
+            // Handshakes alone prove no session.
+            last_receive: stats.last_data,
+            last_beat: stats.last_beat,
+            last_send: stats.last_send,
+            last_data_send: stats.last_data_send,
+        };
         self.health.handle_sample(now, sample);
         self.pulse.handle_traffic(now, &stats);
     }
@@ -570,6 +574,11 @@ impl Runner<'_> {
                     self.health.handle_beat(now, rtt);
                 }
                 Step::Lost => self.health.handle_beat_lost(now),
+                Step::Restarted(replica) => {
+                    // It has forgotten the tunnel's session as well.
+                    self.tunnel.handshake(&replica);
+                    self.health.handle_hint(now);
+                }
             }
         }
         self.health.handle_beats(now, self.pulse.interval());

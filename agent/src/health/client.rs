@@ -60,8 +60,12 @@ pub enum Action {
 pub struct Sample {
     /// Last authenticated packet.
     pub last_receive: Option<Instant>,
+    /// Last answered beat. It proves the path, not the session over it.
+    pub last_beat: Option<Instant>,
     /// Last datagram sent.
     pub last_send: Option<Instant>,
+    /// Last datagram sent that carried something, and so is owed a sign of life.
+    pub last_data_send: Option<Instant>,
 }
 
 /// What the local network looks like.
@@ -210,10 +214,12 @@ impl ClientHealth {
     pub fn handle_beat(&mut self, now: Instant, rtt: Duration) {
         match &mut self.state {
             State::Connected { outstanding, .. } => {
-                *outstanding = None;
                 self.rtt = Some(rtt);
-                self.confirmed = Some(now);
-                self.sample.last_receive = self.sample.last_receive.max(Some(now));
+                self.sample.last_beat = self.sample.last_beat.max(Some(now));
+                // Whoever is asked through the session has to answer through it.
+                if outstanding.is_none() {
+                    self.confirmed = Some(now);
+                }
             }
             // The path is back, and the handshake need not wait for its turn.
             State::Searching { step: Step::Pause { .. }, .. } => self.try_next(now),
@@ -252,12 +258,14 @@ impl ClientHealth {
         self.sampled = Some(now);
         let received = sample.last_receive > self.sample.last_receive;
         self.sample.last_receive = self.sample.last_receive.max(sample.last_receive);
+        self.sample.last_beat = self.sample.last_beat.max(sample.last_beat);
         self.sample.last_send = self.sample.last_send.max(sample.last_send);
-        if received || self.sample.last_send <= self.sample.last_receive {
+        self.sample.last_data_send = self.sample.last_data_send.max(sample.last_data_send);
+        if received || self.sample.last_data_send <= self.sample.last_receive {
             self.stalled_since = None;
         }
-        if self.sample.last_send > self.sample.last_receive && self.stalled_since.is_none() {
-            self.stalled_since = self.sample.last_send;
+        if self.sample.last_data_send > self.sample.last_receive && self.stalled_since.is_none() {
+            self.stalled_since = self.sample.last_data_send;
         }
         match &mut self.state {
             // Data counts as liveness: an answer that is late behind it tears nothing down.
@@ -461,7 +469,8 @@ impl ClientHealth {
     /// with them.
     fn doubtful(&self, since: Instant) -> Option<Instant> {
         let beats = self.beats?;
-        let received = self.sample.last_receive.unwrap_or(since).max(since);
+        let heard = self.sample.last_receive.max(self.sample.last_beat);
+        let received = heard.unwrap_or(since).max(since);
         Some((received + beats.interval).max(beats.since) + PROBE_GIVE_UP)
     }
 
@@ -478,7 +487,8 @@ impl ClientHealth {
 
     fn connect(&mut self, now: Instant) {
         self.state = State::Connected { since: now, outstanding: None, hint: None };
-        self.sample = Sample { last_receive: Some(now), last_send: Some(now) };
+        let last = Some(now);
+        self.sample = Sample { last_receive: last, last_send: last, last_data_send: last, ..self.sample };
         self.sampled = Some(now);
         self.stalled_since = None;
         self.confirmed = Some(now);
@@ -704,6 +714,12 @@ mod tests {
             }
         }
 
+        fn exchanges_data(&mut self) {
+            let last = Some(self.now);
+            self.sample =
+                Sample { last_receive: last, last_send: last, last_data_send: last, last_beat: None };
+        }
+
         fn phase(&self) -> Phase {
             self.health.phase()
         }
@@ -734,7 +750,7 @@ mod tests {
         world.run_for(Duration::from_secs(1));
         let before = world.probes;
         for _ in 0..100 {
-            world.sample = Sample { last_receive: Some(world.now), last_send: Some(world.now) };
+            world.exchanges_data();
             world.run_for(Duration::from_secs(1));
         }
         assert_eq!(world.probes, before);
@@ -803,10 +819,33 @@ mod tests {
     fn data_alone_keeps_a_beating_client_connected() {
         let mut world = beating(INTERVAL);
         for _ in 0..100 {
-            world.sample = Sample { last_receive: Some(world.now), last_send: Some(world.now) };
+            world.exchanges_data();
             world.run_for(Duration::from_secs(1));
         }
         assert_eq!(world.phase(), Phase::Connected);
+    }
+
+    #[test]
+    fn a_beat_proves_the_path_and_not_the_session_over_it() {
+        let mut world = beating(INTERVAL);
+        world.alive.clear();
+        world.health.handle_hint(world.now);
+        for _ in 0..20 {
+            world.run_for(HINT_SPREAD);
+            world.health.handle_beat(world.now, RTT);
+            world.sample.last_beat = Some(world.now);
+        }
+        assert_eq!(world.phase(), Phase::WaitingToReconnect, "the probe was not answered");
+
+        let mut world = beating(INTERVAL);
+        world.alive.clear();
+        let began = world.now;
+        while world.phase() == Phase::Connected {
+            world.health.handle_beat(world.now, RTT);
+            world.sample.last_data_send = Some(world.now);
+            world.run_for(Duration::from_secs(1));
+            assert!(world.now < began + STALL_WITHOUT_PROBES + SAMPLE + PROBE_GIVE_UP + SAMPLE);
+        }
     }
 
     #[test]
@@ -869,6 +908,7 @@ mod tests {
         world.alive.clear();
         for _ in 0..20 {
             world.sample.last_send = Some(world.now);
+            world.sample.last_data_send = Some(world.now);
             world.run_for(Duration::from_secs(1));
         }
         assert_eq!(world.phase(), Phase::WaitingToReconnect);
@@ -958,6 +998,7 @@ mod tests {
         assert_eq!((world.phase(), world.probes), (Phase::Connected, 0));
         world.alive.clear();
         world.sample.last_send = Some(world.now);
+        world.sample.last_data_send = Some(world.now);
         world.run_for(STALL_WITHOUT_PROBES + SAMPLE);
         assert_eq!(world.phase(), Phase::WaitingToReconnect);
     }

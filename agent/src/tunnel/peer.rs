@@ -483,6 +483,9 @@ impl Peer {
     fn sent(&mut self, now: Instant, data: bool) {
         self.timers.sent(now, data);
         self.stats.last_send = Some(now);
+        if data {
+            self.stats.last_data_send = Some(now);
+        }
     }
 
     fn initiate<O: Output>(&mut self, now: Instant, common: &mut Surroundings, out: &mut O) {

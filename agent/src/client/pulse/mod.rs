@@ -85,6 +85,8 @@ pub(super) enum Step {
     Confirmed(Duration),
     /// The path does not answer.
     Lost,
+    /// The gateway has started anew.
+    Restarted(PublicKey),
 }
 
 /// How far beats can be trusted on the present path.
@@ -436,6 +438,8 @@ impl Pulse {
         if restarted {
             // It has forgotten the wakes that it was asked for: nothing can be concluded from their absence.
             tracing::info!("the gateway has started anew");
+            let replica = self.way.as_ref().map(|way| way.replica);
+            self.steps.extend(replica.map(Step::Restarted));
             self.keep(now, Path::Down);
             self.keep(now, Path::Up);
         }

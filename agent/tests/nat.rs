@@ -20,12 +20,13 @@ use lab::{Lab, Running, eventually};
 const SOON: Duration = Duration::from_secs(15);
 /// What a silence of the binding's whole lifetime leaves open, at most.
 const GIVE_UP: Duration = Duration::from_secs(8);
-const NEW: u32 = 5;
-const USED: u32 = 15;
+/// How long the NAT keeps a mapping that is new, and one in use.
+const USUAL: (u32, u32) = (5, 15);
+const QUICK: (u32, u32) = (4, 8);
 const CLIENT: &str = "10.77.0.9";
 
-fn connect(name: &str) -> (Lab, Running) {
-    let lab = Lab::behind_a_nat(name, (NEW, USED));
+fn connect(name: &str, timeouts: (u32, u32)) -> (Lab, Running) {
+    let lab = Lab::behind_a_nat(name, timeouts);
     let gateway = lab.gateway();
     eventually(SOON, "the gateway is ready", || lab.readyz());
     let up = lab.client(&["up", "--detach", "--no-dns", "--token-file", "-"], &lab.join("secret"));
@@ -50,7 +51,7 @@ fn gateway_says(lab: &Lab, phase: pinhole_proto::v1::Phase) -> bool {
 
 #[test]
 fn beats_learn_how_long_the_nat_waits_and_keep_the_mapping_over_idle_time_and_a_flush() {
-    let (lab, _gateway) = connect("learn");
+    let (lab, _gateway) = connect("learn", USUAL);
     eventually(Duration::from_secs(60), "the lifetime is known", || {
         lab.status().is_some_and(|status| {
             let binding = &status["binding"];
@@ -80,12 +81,21 @@ fn beats_learn_how_long_the_nat_waits_and_keep_the_mapping_over_idle_time_and_a_
         assert!(lab.gateway_pings(CLIENT), "{pause} s later: {:#}", lab.status().unwrap());
     }
     assert!(is_connected(&lab));
+
+    // What was learnt outlives the agent.
+    let down = lab.client(&["down"], "");
+    assert!(down.status.success(), "{down:?}");
+    let up = lab.client(&["up", "--detach", "--no-dns"], "");
+    assert!(up.status.success(), "{up:?}");
+    eventually(Duration::from_secs(50), "what was learnt before is confirmed and used", || {
+        lab.status().is_some_and(|status| status["keepalive"]["reason"] == "Cached")
+    });
 }
 
 #[test]
 fn a_path_that_is_dead_inbound_alone_is_not_called_connected_on_either_side() {
     for (name, block) in [("inbound", lab::Nat::block_inbound as fn(&lab::Nat)), ("both", lab::Nat::block)] {
-        let (lab, _gateway) = connect(name);
+        let (lab, _gateway) = connect(name, USUAL);
         eventually(SOON, "both are connected", || {
             is_connected(&lab) && gateway_says(&lab, pinhole_proto::v1::Phase::Connected)
         });
@@ -109,7 +119,7 @@ fn a_path_that_is_dead_inbound_alone_is_not_called_connected_on_either_side() {
 
 #[test]
 fn a_mapping_that_moves_while_all_is_quiet_is_followed_by_an_authenticated_packet() {
-    let (lab, _gateway) = connect("follow");
+    let (lab, _gateway) = connect("follow", USUAL);
     let endpoint =
         |lab: &Lab| lab.operator.reported("laptop").map(|report| report.endpoint).unwrap_or_default();
     eventually(SOON, "the gateway knows the mapping", || endpoint(&lab).starts_with("192.0.2.2:"));
@@ -124,4 +134,35 @@ fn a_mapping_that_moves_while_all_is_quiet_is_followed_by_an_authenticated_packe
         lab.status().is_some_and(|status| status["churn"]["lastCause"] == "MappingChanged")
     });
     assert!(lab.gateway_pings(CLIENT));
+}
+
+#[test]
+fn a_saturated_path_is_never_called_dead_and_costs_no_beats() {
+    let (lab, _gateway) = connect("load", QUICK);
+    eventually(Duration::from_secs(120), "the lifetime is known", || {
+        lab.status().is_some_and(|status| status["binding"]["confidence"] == "Confirmed")
+    });
+    let figures = |lab: &Lab| {
+        let status = lab.status().unwrap();
+        let beats = status["keepalive"]["liveBeats"].as_u64().unwrap();
+        (beats, status["txBytes"].as_u64().unwrap().min(status["rxBytes"].as_u64().unwrap()))
+    };
+    let before = figures(&lab);
+    let load = lab.saturate(Duration::from_secs(30));
+    let (mut slowest, mut asked) = (Duration::ZERO, 0);
+    while load.is_running() {
+        let began = Instant::now();
+        assert!(is_connected(&lab), "{:#}", lab.status().unwrap());
+        slowest = slowest.max(began.elapsed());
+        asked += 1;
+        sleep(Duration::from_millis(100));
+    }
+    let after = figures(&lab);
+    println!("{asked} answers, the slowest after {slowest:?}; {before:?} became {after:?}");
+    assert!(asked > 50, "{asked}");
+    assert!(after.1 - before.1 > 50_000_000, "{before:?} {after:?}: it was not saturated");
+    // An experiment may take the live binding along.
+    assert!(after.0 - before.0 <= 4, "data does what beats do: {before:?} {after:?}");
+    assert!(slowest < Duration::from_secs(1), "{slowest:?}");
+    assert!(is_connected(&lab));
 }

@@ -5,7 +5,10 @@ use std::{fmt::Write, process::ExitCode, time::Duration};
 use clap::{Args, ValueEnum};
 
 use super::{Failure, Tunnel};
-use crate::client::{self, ClientError, Question, Status, control};
+use crate::client::{
+    self, ClientError, Question, Status,
+    control::{self, Binding, Churn},
+};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum Output {
@@ -75,8 +78,20 @@ fn ask(name: &str, state_root: &std::path::Path, question: Question) -> Result<S
     runtime.block_on(client::ask(name, state_root, question))
 }
 
-const HEADINGS: [&str; 9] =
-    ["NAME", "PHASE", "REPLICA", "ENDPOINT", "ADDRESS", "LAST RECEIVE", "RTT", "KEEPALIVE", "RX/TX"];
+const HEADINGS: [&str; 12] = [
+    "NAME",
+    "PHASE",
+    "REPLICA",
+    "ENDPOINT",
+    "ADDRESS",
+    "LAST RECEIVE",
+    "RTT",
+    "KEEPALIVE",
+    "NAT",
+    "BINDING",
+    "CHURN",
+    "RX/TX",
+];
 
 fn table(statuses: &[Status]) -> String {
     let mut rows = vec![HEADINGS.map(str::to_owned)];
@@ -120,8 +135,28 @@ fn row(status: &Status) -> [String; HEADINGS.len()] {
             .map_or_else(|| "never".to_owned(), |seconds| format!("{} ago", span(seconds))),
         status.rtt_milliseconds.map_or_else(|| "-".to_owned(), |rtt| format!("{rtt:.1}ms")),
         interval,
+        if status.nat.class.is_empty() { "-".to_owned() } else { status.nat.class.clone() },
+        lifetime(&status.binding),
+        churn(&status.churn),
         format!("{}/{}", bytes(status.rx_bytes), bytes(status.tx_bytes)),
     ]
+}
+
+fn lifetime(binding: &Binding) -> String {
+    let least = binding.at_least_seconds;
+    let bracket = match binding.less_than_seconds {
+        Some(most) => format!("{least:.0}-{most:.0}s"),
+        None if least > 0.0 => format!(">{least:.0}s"),
+        None => return "-".to_owned(),
+    };
+    format!("{bracket} ({})", binding.confidence)
+}
+
+fn churn(churn: &Churn) -> String {
+    match (&churn.last_cause, churn.last_seconds) {
+        (Some(cause), Some(seconds)) => format!("{} ({cause} {} ago)", churn.count, span(seconds)),
+        _ => churn.count.to_string(),
+    }
 }
 
 fn span(seconds: f64) -> String {
@@ -154,6 +189,18 @@ mod tests {
             phase: "Dormant".into(),
             addresses: vec!["10.77.0.9/32".into()],
             rx_bytes: 20_480,
+            binding: Binding {
+                at_least_seconds: 28.4,
+                less_than_seconds: Some(30.6),
+                confidence: "Confirmed".into(),
+                ..Binding::default()
+            },
+            churn: Churn {
+                count: 3,
+                last_cause: Some("MappingLost".into()),
+                last_seconds: Some(70.0),
+                ..Churn::default()
+            },
             last_error: Some("no route".into()),
             ..Status::default()
         };
@@ -163,6 +210,7 @@ mod tests {
         assert!(
             lines[1].contains("10.77.0.9 ") && lines[1].contains("never") && lines[1].contains("20KiB/0B")
         );
+        assert!(lines[1].contains("28-31s (Confirmed)") && lines[1].contains("3 (MappingLost 70s ago)"));
         assert_eq!(lines[2], "pinhole0: no route");
     }
 }

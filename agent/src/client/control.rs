@@ -104,6 +104,12 @@ pub struct Keepalive {
     /// Wake-ups that it has cost.
     #[serde(default)]
     pub wakes: u64,
+    /// Beats sent on the tunnel's own binding.
+    #[serde(default)]
+    pub live_beats: u64,
+    /// Beats sent by experiments, on bindings of their own.
+    #[serde(default)]
+    pub probe_beats: u64,
     /// What a static keepalive of 25 s would have cost beyond those.
     #[serde(default)]
     pub wakes_saved: i64,

@@ -789,6 +789,8 @@ impl Runner<'_> {
                 reason,
                 beats: self.pulse.interval().is_some(),
                 wakes: stats_of_beats.bursts,
+                live_beats: stats_of_beats.live_beats,
+                probe_beats: stats_of_beats.probe_beats,
                 wakes_saved: self.pulse.wakes_saved(now),
             },
             nat: control::Nat::new(&self.pulse.behaviour(), self.pulse.observed()),

@@ -231,8 +231,13 @@ impl Beats {
         self.deadlines.first().map(|&(at, ..)| at)
     }
 
-    /// Sends the wakes that are due.
-    pub(super) fn handle_timeout<O: Output>(&mut self, now: Instant, out: &mut O) {
+    /// Sends the wakes that are due. `heard` tells when a peer was last heard.
+    pub(super) fn handle_timeout<O: Output>(
+        &mut self,
+        now: Instant,
+        heard: impl Fn(&PublicKey) -> Option<Instant>,
+        out: &mut O,
+    ) {
         while let Some(&(at, peer, channel)) = self.deadlines.first() {
             if at > now {
                 return;
@@ -241,9 +246,11 @@ impl Beats {
             let Some(client) = self.peers.get_mut(&peer) else { continue };
             let Some(pending) = client.wakes.get_mut(&channel) else { continue };
             if pending.sent == Beat::WAKES.len() {
+                let first = pending.first;
                 client.wakes.remove(&channel);
                 self.pending -= 1;
-                if channel == Channel::Live {
+                // Who has data to send is awake.
+                if channel == Channel::Live && heard(&peer).is_none_or(|at| at < first) {
                     self.counts.wakes_unanswered += 1;
                     out.event(TunnelEvent::WakeUnanswered { peer });
                 }

@@ -313,6 +313,11 @@ impl Peer {
         self.endpoint.map(|endpoint| endpoint.address)
     }
 
+    /// When something authenticated last came.
+    pub(super) const fn last_receive(&self) -> Option<Instant> {
+        self.stats.last_receive
+    }
+
     /// Takes note of an authenticated beat: the peer is there, but its endpoint stays.
     pub(super) fn beat_received<O: Output>(&mut self, now: Instant, from: SocketAddr, out: &mut O) {
         self.stats.last_beat = Some(now);

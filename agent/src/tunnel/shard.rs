@@ -186,7 +186,9 @@ impl Shard {
 
     /// Does what is due.
     pub(super) fn handle_timeout<O: Output>(&mut self, now: Instant, out: &mut O) {
-        self.beats.handle_timeout(now, out);
+        let (by_key, peers) = (&self.by_key, &self.peers);
+        let heard = |key: &PublicKey| peers.get(usize::from(*by_key.get(key)?))?.as_ref()?.last_receive();
+        self.beats.handle_timeout(now, heard, out);
         while let Some(&(at, slot)) = self.deadlines.first() {
             if at > now {
                 return;

@@ -37,7 +37,7 @@ pub(crate) struct Lab {
     gateway: Namespace,
     client: Namespace,
     nat: Option<Nat>,
-    _host: Namespace,
+    host: Namespace,
 }
 
 /// A network namespace, gone with it.
@@ -70,6 +70,18 @@ pub(crate) struct Output {
     pub(crate) status: ExitStatus,
     pub(crate) stdout: String,
     pub(crate) stderr: String,
+}
+
+/// Traffic that ends by itself.
+pub(crate) struct Load {
+    client: std::cell::RefCell<Running>,
+    _server: Running,
+}
+
+impl Load {
+    pub(crate) fn is_running(&self) -> bool {
+        self.client.borrow_mut().0.try_wait().unwrap().is_none()
+    }
 }
 
 /// A process that is killed with it.
@@ -140,7 +152,7 @@ impl Lab {
             ip(&format!("-n {client} route add default via 10.0.0.1"));
         }
         let operator = Operator::start(&gateway.0, directory.path());
-        Lab { operator, directory, gateway, client, nat, _host: host }
+        Lab { operator, directory, gateway, client, nat, host }
     }
 
     /// The NAT of a client that is behind one.
@@ -151,6 +163,23 @@ impl Lab {
     /// Whether the gateway reaches the client through the tunnel: the test that a mapping lives.
     pub(crate) fn gateway_pings(&self, address: &str) -> bool {
         ping(&self.gateway, address)
+    }
+
+    /// Sends TCP both ways between the client and the host behind the gateway, as much as there is room for.
+    pub(crate) fn saturate(&self, time: Duration) -> Load {
+        let iperf = |namespace: &Namespace, arguments: &[&str]| {
+            let mut command = Command::new("ip");
+            command.args(["netns", "exec", &namespace.0, "iperf3"]).args(arguments).stdout(Stdio::null());
+            Running(command.spawn().expect("`iperf3` runs"))
+        };
+        let server = iperf(&self.host, &["-s", "-1"]);
+        eventually(Duration::from_secs(5), "iperf3 listens", || {
+            let listening = Command::new("ip").args(["netns", "exec", &self.host.0, "ss", "-ltn"]).output();
+            String::from_utf8_lossy(&listening.unwrap().stdout).contains(":5201")
+        });
+        let seconds = time.as_secs().to_string();
+        let client = iperf(&self.client, &["-c", "10.50.0.2", "-t", &seconds, "--bidir"]);
+        Load { client: std::cell::RefCell::new(client), _server: server }
     }
 
     fn path(&self, name: &str) -> PathBuf {
@@ -244,6 +273,7 @@ impl Lab {
         let mut child = command
             .env("PINHOLE_STATE_DIR", self.path("client"))
             .env("PINHOLE_NAME", "pinhole0")
+            .env("PINHOLE_LOG", "pinhole_agent=debug,warn")
             .env_remove("PINHOLE_TOKEN")
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())

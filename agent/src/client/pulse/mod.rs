@@ -429,6 +429,7 @@ impl Pulse {
     fn keep(&mut self, now: Instant, path: Path) {
         let now = self.advance(now);
         if let Some(keeper) = &mut self.keeper {
+            tracing::debug!(?path, "path");
             keeper.handle_path(now, path);
         }
     }
@@ -446,7 +447,10 @@ impl Pulse {
         let Some(keeper) = &mut self.keeper else { return };
         match read {
             Read::Refused => {}
-            Read::Wake(wake) => keeper.handle_wake(now, wake),
+            Read::Wake(wake) => {
+                tracing::trace!(?wake, "woken");
+                keeper.handle_wake(now, wake);
+            }
             Read::Reply { reply, payload } => {
                 keeper.handle_reply(now, reply);
                 self.look_at(now, &reply, payload);
@@ -538,6 +542,7 @@ impl Pulse {
         match beat.channel {
             Channel::Live => {
                 self.beaten = Some(now);
+                tracing::trace!(?beat, "sent");
                 let datagram = self.ledger.write(&key, beat, way.local());
                 self.steps.push_back(Step::Beat(way.replica, datagram));
             }

@@ -5,11 +5,12 @@ use std::{
     collections::HashMap,
     io,
     net::{Ipv4Addr, Ipv6Addr, SocketAddr},
+    os::fd::AsRawFd,
     sync::Arc,
     time::{Duration, Instant},
 };
 
-use nix::sys::socket::{setsockopt, sockopt};
+use nix::sys::socket::{MsgFlags, SockaddrStorage, sendto, setsockopt, sockopt};
 use tokio::{
     net::UdpSocket,
     sync::{OwnedSemaphorePermit, Semaphore, mpsc},
@@ -79,7 +80,9 @@ impl Sockets {
     /// Sends from a socket that is open.
     pub(super) fn send(&self, number: u32, to: SocketAddr, datagram: &[u8]) {
         let Some(open) = self.open.get(&number) else { return };
-        if let Err(error) = open.socket.try_send_to(datagram, to) {
+        // Not through the runtime, which does not know a fresh socket to be writable.
+        let (fd, address) = (open.socket.as_raw_fd(), SockaddrStorage::from(to));
+        if let Err(error) = sendto(fd, datagram, &address, MsgFlags::MSG_DONTWAIT) {
             tracing::debug!(%error, "an experiment's packet was not sent");
         }
     }

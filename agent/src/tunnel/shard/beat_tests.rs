@@ -199,6 +199,15 @@ fn a_live_channel_that_does_not_wake_up_is_told() {
     pair.wait(pair.now + Duration::from_millis(200));
     assert!(pair.gateway.made.events.contains(&told));
     assert_eq!(pair.counts().wakes_unanswered, 1);
+
+    // Data is a sign of life as well.
+    pair.ask(here, Channel::Live, Some(Duration::from_secs(5)), cookie);
+    pair.wait(pair.now + Duration::from_millis(5100));
+    pair.client.shard.keepalive(pair.now, &pair.gateway.key, &mut pair.client.made);
+    let datagrams = pair.client.made.take_datagrams();
+    pair.gateway.receives(pair.now, here, &datagrams);
+    pair.wait(pair.now + Duration::from_secs(5));
+    assert_eq!(pair.counts().wakes_unanswered, 1);
 }
 
 #[test]

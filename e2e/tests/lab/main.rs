@@ -7,6 +7,7 @@ mod access;
 mod cluster;
 mod enrolment;
 mod first_tunnel;
+mod insight;
 mod kinds;
 mod nats;
 mod product;
@@ -51,6 +52,7 @@ fn all() -> Vec<Test> {
         cluster::tests(),
         nats::tests(),
         userspace_nat::tests(),
+        insight::tests(),
         kinds::tests(),
         enrolment::tests(),
         first_tunnel::tests(),

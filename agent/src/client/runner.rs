@@ -43,6 +43,8 @@ pub(super) const FWMARK: u32 = 0x7069_6e68;
 const EVENTS: usize = 1024;
 /// Changes of the local network come in bursts.
 const SETTLE: Duration = Duration::from_millis(50);
+/// Ways that are remembered while another is looked for.
+const TRIED: usize = 16;
 const GOODBYE: Duration = Duration::from_secs(1);
 /// What comes to the sockets of experiments.
 const ARRIVALS: usize = 256;
@@ -87,6 +89,8 @@ struct Runner<'a> {
     routed: Option<PublicKey>,
     outer: Vec<SocketAddr>,
     candidates: Vec<Candidate>,
+    /// The ways that were tried since the last connection.
+    tried: Vec<Candidate>,
     source: Option<IpAddr>,
     held: Held,
     was_connected: bool,
@@ -159,6 +163,7 @@ pub(super) async fn run(
         routed: None,
         outer: Vec::new(),
         candidates: Vec::new(),
+        tried: Vec::new(),
         source: None,
         held: Held::NotYet,
         was_connected: false,
@@ -560,7 +565,12 @@ impl Runner<'_> {
     fn beat(&mut self) -> bool {
         let now = Instant::now();
         match (self.health.phase(), self.way()) {
-            (Phase::Connected, Some(way)) => self.pulse.handle_way(now, &way),
+            (Phase::Connected, Some(way)) => {
+                self.pulse.handle_way(now, &way);
+                if !self.tried.is_empty() {
+                    self.look_for_a_shut_port(now);
+                }
+            }
             (Phase::Dormant | Phase::Disconnected, _) => self.pulse.handle_unreachable(now),
             _ => {}
         }
@@ -606,6 +616,18 @@ impl Runner<'_> {
         })
     }
 
+    /// A way that failed, while another to the same address and another port works: it may be the port.
+    fn look_for_a_shut_port(&mut self, now: Instant) {
+        let tried = std::mem::take(&mut self.tried);
+        let Some(active) = self.health.active() else { return };
+        let other_port = |other: &&Candidate| {
+            other.endpoint.ip() == active.endpoint.ip() && other.endpoint.port() != active.endpoint.port()
+        };
+        if let Some(other) = tried.iter().find(other_port) {
+            self.pulse.handle_suspect(now, other.replica, other.endpoint);
+        }
+    }
+
     /// UDP without an answer, beside a session that has one, is worth saying once.
     fn look_for_a_block(&mut self, now: Instant) {
         let searching = self.was_connected
@@ -630,6 +652,9 @@ impl Runner<'_> {
             match action {
                 Action::Try(candidate) => {
                     tracing::debug!(endpoint = %candidate.endpoint, "trying");
+                    if !self.tried.contains(&candidate) && self.tried.len() < TRIED {
+                        self.tried.push(candidate);
+                    }
                     if self.routed != Some(candidate.replica) {
                         self.route_to(Some(candidate.replica));
                     }

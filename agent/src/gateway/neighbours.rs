@@ -24,6 +24,9 @@ use crate::{
     tunnel::{PeerStats, PublicKey},
 };
 
+/// What an experiment that tells a lost mapping from a shorter lifetime takes, beside the lifetime.
+const EXPERIMENT: Duration = Duration::from_secs(30);
+
 /// A client as its data path shows it.
 #[derive(Debug, Clone, Copy)]
 struct Seen {
@@ -151,7 +154,7 @@ impl Neighbours {
         let known = self.stock.insight(&peer).map(|insight| insight.binding.at_least);
         let believed = known.filter(|at_least| !at_least.is_zero());
         self.stock.handle_moved(now, &peer, (from, to), idle);
-        self.lose(now, Loss { peer, from, to, idle, believed });
+        self.lose(now, Loss { peer, at: now, from, to, idle, believed });
     }
 
     /// What the data plane counted.
@@ -294,8 +297,9 @@ impl Neighbours {
         let here = self.seen.get(&peer).map(|seen| seen.endpoint);
         let (Some(idle), Some(to)) = (idle, last.to.parse().ok().or(here)) else { return };
         let from = last.from.parse().unwrap_or(to);
+        let at = now.checked_sub(ago(last, idle)).unwrap_or(now);
         // An agent's silences are no longer than what it believes in.
-        self.lose(now, Loss { peer, from, to, idle, believed: Some(idle) });
+        self.lose(now, Loss { peer, at, from, to, idle, believed: Some(idle) });
     }
 
     fn lose(&mut self, now: Instant, loss: Loss) {
@@ -311,8 +315,16 @@ impl Neighbours {
         self.findings.push_back((peer, Finding::Lost(moved)));
         let known = self.stock.insight(&peer).map(|insight| insight.binding.at_least);
         let believed = known.filter(|at_least| !at_least.is_zero());
-        self.lose(now, Loss { peer, from, to, idle: lost.idle, believed });
+        self.lose(now, Loss { peer, at: now, from, to, idle: lost.idle, believed });
     }
+}
+
+/// How long ago an agent noticed a loss: it tells of one only when an experiment has shown that it was one. By the
+/// agent's clock where that makes sense, else by how long such an experiment takes.
+fn ago(event: &v1::ChurnEvent, idle: Duration) -> Duration {
+    let at = event.at.and_then(|at| SystemTime::try_from(at).ok());
+    let ago = at.and_then(|at| SystemTime::now().duration_since(at).ok());
+    ago.filter(|ago| *ago <= idle * 3 + EXPERIMENT).unwrap_or(idle)
 }
 
 fn pool_name(pool: &v1::Pool) -> Arc<str> {

@@ -93,8 +93,11 @@ impl Neighbourhoods {
 
     /// A client with an agent came to this place, or came again. The guidance is for it, at once.
     pub fn handle_newcomer(&mut self, now: Instant, peer: PublicKey, place: &Place) -> Guidance {
-        self.leave(now, &peer);
         let place = place.key();
+        if self.ladders.get(&peer).is_some_and(|ladder| ladder.place == place) {
+            return Guidance { prior: None, wait: false };
+        }
+        self.leave(now, &peer);
         let prior = self.prior(now, &peer, &place, None);
         if prior.is_some() {
             return Guidance { prior: prior.map(|binding| Prior { binding }), wait: false };

@@ -30,6 +30,8 @@ const ADDRESSES: usize = 4096;
 pub struct Loss {
     /// The client.
     pub peer: PublicKey,
+    /// When it was noticed, which may be a while ago.
+    pub at: Instant,
     /// Where it was seen before.
     pub from: SocketAddr,
     /// Where it is seen now: the same where the loss is invisible.
@@ -116,8 +118,8 @@ impl RestartDetector {
         if address.losses.len() >= LOSSES {
             address.losses.pop_front();
         }
-        let after = now.checked_sub(loss.idle + SLACK).unwrap_or(now);
-        let noted = Noted { peer: loss.peer, to: loss.to.ip().to_canonical(), after, noticed: now };
+        let after = loss.at.checked_sub(loss.idle + SLACK).unwrap_or(loss.at);
+        let noted = Noted { peer: loss.peer, to: loss.to.ip().to_canonical(), after, noticed: loss.at };
         address.losses.push_back(noted);
         if let Some(told) = address.told.as_mut().filter(|told| after <= told.at + SLACK) {
             // It noticed late what was told already.
@@ -230,10 +232,17 @@ mod tests {
         SocketAddr::from(([192, 0, 2, 1], port))
     }
 
-    fn loss(n: u8, idle: u64) -> Loss {
+    fn loss(at: Instant, n: u8, idle: u64) -> Loss {
         let from = home(1000 + u16::from(n));
         let believed = Some(SECOND * 60);
-        Loss { peer: key(n), from, to: home(2000 + u16::from(n)), idle: Duration::from_secs(idle), believed }
+        Loss {
+            peer: key(n),
+            at,
+            from,
+            to: home(2000 + u16::from(n)),
+            idle: Duration::from_secs(idle),
+            believed,
+        }
     }
 
     fn heard(n: u8, at: Instant) -> Heard {
@@ -251,8 +260,8 @@ mod tests {
     fn two_clients_that_lose_their_mappings_within_one_moment_are_a_restart() {
         let now = Instant::now();
         let mut detector = RestartDetector::new();
-        detector.handle_loss(now, loss(1, 20));
-        detector.handle_loss(now + SECOND * 15, loss(2, 25));
+        detector.handle_loss(now, loss(now, 1, 20));
+        detector.handle_loss(now + SECOND * 15, loss(now + SECOND * 15, 2, 25));
         let told = run(&mut detector, &[]);
         let expected = NatRestart { address: home(1).ip(), at: now, changed: 2, clients: 2 };
         assert_eq!(told, [expected]);
@@ -263,7 +272,7 @@ mod tests {
         let now = Instant::now();
         let mut detector = RestartDetector::new();
         for n in 0..20 {
-            detector.handle_loss(now + SECOND * n, loss(1, 20));
+            detector.handle_loss(now + SECOND * n, loss(now + SECOND * n, 1, 20));
         }
         assert_eq!(run(&mut detector, &[]), []);
     }
@@ -272,8 +281,8 @@ mod tests {
     fn losses_whose_silences_share_no_moment_are_two_losses() {
         let now = Instant::now();
         let mut detector = RestartDetector::new();
-        detector.handle_loss(now, loss(1, 20));
-        detector.handle_loss(now + SECOND * 30, loss(2, 25));
+        detector.handle_loss(now, loss(now, 1, 20));
+        detector.handle_loss(now + SECOND * 30, loss(now + SECOND * 30, 2, 25));
         assert_eq!(run(&mut detector, &[]), []);
     }
 
@@ -283,7 +292,10 @@ mod tests {
         let mut detector = RestartDetector::new();
         for n in 0..50u8 {
             // All intervals are 20 s; the flush is at `now`, and each notices at its next keepalive.
-            detector.handle_loss(now + SECOND * 20 * u32::from(n) / 50, loss(n, 20));
+            detector.handle_loss(
+                now + SECOND * 20 * u32::from(n) / 50,
+                loss(now + SECOND * 20 * u32::from(n) / 50, n, 20),
+            );
         }
         let told = run(&mut detector, &[]);
         assert_eq!(told.len(), 1);
@@ -294,10 +306,10 @@ mod tests {
     fn who_notices_late_joins_the_restart_that_was_told() {
         let now = Instant::now();
         let mut detector = RestartDetector::new();
-        detector.handle_loss(now, loss(1, 20));
-        detector.handle_loss(now + SECOND, loss(2, 20));
+        detector.handle_loss(now, loss(now, 1, 20));
+        detector.handle_loss(now + SECOND, loss(now + SECOND, 2, 20));
         assert_eq!(run(&mut detector, &[]).len(), 1);
-        assert!(detector.handle_loss(now + SECOND * 19, loss(3, 20)));
+        assert!(detector.handle_loss(now + SECOND * 19, loss(now + SECOND * 19, 3, 20)));
         assert_eq!(run(&mut detector, &[]), []);
         assert_eq!(detector.restarts().map(|restart| restart.changed).collect::<Vec<_>>(), [3]);
         assert_eq!(detector.members(home(1).ip()), [key(1), key(2), key(3)]);
@@ -307,8 +319,8 @@ mod tests {
     fn two_among_many_that_were_heard_unmoved_are_no_restart() {
         let now = Instant::now();
         let mut detector = RestartDetector::new();
-        detector.handle_loss(now, loss(1, 20));
-        detector.handle_loss(now + SECOND, loss(2, 20));
+        detector.handle_loss(now, loss(now, 1, 20));
+        detector.handle_loss(now + SECOND, loss(now + SECOND, 2, 20));
         let unmoved: Vec<_> = (10..20).map(|n| heard(n, now + SECOND * 2)).collect();
         assert_eq!(run(&mut detector, &unmoved), []);
     }
@@ -318,8 +330,8 @@ mod tests {
         let now = Instant::now();
         let mut detector = RestartDetector::new();
         for n in 0..10 {
-            detector.handle_loss(now, loss(n, 90));
-            detector.handle_loss(now, Loss { believed: None, ..loss(n + 100, 40) });
+            detector.handle_loss(now, loss(now, n, 90));
+            detector.handle_loss(now, Loss { believed: None, ..loss(now, n + 100, 40) });
         }
         assert_eq!(run(&mut detector, &[]), []);
     }
@@ -330,11 +342,11 @@ mod tests {
         let mut detector = RestartDetector::new();
         for n in 0..10 {
             let to = SocketAddr::from(([203, 0, 113, n], 1000));
-            detector.handle_loss(now, Loss { to, ..loss(n, 20) });
+            detector.handle_loss(now, Loss { to, ..loss(now, n, 20) });
         }
         assert_eq!(run(&mut detector, &[]), []);
-        detector.handle_loss(now, loss(20, 20));
-        detector.handle_loss(now, loss(21, 20));
+        detector.handle_loss(now, loss(now, 20, 20));
+        detector.handle_loss(now, loss(now, 21, 20));
         detector.handle_roam(&key(21));
         assert_eq!(run(&mut detector, &[]), []);
     }
@@ -357,7 +369,7 @@ mod tests {
                 while let Some(due) = detector.poll_timeout().filter(|due| due <= at) {
                     detector.handle_timeout(due, &[]);
                 }
-                detector.handle_loss(*at, loss(*n, interval.as_secs()));
+                detector.handle_loss(*at, loss(*at, *n, interval.as_secs()));
                 told += std::iter::from_fn(|| detector.poll_restart()).count();
             }
             told += run(&mut detector, &[]).len();

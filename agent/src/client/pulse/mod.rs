@@ -8,6 +8,7 @@ mod ledger;
 mod report;
 mod sockets;
 mod survey;
+mod suspect;
 mod verdicts;
 
 use std::{
@@ -25,6 +26,7 @@ use self::{
     ledger::{Ledger, Read},
     sockets::Sockets,
     survey::{FIRST_SOCKET, Survey},
+    suspect::{Suspect, Verdict},
     verdicts::{Place, Verdicts},
 };
 use crate::{
@@ -127,6 +129,9 @@ pub(super) struct Pulse {
     ledger: Ledger,
     sockets: Sockets,
     survey: Option<Survey>,
+    suspect: Option<Suspect>,
+    /// The network in which a port of the gateway is shut.
+    shut: Option<String>,
     store: Store,
     verdicts: Verdicts,
     unsaved: Option<Instant>,
@@ -160,6 +165,8 @@ impl Pulse {
             ledger: Ledger::default(),
             sockets: Sockets::new(arrivals, fwmark),
             survey: None,
+            suspect: None,
+            shut: None,
             verdicts: Verdicts::load(&store),
             store,
             unsaved: None,
@@ -266,6 +273,13 @@ impl Pulse {
         self.tell(&Churn { at: now, cause: Cause::UdpBlocked, from: self.observed, to: None, idle });
     }
 
+    /// This port of a replica was not answered, while another on the same address was.
+    pub(super) fn handle_suspect(&mut self, now: Instant, replica: PublicKey, endpoint: SocketAddr) {
+        let key = self.keys.get(&replica).and_then(VecDeque::back).cloned();
+        let (Some(key), Some(way)) = (key, &self.way) else { return };
+        self.suspect = Some(Suspect::new(now, endpoint, key, way.source));
+    }
+
     /// What the tunnel counted for the replica; before [`Self::handle_timeout`].
     pub(super) fn handle_traffic(&mut self, now: Instant, stats: &PeerStats) {
         let now = self.advance(now);
@@ -293,6 +307,13 @@ impl Pulse {
     /// Something came to the socket of an experiment.
     pub(super) fn handle_arrival(&mut self, arrival: &Arrival) {
         let now = self.advance(arrival.at);
+        if arrival.socket == suspect::SOCKET {
+            let verdict = self
+                .suspect
+                .as_ref()
+                .and_then(|suspect| suspect.handle_arrival(arrival, &mut self.ledger, &mut self.sockets));
+            return self.judge(now, verdict);
+        }
         let Some(keys) = self.way.as_ref().and_then(|way| self.keys.get_mut(&way.replica)) else { return };
         let keys = keys.make_contiguous();
         if arrival.socket >= FIRST_SOCKET {
@@ -309,7 +330,8 @@ impl Pulse {
     pub(super) fn poll_timeout(&self) -> Option<Instant> {
         let keeper = self.keeper.as_ref().filter(|_| self.way.is_some()).and_then(Keeper::poll_timeout);
         let survey = self.survey.as_ref().and_then(Survey::poll_timeout);
-        [keeper, survey, self.unsaved].into_iter().flatten().min()
+        let suspect = self.suspect.as_ref().map(Suspect::poll_timeout);
+        [keeper, survey, suspect, self.unsaved].into_iter().flatten().min()
     }
 
     /// Time passed.
@@ -321,6 +343,11 @@ impl Pulse {
         if let Some(survey) = &mut self.survey {
             survey.handle_timeout(now);
         }
+        let verdict = self
+            .suspect
+            .as_mut()
+            .and_then(|suspect| suspect.handle_timeout(now, &mut self.ledger, &mut self.sockets));
+        self.judge(now, verdict);
         if self.unsaved.is_some_and(|at| now >= at) {
             self.save();
         }
@@ -359,7 +386,8 @@ impl Pulse {
     pub(super) fn behaviour(&self) -> Behaviour {
         let mut behaviour = self.survey.as_ref().map(Survey::behaviour).unwrap_or_default();
         behaviour.public_address = behaviour.public_address.or(self.observed.map(|observed| observed.ip()));
-        if self.altered {
+        let shut = self.shut.is_some() && self.shut == self.way.as_ref().map(|way| way.network.clone());
+        if self.altered || shut {
             behaviour.helper_interference = Finding::Yes;
         }
         behaviour
@@ -487,6 +515,17 @@ impl Pulse {
         let Some(way) = self.way.clone() else { return };
         if self.assumed.take().is_some_and(|assumed| assumed != public) {
             self.begin(now, &way, Some(public));
+        }
+    }
+
+    fn judge(&mut self, now: Instant, verdict: Option<Verdict>) {
+        let Some(verdict) = verdict else { return };
+        self.suspect = None;
+        let Some(way) = self.way.as_ref().filter(|_| verdict == Verdict::Shut) else { return };
+        let network = way.network.clone();
+        if self.shut.replace(network.clone()) != Some(network) {
+            let (cause, to) = (Cause::HelperInterference, self.observed);
+            self.tell(&Churn { at: now, cause, from: None, to, idle: Duration::ZERO });
         }
     }
 

@@ -13,7 +13,7 @@ use pinhole_proto::v1;
 use crate::nat::{Behaviour, Cause, Class, Finding, Mapping};
 
 /// How far apart the gateway's and the agent's news of one move may come.
-const SAME: Duration = Duration::from_secs(60);
+const SAME: Duration = Duration::from_mins(1);
 /// For so long a cause may still turn out to be another.
 const SETTLED: Duration = Duration::from_secs(10);
 /// Moves that wait for their cause to settle; more are counted at once.
@@ -23,7 +23,7 @@ const UNSETTLED: usize = 8;
 const MOST: usize = 1000;
 
 /// One move or loss.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Move {
     /// When it was noticed.
     pub at: SystemTime,
@@ -348,7 +348,7 @@ impl Insight {
         }
         let Some(tale) = self.tales.iter_mut().find(|tale| tale.cause == guess) else { return };
         tale.count = tale.count.saturating_sub(1);
-        let last = tale.last.clone();
+        let last = tale.last;
         self.add(cause, 1, last);
     }
 
@@ -371,7 +371,7 @@ impl Insight {
 }
 
 impl Move {
-    fn to_wire(&self) -> v1::ChurnEvent {
+    fn to_wire(self) -> v1::ChurnEvent {
         let text = |place: Option<SocketAddr>| place.map(|place| place.to_string()).unwrap_or_default();
         v1::ChurnEvent {
             at: Some(self.at.into()),
@@ -496,7 +496,7 @@ mod tests {
         let seen = moved(at, place(9, 1), place(9, 2));
         let told = state(start(), &[(Cause::LifetimeShrank, 1, &seen)]);
         let mut gateway_first = Insight::new(start());
-        gateway_first.handle_move(seen.clone());
+        gateway_first.handle_move(seen);
         assert_eq!(counts(&gateway_first), [(v1::ChurnCause::MappingChanged, 1)]);
         gateway_first.handle_told(at + SECOND, &told);
         assert_eq!(counts(&gateway_first), [(v1::ChurnCause::LifetimeShrank, 1)]);

@@ -83,9 +83,12 @@ async fn summed_up(vpn: &Vpn<'_>) -> anyhow::Result<()> {
         wait::until("a summary", PATIENCE * 2, || async {
             let text = vpn.kubectl(&["get", kind, "-o", "json"]).await.map_err(|error| error.to_string())?;
             let object: Value = serde_json::from_str(&text).map_err(|error| error.to_string())?;
-            let nat = &object["status"]["nat"];
-            let is_whole = nat["medianLifetime"].is_string() && nat["minLifetime"].is_string();
-            if is_whole && nat["classes"].is_object() { Ok(()) } else { Err(format!("{kind}: {nat}")) }
+            let has = |field: &str| object.pointer(&format!("/status/nat/{field}")).is_some();
+            if has("medianLifetime") && has("minLifetime") && has("classes") {
+                Ok(())
+            } else {
+                Err(format!("{kind}: {:?}", object.pointer("/status")))
+            }
         })
         .await?;
     }

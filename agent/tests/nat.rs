@@ -23,6 +23,7 @@ const GIVE_UP: Duration = Duration::from_secs(8);
 /// How long the NAT keeps a mapping that is new, and one in use.
 const USUAL: (u32, u32) = (5, 15);
 const QUICK: (u32, u32) = (4, 8);
+const CUT: Duration = Duration::from_secs(5);
 const CLIENT: &str = "10.77.0.9";
 
 fn connect(name: &str, timeouts: (u32, u32)) -> (Lab, Running) {
@@ -110,11 +111,43 @@ fn a_path_that_is_dead_inbound_alone_is_not_called_connected_on_either_side() {
             || !gateway_says(&lab, pinhole_proto::v1::Phase::Connected),
         );
         assert_eq!(lab.status().unwrap()["session"], true, "everything else is up");
+        if name == "both" {
+            eventually(SOON * 2, "the block has a name", || {
+                lab.status().is_some_and(|status| status["churn"]["lastCause"] == "UDPBlocked")
+            });
+        }
         lab.nat().unblock();
         eventually(Duration::from_secs(40), "both are back", || {
             is_connected(&lab) && gateway_says(&lab, pinhole_proto::v1::Phase::Connected)
         });
     }
+}
+
+#[test]
+fn a_client_that_was_asleep_is_dormant_at_the_gateway_asked_over_its_session_and_back_at_once() {
+    let (lab, _gateway) = connect("asleep", QUICK);
+    eventually(SOON, "both are connected", || {
+        is_connected(&lab) && gateway_says(&lab, pinhole_proto::v1::Phase::Connected)
+    });
+    eventually(SOON, "the gateway knows the interval", || {
+        let report = lab.operator.reported("laptop").and_then(|report| report.keepalive);
+        let interval = report.and_then(|keepalive| keepalive.interval);
+        interval.is_some_and(|interval| interval.seconds <= QUICK.1.into())
+    });
+    lab.signal_client(nix::sys::signal::Signal::SIGSTOP);
+    // Its intervals still grow; none is longer than a mapping lives.
+    let limit = Duration::from_secs(QUICK.1.into()) + GIVE_UP;
+    eventually(limit + Duration::from_secs(1), "the gateway knows", || {
+        gateway_says(&lab, pinhole_proto::v1::Phase::Dormant)
+    });
+    eventually(CUT, "it asks for a sign of life", || {
+        !lab.metrics().contains("pinhole_gateway_pokes_total 0\n")
+    });
+    lab.signal_client(nix::sys::signal::Signal::SIGCONT);
+    eventually(CUT, "both are connected again", || {
+        is_connected(&lab) && gateway_says(&lab, pinhole_proto::v1::Phase::Connected)
+    });
+    assert!(lab.gateway_pings(CLIENT));
 }
 
 #[test]
@@ -165,4 +198,25 @@ fn a_saturated_path_is_never_called_dead_and_costs_no_beats() {
     assert!(after.0 - before.0 <= 4, "data does what beats do: {before:?} {after:?}");
     assert!(slowest < Duration::from_secs(1), "{slowest:?}");
     assert!(is_connected(&lab));
+}
+
+#[test]
+fn beats_without_an_answer_tear_nothing_down_under_load_and_probes_take_over_without_it() {
+    let (lab, _gateway) = connect("answers", QUICK);
+    let load = lab.saturate(Duration::from_secs(25));
+    sleep(Duration::from_secs(2));
+    lab.nat().block_answers();
+    while load.is_running() {
+        assert!(is_connected(&lab), "{:#}", lab.status().unwrap());
+        sleep(Duration::from_millis(200));
+    }
+    eventually(Duration::from_secs(40), "probes prove the path", || {
+        lab.status()
+            .is_some_and(|status| status["phase"] == "Connected" && status["keepalive"]["beats"] == false)
+    });
+    assert!(lab.client_pings("10.50.0.2"));
+    lab.nat().unblock();
+    eventually(Duration::from_secs(60), "beats are answered again", || {
+        lab.status().is_some_and(|status| status["keepalive"]["beats"] == true)
+    });
 }

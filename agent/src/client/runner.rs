@@ -564,6 +564,8 @@ impl Runner<'_> {
     /// Does what keeps the binding. Whether a beat was answered.
     fn beat(&mut self) -> bool {
         let now = Instant::now();
+        // First of all: a path that was just lost is none.
+        let mut answered = self.take_steps(now);
         match (self.health.phase(), self.way()) {
             (Phase::Connected, Some(way)) => {
                 self.pulse.handle_way(now, &way);
@@ -574,6 +576,13 @@ impl Runner<'_> {
             (Phase::Dormant | Phase::Disconnected, _) => self.pulse.handle_unreachable(now),
             _ => {}
         }
+        answered |= self.take_steps(now);
+        self.health.handle_beats(now, self.pulse.interval());
+        self.look_for_a_block(now);
+        answered
+    }
+
+    fn take_steps(&mut self, now: Instant) -> bool {
         let mut answered = false;
         while let Some(step) = self.pulse.poll_step() {
             match step {
@@ -583,7 +592,10 @@ impl Runner<'_> {
                     answered = true;
                     self.health.handle_beat(now, rtt);
                 }
-                Step::Lost => self.health.handle_beat_lost(now),
+                Step::Lost => {
+                    self.sample(now);
+                    self.health.handle_beat_lost(now);
+                }
                 Step::Restarted(replica) => {
                     // It has forgotten the tunnel's session as well.
                     self.tunnel.handshake(&replica);
@@ -591,8 +603,6 @@ impl Runner<'_> {
                 }
             }
         }
-        self.health.handle_beats(now, self.pulse.interval());
-        self.look_for_a_block(now);
         answered
     }
 

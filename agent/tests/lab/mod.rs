@@ -165,6 +165,17 @@ impl Lab {
         ping(&self.gateway, address)
     }
 
+    /// Signals the agent in the client's namespace.
+    pub(crate) fn signal_client(&self, signal: nix::sys::signal::Signal) {
+        let pids = Command::new("ip").args(["netns", "pids", &self.client.0]).output().unwrap();
+        let pids = String::from_utf8(pids.stdout).unwrap();
+        let mut agents = pids.lines().filter(|pid| {
+            std::fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|name| name.trim() == "pinhole")
+        });
+        let agent = agents.next().expect("an agent runs").parse().unwrap();
+        nix::sys::signal::kill(nix::unistd::Pid::from_raw(agent), signal).unwrap();
+    }
+
     /// Sends TCP both ways between the client and the host behind the gateway, as much as there is room for.
     pub(crate) fn saturate(&self, time: Duration) -> Load {
         let iperf = |namespace: &Namespace, arguments: &[&str]| {

@@ -68,6 +68,11 @@ impl Nat {
         self.nft("add rule ip fault forward ip protocol udp drop");
     }
 
+    /// Drops what the gateway says of beats, and nothing of the tunnel's own.
+    pub(crate) fn block_answers(&self) {
+        self.nft("add rule ip fault forward iifname wan ip protocol udp @th,64,8 >= 0x80 drop");
+    }
+
     /// Drops nothing any more.
     pub(crate) fn unblock(&self) {
         self.nft("flush chain ip fault forward");

@@ -24,8 +24,8 @@ pub(super) use self::{chronicle::Change, sockets::Arrival};
 use self::{
     chronicle::Chronicle,
     ledger::{Ledger, Read},
-    sockets::Sockets,
-    survey::{FIRST_SOCKET, Survey},
+    sockets::{FIRST_SOCKET, Sockets},
+    survey::Survey,
     suspect::{Suspect, Verdict},
     verdicts::{Place, Verdicts},
 };

@@ -18,11 +18,16 @@ use tokio::{
 };
 use tokio_util::task::AbortOnDropHandle;
 
-/// Sockets that are in use at once, and as many again that are about to be closed.
+/// Sockets that the keeper's experiments use at once.
 const MOST: usize = 40;
+/// And those of a survey of the network.
+const MOST_OF_SURVEY: usize = 10;
 /// How long a socket stays open that is not needed any more.
 const LINGER: Duration = Duration::from_secs(1);
 const LARGEST: usize = 256;
+
+/// The sockets of a survey are numbered from here; the keeper's begin at 0.
+pub(super) const FIRST_SOCKET: u32 = 1 << 31;
 
 /// What came to one of them.
 #[derive(Debug)]
@@ -49,12 +54,18 @@ pub(super) struct Sockets {
     open: HashMap<u32, Open>,
     arrivals: mpsc::Sender<Arrival>,
     fwmark: u32,
+    /// As many again may be about to be closed.
     permits: Arc<Semaphore>,
 }
 
 impl Sockets {
     pub(super) fn new(arrivals: mpsc::Sender<Arrival>, fwmark: u32) -> Self {
-        Sockets { open: HashMap::new(), arrivals, fwmark, permits: Arc::new(Semaphore::new(2 * MOST)) }
+        Sockets {
+            open: HashMap::new(),
+            arrivals,
+            fwmark,
+            permits: Arc::new(Semaphore::new(2 * (MOST + MOST_OF_SURVEY))),
+        }
     }
 
     /// The port of a socket, which is opened where it is not. `to` tells the family.
@@ -62,7 +73,9 @@ impl Sockets {
         if let Some(open) = self.open.get(&number) {
             return Some(open.port);
         }
-        if self.open.len() >= MOST {
+        let of_survey = |number: &u32| *number >= FIRST_SOCKET;
+        let alike = self.open.keys().filter(|other| of_survey(other) == of_survey(&number)).count();
+        if alike >= if of_survey(&number) { MOST_OF_SURVEY } else { MOST } {
             tracing::debug!("no socket for another experiment");
             return None;
         }

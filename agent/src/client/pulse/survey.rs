@@ -9,7 +9,7 @@ use ring::rand::{SecureRandom, SystemRandom};
 
 use super::{
     ledger::{Ledger, Read},
-    sockets::{Arrival, Sockets},
+    sockets::{Arrival, FIRST_SOCKET, Sockets},
 };
 use crate::{
     client::network::default_router,
@@ -19,8 +19,6 @@ use crate::{
     },
 };
 
-/// Its sockets are numbered from here; the keeper's begin at 0.
-pub(super) const FIRST_SOCKET: u32 = 1 << 31;
 /// The one that asks the router.
 const ROUTER_SOCKET: u32 = u32::MAX;
 /// NAT-PMP, RFC 6886.

@@ -223,7 +223,12 @@ impl Keeper {
             Path::Rebound | Path::Up => {
                 self.observed = None;
                 self.live = Live::new();
-                self.resume_learning(now);
+                if self.stage != Stage::Settled
+                    && !self.has(Purpose::Rung)
+                    && self.policy.mode == Mode::Adaptive
+                {
+                    self.climb_from_the_ground(now);
+                }
                 self.begin_burst(now);
             }
             Path::Down => {

@@ -94,10 +94,25 @@ impl Keeper {
                 match sequence.handle_timeout(now, &mut self.link) {
                     Some(Want::Send) => self.send_live(now),
                     Some(Want::Failed) if is_companion => self.rest(now),
-                    Some(Want::Failed) if self.live.lose(now) => self.actions.push_back(Action::Lost),
-                    Some(Want::Failed) | None => {}
+                    Some(Want::Failed) => self.lose(now),
+                    None => {}
                 }
             }
+        }
+    }
+
+    /// The path does not answer: nothing can be learnt before it does.
+    fn lose(&mut self, now: Instant) {
+        if self.live.lose(now) {
+            self.close_all();
+            self.strikes.forget();
+            self.actions.push_back(Action::Lost);
+        }
+    }
+
+    fn recover(&mut self, now: Instant) {
+        if self.live.lost.take().is_some() {
+            self.resume_learning(now);
         }
     }
 
@@ -108,7 +123,7 @@ impl Keeper {
         let idle = self.live.anchor.map(|anchor| answered.sent.saturating_duration_since(anchor));
         self.live.anchor = Some(answered.sent);
         self.proof = Some(answered.sent);
-        self.live.lost = None;
+        self.recover(now);
         self.actions.push_back(Action::Confirmed { rtt });
         if !reply.is_endpoint {
             self.actions.push_back(Action::Prove);

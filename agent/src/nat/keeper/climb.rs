@@ -67,6 +67,15 @@ impl Keeper {
         self.climb(now, ages);
     }
 
+    /// Goes on with what the loss of the path had interrupted.
+    pub(super) fn resume_learning(&mut self, now: Instant) {
+        match self.stage {
+            Stage::Climbing if !self.has(Purpose::Rung) => self.climb_from_the_ground(now),
+            Stage::Refining if !self.has(Purpose::Rung) => self.refine(now),
+            _ => {}
+        }
+    }
+
     fn climb(&mut self, now: Instant, ages: Vec<Duration>) {
         self.close_all();
         self.strikes.forget();

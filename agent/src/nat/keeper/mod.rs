@@ -223,12 +223,7 @@ impl Keeper {
             Path::Rebound | Path::Up => {
                 self.observed = None;
                 self.live = Live::new();
-                if self.stage != Stage::Settled
-                    && !self.has(Purpose::Rung)
-                    && self.policy.mode == Mode::Adaptive
-                {
-                    self.climb_from_the_ground(now);
-                }
+                self.resume_learning(now);
                 self.begin_burst(now);
             }
             Path::Down => {

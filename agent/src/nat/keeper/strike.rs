@@ -67,8 +67,8 @@ impl Strikes {
 
     /// What was counted does not concern the lifetime any more that is in force now.
     pub(super) fn forget(&mut self) {
-        let Self { relearnt, shrank, forgetful, .. } = *self;
-        *self = Self { relearnt, shrank, forgetful, ..Self::default() };
+        let Self { forgetful, relearnt, shrank, .. } = *self;
+        *self = Self { forgetful, relearnt, shrank, ..Self::default() };
     }
 
     fn record(&mut self, cycle: u64, now: Instant) {

@@ -391,6 +391,22 @@ fn a_path_that_is_gone_is_told_within_eight_seconds_of_its_interval() {
 }
 
 #[test]
+fn a_path_that_never_answers_costs_little() {
+    let mut world = World::new(Behaviour::one_class(120));
+    world.broken = true;
+    world.run(seconds(60));
+    let before = world.keeper.stats();
+    world.run(seconds(3600));
+    let after = world.keeper.stats();
+    assert_eq!(after.probe_beats, before.probe_beats);
+    let beats = after.live_beats - before.live_beats;
+    assert!((100..1200).contains(&beats), "{beats}");
+    world.broken = false;
+    world.run(seconds(1000));
+    assert!(world.keeper.interval() > seconds(110));
+}
+
+#[test]
 fn data_in_both_directions_takes_the_place_of_beats() {
     let mut world = World::new(Behaviour::two_class(30, 120, 2));
     world.run(seconds(1200));

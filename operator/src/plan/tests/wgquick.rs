@@ -78,3 +78,33 @@ fn without_an_endpoint_there_is_no_configuration() {
     };
     assert!(secret(&inputs, &ClientKey::Ours(PrivateKey::generate().unwrap())).is_none());
 }
+
+#[test]
+fn what_the_gateway_observed_is_in_the_configuration_and_in_what_the_gateway_expects() {
+    let (gateway, pool) = (load_balancer(), pool("staff", 2, &["10.77.0.0/24"]));
+    let replicas = balanced(&gateway);
+    let addresses = [ip("10.77.0.9")];
+    for (interval, expected) in [("1m40s", 100), ("12s", 25)] {
+        let mut phone = client(&json!({}));
+        let status = json!({
+            "addresses": addresses, "publicKey": "hSDwCYkwp1R0i33ctD73Wg2/Og0mOBr066SpjqqbTmo=",
+            "keepalive": { "interval": interval, "mode": "Adaptive", "reason": "GatewayObserved" },
+        });
+        phone.status = Some(serde_json::from_value(status).unwrap());
+        let inputs = ConfigInputs {
+            client: &phone,
+            pool: &pool,
+            gateway: &gateway,
+            replicas: &replicas,
+            addresses: &addresses,
+        };
+        let key = ClientKey::Ours(PrivateKey::generate().unwrap());
+        let data = secret(&inputs, &key).unwrap().data.unwrap();
+        let text = String::from_utf8(data[CONFIG_ENTRY].0.clone()).unwrap();
+        let recommended = phone.status.as_ref().unwrap().keepalive.as_ref().unwrap().interval.0.as_secs();
+        assert!(text.contains(&format!("PersistentKeepalive = {recommended}\n")), "{text}");
+        // It may run on the configuration that it was given before.
+        let peer = peer(&gateway, &pool, &phone, &addresses, at(100)).unwrap();
+        assert_eq!(peer.stock_keepalive, Some(Duration::from_secs(expected)));
+    }
+}

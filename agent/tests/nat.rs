@@ -53,7 +53,7 @@ fn gateway_says(lab: &Lab, phase: pinhole_proto::v1::Phase) -> bool {
 #[test]
 fn beats_learn_how_long_the_nat_waits_and_keep_the_mapping_over_idle_time_and_a_flush() {
     let (lab, _gateway) = connect("learn", USUAL);
-    eventually(Duration::from_secs(60), "the lifetime is known", || {
+    eventually(Duration::from_mins(1), "the lifetime is known", || {
         lab.status().is_some_and(|status| {
             let binding = &status["binding"];
             let (least, most) = (binding["atLeastSeconds"].as_f64(), binding["lessThanSeconds"].as_f64());
@@ -172,7 +172,7 @@ fn a_mapping_that_moves_while_all_is_quiet_is_followed_by_an_authenticated_packe
 #[test]
 fn a_saturated_path_is_never_called_dead_and_costs_no_beats() {
     let (lab, _gateway) = connect("load", QUICK);
-    eventually(Duration::from_secs(120), "the lifetime is known", || {
+    eventually(Duration::from_mins(2), "the lifetime is known", || {
         lab.status().is_some_and(|status| status["binding"]["confidence"] == "Confirmed")
     });
     let figures = |lab: &Lab| {
@@ -216,7 +216,7 @@ fn beats_without_an_answer_tear_nothing_down_under_load_and_probes_take_over_wit
     });
     assert!(lab.client_pings("10.50.0.2"));
     lab.nat().unblock();
-    eventually(Duration::from_secs(60), "beats are answered again", || {
+    eventually(Duration::from_mins(1), "beats are answered again", || {
         lab.status().is_some_and(|status| status["keepalive"]["beats"] == true)
     });
 }

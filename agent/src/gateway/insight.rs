@@ -461,15 +461,15 @@ mod tests {
     const SECOND: Duration = Duration::from_secs(1);
 
     fn start() -> SystemTime {
-        SystemTime::UNIX_EPOCH + Duration::from_secs(1_800_000_000)
+        SystemTime::UNIX_EPOCH + Duration::from_hours(500_000)
     }
 
-    fn place(last: u8, port: u16) -> Option<SocketAddr> {
-        Some(SocketAddr::from(([198, 51, 100, last], port)))
+    fn place(last: u8, port: u16) -> SocketAddr {
+        SocketAddr::from(([198, 51, 100, last], port))
     }
 
-    fn moved(at: SystemTime, from: Option<SocketAddr>, to: Option<SocketAddr>) -> Move {
-        Move { at, from, to, idle: Some(SECOND * 40) }
+    fn moved(at: SystemTime, from: SocketAddr, to: SocketAddr) -> Move {
+        Move { at, from: Some(from), to: Some(to), idle: Some(SECOND * 40) }
     }
 
     fn state(since: SystemTime, causes: &[(Cause, u64, &Move)]) -> v1::ClientState {

@@ -155,7 +155,8 @@ impl ClientError {
         let category = status.metadata().get(CATEGORY_METADATA).and_then(|value| value.to_str().ok());
         let category = match (category.map(known_category), status.code()) {
             (Some(category), _) if category != "Refused" => category,
-            (_, Code::Unavailable | Code::DeadlineExceeded) => "OperatorUnreachable",
+            // A timeout of our own is Cancelled.
+            (_, Code::Unavailable | Code::DeadlineExceeded | Code::Cancelled) => "OperatorUnreachable",
             _ => "Refused",
         };
         let said = status.message();

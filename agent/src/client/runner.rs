@@ -45,6 +45,7 @@ const EVENTS: usize = 1024;
 const SETTLE: Duration = Duration::from_millis(50);
 /// Ways that are remembered while another is looked for.
 const TRIED: usize = 16;
+const TRIED_FOR: Duration = Duration::from_secs(30);
 const GOODBYE: Duration = Duration::from_secs(1);
 /// What comes to the sockets of experiments.
 const ARRIVALS: usize = 256;
@@ -89,8 +90,8 @@ struct Runner<'a> {
     routed: Option<PublicKey>,
     outer: Vec<SocketAddr>,
     candidates: Vec<Candidate>,
-    /// The ways that were tried since the last connection.
-    tried: Vec<Candidate>,
+    /// The ways that were tried lately, and when first.
+    tried: Vec<(Instant, Candidate)>,
     source: Option<IpAddr>,
     held: Held,
     was_connected: bool,
@@ -569,9 +570,7 @@ impl Runner<'_> {
         match (self.health.phase(), self.way()) {
             (Phase::Connected, Some(way)) => {
                 self.pulse.handle_way(now, &way);
-                if !self.tried.is_empty() {
-                    self.look_for_a_shut_port(now);
-                }
+                self.look_for_a_shut_port(now, &way);
             }
             (Phase::Dormant | Phase::Disconnected, _) => self.pulse.handle_unreachable(now),
             _ => {}
@@ -626,16 +625,16 @@ impl Runner<'_> {
         })
     }
 
-    /// A way that failed, while another to the same address and another port works: it may be the port.
-    fn look_for_a_shut_port(&mut self, now: Instant) {
-        let tried = std::mem::take(&mut self.tried);
-        let Some(active) = self.health.active() else { return };
-        let other_port = |other: &&Candidate| {
-            other.endpoint.ip() == active.endpoint.ip() && other.endpoint.port() != active.endpoint.port()
-        };
-        if let Some(other) = tried.iter().find(other_port) {
-            self.pulse.handle_suspect(now, other.replica, other.endpoint);
-        }
+    /// A way that failed, while another to the same address and another port works: it may be the port. Asked as
+    /// soon as its replica's session gave a key.
+    fn look_for_a_shut_port(&mut self, now: Instant, way: &Way) {
+        let pulse = &mut self.pulse;
+        self.tried.retain(|(at, other)| {
+            let other_port =
+                other.endpoint.ip() == way.endpoint.ip() && other.endpoint.port() != way.endpoint.port();
+            let is_late = now.saturating_duration_since(*at) > TRIED_FOR;
+            other_port && !is_late && !pulse.handle_suspect(now, (other.replica, other.endpoint), way)
+        });
     }
 
     /// UDP without an answer, beside a session that has one, is worth saying once.
@@ -662,8 +661,9 @@ impl Runner<'_> {
             match action {
                 Action::Try(candidate) => {
                     tracing::debug!(endpoint = %candidate.endpoint, "trying");
-                    if !self.tried.contains(&candidate) && self.tried.len() < TRIED {
-                        self.tried.push(candidate);
+                    let is_known = self.tried.iter().any(|(_, tried)| *tried == candidate);
+                    if !is_known && self.tried.len() < TRIED {
+                        self.tried.push((Instant::now(), candidate));
                     }
                     if self.routed != Some(candidate.replica) {
                         self.route_to(Some(candidate.replica));

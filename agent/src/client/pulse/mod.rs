@@ -273,11 +273,19 @@ impl Pulse {
         self.tell(&Churn { at: now, cause: Cause::UdpBlocked, from: self.observed, to: None, idle });
     }
 
-    /// This port of a replica was not answered, while another on the same address was.
-    pub(super) fn handle_suspect(&mut self, now: Instant, replica: PublicKey, endpoint: SocketAddr) {
+    /// This port of a replica was not answered, while another on the same address is, by the way in use. Whether it
+    /// can be asked: it takes the key of a session with that replica.
+    pub(super) fn handle_suspect(
+        &mut self,
+        now: Instant,
+        (replica, endpoint): (PublicKey, SocketAddr),
+        way: &Way,
+    ) -> bool {
         let key = self.keys.get(&replica).and_then(VecDeque::back).cloned();
-        let (Some(key), Some(way)) = (key, &self.way) else { return };
-        self.suspect = Some(Suspect::new(now, endpoint, key, way.source));
+        let Some(key) = key else { return false };
+        tracing::info!(port = endpoint.port(), "another port answers: asking the silent one again");
+        self.suspect = Some(Suspect::new(now, endpoint, key, way));
+        true
     }
 
     /// What the tunnel counted for the replica; before [`Self::handle_timeout`].
@@ -520,9 +528,8 @@ impl Pulse {
 
     fn judge(&mut self, now: Instant, verdict: Option<Verdict>) {
         let Some(verdict) = verdict else { return };
-        self.suspect = None;
-        let Some(way) = self.way.as_ref().filter(|_| verdict == Verdict::Shut) else { return };
-        let network = way.network.clone();
+        let Some(suspect) = self.suspect.take().filter(|_| verdict == Verdict::Shut) else { return };
+        let network = suspect.into_network();
         if self.shut.replace(network.clone()) != Some(network) {
             let (cause, to) = (Cause::HelperInterference, self.observed);
             self.tell(&Churn { at: now, cause, from: None, to, idle: Duration::ZERO });

@@ -5,11 +5,12 @@
 //! that it is the path.
 
 use std::{
-    net::{IpAddr, SocketAddr},
+    net::SocketAddr,
     time::{Duration, Instant},
 };
 
 use super::{
+    Way,
     ledger::Ledger,
     sockets::{Arrival, Sockets},
 };
@@ -41,15 +42,21 @@ pub(super) enum Verdict {
 pub(super) struct Suspect {
     endpoint: SocketAddr,
     key: BeatKey,
-    source: IpAddr,
+    /// The way in use instead.
+    way: Way,
     asked: usize,
     due: Instant,
 }
 
 impl Suspect {
     /// To be asked at once.
-    pub(super) fn new(now: Instant, endpoint: SocketAddr, key: BeatKey, source: IpAddr) -> Self {
-        Suspect { endpoint, key, source, asked: 0, due: now }
+    pub(super) fn new(now: Instant, endpoint: SocketAddr, key: BeatKey, way: &Way) -> Self {
+        Suspect { endpoint, key, way: way.clone(), asked: 0, due: now }
+    }
+
+    /// The network in which it was asked.
+    pub(super) fn into_network(self) -> String {
+        self.way.network
     }
 
     pub(super) fn poll_timeout(&self) -> Instant {
@@ -77,7 +84,7 @@ impl Suspect {
             return Some(Verdict::Open);
         };
         let beat = Beat { channel: Channel::Probe(SOCKET), seq: self.asked as u64, wake: None };
-        let datagram = ledger.write(&self.key, &beat, SocketAddr::new(self.source, port));
+        let datagram = ledger.write(&self.key, &beat, SocketAddr::new(self.way.source, port));
         sockets.send(SOCKET, self.endpoint, &datagram);
         None
     }

@@ -384,16 +384,17 @@ impl Control {
             TunnelEvent::FirstReceive { .. } => self.sample(now),
             TunnelEvent::EndpointChanged { peer, from: Some(from), to, idle } => {
                 tracing::debug!(%from, %to, ?idle, "a client's mapping moved");
-                let change = v1::EndpointChange {
-                    at: Some(SystemTime::now().into()),
-                    from: canonical(from),
-                    to: canonical(to),
-                    idle: idle.and_then(|idle| idle.try_into().ok()),
-                };
-                self.changes.insert(peer, change);
                 let moved = Move { at: SystemTime::now(), from: Some(from), to: Some(to), idle };
-                self.learn(&peer, |insight| insight.handle_move(moved));
-                self.neighbours.handle_moved(now, peer, (from, to), idle);
+                if self.learn(&peer, |insight| insight.handle_move(moved)).unwrap_or(true) {
+                    let change = v1::EndpointChange {
+                        at: Some(moved.at.into()),
+                        from: canonical(from),
+                        to: canonical(to),
+                        idle: idle.and_then(|idle| idle.try_into().ok()),
+                    };
+                    self.changes.insert(peer, change);
+                    self.neighbours.handle_moved(now, peer, (from, to), idle);
+                }
                 self.changed(now);
             }
             TunnelEvent::EndpointChanged { .. } => self.changed(now),

@@ -21,6 +21,8 @@ const UNSETTLED: usize = 8;
 
 /// So many of one cause are believed at a time.
 const MOST: usize = 1000;
+/// The agent's word and the tunnel's take different ways here.
+const OVERTAKES: Duration = Duration::from_secs(2);
 
 /// One move or loss.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -63,10 +65,21 @@ struct Fresh {
     witness: Witness,
 }
 
+/// Whether a client is there, as its agent says. One that left comes back from another port of its own, which is not
+/// the NAT's doing.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+enum Presence {
+    #[default]
+    Here,
+    Gone,
+    Back(SystemTime),
+}
+
 /// What is known of one client.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Insight {
     since: SystemTime,
+    presence: Presence,
     /// Grows with what is worth a report of its own.
     version: u64,
     nat: Option<v1::NatReport>,
@@ -98,6 +111,7 @@ impl Insight {
     pub fn new(now: SystemTime) -> Self {
         Insight {
             since: now,
+            presence: Presence::default(),
             version: 0,
             nat: None,
             binding: None,
@@ -111,8 +125,16 @@ impl Insight {
     }
 
     /// An authenticated packet came from elsewhere. Without the agent's word, the address tells a moved client from a
-    /// moved mapping.
-    pub fn handle_move(&mut self, moved: Move) {
+    /// moved mapping. Returns whether it is a move at all, and not the return of a client that had left.
+    pub fn handle_move(&mut self, moved: Move) -> bool {
+        let returns = match std::mem::take(&mut self.presence) {
+            Presence::Here => false,
+            Presence::Gone => true,
+            Presence::Back(at) => apart(at, moved.at) < OVERTAKES,
+        };
+        if returns {
+            return false;
+        }
         let moved = Move { from: moved.from.map(plain), to: moved.to.map(plain), ..moved };
         let address = |place: Option<SocketAddr>| place.map(|place| place.ip());
         let cause =
@@ -122,13 +144,19 @@ impl Insight {
             if let Some(tale) = self.tales.iter_mut().find(|tale| tale.cause == cause) {
                 tale.last = moved;
             }
-            return;
+            return true;
         }
         self.count(cause, moved, 1, Witness::Gateway);
+        true
     }
 
     /// The agent tells of itself. Returns what keepalives cost since the last time.
     pub fn handle_told(&mut self, now: SystemTime, state: &v1::ClientState) -> Costs {
+        self.presence = match (state.phase(), self.presence) {
+            (v1::Phase::Disconnected, _) => Presence::Gone,
+            (v1::Phase::Connected, Presence::Gone) => Presence::Back(now),
+            (_, presence) => presence,
+        };
         if let Some(nat) = &state.nat {
             let public = nat.public_address.parse::<IpAddr>().map(|a| a.to_canonical().to_string());
             let nat = v1::NatReport { public_address: public.unwrap_or_default(), ..nat.clone() };
@@ -507,8 +535,27 @@ mod tests {
     }
 
     #[test]
+    fn a_client_that_left_and_comes_back_has_not_moved() {
+        let says = |phase: v1::Phase| v1::ClientState { phase: phase.into(), ..v1::ClientState::default() };
+        for word_is_faster in [false, true] {
+            let mut insight = Insight::new(start());
+            insight.handle_told(start(), &says(v1::Phase::Connected));
+            insight.handle_told(start() + SECOND, &says(v1::Phase::Disconnected));
+            let back = start() + SECOND * 60;
+            insight.handle_told(back, &says(v1::Phase::WaitingToReconnect));
+            if word_is_faster {
+                insight.handle_told(back, &says(v1::Phase::Connected));
+            }
+            assert!(!insight.handle_move(moved(back, place(9, 1), place(9, 2))));
+            insight.handle_told(back + SECOND, &says(v1::Phase::Connected));
+            assert!(insight.handle_move(moved(back + SECOND * 30, place(9, 2), place(9, 3))));
+            assert_eq!(counts(&insight), [(v1::ChurnCause::MappingChanged, 1)]);
+        }
+    }
+
+    #[test]
     fn a_dual_stack_socket_sees_the_same_places_as_an_agent() {
-        let mapped = |port| Some(format!("[::ffff:198.51.100.9]:{port}").parse().unwrap());
+        let mapped = |port| format!("[::ffff:198.51.100.9]:{port}").parse().unwrap();
         let mut insight = Insight::new(start());
         insight.handle_move(moved(start() + SECOND, mapped(1), mapped(2)));
         let told = moved(start() + SECOND, place(9, 1), place(9, 2));

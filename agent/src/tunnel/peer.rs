@@ -406,6 +406,7 @@ impl Peer {
     fn authenticated<O: Output>(&mut self, now: Instant, from: SocketAddr, data: bool, out: &mut O) {
         self.timers.received(now, data);
         self.heard(now, out);
+        self.stats.last_answered_send = self.stats.last_send;
         self.failing = None;
         let idle = self.seen_there.replace(now).map(|seen| now.saturating_duration_since(seen));
         let before = self.endpoint.replace(Endpoint { address: from, origin: Origin::Settled });

@@ -28,6 +28,8 @@ pub struct PeerStats {
     pub last_beat: Option<Instant>,
     /// When the last message of WireGuard was sent, of any kind.
     pub last_send: Option<Instant>,
+    /// The last of those after which a message of WireGuard came: data flows both ways, at least until then.
+    pub last_answered_send: Option<Instant>,
     /// When the last data message was sent that was no keepalive.
     pub last_data_send: Option<Instant>,
     /// Inner bytes and packets received, without keepalives.
@@ -68,6 +70,7 @@ impl PeerStats {
             last_data: None,
             last_beat: None,
             last_send: None,
+            last_answered_send: None,
             last_data_send: None,
             received: Traffic { bytes: 0, packets: 0 },
             sent: Traffic { bytes: 0, packets: 0 },

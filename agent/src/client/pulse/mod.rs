@@ -297,7 +297,7 @@ impl Pulse {
         let received = stats.last_data.max(stats.last_handshake);
         self.heard = self.heard.max(stats.last_receive);
         if let Some(keeper) = &mut self.keeper {
-            keeper.handle_traffic(now, stats.last_send, received);
+            keeper.handle_traffic(now, stats.last_answered_send, received);
         }
         self.drain(now);
     }

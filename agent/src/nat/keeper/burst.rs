@@ -22,7 +22,7 @@ const BURST: Duration = Duration::from_millis(2900);
 const JITTER: f64 = 0.01;
 const LARGEST_JITTER: Duration = Duration::from_secs(1);
 /// A newly learnt lifetime is accompanied by a scout in each of so many bursts, later in every eighth.
-const CLOSE_WATCH: u64 = 16;
+pub(super) const CLOSE_WATCH: u64 = 16;
 const LOOSE_WATCH: u64 = 8;
 /// A rung's burst takes the live channel along when it has been silent this long.
 const WORTH_A_RIDE: Duration = Duration::from_secs(1);
@@ -149,6 +149,19 @@ impl Keeper {
             self.rest(now);
         }
         self.bury(now);
+    }
+
+    /// Data came in, and some that was sent at `arrived` has left: where beats stay unanswered all the same, the data
+    /// stands for their answers.
+    pub(super) fn live_heard(&mut self, last_received: Option<Instant>, arrived: Option<Instant>) {
+        let Activity::Burst(sequence) = &mut self.live.activity else { return };
+        sequence.handle_sign_of_life(last_received);
+        if sequence.is_ignored()
+            && let Some(anchor) = arrived.filter(|arrived| *arrived > sequence.begun())
+        {
+            self.live.anchor = Some(anchor);
+            self.live.activity = Activity::Rest { due: anchor + self.live.interval };
+        }
     }
 
     pub(super) fn live_wake(&mut self, now: Instant, seq: u64) {

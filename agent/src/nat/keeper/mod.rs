@@ -146,6 +146,8 @@ pub struct Stats {
 const RADIO: Duration = Duration::from_secs(3);
 /// Interval while nothing at all is proven.
 const UNPROVEN: Duration = Duration::from_millis(2500);
+/// Share of a new lifetime's interval that is in force while scouts try it: enough for sweeps of a fifth of a lifetime.
+const PROBATION: f64 = 0.91;
 
 /// The state machine. Times are monotonic.
 #[derive(Debug)]
@@ -168,7 +170,6 @@ pub struct Keeper {
     next_seq: u64,
     next_probe: u32,
     burst_began: Option<Instant>,
-    traffic_sent: Option<Instant>,
     jitter: Jitter,
     stats: Stats,
     actions: VecDeque<Action>,
@@ -194,7 +195,6 @@ impl Keeper {
             next_seq: 1,
             next_probe: 0,
             burst_began: None,
-            traffic_sent: None,
             jitter: Jitter::new(seed),
             stats: Stats::default(),
             actions: VecDeque::new(),
@@ -283,26 +283,15 @@ impl Keeper {
         }
     }
 
-    /// When the live channel last carried data out, and an authenticated packet in. Hand this in before
-    /// [`Self::handle_timeout`]: what data keeps alive needs no beats.
-    pub fn handle_traffic(
-        &mut self,
-        now: Instant,
-        last_sent: Option<Instant>,
-        last_received: Option<Instant>,
-    ) {
-        // Only what was sent before something was received is known to have left.
-        let arrived = [last_sent, self.traffic_sent]
-            .into_iter()
-            .flatten()
-            .filter(|sent| last_received.is_some_and(|received| received >= *sent))
-            .max();
-        self.traffic_sent = last_sent;
-        if arrived <= self.live.anchor || !self.live.is_resting() {
+    /// Data went over the live channel: `answered` left before something authenticated came in, at `received` the last.
+    /// Hand this in before [`Self::handle_timeout`]: what data keeps alive needs no beats.
+    pub fn handle_traffic(&mut self, now: Instant, answered: Option<Instant>, received: Option<Instant>) {
+        self.live_heard(received, answered);
+        if answered <= self.live.anchor || !self.live.is_resting() {
             return;
         }
-        self.live.anchor = arrived;
-        self.live.last_sent = self.live.last_sent.max(arrived);
+        self.live.anchor = answered;
+        self.live.last_sent = self.live.last_sent.max(answered);
         // The wake was to come at an age that the binding does not have any more.
         self.live.wake_due = None;
         self.reschedule(now);
@@ -345,6 +334,11 @@ impl Keeper {
         self.actions.pop_front()
     }
 
+    /// A new lifetime was proven at one phase of the NAT's own timers; scouts try others first.
+    fn is_on_probation(&self) -> bool {
+        self.cycles < burst::CLOSE_WATCH && !self.life.coarse && self.life.promotion.heals_by_itself()
+    }
+
     /// The longest silence that the live channel is left in now.
     pub fn interval(&self) -> Duration {
         let longest = self.policy.longest();
@@ -357,7 +351,11 @@ impl Keeper {
         let Some(learnt) = self.life.interval(&self.link) else {
             return UNPROVEN.min(self.policy.interval).max(self.policy.min.min(UNPROVEN));
         };
-        let interval = if self.strikes.is_hedging() { strike::hedged(learnt) } else { learnt };
+        let interval = match self.stage {
+            _ if self.strikes.is_hedging() => strike::hedged(learnt),
+            Stage::Settled if self.is_on_probation() => learnt.mul_f64(PROBATION),
+            _ => learnt,
+        };
         interval.clamp(self.policy.min, longest)
     }
 

@@ -20,7 +20,7 @@ pub(super) const LONG: Plan = &[
     Duration::from_secs(12),
 ];
 
-/// An unanswered beat is given up so long after its first transmission.
+/// An unanswered beat is given up so long after its first transmission, or the last sign of life since.
 const GIVE_UP: Duration = Duration::from_secs(7);
 /// So many transmissions follow one another at the pace of the round trip, later ones at twice the pause each.
 const QUICK_TRIES: u32 = 4;
@@ -93,6 +93,8 @@ pub(super) struct Sequence {
     waiting: Waiting,
     last_sent: Option<Instant>,
     last_answered: Option<Instant>,
+    /// The last authenticated packet that is no answer.
+    last_heard: Option<Instant>,
 }
 
 impl Sequence {
@@ -106,6 +108,7 @@ impl Sequence {
             waiting: Waiting::Turn(begun),
             last_sent: None,
             last_answered: None,
+            last_heard: None,
         }
     }
 
@@ -146,7 +149,7 @@ impl Sequence {
     pub(super) fn deadline(&self) -> Option<Instant> {
         match self.waiting {
             Waiting::Turn(at) => Some(at),
-            Waiting::Reply { first, resend } => Some(resend.min(first + GIVE_UP)),
+            Waiting::Reply { first, resend } => Some(resend.min(self.give_up(first))),
             Waiting::Over => None,
         }
     }
@@ -154,7 +157,7 @@ impl Sequence {
     pub(super) fn handle_timeout(&mut self, now: Instant, link: &mut Link) -> Option<Want> {
         match self.waiting {
             Waiting::Turn(at) if now >= at => Some(Want::Send),
-            Waiting::Reply { first, .. } if now >= first + GIVE_UP => {
+            Waiting::Reply { first, .. } if now >= self.give_up(first) => {
                 self.waiting = Waiting::Over;
                 Some(Want::Failed)
             }
@@ -194,9 +197,23 @@ impl Sequence {
         Some(Answered { sent, first, complete: false })
     }
 
+    /// Something authenticated came that is no answer: answers get lost, but not everything does.
+    pub(super) fn handle_sign_of_life(&mut self, at: Option<Instant>) {
+        self.last_heard = self.last_heard.max(at);
+    }
+
     /// How often the beat waited for was sent.
     pub(super) fn tries(&self) -> u32 {
         self.tries.count
+    }
+
+    /// Whether all transmissions that could hope for a quick answer were in vain.
+    pub(super) fn is_ignored(&self) -> bool {
+        self.tries.count > QUICK_TRIES
+    }
+
+    fn give_up(&self, first: Instant) -> Instant {
+        self.last_heard.map_or(first, |heard| first.max(heard)) + GIVE_UP
     }
 }
 

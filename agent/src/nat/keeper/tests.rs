@@ -10,6 +10,8 @@ use proptest::prelude::*;
 use super::*;
 use crate::nat::{Cause, Promotion};
 
+/// Bursts before a new lifetime is used up to its margin.
+const PROBATION: u32 = 16;
 const RTT: Duration = Duration::from_millis(40);
 
 /// How a NAT treats its bindings.
@@ -315,7 +317,7 @@ fn a_binding_that_is_promoted_late_is_kept_at_its_promoted_lifetime() {
 fn an_invisible_flush_is_healed_in_one_cycle_and_stays_healed() {
     for (unpromoted, promoted, after) in [(30, 120, 2), (10, 60, 5), (30, 300, 10), (20, 20, 0), (5, 15, 2)] {
         let mut world = World::new(Behaviour::two_class(unpromoted, promoted, after));
-        world.run(seconds(promoted) * 8 + seconds(120));
+        world.run(seconds(promoted) * (8 + PROBATION) + seconds(120));
         for n in 1..4 {
             world.flush();
             world.run(world.keeper.interval() + seconds(1));
@@ -403,6 +405,8 @@ fn a_path_that_never_answers_costs_little() {
     assert!((100..1200).contains(&beats), "{beats}");
     world.broken = false;
     world.run(seconds(1000));
+    assert!(world.keeper.interval() > seconds(100));
+    world.run(seconds(120) * PROBATION);
     assert!(world.keeper.interval() > seconds(110));
 }
 
@@ -423,6 +427,34 @@ fn data_in_both_directions_takes_the_place_of_beats() {
     world.run(seconds(125));
     assert!(world.live_beats.len() > before);
     assert!(world.is_reachable());
+}
+
+#[test]
+fn data_stands_for_answers_that_get_lost_and_only_for_as_long_as_it_comes() {
+    let policy = Policy { mode: Mode::Fixed, interval: seconds(2), ..Policy::default() };
+    for both_ways in [true, false] {
+        let mut world = World::new(Behaviour::one_class(60));
+        world.keeper.handle_policy(world.now, policy);
+        world.run(seconds(60));
+        world.broken = true;
+        // A beat is under way before there is any data.
+        world.run(seconds(3));
+        let before = world.live_beats.len();
+        for _ in 0..300 {
+            let sent = both_ways.then_some(world.now);
+            world.run(Duration::from_millis(100));
+            world.keeper.handle_traffic(world.now, sent, Some(world.now));
+        }
+        assert_eq!(world.lost, 0, "data comes in");
+        if both_ways {
+            let sent = world.live_beats.len() - before;
+            assert!(sent <= 8, "{sent} beats beside data");
+        }
+        world.run(seconds(7));
+        assert_eq!(world.lost, u32::from(!both_ways), "nothing does any more");
+        world.run(seconds(3));
+        assert_eq!(world.lost, 1);
+    }
 }
 
 #[test]
@@ -472,6 +504,8 @@ fn a_client_that_is_told_to_wait_sends_no_experiments() {
     let now = world.now;
     world.keeper.handle_guidance(now, Guidance::default());
     world.run(seconds(600));
+    assert!(world.keeper.interval() > seconds(100));
+    world.run(seconds(120) * PROBATION);
     assert!(world.keeper.interval() > seconds(110));
 }
 

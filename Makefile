@@ -4,10 +4,15 @@ SIM   = cargo run --quiet --release --locked --package pinhole-sim -- --set all
 CACHE = $(or $(PINHOLE_CACHE),$(or $(XDG_CACHE_HOME),$(HOME)/.cache)/pinhole)
 DENY  = $(CACHE)/cargo-deny-0.20.2
 
-.PHONY: demo test lab-up lab-down sim lint crds crds-check deny
+.PHONY: demo test soak bench-nat lab-up lab-down sim lint crds crds-check deny
 
 demo:       ; @$(LAB) demo
 test:       ; @$(LAB) setup && cargo test --workspace --locked --no-fail-fast
+# Tunnels saturated for ten minutes each way; about an hour.
+soak:       ; @$(LAB) setup && PINHOLE_SOAK_SECONDS=600 cargo test --locked --package pinhole-e2e --test lab -- keepalive_under_load
+# Real agents behind NATs with the timeouts of stock systems (30/120 s and the like), adaptive against a static
+# keepalive of 25 s; about 25 minutes. `make bench-nat ARGS='--minutes 60 --wakes 3000 -o json'`
+bench-nat:  ; @$(LAB) bench-nat $(ARGS)
 lab-up:     ; @$(LAB) up
 lab-down:   ; @$(LAB) down
 sim:        ; @mkdir -p target && $(SIM) --svg target/sim.svg && echo && $(SIM) --loss 5 --svg target/sim-loss-5.svg

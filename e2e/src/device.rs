@@ -33,6 +33,60 @@ pub struct Status {
     pub rtt_milliseconds: Option<f64>,
     /// Whether the session stands.
     pub session: bool,
+    /// UDP port of the tunnel on the machine.
+    pub local_port: u16,
+    /// Inner bytes received.
+    pub rx_bytes: u64,
+    /// The keepalive in force.
+    pub keepalive: Keepalive,
+    /// What was learnt of the NATs' bindings.
+    pub binding: Binding,
+    /// What became of the tunnel's own.
+    pub churn: Churn,
+}
+
+/// A keepalive, as `pinhole status` has it.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Keepalive {
+    /// None when nothing is sent.
+    pub interval_seconds: Option<f64>,
+    /// Why it is that.
+    pub reason: String,
+    /// Whether beats keep the tunnel's binding.
+    pub beats: bool,
+    /// Wake-ups that it has cost.
+    pub wakes: u64,
+}
+
+/// A learnt lifetime, as `pinhole status` has it.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Binding {
+    /// It lived for so long.
+    pub at_least_seconds: f64,
+    /// It was gone after so long.
+    pub less_than_seconds: Option<f64>,
+    /// How well that is known.
+    pub confidence: String,
+    /// What it takes to get that lifetime.
+    pub promotion: String,
+}
+
+/// Changes of the path, as `pinhole status` has them.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Churn {
+    /// Since the tunnel is up.
+    pub count: u64,
+    /// Why, the last time.
+    pub last_cause: Option<String>,
+    /// Public `ip:port` before.
+    pub last_from: Option<String>,
+    /// And after.
+    pub last_to: Option<String>,
+    /// Seconds without traffic before it.
+    pub last_idle_seconds: Option<f64>,
 }
 
 /// A host with the agent. Its state directory stays until the lab goes, so that `up` again is the same client.

@@ -14,6 +14,7 @@
 //!
 //! Everything goes when the [`Lab`] is dropped; `lab::down` also clears away what a killed process left.
 
+pub mod bench;
 pub mod cluster;
 pub mod demo;
 pub mod device;

@@ -4,19 +4,24 @@ use std::{
     io::{BufRead, BufReader, Write},
     os::unix::process::CommandExt,
     process::{ExitCode, Stdio},
+    time::Duration,
 };
 
 use anyhow::{Context, bail};
 use clap::{Parser, Subcommand, ValueEnum};
 use pinhole_e2e::{
-    Lab, demo,
+    Lab,
+    bench::{self, Plan},
+    demo,
     host::Host,
+    installation::Installation,
     lab,
-    nat::NatProfile,
+    nat::{NatProfile, stock_profiles},
     progress,
     project::Images,
     setup::{packages, rust, tools::Tools},
     state,
+    vpn::{Exposure, Vpn},
 };
 
 /// A real one-node Kubernetes cluster and real NATs on this machine
@@ -31,6 +36,21 @@ struct Cli {
 enum Action {
     /// Show Pinhole at work: a cluster, three clients behind three real NATs, a live table; cleans up after itself
     Demo {
+        /// Form of the results; with json all else goes to standard error
+        #[arg(short, long, value_enum, default_value = "text")]
+        output: Output,
+    },
+    /// Compare adaptive clients with a static keepalive of 25 s, behind NATs with the timeouts of stock systems
+    BenchNat {
+        /// How long to watch, in minutes; what is learnt takes about three of them
+        #[arg(short, long, default_value_t = 20, value_parser = clap::value_parser!(u64).range(1..=1440))]
+        minutes: u64,
+        /// Times that each client is woken meanwhile
+        #[arg(short, long, default_value_t = 1000, value_parser = clap::value_parser!(u32).range(1..=100_000))]
+        wakes: u32,
+        /// Which random times those are
+        #[arg(short, long, default_value_t = 1)]
+        seed: u64,
         /// Form of the results; with json all else goes to standard error
         #[arg(short, long, value_enum, default_value = "text")]
         output: Output,
@@ -62,6 +82,10 @@ const READY: &str = "ready";
 async fn main() -> ExitCode {
     let outcome = match Cli::parse().command {
         Action::Demo { output } => demo(output).await,
+        Action::BenchNat { minutes, wakes, seed, output } => {
+            let span = Duration::from_mins(minutes);
+            bench_nat(Plan { profiles: stock_profiles(), span, wakes, seed }, output).await
+        }
         Action::Up => up(),
         Action::Down => lab::down().await.map_err(Into::into),
         Action::Status => status(),
@@ -84,6 +108,26 @@ async fn demo(output: Output) -> anyhow::Result<()> {
         Output::Json => demo::Output::Json,
     };
     demo::run(output).await.map_err(Into::into)
+}
+
+async fn bench_nat(plan: Plan, output: Output) -> anyhow::Result<()> {
+    let work = async {
+        let lab = Lab::find_or_start().await?;
+        Installation::install(&lab, &[]).await?;
+        let vpn = Vpn::declare(&lab, "bench-nat", Exposure::NodePort, "").await?;
+        let report = bench::run(&vpn, 100, &plan).await?;
+        vpn.delete().await?;
+        anyhow::Ok(report)
+    };
+    let report = lab::until_signal(work).await?.context("ended before the results were there")??;
+    match output {
+        Output::Text => print!("{report}"),
+        Output::Json => println!("{:#}", report.json()),
+    }
+    for wrong in report.rows.iter().filter_map(|row| row.verdict().err()) {
+        progress::say(&wrong);
+    }
+    Ok(())
 }
 
 async fn setup() -> anyhow::Result<()> {

@@ -9,6 +9,7 @@ mod truth;
 pub mod userspace;
 
 use std::{
+    collections::BTreeSet,
     net::Ipv4Addr,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
@@ -268,6 +269,15 @@ impl Nat {
     pub async fn set_udp(&self, udp: UdpFilter) -> Result<()> {
         let same = udp.clone();
         self.change(|profile| profile.udp = udp, |nat, _| nat.set_udp(same)).await
+    }
+
+    /// Lets no UDP in any more, or again; what leaves, leaves all the same, and keeps its mapping.
+    ///
+    /// # Errors
+    /// When the rules cannot be replaced.
+    pub async fn set_deaf(&self, deaf: bool) -> Result<()> {
+        let ports = if deaf { (0..=u16::MAX).collect() } else { BTreeSet::new() };
+        self.change(|profile| profile.deaf = deaf, |nat, _| nat.set_deaf(ports)).await
     }
 
     /// Changes how much UDP gets lost.

@@ -72,6 +72,8 @@ pub struct NatProfile {
     pub udp: UdpFilter,
     /// How much UDP gets lost.
     pub loss: Loss,
+    /// Lets no UDP in; what leaves, leaves, and keeps its mapping.
+    pub deaf: bool,
 }
 
 impl NatProfile {
@@ -84,6 +86,7 @@ impl NatProfile {
             udp_stream_timeout: Duration::from_mins(2),
             udp: UdpFilter::Open,
             loss: Loss::NONE,
+            deaf: false,
         }
     }
 
@@ -216,6 +219,9 @@ fn filter(profile: &NatProfile) -> String {
         tenths => {
             let _ = writeln!(rules, "    meta l4proto udp numgen random mod 1000 < {tenths} drop");
         }
+    }
+    if profile.deaf {
+        let _ = writeln!(rules, "    iifname \"{WAN}\" meta l4proto udp drop");
     }
     match &profile.udp {
         UdpFilter::Blocked => rules.push_str("    meta l4proto udp drop\n"),

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail, ensure};
-use pinhole_crds::{BindingConfidence, ClientPhase, Finding, NatClass, VPNClient, VPNClientStatus};
+use pinhole_crds::{BindingConfidence, Finding, NatClass, VPNClient, VPNClientStatus};
 use pinhole_e2e::{
     Lab,
     device::Device,
@@ -15,10 +15,7 @@ use serde_json::Value;
 
 use crate::{Outcome, product, tests};
 
-tests![
-    status_tells_the_nat_its_lifetime_and_the_keepalive_and_is_not_written_while_nothing_happens,
-    the_churn_event_carries_old_and_new_endpoint_idle_gap_and_cause,
-];
+tests![status_tells_the_nat_its_lifetime_and_the_keepalive_and_is_not_written_while_nothing_happens,];
 
 const ANY: &str = "enrolment: { tokens: [{ name: any }] }";
 
@@ -114,41 +111,5 @@ async fn at_rest(vpn: &Vpn<'_>) -> anyhow::Result<()> {
             bail!("statuses are written although nothing happens: {known}");
         }
     }
-    Ok(())
-}
-
-async fn the_churn_event_carries_old_and_new_endpoint_idle_gap_and_cause(lab: &Lab) -> Outcome {
-    let _product = product::installed(lab).await?;
-    let vpn = Vpn::declare(lab, "churn", Exposure::NodePort, "").await?;
-    vpn.pool("staff", "[10.98.0.0/24]", ANY).await?;
-    let join = vpn.join("staff", "any").await?;
-    let mut device = Device::new(lab.nat_host("churn", hasty()).await?).await?;
-    device.up(&join).await?;
-    let before = status_of(&vpn, "churn").await?.endpoint.context("no endpoint")?;
-    device.host().nat().context("no NAT")?.rebind().await?;
-    let moved = vpn
-        .client("churn", "to have moved", PATIENCE, |client| {
-            let churn = client.status.as_ref().and_then(|status| status.churn.as_ref());
-            churn.is_some_and(|churn| churn.from.as_deref() == Some(before.as_str()))
-        })
-        .await?;
-    let churn = moved.status.and_then(|status| status.churn).context("no churn")?;
-    let after = churn.to.clone().context("nowhere to")?;
-    ensure!(after != before && churn.idle.is_some() && churn.last_change.is_some(), "{churn:?}");
-    let cause = format!("{:?}", churn.last_cause.context("no cause")?);
-    ensure!(cause == "MappingChanged", "{churn:?}");
-    let note = wait::until("an Event", PATIENCE, || async {
-        let selector = format!("involvedObject.kind=VPNClient,reason={cause}");
-        let args = ["get", "events", "--field-selector", &selector, "-o", "jsonpath={.items[*].message}"];
-        let notes = vpn.kubectl(&args).await.map_err(|error| error.to_string())?;
-        if notes.is_empty() { Err("none".to_owned()) } else { Ok(notes) }
-    })
-    .await?;
-    for part in [before.as_str(), after.as_str(), "silence"] {
-        ensure!(note.contains(part), "`{part}` is not in: {note}");
-    }
-    vpn.client_in("churn", ClientPhase::Connected, PATIENCE).await?;
-    device.down().await?;
-    vpn.delete().await?;
     Ok(())
 }

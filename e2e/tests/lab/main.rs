@@ -3,16 +3,24 @@
 //! A module holds related tests: `async fn name(lab: &Lab) -> Outcome`, listed with `tests!`, and the module
 //! is listed in [`all`]. Names of hosts and of Kubernetes namespaces are a test's own: tests run side by side.
 
+#![expect(
+    clippy::indexing_slicing,
+    reason = "serde_json yields Null for what is not there, and a test may panic"
+)]
+
 mod access;
 mod cluster;
 mod enrolment;
 mod first_tunnel;
 mod insight;
+mod keepalive_under_load;
 mod kinds;
+mod many_clients;
 mod nats;
 mod product;
 mod resilience;
 mod sidecars;
+mod stale_mapping;
 mod stock;
 mod uninstall;
 mod userspace_nat;
@@ -58,8 +66,11 @@ fn all() -> Vec<Test> {
         first_tunnel::tests(),
         access::tests(),
         stock::tests(),
+        many_clients::tests(),
         sidecars::tests(),
         resilience::tests(),
+        stale_mapping::tests(),
+        keepalive_under_load::tests(),
         uninstall::tests(),
     ]
     .into_iter()
@@ -67,8 +78,10 @@ fn all() -> Vec<Test> {
     .collect()
 }
 
-/// No test of the lab takes longer than this unless it hangs.
-const PATIENCE: Duration = Duration::from_mins(5);
+/// No test of the lab takes longer than this unless it hangs: some wait for one another.
+fn patience() -> Duration {
+    Duration::from_mins(10) + 4 * keepalive_under_load::soak()
+}
 
 /// The one lab, started by the first test that needs it.
 struct Shared {
@@ -83,8 +96,9 @@ impl Shared {
         }
         let outcome = self.runtime.block_on(async {
             let lab = self.lab.get_or_init(start).await.as_ref().map_err(|error| anyhow!("{error}"))?;
-            let outcome = tokio::time::timeout(PATIENCE, test(lab)).await;
-            outcome.map_err(|_| anyhow!("still not done after {PATIENCE:?}"))??;
+            let patience = patience();
+            let outcome = tokio::time::timeout(patience, test(lab)).await;
+            outcome.map_err(|_| anyhow!("still not done after {patience:?}"))??;
             anyhow::Ok(lab.cluster().must_run()?)
         });
         outcome.map(|()| Completion::Completed).map_err(|error| format!("{error:#}").into())

@@ -32,7 +32,7 @@ fn split(config: &str) -> (Vec<(String, String)>, String) {
 }
 
 /// What `wg-quick up` does, by hand: it would change the machine's own /etc.
-async fn wg_up(lab: &Lab, host: &Host, config: &str) -> anyhow::Result<Process> {
+pub(crate) async fn wg_up(lab: &Lab, host: &Host, config: &str) -> anyhow::Result<Process> {
     let (quick, rest) = split(config);
     let path = pinhole_e2e::state::directory().join(format!("{}.conf", host.name()));
     std::fs::write(&path, rest)?;
@@ -59,7 +59,7 @@ async fn wg_up(lab: &Lab, host: &Host, config: &str) -> anyhow::Result<Process> 
     Ok(process)
 }
 
-async fn configuration(vpn: &Vpn<'_>, client: &str) -> anyhow::Result<String> {
+pub(crate) async fn configuration(vpn: &Vpn<'_>, client: &str) -> anyhow::Result<String> {
     let secret = format!("{client}-wireguard");
     let args = ["get", "secret", &secret, "-o", "go-template={{ index .data \"wg0.conf\" | base64decode }}"];
     let text = wait::until("the configuration", PATIENCE, || async {

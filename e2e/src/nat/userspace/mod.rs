@@ -14,6 +14,7 @@ mod table;
 mod translator;
 mod tun;
 
+pub(crate) use self::random::Random;
 pub use self::{
     helper::Helper,
     oracle::{Direction, Ends, Entry, Event, Oracle},

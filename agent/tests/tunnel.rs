@@ -11,7 +11,8 @@ use std::{
 
 use libtest_mimic::{Arguments, Failed, Trial};
 use pinhole_agent::tunnel::{
-    PeerConfig, PeerStats, PrivateKey, Probe, PublicKey, SendFailure, Tunnel, TunnelConfig, TunnelEvent,
+    Offloads, PeerConfig, PeerStats, PrivateKey, Probe, PublicKey, SendFailure, Tunnel, TunnelConfig,
+    TunnelEvent,
 };
 use tokio::sync::mpsc::{Receiver, channel};
 
@@ -70,6 +71,7 @@ impl End {
             addresses: addresses.map(|address| address.parse().unwrap()).to_vec(),
             mtu: 1420,
             fwmark: None,
+            offloads: Offloads::ALL,
         };
         let tunnel = namespace.run(move || Tunnel::start(config, sender).unwrap());
         Self { tunnel, events, key, namespace }
@@ -252,6 +254,12 @@ fn a_removed_peer_is_cut_off() {
     assert!(gateway.tunnel.discards().unknown_peer > 0);
 
     gateway.tunnel.set_peers(vec![config]);
+    // An initiation that comes before the peer is back is repeated after 5 s only.
+    let end = Instant::now() + Duration::from_secs(10);
+    while !gateway.tunnel.stats().iter().any(|stats| stats.public_key == client.key) {
+        assert!(Instant::now() < end, "the peer does not come back");
+        std::thread::yield_now();
+    }
     client.tunnel.handshake(&gateway.key);
     client.ping("-c 1 10.9.0.1").unwrap();
 }

@@ -35,7 +35,7 @@ use crate::{
         dial::{Proof, resolve},
     },
     kernel::RouteSocket,
-    tunnel::{PeerStats, PrivateKey, Probe, PublicKey, Tunnel, TunnelConfig, TunnelEvent},
+    tunnel::{Offloads, PeerStats, PrivateKey, Probe, PublicKey, Tunnel, TunnelConfig, TunnelEvent},
 };
 
 /// Marks the tunnel's and the session's packets, so that routes into a tunnel leave them out ("pinh").
@@ -137,6 +137,7 @@ pub(super) async fn run(
         addresses: settings.addresses.clone(),
         mtu: settings.mtu,
         fwmark: Some(FWMARK),
+        offloads: Offloads::ALL,
     };
     let tunnel = Tunnel::start(config, events)?;
     let (target, target_now) = watch::channel(target_of(&setup.enrolment, &settings, None, 0));

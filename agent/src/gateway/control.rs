@@ -30,7 +30,7 @@ use super::{
 use crate::{
     health::gateway::{GatewayHealth, Sample},
     nat::{Beat, wire::BeatKey},
-    tunnel::{PeerConfig, PeerStats, PrivateKey, PublicKey, Tunnel, TunnelConfig, TunnelEvent},
+    tunnel::{Offloads, PeerConfig, PeerStats, PrivateKey, PublicKey, Tunnel, TunnelConfig, TunnelEvent},
 };
 
 /// The data path is proven again this long after the last authenticated client packet or own proof.
@@ -218,6 +218,7 @@ impl Control {
                 addresses: desired.tunnel_addresses.clone(),
                 mtu: desired.mtu,
                 fwmark: None,
+                offloads: Offloads::ALL,
             };
             self.tunnel = Some(Tunnel::start(config, self.events.clone())?);
             self.next_proof = Some(Instant::now());

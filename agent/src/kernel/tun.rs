@@ -15,37 +15,88 @@ use super::{KernelError, RouteSocket};
 
 const PATH: &str = "/dev/net/tun";
 
+/// What the kernel leaves to the reader of a device, and takes from its writer: packets with unfinished
+/// checksums, and super-packets of up to 64 KB. Frames have a `virtio_net_hdr` of 10 bytes in front, but with
+/// `None`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum TunOffload {
+    /// Whole packets with right checksums, as they are.
+    None,
+    /// TCP over IPv4 and IPv6.
+    Tcp,
+    /// TCP and UDP (Linux 6.2 and later).
+    TcpAndUdp,
+}
+
+impl TunOffload {
+    /// The next that an older kernel may have. `None` behind the last.
+    const fn less(self) -> Option<Self> {
+        match self {
+            Self::TcpAndUdp => Some(Self::Tcp),
+            Self::Tcp => Some(Self::None),
+            Self::None => None,
+        }
+    }
+
+    /// For `TUNSETOFFLOAD`.
+    const fn features(self) -> libc::c_uint {
+        let tcp = libc::TUN_F_CSUM | libc::TUN_F_TSO4 | libc::TUN_F_TSO6;
+        match self {
+            Self::None => 0,
+            Self::Tcp => tcp,
+            Self::TcpAndUdp => tcp | libc::TUN_F_USO4 | libc::TUN_F_USO6,
+        }
+    }
+}
+
 /// A TUN device of our own making. It is gone when this is dropped.
 #[derive(Debug)]
 pub struct TunDevice {
     file: File,
     name: String,
     index: u32,
+    offload: TunOffload,
 }
 
 impl TunDevice {
     /// Makes a device with this name, for raw IP packets, down and without address. Reading and writing do not
     /// wait.
     pub fn create(name: &str) -> Result<Self, KernelError> {
+        Self::create_offloading(name, TunOffload::None)
+    }
+
+    /// Makes a device that offloads as much as the kernel can, and as is wanted.
+    pub fn create_offloading(name: &str, wanted: TunOffload) -> Result<Self, KernelError> {
         let valid = (1..libc::IFNAMSIZ).contains(&name.len())
             && !matches!(name, "." | "..")
             && name.bytes().all(|byte| byte.is_ascii_graphic() && !matches!(byte, b'/' | b':' | b'%'));
         if !valid {
             return Err(KernelError::BadName(name.to_owned()));
         }
-        let file = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .custom_flags(libc::O_NONBLOCK | libc::O_CLOEXEC)
-            .open(PATH)
-            .map_err(|error| open_failed(&error))?;
-        attach(&file, name).map_err(|errno| match errno {
-            Errno::EBUSY | Errno::EEXIST | Errno::EINVAL => KernelError::NameInUse { name: name.to_owned() },
-            Errno::ENODEV | Errno::ENXIO => KernelError::NoTunDevice,
-            _ => KernelError::new(format!("make the TUN device {name}"), errno),
-        })?;
-        let index = RouteSocket::index_of(name)?;
-        Ok(Self { file, name: name.to_owned(), index })
+        let mut offload = wanted;
+        loop {
+            let file = OpenOptions::new()
+                .read(true)
+                .write(true)
+                .custom_flags(libc::O_NONBLOCK | libc::O_CLOEXEC)
+                .open(PATH)
+                .map_err(|error| open_failed(&error))?;
+            attach(&file, name, offload).map_err(|errno| match errno {
+                Errno::EBUSY | Errno::EEXIST | Errno::EINVAL => {
+                    KernelError::NameInUse { name: name.to_owned() }
+                }
+                Errno::ENODEV | Errno::ENXIO => KernelError::NoTunDevice,
+                _ => KernelError::new(format!("make the TUN device {name}"), errno),
+            })?;
+            if set_offload(&file, offload).is_err()
+                && let Some(less) = offload.less()
+            {
+                offload = less;
+                continue;
+            }
+            let index = RouteSocket::index_of(name)?;
+            return Ok(Self { file, name: name.to_owned(), index, offload });
+        }
     }
 
     /// The device's name.
@@ -58,14 +109,19 @@ impl TunDevice {
         self.index
     }
 
-    /// Reads one packet. `WouldBlock` when there is none.
-    pub fn receive(&self, packet: &mut [u8]) -> io::Result<usize> {
-        (&self.file).read(packet)
+    /// What it offloads.
+    pub const fn offload(&self) -> TunOffload {
+        self.offload
     }
 
-    /// Writes one packet. `WouldBlock` when the kernel has no room.
-    pub fn send(&self, packet: &[u8]) -> io::Result<()> {
-        (&self.file).write(packet).map(drop)
+    /// Reads one frame. `WouldBlock` when there is none.
+    pub fn receive(&self, frame: &mut [u8]) -> io::Result<usize> {
+        (&self.file).read(frame)
+    }
+
+    /// Writes one frame. `WouldBlock` when the kernel has no room.
+    pub fn send(&self, frame: &[u8]) -> io::Result<()> {
+        (&self.file).write(frame).map(drop)
     }
 }
 
@@ -82,17 +138,25 @@ fn open_failed(error: &io::Error) -> KernelError {
     }
 }
 
-fn attach(file: &File, name: &str) -> Result<(), Errno> {
+fn attach(file: &File, name: &str, offload: TunOffload) -> Result<(), Errno> {
     // SAFETY: `ifreq` is plain data, for which all zeros are valid.
     let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
     for (place, byte) in request.ifr_name.iter_mut().zip(name.bytes()) {
         *place = libc::c_char::from_ne_bytes([byte]);
     }
-    let flags = libc::IFF_TUN | libc::IFF_NO_PI | libc::IFF_TUN_EXCL;
+    let header = if offload == TunOffload::None { 0 } else { libc::IFF_VNET_HDR };
+    let flags = libc::IFF_TUN | libc::IFF_NO_PI | libc::IFF_TUN_EXCL | header;
     // The kernel reads 16 bits, the highest of which the type counts as a sign.
     request.ifr_ifru.ifru_flags = u16::try_from(flags).map_err(|_| Errno::EINVAL)?.cast_signed();
     // SAFETY: TUNSETIFF reads and writes one `ifreq`, which `request` is and which outlives the call; the
     // descriptor is open as long as `file`.
     let result = unsafe { libc::ioctl(file.as_raw_fd(), libc::TUNSETIFF, &raw mut request) };
+    Errno::result(result).map(drop)
+}
+
+fn set_offload(file: &File, offload: TunOffload) -> Result<(), Errno> {
+    let features = libc::c_ulong::from(offload.features());
+    // SAFETY: TUNSETOFFLOAD takes its argument by value; the descriptor is open as long as `file`.
+    let result = unsafe { libc::ioctl(file.as_raw_fd(), libc::TUNSETOFFLOAD, features) };
     Errno::result(result).map(drop)
 }

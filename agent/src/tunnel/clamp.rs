@@ -1,9 +1,10 @@
 //! Holds the TCP connections that are routed through the tunnel to segments that fit it.
 
-use super::inner::{self, IPV4_HEADER, IPV6_HEADER};
+use super::{
+    checksum::fold,
+    inner::{self, IPV4_HEADER, IPV6_HEADER, TCP, TCP_HEADER},
+};
 
-const TCP: u8 = 6;
-const TCP_HEADER: usize = 20;
 const SYN: u8 = 0x02;
 const OPTION_END: u8 = 0;
 const OPTION_NOP: u8 = 1;
@@ -32,15 +33,9 @@ pub(super) fn clamp_mss(packet: &mut [u8], mtu: u16) {
     // Where the option sits at an odd offset, its bytes count swapped.
     let swap = |word: u16| if at % 2 == 0 { word } else { word.swap_bytes() };
     // RFC 1624, equation 3.
-    let updated = !inner::fold(u64::from(!sum) + u64::from(!swap(old)) + u64::from(swap(most)));
-    write(segment, at, most);
-    write(segment, 16, updated);
-}
-
-fn write(bytes: &mut [u8], offset: usize, value: u16) {
-    if let Some(place) = bytes.get_mut(offset..).and_then(|rest| rest.first_chunk_mut::<2>()) {
-        *place = value.to_be_bytes();
-    }
+    let updated = !fold(u64::from(!sum) + u64::from(!swap(old)) + u64::from(swap(most)));
+    inner::set_field(segment, at, most.to_be_bytes());
+    inner::set_field(segment, 16, updated.to_be_bytes());
 }
 
 /// Offset of the value of a SYN's MSS option.
@@ -71,6 +66,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::tunnel::checksum::checksum;
 
     /// A SYN with `nops` one-byte options before the MSS option.
     fn syn(v6: bool, nops: usize, mss: u16, flags: u8) -> Vec<u8> {
@@ -101,7 +97,7 @@ mod tests {
     fn tcp_sum(packet: &[u8], start: usize) -> u16 {
         let addresses = if start == 40 { &packet[8..40] } else { &packet[12..20] };
         let length = u16::try_from(packet.len() - start).unwrap().to_be_bytes();
-        inner::checksum(&[addresses, &[0, TCP], &length, &packet[start..]])
+        checksum(&[addresses, &[0, TCP], &length, &packet[start..]])
     }
 
     proptest! {

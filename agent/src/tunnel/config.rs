@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 
 use ipnet::IpNet;
 
-use super::{PresharedKey, PrivateKey, PublicKey};
+use super::{Offloads, PresharedKey, PrivateKey, PublicKey};
 
 /// The tunnel itself. Fixed for its lifetime, but for [`addresses`](super::Tunnel::set_addresses).
 #[derive(Debug, Clone)]
@@ -24,6 +24,8 @@ pub struct TunnelConfig {
     /// Mark of the tunnel's own datagrams, so that a default route through the tunnel can leave them out
     /// (see [`crate::kernel::FullTunnel`]). Needs `CAP_NET_ADMIN`.
     pub fwmark: Option<u32>,
+    /// The offloads to use where the kernel has them: [`Offloads::ALL`], but for tests and comparisons.
+    pub offloads: Offloads,
 }
 
 /// One peer, as the control plane wants it.

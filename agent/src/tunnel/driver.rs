@@ -16,16 +16,26 @@ use nix::{
     },
 };
 
-use super::{TunnelError, TunnelEvent, handle::Command, outbox::Outbox, shard::Shard, socket::UdpEndpoint};
+use super::{
+    Offloads, TunnelError, TunnelEvent,
+    handle::Command,
+    inbox::Inbox,
+    outbox::Outbox,
+    segments::Segments,
+    shard::Shard,
+    socket::UdpEndpoint,
+    virtio::{self, FrameHeader},
+};
+use crate::kernel::TunOffload;
 
 const SOCKET: u64 = 0;
 const DEVICE: u64 = 1;
 const OWNER: u64 = 2;
-/// Runs of datagrams, and packets, taken in one go before the other side has its turn.
-const RUNS: usize = 8;
-const PACKETS: usize = 128;
-/// The largest IP packet and the largest run of datagrams.
-const BUFFER: usize = 65_536;
+/// Calls for datagrams, and bytes of packets, taken in one go before the other side has its turn.
+const RECEIVES: usize = 4;
+const BYTES: usize = 512 << 10;
+/// The largest frame.
+const FRAME: usize = virtio::HEADER + 65_536;
 /// How soon to publish again what a reader was in the way of.
 const PUBLISH_AGAIN: Duration = Duration::from_millis(50);
 
@@ -33,6 +43,7 @@ pub(super) struct Driver {
     pub(super) shard: Shard,
     pub(super) outbox: Outbox,
     pub(super) fwmark: Option<u32>,
+    pub(super) offloads: Offloads,
     pub(super) commands: mpsc::Receiver<Command>,
     pub(super) wake: Arc<EventFd>,
 }
@@ -42,6 +53,12 @@ pub(super) fn spawn(driver: Driver) -> Result<JoinHandle<()>, TunnelError> {
     let epoll = driver.watch().map_err(|errno| TunnelError::Thread(errno.into()))?;
     let name = format!("tunnel-{}", driver.outbox.device.name());
     thread::Builder::new().name(name).spawn(move || driver.run(&epoll)).map_err(TunnelError::Thread)
+}
+
+/// Where what comes in is put.
+struct Room {
+    inbox: Inbox,
+    frame: Vec<u8>,
 }
 
 enum Next {
@@ -59,10 +76,10 @@ impl Driver {
     }
 
     fn run(mut self, epoll: &Epoll) {
-        let mut buffer = vec![0; BUFFER];
+        let mut room = Room { inbox: Inbox::new(self.outbox.socket.merges()), frame: vec![0; FRAME] };
         let mut published = true;
         loop {
-            match self.turn(epoll, &mut buffer, &mut published) {
+            match self.turn(epoll, &mut room, &mut published) {
                 Ok(Next::Continue) => {}
                 Ok(Next::Shutdown) => return,
                 Err(error) => {
@@ -78,7 +95,7 @@ impl Driver {
     }
 
     /// Waits, and handles all that is ready.
-    fn turn(&mut self, epoll: &Epoll, buffer: &mut [u8], published: &mut bool) -> io::Result<Next> {
+    fn turn(&mut self, epoll: &Epoll, room: &mut Room, published: &mut bool) -> io::Result<Next> {
         let mut ready = [EpollEvent::empty(); 3];
         let count = match epoll.wait(&mut ready, self.patience(*published)) {
             Err(Errno::EINTR) => 0,
@@ -87,8 +104,8 @@ impl Driver {
         self.shard.handle_timeout(Instant::now(), &mut self.outbox);
         for event in ready.iter().take(count) {
             match event.data() {
-                SOCKET => self.take_datagrams(buffer),
-                DEVICE => self.take_packets(buffer)?,
+                SOCKET => self.take_datagrams(&mut room.inbox),
+                DEVICE => self.take_packets(&mut room.frame)?,
                 _ => {
                     if let Next::Shutdown = self.take_commands(epoll)? {
                         return Ok(Next::Shutdown);
@@ -113,10 +130,10 @@ impl Driver {
         EpollTimeout::try_from(wait).unwrap_or(EpollTimeout::MAX)
     }
 
-    fn take_datagrams(&mut self, buffer: &mut [u8]) {
-        for _ in 0..RUNS {
-            let received = match self.outbox.socket.receive(buffer) {
-                Ok(received) => received,
+    fn take_datagrams(&mut self, inbox: &mut Inbox) {
+        for _ in 0..RECEIVES {
+            let more = match inbox.receive(&self.outbox.socket) {
+                Ok(more) => more,
                 Err(error) => {
                     if error.kind() != io::ErrorKind::WouldBlock {
                         tracing::debug!(%error, "receiving failed");
@@ -125,19 +142,25 @@ impl Driver {
                 }
             };
             let now = Instant::now();
-            for datagram in buffer.get(..received.length).unwrap_or_default().chunks(received.segment) {
-                self.shard.handle_datagram(now, received.from, datagram, &mut self.outbox);
+            for run in inbox.runs() {
+                for datagram in run.datagrams() {
+                    self.shard.handle_datagram(now, run.from, datagram, &mut self.outbox);
+                }
+            }
+            if !more {
+                return;
             }
         }
     }
 
-    fn take_packets(&mut self, buffer: &mut [u8]) -> io::Result<()> {
+    fn take_packets(&mut self, frame: &mut [u8]) -> io::Result<()> {
         let now = Instant::now();
-        for _ in 0..PACKETS {
-            match self.outbox.device.receive(buffer) {
+        let mut taken = 0;
+        while taken < BYTES {
+            match self.outbox.device.receive(frame) {
                 Ok(length) => {
-                    let packet = buffer.get_mut(..length).unwrap_or_default();
-                    self.shard.handle_packet(now, packet, &mut self.outbox);
+                    taken += length.max(BYTES / 128);
+                    self.take_frame(now, frame.get_mut(..length).unwrap_or_default());
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
@@ -145,6 +168,21 @@ impl Driver {
             }
         }
         Ok(())
+    }
+
+    fn take_frame(&mut self, now: Instant, frame: &mut [u8]) {
+        let has_header = self.outbox.device.offload() != TunOffload::None;
+        let segments = if has_header {
+            frame.split_first_chunk_mut().and_then(|(header, packet)| {
+                FrameHeader::decode(*header).and_then(|header| Segments::new(header, packet))
+            })
+        } else {
+            Some(Segments::whole(frame))
+        };
+        match segments {
+            Some(segments) => self.shard.handle_packets(now, segments, &mut self.outbox),
+            None => self.shard.discard_frame(),
+        }
     }
 
     fn take_commands(&mut self, epoll: &Epoll) -> io::Result<Next> {
@@ -193,9 +231,9 @@ impl Driver {
     fn replace_socket(&mut self, port: u16) -> Result<u16, TunnelError> {
         // A fixed port must be let go first: bind another one meanwhile.
         if port != 0 {
-            self.outbox.socket = UdpEndpoint::bind(0, self.fwmark)?;
+            self.outbox.socket = UdpEndpoint::bind(0, self.fwmark, self.offloads)?;
         }
-        self.outbox.socket = UdpEndpoint::bind(port, self.fwmark)?;
+        self.outbox.socket = UdpEndpoint::bind(port, self.fwmark, self.offloads)?;
         Ok(self.outbox.socket.local_port())
     }
 }

@@ -15,7 +15,7 @@ use ipnet::IpNet;
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
 use super::{
-    BeatCounts, Discards, PeerConfig, PeerStats, PublicKey, TunnelConfig, TunnelError, TunnelEvent,
+    BeatCounts, Discards, Offloads, PeerConfig, PeerStats, PublicKey, TunnelConfig, TunnelError, TunnelEvent,
     beats::Role,
     driver::{self, Driver},
     outbox::{Events, Outbox},
@@ -70,6 +70,7 @@ pub struct Tunnel {
     listen_port: u16,
     name: String,
     index: u32,
+    offloads: Offloads,
 }
 
 impl Tunnel {
@@ -82,14 +83,16 @@ impl Tunnel {
         if !(1280..=9200).contains(&config.mtu) {
             return Err(TunnelError::Config(format!("an MTU of {} is not within 1280 to 9200", config.mtu)));
         }
-        let device = TunDevice::create(&config.tun_name)?;
+        let device = TunDevice::create_offloading(&config.tun_name, config.offloads.tun)?;
         let (name, index) = (device.name().to_owned(), device.index());
         let mut route = RouteSocket::open()?;
         route.set_mtu(index, u32::from(config.mtu))?;
         route.set_addresses(index, &config.addresses)?;
         route.set_up(index)?;
 
-        let socket = UdpEndpoint::bind(config.listen_port, config.fwmark)?;
+        let socket = UdpEndpoint::bind(config.listen_port, config.fwmark, config.offloads)?;
+        let offloads = Offloads { tun: device.offload(), udp_gso: socket.splits(), udp_gro: socket.merges() };
+        tracing::info!(device = name, %offloads, "the tunnel's offloads");
         let local_port = AtomicU16::new(socket.local_port());
         let wake = Arc::new(
             EventFd::from_flags(EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC)
@@ -104,6 +107,7 @@ impl Tunnel {
             shard,
             outbox: Outbox::new(socket, device, Events::new(events, Arc::clone(&events_lost))),
             fwmark: config.fwmark,
+            offloads,
             commands: receiver,
             wake: Arc::clone(&wake),
         };
@@ -119,6 +123,7 @@ impl Tunnel {
             listen_port,
             name,
             index,
+            offloads,
         })
     }
 
@@ -214,6 +219,11 @@ impl Tunnel {
     /// The TUN device's interface index.
     pub const fn index(&self) -> u32 {
         self.index
+    }
+
+    /// The offloads in use. UDP GSO may be left out towards a peer whose path refuses it.
+    pub const fn offloads(&self) -> Offloads {
+        self.offloads
     }
 
     /// Ends the thread and removes the TUN device.

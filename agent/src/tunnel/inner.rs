@@ -6,6 +6,14 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 pub(super) const IPV4_HEADER: usize = 20;
 /// Bytes of an IPv6 header (RFC 8200, section 3).
 pub(super) const IPV6_HEADER: usize = 40;
+/// Protocol number of TCP.
+pub(super) const TCP: u8 = 6;
+/// Protocol number of UDP.
+pub(super) const UDP: u8 = 17;
+/// Bytes of a TCP header without options (RFC 9293, section 3.1).
+pub(super) const TCP_HEADER: usize = 20;
+/// Bytes of a UDP header (RFC 768).
+pub(super) const UDP_HEADER: usize = 8;
 
 /// Where a packet comes from and goes to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -55,23 +63,9 @@ pub(super) fn field<const N: usize>(bytes: &[u8], offset: usize) -> Option<[u8; 
     bytes.get(offset..)?.first_chunk::<N>().copied()
 }
 
-/// The Internet checksum (RFC 1071) over several pieces, of which all but the last have an even length.
-pub(super) fn checksum(pieces: &[&[u8]]) -> u16 {
-    let mut sum = 0_u64;
-    for piece in pieces {
-        let (words, rest) = piece.as_chunks::<2>();
-        sum += words.iter().map(|&word| u64::from(u16::from_be_bytes(word))).sum::<u64>();
-        sum += rest.first().map_or(0, |&byte| u64::from(byte) << 8);
+/// Writes `N` bytes at an offset, where there is room for them.
+pub(super) fn set_field<const N: usize>(bytes: &mut [u8], offset: usize, value: [u8; N]) {
+    if let Some(place) = bytes.get_mut(offset..).and_then(|rest| rest.first_chunk_mut::<N>()) {
+        *place = value;
     }
-    !fold(sum)
-}
-
-/// Folds a sum into 16 bits with end-around carry.
-pub(super) const fn fold(mut sum: u64) -> u16 {
-    while sum >> 16 != 0 {
-        sum = (sum & 0xffff) + (sum >> 16);
-    }
-    #[expect(clippy::cast_possible_truncation, reason = "the loop leaves 16 bits")]
-    let folded = sum as u16;
-    folded
 }

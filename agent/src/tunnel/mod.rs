@@ -7,25 +7,32 @@
 //! the messages of NAT intelligence on the same port.
 
 mod beats;
+mod checksum;
 mod clamp;
+mod coalesce;
 mod config;
 mod driver;
 mod error;
 mod event;
 mod gate;
 mod handle;
+mod inbox;
 mod inner;
 mod key;
 mod message;
+mod offloads;
 mod outbox;
 mod output;
 mod peer;
 mod probe;
 mod routing;
+mod segments;
 mod shard;
 mod socket;
 mod stats;
 mod timers;
+mod unsplit;
+mod virtio;
 mod waiting;
 
 use std::time::Duration;
@@ -35,6 +42,7 @@ pub use error::TunnelError;
 pub use event::{SendFailure, TunnelEvent};
 pub use handle::{Probe, Tunnel};
 pub use key::{KeyError, PresharedKey, PrivateKey, PublicKey};
+pub use offloads::Offloads;
 pub use stats::{BeatCounts, Discards, PeerStats, Traffic};
 
 /// After how long without an authenticated packet the next one is told as [`TunnelEvent::FirstReceive`]:

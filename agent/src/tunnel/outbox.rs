@@ -13,6 +13,7 @@ use tokio::sync::mpsc::Sender;
 
 use super::{
     SendFailure, TunnelEvent,
+    coalesce::Coalescer,
     output::Output,
     socket::{LARGEST_DATAGRAM, LONGEST_RUN, UdpEndpoint},
 };
@@ -60,14 +61,14 @@ pub(super) struct Outbox {
     pub(super) device: TunDevice,
     events: Events,
     run: Run,
-    packet: Vec<u8>,
+    packets: Coalescer,
     failures: Vec<(SocketAddr, SendFailure)>,
 }
 
 impl Outbox {
     pub(super) fn new(socket: UdpEndpoint, device: TunDevice, events: Events) -> Self {
         let run = Run {
-            bytes: Vec::new(),
+            bytes: vec![0; LARGEST_DATAGRAM],
             to: NOBODY,
             length: 0,
             segment: 0,
@@ -75,11 +76,17 @@ impl Outbox {
             sealed: false,
             next_to: NOBODY,
         };
-        Self { socket, device, events, run, packet: Vec::new(), failures: Vec::new() }
+        let packets = Coalescer::new(device.offload());
+        Self { socket, device, events, run, packets, failures: Vec::new() }
     }
 
-    /// Sends what is gathered.
+    /// Sends and delivers what is gathered.
     pub(super) fn flush(&mut self) {
+        self.flush_run();
+        self.packets.flush(|frame| write(&self.device, frame));
+    }
+
+    fn flush_run(&mut self) {
         let run = &mut self.run;
         let bytes = run.bytes.get(..run.length).unwrap_or_default();
         if run.count > 0
@@ -102,7 +109,7 @@ impl Output for Outbox {
     fn datagram(&mut self, to: SocketAddr, size: usize) -> &mut [u8] {
         let run = &self.run;
         if run.to != to || run.sealed || run.count == LONGEST_RUN || run.length + size > LARGEST_DATAGRAM {
-            self.flush();
+            self.flush_run();
         }
         let run = &mut self.run;
         run.next_to = to;
@@ -113,7 +120,7 @@ impl Output for Outbox {
         if self.run.count > 0 && length > self.run.segment {
             // Larger than those before: it begins a run of its own.
             let start = self.run.length;
-            self.flush();
+            self.flush_run();
             self.run.bytes.copy_within(start..start + length, 0);
         }
         let run = &mut self.run;
@@ -127,21 +134,24 @@ impl Output for Outbox {
     }
 
     fn packet(&mut self, size: usize) -> &mut [u8] {
-        room(&mut self.packet, 0, size)
+        self.packets.room(size)
     }
 
     fn deliver(&mut self, length: usize) {
-        let packet = self.packet.get(..length).unwrap_or_default();
-        if let Err(error) = self.device.send(packet) {
-            // The device is down, or has no room: the packet is lost as on any link.
-            if error.kind() != io::ErrorKind::WouldBlock {
-                tracing::debug!(%error, "the TUN device refused a packet");
-            }
-        }
+        self.packets.push(length, |frame| write(&self.device, frame));
     }
 
     fn event(&mut self, event: TunnelEvent) {
         self.events.send(event);
+    }
+}
+
+fn write(device: &TunDevice, frame: &[u8]) {
+    if let Err(error) = device.send(frame) {
+        // The device is down, or has no room: the packet is lost as on any link.
+        if error.kind() != io::ErrorKind::WouldBlock {
+            tracing::debug!(%error, "the TUN device refused a packet");
+        }
     }
 }
 

@@ -13,6 +13,7 @@ use super::{
     message::{DATA_OVERHEAD, INITIATION, Message},
     output::Output,
     probe::{Magic, Pending},
+    segments::Segments,
     stats::{PeerStats, Published},
     timers::{Due, RETRY_JITTER, Timers},
     waiting::Waiting,
@@ -176,11 +177,11 @@ impl Peer {
         self.published.publish(&self.stats)
     }
 
-    /// Encrypts an inner packet to the peer, or holds it until there is a session.
+    /// Encrypts inner packets to the peer, or holds them until there is a session.
     pub(super) fn send<O: Output>(
         &mut self,
         now: Instant,
-        packet: &[u8],
+        mut packets: Segments<'_>,
         common: &mut Surroundings,
         out: &mut O,
     ) {
@@ -190,13 +191,19 @@ impl Peer {
         };
         self.poll_if_stale(now, common, out);
         if !self.has_session {
-            self.hold(now, packet, common);
+            while let Some(packet) = packets.make_next() {
+                clamp_mss(packet, common.mtu);
+                self.hold(now, packet, common);
+            }
             if !self.timers.handshaking() {
                 self.initiate(now, common, out);
             }
             return;
         }
-        self.encrypt(now, endpoint.address, packet, out);
+        while let Some(packet) = packets.make_next() {
+            clamp_mss(packet, common.mtu);
+            self.encrypt(now, endpoint.address, packet, out);
+        }
         if self.timers.renew_on_send(now) {
             self.initiate(now, common, out);
         }
@@ -243,12 +250,12 @@ impl Peer {
         &mut self,
         now: Instant,
         id: u64,
-        request: &[u8],
+        request: &mut [u8],
         common: &mut Surroundings,
         out: &mut O,
     ) {
         self.probes.sent(id, now);
-        self.send(now, request, common, out);
+        self.send(now, Segments::whole(request), common, out);
     }
 
     /// Takes a message that may be from the peer. `is_own` tells whether an inner address belongs to it.

@@ -7,6 +7,7 @@ use std::{
 };
 
 use super::{
+    checksum::checksum,
     handle::Probe,
     inner::{self, IPV4_HEADER},
 };
@@ -47,7 +48,7 @@ impl Magic {
 
     fn request_v4(self, from: Ipv4Addr, to: Ipv4Addr, id: u64) -> Vec<u8> {
         let mut message = self.message(ICMP_ECHO, id);
-        let sum = inner::checksum(&[&message]);
+        let sum = checksum(&[&message]);
         message[2..4].copy_from_slice(&sum.to_be_bytes());
         #[expect(clippy::cast_possible_truncation, reason = "44 bytes")]
         let length = (IPV4_HEADER + MESSAGE) as u8;
@@ -55,7 +56,7 @@ impl Magic {
         header[..12].copy_from_slice(&[0x45, 0, 0, length, 0, 0, 0, 0, HOPS, ICMP, 0, 0]);
         header[12..16].copy_from_slice(&from.octets());
         header[16..].copy_from_slice(&to.octets());
-        let sum = inner::checksum(&[&header]);
+        let sum = checksum(&[&header]);
         header[10..12].copy_from_slice(&sum.to_be_bytes());
         [header.as_slice(), &message].concat()
     }
@@ -66,7 +67,7 @@ impl Magic {
         let mut message = self.message(ICMPV6_ECHO, id);
         let (from, to) = (from.octets(), to.octets());
         // The pseudo header of RFC 8200, section 8.1.
-        let sum = inner::checksum(&[&from, &to, &[0, 0, 0, length, 0, 0, 0, ICMPV6], &message]);
+        let sum = checksum(&[&from, &to, &[0, 0, 0, length, 0, 0, 0, ICMPV6], &message]);
         message[2..4].copy_from_slice(&sum.to_be_bytes());
         let header = [0x60, 0, 0, 0, 0, length, ICMPV6, HOPS];
         [header.as_slice(), &from, &to, &message].concat()
@@ -123,11 +124,11 @@ mod tests {
     fn checksums_are_right() {
         let v4 = Probe { from: [10, 0, 0, 2].into(), to: [10, 0, 0, 1].into(), id: 77 };
         let packet = MAGIC.request(&v4).unwrap();
-        assert_eq!(inner::checksum(&[&packet[..20]]), 0);
-        assert_eq!(inner::checksum(&[&packet[20..]]), 0);
+        assert_eq!(checksum(&[&packet[..20]]), 0);
+        assert_eq!(checksum(&[&packet[20..]]), 0);
         let v6 = Probe { from: "fd00::2".parse().unwrap(), to: "fd00::1".parse().unwrap(), id: 77 };
         let packet = MAGIC.request(&v6).unwrap();
-        assert_eq!(inner::checksum(&[&packet[8..40], &[0, 0, 0, 24, 0, 0, 0, 58], &packet[40..]]), 0);
+        assert_eq!(checksum(&[&packet[8..40], &[0, 0, 0, 24, 0, 0, 0, 58], &packet[40..]]), 0);
     }
 
     #[test]

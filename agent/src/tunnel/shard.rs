@@ -16,7 +16,6 @@ use ring::rand::{SecureRandom, SystemRandom};
 use super::{
     PeerConfig, PresharedKey, PrivateKey, PublicKey, SendFailure, TunnelError, TunnelEvent,
     beats::{Beats, Heard, Role},
-    clamp::clamp_mss,
     gate::{HandshakeGate, Verdict},
     handle::Probe,
     inner,
@@ -25,6 +24,7 @@ use super::{
     peer::{Jitter, Peer, Surroundings},
     probe::Magic,
     routing::{RoutingTable, Slot},
+    segments::Segments,
     stats::{Board, Discards, PeerStats},
 };
 use crate::nat::wire::{self, BeatKey, CookieMint};
@@ -170,18 +170,22 @@ impl Shard {
         }
     }
 
-    /// Takes an inner packet from the TUN device. A SYN in it may be changed.
-    pub(super) fn handle_packet<O: Output>(&mut self, now: Instant, packet: &mut [u8], out: &mut O) {
-        let slot = inner::route(packet).and_then(|route| self.routes.peer_of(route.destination));
+    /// Takes the inner packets that the TUN device gave in one piece. A SYN among them may be changed.
+    pub(super) fn handle_packets<O: Output>(&mut self, now: Instant, packets: Segments<'_>, out: &mut O) {
+        let slot = inner::route(packets.head()).and_then(|route| self.routes.peer_of(route.destination));
         let Some((slot, peer)) =
             slot.and_then(|slot| Some((slot, self.peers.get_mut(usize::from(slot))?.as_mut()?)))
         else {
             self.discards.unrouted += 1;
             return;
         };
-        clamp_mss(packet, self.common.mtu);
-        peer.send(now, packet, &mut self.common, out);
+        peer.send(now, packets, &mut self.common, out);
         touch(&mut self.touched, slot, peer);
+    }
+
+    /// Takes note that the TUN device gave something that makes no sense.
+    pub(super) const fn discard_frame(&mut self) {
+        self.discards.unrouted += 1;
     }
 
     /// Does what is due.
@@ -254,8 +258,8 @@ impl Shard {
 
     /// Sends a probe. One whose addresses are of different families is none.
     pub(super) fn probe<O: Output>(&mut self, now: Instant, key: &PublicKey, probe: &Probe, out: &mut O) {
-        let Some(request) = self.common.magic.request(probe) else { return };
-        self.with(key, |peer, common| peer.probe(now, probe.id, &request, common, out));
+        let Some(mut request) = self.common.magic.request(probe) else { return };
+        self.with(key, |peer, common| peer.probe(now, probe.id, &mut request, common, out));
     }
 
     /// Takes note that the kernel refused a datagram to this address.

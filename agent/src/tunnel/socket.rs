@@ -1,21 +1,22 @@
 //! The UDP socket: both families, and many datagrams per call where the kernel can (UDP GRO and GSO).
 
 use std::{
-    io::{self, IoSlice, IoSliceMut},
-    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV6},
+    io::{self, IoSlice},
+    net::{Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV6},
     os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
+    time::Instant,
 };
 
 use nix::{
-    cmsg_space,
     errno::Errno,
+    poll::{PollFd, PollFlags, PollTimeout, poll},
     sys::socket::{
-        AddressFamily, ControlMessage, ControlMessageOwned, MsgFlags, SockFlag, SockType, SockaddrIn,
-        SockaddrIn6, SockaddrStorage, bind, getsockname, recvmsg, sendmsg, setsockopt, socket, sockopt,
+        AddressFamily, ControlMessage, MsgFlags, SockFlag, SockType, SockaddrIn, SockaddrIn6,
+        SockaddrStorage, bind, getsockname, getsockopt, sendmsg, setsockopt, socket, sockopt,
     },
 };
 
-use super::TunnelError;
+use super::{Offloads, TunnelError, unsplit::Unsplit};
 
 /// The largest UDP payload over IPv4, and with it the largest run of datagrams for one call.
 pub(super) const LARGEST_DATAGRAM: usize = 65_507;
@@ -23,15 +24,8 @@ pub(super) const LARGEST_DATAGRAM: usize = 65_507;
 pub(super) const LONGEST_RUN: usize = 64;
 /// Room in the kernel for bursts, in bytes. One of 1 MB costs hundreds of retransmissions in a TCP stream.
 const BUFFER: usize = 7 << 20;
-
-/// What one call received.
-pub(super) struct Received {
-    pub(super) from: SocketAddr,
-    /// Bytes in all.
-    pub(super) length: usize,
-    /// Bytes of every datagram but the last, which may be shorter.
-    pub(super) segment: usize,
-}
+/// How long to wait for room in the socket's buffer, in milliseconds: it drains at the speed of the network.
+const PATIENCE: u16 = 5;
 
 /// The tunnel's UDP socket.
 #[derive(Debug)]
@@ -39,13 +33,15 @@ pub(super) struct UdpEndpoint {
     fd: OwnedFd,
     dual_stack: bool,
     local_port: u16,
-    control: Vec<u8>,
-    segmenting: bool,
+    splits: bool,
+    merges: bool,
+    unsplit: Unsplit,
 }
 
 impl UdpEndpoint {
-    /// Binds a port of all local addresses (0: any port). Without IPv6 in the kernel it serves IPv4 alone.
-    pub(super) fn bind(port: u16, fwmark: Option<u32>) -> Result<Self, TunnelError> {
+    /// Binds a port of all local addresses (0: any port). Without IPv6 in the kernel it serves IPv4 alone. It
+    /// offloads as much as the kernel can, and as is wanted.
+    pub(super) fn bind(port: u16, fwmark: Option<u32>, wanted: Offloads) -> Result<Self, TunnelError> {
         let failed = |errno| match errno {
             Errno::EADDRINUSE => TunnelError::PortInUse { port },
             errno => TunnelError::Socket(errno.into()),
@@ -61,34 +57,27 @@ impl UdpEndpoint {
             setsockopt(&fd, sockopt::Mark, &mark).map_err(failed)?;
         }
         enlarge(&fd);
-        if let Err(errno) = setsockopt(&fd, sockopt::UdpGroSegment, &true) {
-            tracing::debug!(%errno, "the kernel does not merge received datagrams (UDP GRO)");
-        }
+        let merges = wanted.udp_gro && setsockopt(&fd, sockopt::UdpGroSegment, &true).is_ok();
+        // A kernel that knows the option can do it; whether a path can, only trying tells.
+        let splits = wanted.udp_gso && getsockopt(&fd, sockopt::UdpGsoSegment).is_ok();
         let address: SockaddrStorage = getsockname(fd.as_raw_fd()).map_err(failed)?;
-        let local_port = to_std(&address).map_or(port, |address| address.port());
-        Ok(Self { fd, dual_stack, local_port, control: cmsg_space!(libc::c_int), segmenting: true })
+        let v4 = address.as_sockaddr_in().map(SockaddrIn::port);
+        let local_port = v4.or(address.as_sockaddr_in6().map(SockaddrIn6::port)).unwrap_or(port);
+        Ok(Self { fd, dual_stack, local_port, splits, merges, unsplit: Unsplit::default() })
+    }
+
+    /// Whether the kernel splits what is sent.
+    pub(super) const fn splits(&self) -> bool {
+        self.splits
+    }
+
+    /// Whether the kernel merges what is received.
+    pub(super) const fn merges(&self) -> bool {
+        self.merges
     }
 
     pub(super) const fn local_port(&self) -> u16 {
         self.local_port
-    }
-
-    /// Receives a datagram, or a run of them from one source. `WouldBlock` when there is none.
-    pub(super) fn receive(&mut self, buffer: &mut [u8]) -> io::Result<Received> {
-        let mut slices = [IoSliceMut::new(buffer)];
-        let message = recvmsg::<SockaddrStorage>(
-            self.fd.as_raw_fd(),
-            &mut slices,
-            Some(&mut self.control),
-            MsgFlags::MSG_DONTWAIT,
-        )?;
-        let length = message.bytes;
-        let segment = message.cmsgs()?.find_map(|control| match control {
-            ControlMessageOwned::UdpGroSegments(size) => usize::try_from(size).ok(),
-            _ => None,
-        });
-        let from = message.address.as_ref().and_then(to_std).ok_or(io::ErrorKind::InvalidData)?;
-        Ok(Received { from, length, segment: segment.filter(|&size| size > 0).unwrap_or(length).max(1) })
     }
 
     /// Sends one datagram.
@@ -99,24 +88,36 @@ impl UdpEndpoint {
     /// Sends a run of datagrams of `segment` bytes each, of which the last may be shorter. Where the kernel does
     /// not split them, they go one by one; the first that fails ends it.
     pub(super) fn send_run(&mut self, to: SocketAddr, run: &[u8], segment: usize) -> io::Result<()> {
-        if self.segmenting && run.len() > segment {
+        if self.splits && run.len() > segment && !self.unsplit.contains(to, Instant::now()) {
             let size = u16::try_from(segment).map_err(|_| io::ErrorKind::InvalidInput)?;
             match self.send_with(to, run, &[ControlMessage::UdpGsoSegments(&size)]) {
-                Err(error) if error.raw_os_error() == Some(libc::EIO) => {
-                    tracing::info!(
-                        "this path cannot split datagrams for us (UDP GSO): sending them one by one"
-                    );
-                    self.segmenting = false;
+                // The device on the way out has no checksums (EIO), or the path is too narrow for one of them
+                // in one piece (the others): the kernel fragments single ones.
+                Err(error)
+                    if matches!(error.raw_os_error(), Some(libc::EIO | libc::EINVAL | libc::EMSGSIZE)) =>
+                {
+                    tracing::debug!(%error, "a path does not split datagrams for us: sending one by one there");
+                    self.unsplit.refused(to, Instant::now());
                 }
-                // Too large for the path in one piece of the run: the kernel fragments single ones.
-                Err(error) if matches!(error.raw_os_error(), Some(libc::EINVAL | libc::EMSGSIZE)) => {}
                 result => return result,
             }
         }
         run.chunks(segment).try_for_each(|datagram| self.send(to, datagram))
     }
 
+    /// Waits a little where the socket's buffer is full.
     fn send_with(&self, to: SocketAddr, bytes: &[u8], control: &[ControlMessage<'_>]) -> io::Result<()> {
+        match self.try_send(to, bytes, control) {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                let mut ready = [PollFd::new(self.fd.as_fd(), PollFlags::POLLOUT)];
+                poll(&mut ready, PollTimeout::from(PATIENCE))?;
+                self.try_send(to, bytes, control)
+            }
+            result => result,
+        }
+    }
+
+    fn try_send(&self, to: SocketAddr, bytes: &[u8], control: &[ControlMessage<'_>]) -> io::Result<()> {
         let slices = [IoSlice::new(bytes)];
         let (fd, flags) = (self.fd.as_raw_fd(), MsgFlags::MSG_DONTWAIT);
         match (self.dual_stack, to) {
@@ -160,35 +161,27 @@ fn enlarge(fd: &OwnedFd) {
     }
 }
 
-/// The address as the rest of the program knows it: IPv4 is IPv4, whatever the socket makes of it.
-fn to_std(address: &SockaddrStorage) -> Option<SocketAddr> {
-    if let Some(v4) = address.as_sockaddr_in() {
-        return Some(SocketAddr::V4((*v4).into()));
-    }
-    let v6 = SocketAddrV6::from(*address.as_sockaddr_in6()?);
-    Some(match v6.ip().to_ipv4_mapped() {
-        Some(v4) => SocketAddr::new(IpAddr::V4(v4), v6.port()),
-        None => SocketAddr::V6(v6),
-    })
-}
-
 #[cfg(test)]
 mod tests {
-    use std::time::{Duration, Instant};
-
-    use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+    use std::{net::IpAddr, time::Duration};
 
     use super::*;
+    use crate::tunnel::inbox::Inbox;
 
-    fn receive_all(socket: &mut UdpEndpoint, wanted: usize) -> Vec<(SocketAddr, Vec<u8>)> {
-        let (mut found, mut buffer) = (Vec::new(), vec![0; 65_536]);
+    fn bind(port: u16, offloads: Offloads) -> Result<UdpEndpoint, TunnelError> {
+        UdpEndpoint::bind(port, None, offloads)
+    }
+
+    fn receive_all(socket: &UdpEndpoint, wanted: usize) -> Vec<(SocketAddr, Vec<u8>)> {
+        let (mut found, mut inbox) = (Vec::new(), Inbox::new(socket.merges()));
         let end = Instant::now() + Duration::from_secs(5);
         while found.len() < wanted && Instant::now() < end {
             let mut ready = [PollFd::new(socket.as_fd(), PollFlags::POLLIN)];
             poll(&mut ready, PollTimeout::from(1000_u16)).unwrap();
-            while let Ok(received) = socket.receive(&mut buffer) {
-                let datagrams = buffer[..received.length].chunks(received.segment);
-                found.extend(datagrams.map(|datagram| (received.from, datagram.to_vec())));
+            while inbox.receive(socket).is_ok() {
+                for run in inbox.runs() {
+                    found.extend(run.datagrams().map(|datagram| (run.from, datagram.to_vec())));
+                }
             }
         }
         found
@@ -196,8 +189,8 @@ mod tests {
 
     #[test]
     fn one_socket_serves_both_families_and_shows_ipv4_as_ipv4() {
-        let mut server = UdpEndpoint::bind(0, None).unwrap();
-        let client = UdpEndpoint::bind(0, None).unwrap();
+        let server = bind(0, Offloads::ALL).unwrap();
+        let client = bind(0, Offloads::ALL).unwrap();
         let (port, from) = (server.local_port(), client.local_port());
         let mut hosts: Vec<IpAddr> = vec![Ipv4Addr::LOCALHOST.into()];
         if std::net::UdpSocket::bind((Ipv6Addr::LOCALHOST, 0)).is_ok() {
@@ -205,29 +198,29 @@ mod tests {
         }
         for host in hosts {
             client.send((host, port).into(), b"hello").unwrap();
-            assert_eq!(receive_all(&mut server, 1), [((host, from).into(), b"hello".to_vec())]);
+            assert_eq!(receive_all(&server, 1), [((host, from).into(), b"hello".to_vec())]);
         }
     }
 
     #[test]
     fn a_run_arrives_as_the_datagrams_it_was_made_of() {
-        let mut server = UdpEndpoint::bind(0, None).unwrap();
-        let mut client = UdpEndpoint::bind(0, None).unwrap();
-        let to = (Ipv4Addr::LOCALHOST, server.local_port()).into();
-        let run: Vec<u8> = (0..45_u8).flat_map(|n| vec![n; if n == 44 { 700 } else { 1452 }]).collect();
-        for segmenting in [true, false] {
-            client.segmenting = segmenting;
+        for (gso, gro) in [(true, true), (true, false), (false, true), (false, false)] {
+            let offloads = Offloads { udp_gso: gso, udp_gro: gro, ..Offloads::ALL };
+            let (server, mut client) = (bind(0, offloads).unwrap(), bind(0, offloads).unwrap());
+            assert_eq!((server.merges(), client.splits()), (gro, gso));
+            let to = (Ipv4Addr::LOCALHOST, server.local_port()).into();
+            let run: Vec<u8> = (0..45_u8).flat_map(|n| vec![n; if n == 44 { 700 } else { 1452 }]).collect();
             client.send_run(to, &run, 1452).unwrap();
             let received: Vec<_> =
-                receive_all(&mut server, 45).into_iter().map(|(_, datagram)| datagram).collect();
+                receive_all(&server, 45).into_iter().map(|(_, datagram)| datagram).collect();
             assert_eq!(received, run.chunks(1452).map(<[u8]>::to_vec).collect::<Vec<_>>());
         }
     }
 
     #[test]
     fn a_taken_port_is_named() {
-        let first = UdpEndpoint::bind(0, None).unwrap();
-        let error = UdpEndpoint::bind(first.local_port(), None).unwrap_err();
+        let first = bind(0, Offloads::ALL).unwrap();
+        let error = bind(first.local_port(), Offloads::ALL).unwrap_err();
         assert_eq!(error.category(), "PortInUse");
         assert!(error.to_string().contains(&first.local_port().to_string()));
     }

@@ -90,8 +90,12 @@ impl End {
     }
 
     pub(super) fn sends(&mut self, now: Instant, other: &Self, number: u8) {
-        self.shard.handle_packet(now, &mut packet(self.inner, other.inner, number), &mut self.made);
+        self.sends_packet(now, &mut packet(self.inner, other.inner, number));
         self.shard.settle();
+    }
+
+    fn sends_packet(&mut self, now: Instant, packet: &mut [u8]) {
+        self.shard.handle_packets(now, Segments::whole(packet), &mut self.made);
     }
 
     pub(super) fn receives(&mut self, now: Instant, from: SocketAddr, datagrams: &[Vec<u8>]) {
@@ -278,7 +282,7 @@ fn a_source_that_is_not_the_peers_is_refused_even_where_it_is_another_peers() {
     let other = End::new(3);
     gateway.shard.set_peers(&[client.as_peer(false), other.as_peer(false)]);
     for source in [other.inner, Ipv4Addr::new(8, 8, 8, 8), gateway.inner] {
-        client.shard.handle_packet(now, &mut packet(source, gateway.inner, 1), &mut client.made);
+        client.sends_packet(now, &mut packet(source, gateway.inner, 1));
     }
     let datagrams = client.made.take_datagrams();
     assert_eq!(datagrams.len(), 3);
@@ -474,7 +478,7 @@ fn a_probe_crosses_the_tunnel_and_its_answer_ends_there() {
     answer[20] = 0;
     for n in 0..2 {
         let later = now + Duration::from_millis(30);
-        gateway.shard.handle_packet(later, &mut answer.clone(), &mut gateway.made);
+        gateway.sends_packet(later, &mut answer.clone());
         exchange(later, &mut client, &mut gateway);
         let answered =
             client.made.events.iter().filter(|event| matches!(event, TunnelEvent::ProbeAnswered { .. }));
@@ -585,7 +589,7 @@ proptest! {
             if let Some(destination) = packet.get_mut(16..20) {
                 destination.copy_from_slice(&gateway.inner.octets());
             }
-            client.shard.handle_packet(now, &mut packet, &mut client.made);
+            client.sends_packet(now, &mut packet);
         }
         exchange(now, &mut client, &mut gateway);
         client.sends(now, &gateway, 77);

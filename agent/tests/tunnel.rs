@@ -3,13 +3,15 @@
 
 use std::{
     io::{Read, Write},
-    net::{IpAddr, SocketAddr, TcpListener, TcpStream},
+    net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket},
     path::PathBuf,
     process::{Child, Command, Stdio},
     time::{Duration, Instant},
 };
 
 use libtest_mimic::{Arguments, Failed, Trial};
+use nix::sys::socket::{setsockopt, sockopt};
+use pinhole_agent::kernel::TunOffload;
 use pinhole_agent::tunnel::{
     Offloads, PeerConfig, PeerStats, PrivateKey, Probe, PublicKey, SendFailure, Tunnel, TunnelConfig,
     TunnelEvent,
@@ -24,6 +26,15 @@ const TESTS: &[(&str, fn())] = &[
     ("packets_of_all_sizes_cross_a_tunnel_both_ways", packets_of_all_sizes_cross_a_tunnel_both_ways),
     ("a_tunnel_runs_over_ipv6", a_tunnel_runs_over_ipv6),
     ("a_bulk_transfer_arrives_whole", a_bulk_transfer_arrives_whole),
+    ("each_offload_may_be_missing", each_offload_may_be_missing),
+    (
+        "ends_with_different_offloads_understand_each_other",
+        ends_with_different_offloads_understand_each_other,
+    ),
+    (
+        "a_path_that_does_not_split_datagrams_still_carries_all",
+        a_path_that_does_not_split_datagrams_still_carries_all,
+    ),
     ("a_client_that_rebinds_is_followed_at_once", a_client_that_rebinds_is_followed_at_once),
     ("a_probe_is_answered_and_its_answer_stays_inside", a_probe_is_answered_and_its_answer_stays_inside),
     ("a_removed_peer_is_cut_off_and_a_kept_one_keeps_its_session", a_removed_peer_is_cut_off),
@@ -62,6 +73,15 @@ struct End {
 
 impl End {
     fn start(namespace: Namespace, private_key: PrivateKey, addresses: [&str; 2]) -> Self {
+        Self::start_with(namespace, private_key, addresses, Offloads::ALL)
+    }
+
+    fn start_with(
+        namespace: Namespace,
+        private_key: PrivateKey,
+        addresses: [&str; 2],
+        offloads: Offloads,
+    ) -> Self {
         let (sender, events) = channel(1024);
         let key = private_key.public();
         let config = TunnelConfig {
@@ -71,7 +91,7 @@ impl End {
             addresses: addresses.map(|address| address.parse().unwrap()).to_vec(),
             mtu: 1420,
             fwmark: None,
-            offloads: Offloads::ALL,
+            offloads,
         };
         let tunnel = namespace.run(move || Tunnel::start(config, sender).unwrap());
         Self { tunnel, events, key, namespace }
@@ -128,9 +148,13 @@ fn cable() -> (Namespace, Namespace) {
 
 /// A client that knows its gateway's address, and a gateway that does not know its client's.
 fn pair_over(gateway_address: &str) -> (End, End) {
+    pair_with(gateway_address, [Offloads::ALL; 2])
+}
+
+fn pair_with(gateway_address: &str, offloads: [Offloads; 2]) -> (End, End) {
     let (client, gateway) = cable();
-    let client = End::start(client, PrivateKey::generate().unwrap(), CLIENT);
-    let gateway = End::start(gateway, PrivateKey::generate().unwrap(), GATEWAY);
+    let client = End::start_with(client, PrivateKey::generate().unwrap(), CLIENT, offloads[0]);
+    let gateway = End::start_with(gateway, PrivateKey::generate().unwrap(), GATEWAY, offloads[1]);
     let endpoint = (gateway_address.parse::<IpAddr>().unwrap(), gateway.tunnel.local_port()).into();
     gateway.tunnel.set_peers(vec![peer(client.key, &["10.9.0.2/32", "fd09::2/128"], None)]);
     client.tunnel.set_peers(vec![peer(gateway.key, &["10.9.0.0/24", "fd09::/64"], Some(endpoint))]);
@@ -162,12 +186,20 @@ fn a_tunnel_runs_over_ipv6() {
 }
 
 fn a_bulk_transfer_arrives_whole() {
-    const SIZE: usize = 64 << 20;
     let (client, gateway) = pair();
-    let listener = gateway.namespace.run(|| TcpListener::bind("10.9.0.1:0").unwrap());
+    let started = Instant::now();
+    transfer(&client, &gateway, "10.9.0.1", 64 << 20);
+    eprintln!("64 MiB in {:?}", started.elapsed());
+}
+
+/// Sends `size` bytes over TCP, and expects each to arrive in its place.
+fn transfer(from: &End, to: &End, address: &str, size: usize) {
+    let address: IpAddr = address.parse().unwrap();
+    let listener = to.namespace.run(move || TcpListener::bind((address, 0)).unwrap());
     let to = listener.local_addr().unwrap();
     let receiver = std::thread::spawn(move || {
         let (mut stream, _) = listener.accept().unwrap();
+        stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
         let (mut buffer, mut total, mut right) = (vec![0; 1 << 20], 0, true);
         loop {
             match stream.read(&mut buffer).unwrap() {
@@ -179,18 +211,92 @@ fn a_bulk_transfer_arrives_whole() {
             }
         }
     });
-    let started = Instant::now();
-    client.namespace.run(move || {
-        let mut stream = TcpStream::connect(to).unwrap();
-        let mut start = 0;
-        while start < SIZE {
-            let chunk: Vec<u8> = (start..start + (1 << 20)).map(byte_at).collect();
-            stream.write_all(&chunk).unwrap();
-            start += chunk.len();
+    from.namespace.run(move || {
+        let mut stream = TcpStream::connect_timeout(&to, Duration::from_secs(20)).unwrap();
+        stream.set_write_timeout(Some(Duration::from_secs(20))).unwrap();
+        let chunk: Vec<u8> = (0..251 << 12).map(byte_at).collect();
+        let mut left = size;
+        while left > 0 {
+            let length = left.min(chunk.len());
+            stream.write_all(&chunk[..length]).unwrap();
+            left -= length;
         }
     });
-    assert_eq!(receiver.join().unwrap(), (SIZE, true));
-    eprintln!("64 MiB in {:?}", started.elapsed());
+    assert_eq!(receiver.join().unwrap(), (size, true));
+}
+
+/// Sends datagrams that the kernel holds together as long as it can, and expects each as it was.
+fn scatter(from: &End, to: &End, address: &str) {
+    const SIZE: usize = 1000;
+    let address: IpAddr = address.parse().unwrap();
+    let receiver = to.namespace.run(move || UdpSocket::bind((address, 0)).unwrap());
+    receiver.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+    let to = receiver.local_addr().unwrap();
+    let sent: Vec<u8> = (0..40 * SIZE + 77).map(byte_at).collect();
+    let bytes = sent.clone();
+    from.namespace.run(move || {
+        let any: IpAddr = if address.is_ipv4() { [0; 4].into() } else { [0_u16; 8].into() };
+        let sender = UdpSocket::bind((any, 0)).unwrap();
+        setsockopt(&sender, sockopt::UdpGsoSegment, &i32::try_from(SIZE).unwrap()).unwrap();
+        assert_eq!(sender.send_to(&bytes, to).unwrap(), bytes.len());
+    });
+    let mut buffer = [0; 2 * SIZE];
+    for expected in sent.chunks(SIZE) {
+        let length = receiver.recv(&mut buffer).unwrap();
+        assert_eq!(&buffer[..length], expected);
+    }
+}
+
+/// All ways that traffic can go.
+fn exercise(client: &End, gateway: &End) {
+    const SIZE: usize = 6 << 20;
+    client.ping("-c 1 10.9.0.1").unwrap();
+    for (client_address, gateway_address) in [("10.9.0.2", "10.9.0.1"), ("fd09::2", "fd09::1")] {
+        transfer(client, gateway, gateway_address, SIZE);
+        transfer(gateway, client, client_address, SIZE);
+        scatter(client, gateway, gateway_address);
+        scatter(gateway, client, client_address);
+    }
+}
+
+fn each_offload_may_be_missing() {
+    let all = Offloads::ALL;
+    let some = [
+        all,
+        Offloads { tun: TunOffload::Tcp, ..all },
+        Offloads { tun: TunOffload::None, ..all },
+        Offloads { udp_gso: false, ..all },
+        Offloads { udp_gro: false, ..all },
+        Offloads::NONE,
+    ];
+    for offloads in some {
+        let (client, gateway) = pair_with("192.0.2.1", [offloads, offloads]);
+        let used = client.tunnel.offloads();
+        assert!(used.tun <= offloads.tun && used.udp_gso <= offloads.udp_gso, "{used} of {offloads}");
+        exercise(&client, &gateway);
+    }
+}
+
+fn ends_with_different_offloads_understand_each_other() {
+    for offloads in [[Offloads::ALL, Offloads::NONE], [Offloads::NONE, Offloads::ALL]] {
+        let (client, gateway) = pair_with("2001:db8::1", offloads);
+        exercise(&client, &gateway);
+    }
+}
+
+fn a_path_that_does_not_split_datagrams_still_carries_all() {
+    for (address, change) in [
+        ("192.0.2.1", "ethtool -K eth0 tx off tx-udp-segmentation off gro off"),
+        ("192.0.2.1", "ip link set eth0 mtu 1400"),
+        ("2001:db8::1", "ip link set eth0 mtu 1400"),
+    ] {
+        let (client, gateway) = pair_over(address);
+        client.ping("-c 1 10.9.0.1").unwrap();
+        for end in [&client, &gateway] {
+            end.namespace.command(change).unwrap();
+        }
+        exercise(&client, &gateway);
+    }
 }
 
 fn byte_at(n: usize) -> u8 {

@@ -5,9 +5,12 @@ use std::{fmt::Write, process::ExitCode, time::Duration};
 use clap::{Args, ValueEnum};
 
 use super::{Failure, Tunnel};
-use crate::client::{
-    self, ClientError, Question, Status,
-    control::{self, Binding, Churn},
+use crate::{
+    client::{
+        self, ClientError, Question, Status,
+        control::{self, Binding, Churn},
+    },
+    tunnel::Offloads,
 };
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -112,8 +115,20 @@ fn table(statuses: &[Status]) -> String {
         if let Some(error) = status.last_error.as_ref().filter(|_| status.phase != "Connected") {
             let _ = writeln!(text, "{}: {error}", status.name);
         }
+        let lacking = lacking(status);
+        if !lacking.is_empty() {
+            let lacking = lacking.join(", ");
+            let _ = writeln!(text, "{}: slower than it could be: the kernel lacks {lacking}", status.name);
+        }
     }
     text
+}
+
+/// The offloads that the tunnel does without.
+fn lacking(status: &Status) -> Vec<&'static str> {
+    let Some(used) = &status.offloads else { return Vec::new() };
+    let all = Offloads::ALL.list().into_iter().map(|(name, _)| name);
+    all.filter(|name| !used.iter().any(|used| used == name)).collect()
 }
 
 fn row(status: &Status) -> [String; HEADINGS.len()] {
@@ -212,5 +227,19 @@ mod tests {
         );
         assert!(lines[1].contains("28-31s (Confirmed)") && lines[1].contains("3 (MappingLost 70s ago)"));
         assert_eq!(lines[2], "pinhole0: no route");
+    }
+    #[test]
+    fn offloads_that_are_missing_are_told_and_others_are_not() {
+        let with = |offloads: Option<&[&str]>| {
+            let offloads = offloads.map(|names| names.iter().map(ToString::to_string).collect());
+            table(&[Status { name: "pinhole0".into(), offloads, ..Status::default() }])
+        };
+        assert_eq!(with(None).lines().count(), 2);
+        assert_eq!(with(Some(&["tun-tso", "tun-uso", "udp-gso", "udp-gro"])).lines().count(), 2);
+        let text = with(Some(&["tun-tso", "udp-gso"]));
+        assert_eq!(
+            text.lines().last(),
+            Some("pinhole0: slower than it could be: the kernel lacks tun-uso, udp-gro")
+        );
     }
 }

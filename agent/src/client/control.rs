@@ -61,6 +61,10 @@ pub struct Status {
     pub mtu: u16,
     /// UDP port of the tunnel on this machine.
     pub local_port: u16,
+    /// The kernel's offloads in use, by their short names ([`Offloads::list`](crate::tunnel::Offloads::list)).
+    /// None where there is no tunnel yet.
+    #[serde(default)]
+    pub offloads: Option<Vec<String>>,
     /// Seconds since the last authenticated packet.
     pub last_receive_seconds: Option<f64>,
     /// Seconds since a bidirectional exchange was confirmed.

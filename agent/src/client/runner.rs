@@ -816,6 +816,7 @@ impl Runner<'_> {
             routes: self.settings.routes.iter().map(ToString::to_string).collect(),
             mtu: self.settings.mtu,
             local_port: self.tunnel.local_port(),
+            offloads: Some(self.tunnel.offloads().used().map(str::to_owned).collect()),
             last_receive_seconds: ago(stats.and_then(|stats| stats.last_receive)),
             last_confirmed_seconds: ago(self.health.confirmed()),
             rtt_milliseconds: self.health.rtt().map(|rtt| rtt.as_secs_f64() * 1000.0),

@@ -582,6 +582,7 @@ impl Control {
             impairments: self.impairments().into_iter().map(|impairment| impairment.category).collect(),
             events_lost: self.tunnel.as_ref().map_or(0, Tunnel::events_lost),
             beats: self.tunnel.as_ref().map(Tunnel::beats).unwrap_or_default(),
+            offloads: self.tunnel.as_ref().map(Tunnel::offloads),
             nats: Nats::of(self.insights.values().map(AsRef::as_ref)),
         }
     }

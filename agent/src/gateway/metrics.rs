@@ -12,7 +12,7 @@ use super::insight::{Costs, Insight};
 use crate::{
     health::Phase,
     nat::{Cause, Class},
-    tunnel::{BeatCounts, PeerStats, PublicKey},
+    tunnel::{BeatCounts, Offloads, PeerStats, PublicKey},
 };
 
 /// Upper edges of the buckets of lifetimes and intervals, seconds: the timeouts that NATs are known to have.
@@ -81,6 +81,8 @@ pub(super) struct Gauges {
     pub(super) impairments: Vec<String>,
     pub(super) events_lost: u64,
     pub(super) beats: BeatCounts,
+    /// None where there is no tunnel yet.
+    pub(super) offloads: Option<Offloads>,
     pub(super) nats: Nats,
 }
 
@@ -182,6 +184,10 @@ pub(super) fn render(counters: &Counters, gauges: &Gauges) -> String {
     page.family("pinhole_gateway_impairments", "gauge", "What could not be set up, by category.");
     for category in &gauges.impairments {
         page.sample("pinhole_gateway_impairments", &[("category", category)], 1);
+    }
+    page.family("pinhole_gateway_offload", "gauge", "Whether the tunnel uses this offload of the kernel.");
+    for (name, used) in gauges.offloads.map(Offloads::list).into_iter().flatten() {
+        page.sample("pinhole_gateway_offload", &[("offload", name)], u8::from(used));
     }
     page.one(
         "pinhole_gateway_received_bytes_total",
@@ -388,5 +394,14 @@ mod tests {
         for phase in PHASES {
             assert!(page.contains(&format!("pinhole_gateway_clients{{phase=\"{phase}\"}} 0")));
         }
+    }
+
+    #[test]
+    fn offloads_are_there_once_there_is_a_tunnel() {
+        let offloads = Some(Offloads { udp_gro: false, ..Offloads::ALL });
+        let page = render(&Counters::default(), &Gauges { offloads, ..Gauges::default() });
+        assert!(page.contains("pinhole_gateway_offload{offload=\"tun-tso\"} 1"));
+        assert!(page.contains("pinhole_gateway_offload{offload=\"udp-gro\"} 0"));
+        assert!(!render(&Counters::default(), &Gauges::default()).contains("pinhole_gateway_offload{"));
     }
 }

@@ -31,6 +31,11 @@ impl Offloads {
             ("udp-gro", self.udp_gro),
         ]
     }
+
+    /// The short names of those used.
+    pub fn used(self) -> impl Iterator<Item = &'static str> {
+        self.list().into_iter().filter(|(_, used)| *used).map(|(name, _)| name)
+    }
 }
 
 impl Default for Offloads {
@@ -42,7 +47,7 @@ impl Default for Offloads {
 /// The short names of those used, or `none`.
 impl fmt::Display for Offloads {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let used: Vec<_> = self.list().iter().filter(|(_, used)| *used).map(|(name, _)| *name).collect();
+        let used: Vec<_> = self.used().collect();
         f.write_str(if used.is_empty() { "none" } else { "" })?;
         f.write_str(&used.join(" "))
     }

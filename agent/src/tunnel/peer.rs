@@ -2,10 +2,14 @@
 
 use std::{
     net::{IpAddr, SocketAddr},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
-use boringtun::noise::{Tunn, TunnResult};
+use boringtun::{
+    noise::{Tunn, TunnResult, rate_limiter::RateLimiter},
+    x25519,
+};
 
 use super::{
     PresharedKey, PublicKey, SILENCE, SendFailure, TunnelEvent,
@@ -13,6 +17,7 @@ use super::{
     message::{DATA_OVERHEAD, INITIATION, Message},
     output::Output,
     probe::{Magic, Pending},
+    routing::Slot,
     segments::Segments,
     stats::{PeerStats, Published},
     timers::{Due, RETRY_JITTER, Timers},
@@ -25,8 +30,10 @@ const CLOCK: Duration = Duration::from_millis(250);
 const WAITING_TOGETHER: usize = 8192;
 
 /// What the peers of a shard have in common.
-#[derive(Debug)]
 pub(super) struct Surroundings {
+    pub(super) secret: x25519::StaticSecret,
+    /// Lets everything through: the gate is in front.
+    pub(super) limiter: Arc<RateLimiter>,
     pub(super) mtu: u16,
     pub(super) magic: Magic,
     pub(super) jitter: Jitter,
@@ -81,7 +88,10 @@ enum Verdict {
 pub(super) struct Peer {
     key: PublicKey,
     preshared: Option<PresharedKey>,
-    tunn: Tunn,
+    slot: Slot,
+    /// Made with the first handshake. It costs two multiplications on the curve and several kilobytes, so the
+    /// peers of a large set would hold up the packets of all others when the set is taken.
+    tunn: Option<Box<Tunn>>,
     polled: Option<Instant>,
     has_session: bool,
     unconfirmed: Option<Unconfirmed>,
@@ -102,7 +112,7 @@ pub(super) struct Peer {
 
 impl Peer {
     pub(super) fn new(
-        tunn: Tunn,
+        slot: Slot,
         key: PublicKey,
         preshared: Option<PresharedKey>,
         published: Published,
@@ -110,7 +120,8 @@ impl Peer {
         Self {
             key,
             preshared,
-            tunn,
+            slot,
+            tunn: None,
             polled: None,
             has_session: false,
             unconfirmed: None,
@@ -140,13 +151,18 @@ impl Peer {
         self.timers.handshaking()
     }
 
+    #[cfg(test)]
+    pub(super) const fn has_tunn(&self) -> bool {
+        self.tunn.is_some()
+    }
+
     pub(super) fn waiting(&self) -> usize {
         self.waiting.len()
     }
 
     /// Begins anew with other keys; the figures and the endpoint stay.
-    pub(super) fn rekey(&mut self, tunn: Tunn, preshared: Option<PresharedKey>) {
-        self.tunn = tunn;
+    pub(super) fn rekey(&mut self, preshared: Option<PresharedKey>) {
+        self.tunn = None;
         self.preshared = preshared;
         self.polled = None;
         self.has_session = false;
@@ -349,7 +365,15 @@ impl Peer {
     ) {
         // `Tunn` panics where this is shorter than the datagram.
         let mut room = [0; INITIATION];
-        let reply = match self.tunn.decapsulate(None, datagram, &mut room) {
+        // Only an initiation can come to a peer that has had no handshake yet.
+        if message == Message::Initiation {
+            self.make_tunn(common);
+        }
+        let Some(tunn) = &mut self.tunn else {
+            self.stats.dropped += 1;
+            return;
+        };
+        let reply = match tunn.decapsulate(None, datagram, &mut room) {
             TunnResult::WriteToNetwork(reply) => reply,
             // A cookie: to be used with the next retry. It proves nobody's presence.
             TunnResult::Done => return,
@@ -379,8 +403,9 @@ impl Peer {
         common: &Surroundings,
         out: &mut O,
     ) -> bool {
+        let Some(tunn) = &mut self.tunn else { return false };
         let (packet, source): (&mut [u8], IpAddr) =
-            match self.tunn.decapsulate(None, datagram, out.packet(datagram.len())) {
+            match tunn.decapsulate(None, datagram, out.packet(datagram.len())) {
                 TunnResult::WriteToTunnelV4(packet, source) => (packet, source.into()),
                 TunnResult::WriteToTunnelV6(packet, source) => (packet, source.into()),
                 TunnResult::Done => {
@@ -459,8 +484,9 @@ impl Peer {
     /// Sends what `Tunn` itself held back.
     fn drain_tunn<O: Output>(&mut self, now: Instant, to: SocketAddr, common: &Surroundings, out: &mut O) {
         loop {
+            let Some(tunn) = &mut self.tunn else { return };
             let room = out.datagram(to, usize::from(common.mtu) + INITIATION);
-            let TunnResult::WriteToNetwork(message) = self.tunn.decapsulate(None, &[], room) else { return };
+            let TunnResult::WriteToNetwork(message) = tunn.decapsulate(None, &[], room) else { return };
             let length = message.len();
             self.sent(now, true);
             out.send(length);
@@ -481,7 +507,8 @@ impl Peer {
 
     fn encrypt<O: Output>(&mut self, now: Instant, to: SocketAddr, packet: &[u8], out: &mut O) {
         let room = out.datagram(to, (packet.len() + DATA_OVERHEAD).max(INITIATION));
-        let TunnResult::WriteToNetwork(message) = self.tunn.encapsulate(packet, room) else {
+        let made = self.tunn.as_mut().map(|tunn| tunn.encapsulate(packet, room));
+        let Some(TunnResult::WriteToNetwork(message)) = made else {
             self.stats.dropped += 1;
             return;
         };
@@ -505,7 +532,7 @@ impl Peer {
         let mut room = [0; INITIATION];
         if self.endpoint.is_some()
             && let TunnResult::WriteToNetwork(message) =
-                self.tunn.format_handshake_initiation(&mut room, true)
+                self.make_tunn(common).format_handshake_initiation(&mut room, true)
         {
             self.transmit(now, message, common, out);
             return;
@@ -528,6 +555,17 @@ impl Peer {
         out.event(TunnelEvent::HandshakeTimedOut { peer: self.key });
     }
 
+    fn make_tunn(&mut self, common: &Surroundings) -> &mut Tunn {
+        self.tunn.get_or_insert_with(|| {
+            // The low byte of the 24-bit index is the shard's number, at a fixed place in every message to us,
+            // so that datagrams can be steered by peer. There is one shard, 0.
+            let index = u32::from(self.slot) << 8;
+            let preshared = self.preshared.as_ref().map(PresharedKey::to_bytes);
+            let (secret, limiter) = (common.secret.clone(), Arc::clone(&common.limiter));
+            Box::new(Tunn::new(secret, self.key.to_x25519(), preshared, None, index, Some(limiter)))
+        })
+    }
+
     fn poll_if_stale<O: Output>(&mut self, now: Instant, common: &mut Surroundings, out: &mut O) {
         if self.polled.is_none_or(|polled| now.saturating_duration_since(polled) >= CLOCK) {
             self.poll(now, common, out);
@@ -537,11 +575,13 @@ impl Peer {
     /// Lets `Tunn` see the time: it stamps, expires sessions, and may want to send.
     fn poll<O: Output>(&mut self, now: Instant, common: &mut Surroundings, out: &mut O) {
         self.polled = Some(now);
+        let Some(tunn) = &mut self.tunn else { return };
         let mut room = [0; INITIATION];
-        if let TunnResult::WriteToNetwork(message) = self.tunn.update_timers(&mut room) {
+        let result = tunn.update_timers(&mut room);
+        let has_session = tunn.time_since_last_handshake().is_some();
+        if let TunnResult::WriteToNetwork(message) = result {
             self.transmit(now, message, common, out);
         }
-        let has_session = self.tunn.time_since_last_handshake().is_some();
         if self.has_session && !has_session {
             self.timers.session_gone();
         }

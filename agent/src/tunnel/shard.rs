@@ -3,14 +3,10 @@
 use std::{
     collections::{BTreeSet, HashMap, HashSet},
     net::SocketAddr,
-    sync::Arc,
     time::Instant,
 };
 
-use boringtun::{
-    noise::{Packet, Tunn, handshake::parse_handshake_anon},
-    x25519,
-};
+use boringtun::noise::{Packet, Tunn, handshake::parse_handshake_anon};
 use ring::rand::{SecureRandom, SystemRandom};
 
 use super::{
@@ -38,7 +34,6 @@ pub(super) struct ShardConfig {
 
 /// Peers that are served by one thread, and share nothing with other shards.
 pub(super) struct Shard {
-    secret: x25519::StaticSecret,
     public: PublicKey,
     gate: HandshakeGate,
     beats: Beats,
@@ -59,10 +54,11 @@ impl Shard {
         SystemRandom::new().fill(&mut random).map_err(|_| TunnelError::NoRandomness)?;
         let (magic, seed) = (inner::field::<8>(&random, 0), inner::field::<8>(&random, 8));
         let public = config.private_key.public();
+        let gate = HandshakeGate::new(&public.to_x25519(), now);
+        let limiter = gate.limiter();
         Ok(Self {
-            secret: config.private_key.secret().clone(),
             public,
-            gate: HandshakeGate::new(&public.to_x25519(), now),
+            gate,
             beats: Beats::new(CookieMint::generate().ok_or(TunnelError::NoRandomness)?, now),
             peers: Vec::new(),
             vacant: Vec::new(),
@@ -71,6 +67,8 @@ impl Shard {
             deadlines: BTreeSet::new(),
             touched: Vec::new(),
             common: Surroundings {
+                secret: config.private_key.secret().clone(),
+                limiter,
                 mtu: config.mtu,
                 magic: Magic(magic.unwrap_or_default()),
                 jitter: Jitter(seed.map_or(1, u64::from_ne_bytes) | 1),
@@ -309,7 +307,7 @@ impl Shard {
         let Ok(Packet::HandshakeInit(initiation)) = Tunn::parse_incoming_packet(datagram) else {
             return None;
         };
-        let half = parse_handshake_anon(&self.secret, &self.public.to_x25519(), &initiation).ok()?;
+        let half = parse_handshake_anon(&self.common.secret, &self.public.to_x25519(), &initiation).ok()?;
         self.by_key.get(&PublicKey::from_bytes(half.peer_static_public)).copied()
     }
 
@@ -320,11 +318,9 @@ impl Shard {
             Some(&slot) => slot,
             None => self.place(key, config.preshared_key.clone())?,
         };
-        let secret = (&self.secret, self.gate.limiter());
         let peer = self.peers.get_mut(usize::from(slot))?.as_mut()?;
         if peer.preshared() != config.preshared_key.as_ref() {
-            let tunn = tunn(secret, key, config.preshared_key.as_ref(), slot);
-            peer.rekey(tunn, config.preshared_key.clone());
+            peer.rekey(config.preshared_key.clone());
         }
         peer.offer_endpoints(&config.endpoints);
         touch(&mut self.touched, slot, peer);
@@ -336,9 +332,8 @@ impl Shard {
             Some(slot) => slot,
             None => self.grow()?,
         };
-        let tunn = tunn((&self.secret, self.gate.limiter()), key, preshared.as_ref(), slot);
         let published = self.board.add(PeerStats::new(key));
-        *self.peers.get_mut(usize::from(slot))? = Some(Box::new(Peer::new(tunn, key, preshared, published)));
+        *self.peers.get_mut(usize::from(slot))? = Some(Box::new(Peer::new(slot, key, preshared, published)));
         self.by_key.insert(key, slot);
         Some(slot)
     }
@@ -362,19 +357,6 @@ impl Shard {
         self.touched.retain(|&touched| touched != slot);
         self.vacant.push(slot);
     }
-}
-
-fn tunn(
-    (secret, limiter): (&x25519::StaticSecret, Arc<boringtun::noise::rate_limiter::RateLimiter>),
-    key: PublicKey,
-    preshared: Option<&PresharedKey>,
-    slot: Slot,
-) -> Tunn {
-    // The low byte of the 24-bit index is the shard's number, at a fixed place in every message to us, so that
-    // datagrams can be steered by peer. There is one shard, 0.
-    let index = u32::from(slot) << 8;
-    let preshared = preshared.map(PresharedKey::to_bytes);
-    Tunn::new(secret.clone(), key.to_x25519(), preshared, None, index, Some(limiter))
 }
 
 /// The place of the peer that a receiver index belongs to: session in the low byte, then shard, then place.

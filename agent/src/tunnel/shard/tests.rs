@@ -597,3 +597,29 @@ proptest! {
         prop_assert_eq!(gateway.made.packets.last().map(|packet| packet[20]), Some(77));
     }
 }
+
+#[test]
+fn a_large_set_of_peers_is_taken_without_work_for_each_on_the_curve() {
+    let now = Instant::now();
+    let mut gateway = End::new(1);
+    let configs: Vec<_> = (0..20_000_u32)
+        .map(|n| {
+            let mut key = [7; 32];
+            key[..4].copy_from_slice(&n.to_le_bytes());
+            PeerConfig {
+                public_key: PublicKey::from_bytes(key),
+                preshared_key: None,
+                allowed_ips: vec![IpAddr::from(Ipv4Addr::from(0x0a40_0000 + n)).into()],
+                endpoints: Vec::new(),
+            }
+        })
+        .collect();
+    gateway.shard.set_peers(&configs);
+    assert!(gateway.shard.peers.iter().flatten().all(|peer| !peer.has_tunn()));
+    // Nor for what claims to be a message of a session.
+    let mut message = vec![0; 64];
+    message[0] = 4;
+    message[6..8].copy_from_slice(&5_u16.to_le_bytes());
+    gateway.receives(now, "192.0.2.9:9".parse().unwrap(), &[message]);
+    assert!(gateway.shard.peers.iter().flatten().all(|peer| !peer.has_tunn()));
+}

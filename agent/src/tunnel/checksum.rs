@@ -10,19 +10,22 @@ pub(super) struct Sum(u64);
 impl Sum {
     /// Of bytes that begin at an even offset of what is summed.
     pub(super) fn of(bytes: &[u8]) -> Self {
-        // Four sums side by side, so that each addition need not wait for the one before.
-        let (blocks, rest) = bytes.as_chunks::<16>();
-        let mut sums = [0_u64; 4];
+        // Eight sums side by side, in two groups of what a vector register holds: the compiler makes vectors of
+        // them, and no addition waits for the one before.
+        let (blocks, rest) = bytes.as_chunks::<32>();
+        let (mut low, mut high) = ([0_u64; 4], [0_u64; 4]);
         for block in blocks {
             let (words, _) = block.as_chunks::<4>();
-            for (sum, &word) in sums.iter_mut().zip(words) {
-                *sum += u64::from(u32::from_ne_bytes(word));
+            let (first, second) = words.split_at(4);
+            for (((low, high), &first), &second) in low.iter_mut().zip(&mut high).zip(first).zip(second) {
+                *low += u64::from(u32::from_ne_bytes(first));
+                *high += u64::from(u32::from_ne_bytes(second));
             }
         }
         let (words, odd) = rest.as_chunks::<2>();
         let tail: u64 = words.iter().map(|&word| u64::from(u16::from_ne_bytes(word))).sum();
         let odd = odd.first().map_or(0, |&byte| u64::from(u16::from_ne_bytes([byte, 0])));
-        Self(sums.iter().sum::<u64>() + tail + odd)
+        Self(low.iter().chain(&high).sum::<u64>() + tail + odd)
     }
 
     /// Of one 16-bit field.

@@ -92,7 +92,7 @@ impl Tunnel {
 
         let socket = UdpEndpoint::bind(config.listen_port, config.fwmark, config.offloads)?;
         let offloads = Offloads { tun: device.offload(), udp_gso: socket.splits(), udp_gro: socket.merges() };
-        tracing::info!(device = name, %offloads, "the tunnel's offloads");
+        tracing::info!(device = name, %offloads, receive_buffer = socket.buffer(), "the tunnel's offloads");
         let local_port = AtomicU16::new(socket.local_port());
         let wake = Arc::new(
             EventFd::from_flags(EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC)

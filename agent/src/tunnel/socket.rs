@@ -35,6 +35,7 @@ pub(super) struct UdpEndpoint {
     local_port: u16,
     splits: bool,
     merges: bool,
+    buffer: usize,
     unsplit: Unsplit,
 }
 
@@ -56,14 +57,14 @@ impl UdpEndpoint {
         if let Some(mark) = fwmark {
             setsockopt(&fd, sockopt::Mark, &mark).map_err(failed)?;
         }
-        enlarge(&fd);
+        let buffer = enlarge(&fd);
         let merges = wanted.udp_gro && setsockopt(&fd, sockopt::UdpGroSegment, &true).is_ok();
         // A kernel that knows the option can do it; whether a path can, only trying tells.
         let splits = wanted.udp_gso && getsockopt(&fd, sockopt::UdpGsoSegment).is_ok();
         let address: SockaddrStorage = getsockname(fd.as_raw_fd()).map_err(failed)?;
         let v4 = address.as_sockaddr_in().map(SockaddrIn::port);
         let local_port = v4.or(address.as_sockaddr_in6().map(SockaddrIn6::port)).unwrap_or(port);
-        Ok(Self { fd, dual_stack, local_port, splits, merges, unsplit: Unsplit::default() })
+        Ok(Self { fd, dual_stack, local_port, splits, merges, buffer, unsplit: Unsplit::default() })
     }
 
     /// Whether the kernel splits what is sent.
@@ -78,6 +79,11 @@ impl UdpEndpoint {
 
     pub(super) const fn local_port(&self) -> u16 {
         self.local_port
+    }
+
+    /// Bytes that the kernel keeps for us in a burst; fewer than wanted without `CAP_NET_ADMIN`.
+    pub(super) const fn buffer(&self) -> usize {
+        self.buffer
     }
 
     /// Sends one datagram.
@@ -150,8 +156,9 @@ fn open(family: AddressFamily, port: u16) -> Result<OwnedFd, Errno> {
     Ok(fd)
 }
 
-/// As much buffer as the rights allow: beyond the system's limit only with `CAP_NET_ADMIN`.
-fn enlarge(fd: &OwnedFd) {
+/// As much buffer as the rights allow: beyond the system's limit only with `CAP_NET_ADMIN`. Returns what the
+/// kernel granted for receiving, in bytes.
+fn enlarge(fd: &OwnedFd) -> usize {
     let received =
         setsockopt(fd, sockopt::RcvBufForce, &BUFFER).or_else(|_| setsockopt(fd, sockopt::RcvBuf, &BUFFER));
     let sent =
@@ -159,6 +166,8 @@ fn enlarge(fd: &OwnedFd) {
     if let Err(errno) = received.and(sent) {
         tracing::debug!(%errno, "the UDP socket keeps its default buffers");
     }
+    // The kernel counts twice, for what it needs itself.
+    getsockopt(fd, sockopt::RcvBuf).unwrap_or_default() / 2
 }
 
 #[cfg(test)]

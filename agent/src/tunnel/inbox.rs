@@ -63,14 +63,22 @@ impl Inbox {
 
     /// Receives what is there. `WouldBlock` when there is nothing; `false` when there was not more.
     pub(super) fn receive(&mut self, socket: &impl AsFd) -> io::Result<bool> {
+        if self.room == LARGEST_RUN {
+            self.receive_up_to::<RUNS>(socket)
+        } else {
+            self.receive_up_to::<DATAGRAMS>(socket)
+        }
+    }
+
+    fn receive_up_to<const MOST: usize>(&mut self, socket: &impl AsFd) -> io::Result<bool> {
         self.messages.clear();
         // SAFETY: all of these are plain data, for which all zeros are valid.
         let (mut headers, mut names, mut controls, mut slices) = unsafe {
             (
-                mem::zeroed::<[libc::mmsghdr; DATAGRAMS]>(),
-                mem::zeroed::<[libc::sockaddr_in6; DATAGRAMS]>(),
-                mem::zeroed::<[Control; DATAGRAMS]>(),
-                mem::zeroed::<[libc::iovec; DATAGRAMS]>(),
+                mem::zeroed::<[libc::mmsghdr; MOST]>(),
+                mem::zeroed::<[libc::sockaddr_in6; MOST]>(),
+                mem::zeroed::<[Control; MOST]>(),
+                mem::zeroed::<[libc::iovec; MOST]>(),
             )
         };
         let mut count = 0;

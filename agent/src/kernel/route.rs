@@ -49,19 +49,26 @@ impl RouteSocket {
         nix::net::if_::if_nametoindex(name).map_err(|_| KernelError::NoSuchDevice(name.to_owned()))
     }
 
-    /// Brings a device up, without a link-local address of its own making: nobody in a tunnel answers to it.
+    /// Brings a device up, without a link-local address of its own making.
     pub fn set_up(&mut self, device: u32) -> Result<(), KernelError> {
+        self.leave_out_link_local(device)?;
+        self.0.request("bring the tunnel's device up", &link(device, LINK_UP, LINK_UP))
+    }
+
+    /// Keeps a device from making itself a link-local address once it is up: nobody in a tunnel answers to it.
+    pub fn leave_out_link_local(&mut self, device: u32) -> Result<(), KernelError> {
         let spec = Attributes::default().with(IFLA_INET6_ADDR_GEN_MODE, &[ADDR_GEN_MODE_NONE]);
         let family = Attributes::default().nested(address_family(libc::AF_INET6), &spec);
         let quiet = link(device, 0, 0).nested(IFLA_AF_SPEC, &family);
         match self.0.request("leave out the link-local address of the tunnel's device", &quiet) {
             // No IPv6 at all in this kernel or namespace.
             Err(error)
-                if matches!(error.errno(), Some(Errno::EAFNOSUPPORT | Errno::EOPNOTSUPP | Errno::EINVAL)) => {
+                if matches!(error.errno(), Some(Errno::EAFNOSUPPORT | Errno::EOPNOTSUPP | Errno::EINVAL)) =>
+            {
+                Ok(())
             }
-            result => result?,
+            result => result,
         }
-        self.0.request("bring the tunnel's device up", &link(device, LINK_UP, LINK_UP))
     }
 
     /// Sets the largest packet of a device, in bytes.

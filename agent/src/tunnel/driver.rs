@@ -202,6 +202,14 @@ impl Driver {
                 Command::Datagram(peer, datagram) => {
                     self.shard.send_datagram(&peer, &datagram, &mut self.outbox);
                 }
+                Command::Identity(key) => self.shard.set_identity(now, &key),
+                Command::Endpoint(peer, to) => self.shard.set_endpoint(&peer, to),
+                Command::PersistentKeepalive(peer, interval) => {
+                    self.shard.keep_alive(now, &peer, interval, &mut self.outbox);
+                }
+                Command::Fwmark(mark, answer) => {
+                    let _ = answer.send(self.set_fwmark(mark));
+                }
                 Command::Rebind(port, answer) => {
                     // The owner may have stopped waiting for the answer.
                     let _ = answer.send(self.rebind(port, epoll));
@@ -219,6 +227,13 @@ impl Driver {
         self.shard.use_endpoint(now, peer, to, &mut self.outbox);
     }
 
+    fn set_fwmark(&mut self, mark: Option<u32>) -> Result<(), TunnelError> {
+        self.outbox.flush();
+        self.outbox.socket.set_fwmark(mark.unwrap_or_default())?;
+        self.fwmark = mark;
+        Ok(())
+    }
+
     fn rebind(&mut self, port: u16, epoll: &Epoll) -> Result<u16, TunnelError> {
         self.outbox.flush();
         let failed = |errno: Errno| TunnelError::Socket(errno.into());
@@ -229,8 +244,8 @@ impl Driver {
     }
 
     fn replace_socket(&mut self, port: u16) -> Result<u16, TunnelError> {
-        // A fixed port must be let go first: bind another one meanwhile.
-        if port != 0 {
+        // The own port must be let go first: bind another one meanwhile.
+        if port == self.outbox.socket.local_port() {
             self.outbox.socket = UdpEndpoint::bind(0, self.fwmark, self.offloads)?;
         }
         self.outbox.socket = UdpEndpoint::bind(port, self.fwmark, self.offloads)?;

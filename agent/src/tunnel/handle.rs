@@ -15,7 +15,8 @@ use ipnet::IpNet;
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
 use super::{
-    BeatCounts, Discards, Offloads, PeerConfig, PeerStats, PublicKey, TunnelConfig, TunnelError, TunnelEvent,
+    BeatCounts, Discards, Offloads, PeerConfig, PeerStats, PrivateKey, PublicKey, TunnelConfig, TunnelError,
+    TunnelEvent,
     beats::Role,
     driver::{self, Driver},
     outbox::{Events, Outbox},
@@ -51,6 +52,10 @@ pub(super) enum Command {
     Probe(PublicKey, Probe),
     BeatKey(PublicKey, BeatKey, Role),
     Datagram(PublicKey, Vec<u8>),
+    Identity(PrivateKey),
+    Endpoint(PublicKey, SocketAddr),
+    PersistentKeepalive(PublicKey, Option<Duration>),
+    Fwmark(Option<u32>, mpsc::SyncSender<Result<(), TunnelError>>),
     Rebind(u16, mpsc::SyncSender<Result<u16, TunnelError>>),
     Shutdown,
 }
@@ -58,7 +63,7 @@ pub(super) enum Command {
 /// A running tunnel. Dropping it stops the thread and removes the TUN device.
 ///
 /// The methods return at once and take effect in their order, on the data plane's thread; only
-/// [`rebind`](Self::rebind) waits for its result.
+/// [`rebind`](Self::rebind), [`listen`](Self::listen) and [`set_fwmark`](Self::set_fwmark) wait for their result.
 #[derive(Debug)]
 pub struct Tunnel {
     commands: mpsc::Sender<Command>,
@@ -67,7 +72,7 @@ pub struct Tunnel {
     board: Board,
     events_lost: Arc<AtomicU64>,
     local_port: AtomicU16,
-    listen_port: u16,
+    listen_port: AtomicU16,
     name: String,
     index: u32,
     offloads: Offloads,
@@ -84,13 +89,34 @@ impl Tunnel {
             return Err(TunnelError::Config(format!("an MTU of {} is not within 1280 to 9200", config.mtu)));
         }
         let device = TunDevice::create_offloading(&config.tun_name, config.offloads.tun)?;
-        let (name, index) = (device.name().to_owned(), device.index());
+        let index = device.index();
         let mut route = RouteSocket::open()?;
         route.set_mtu(index, u32::from(config.mtu))?;
         route.set_addresses(index, &config.addresses)?;
         route.set_up(index)?;
+        let shard = ShardConfig { private_key: config.private_key, mtu: config.mtu };
+        Self::run(device, &shard, (config.listen_port, config.fwmark), config.offloads, events)
+    }
 
-        let socket = UdpEndpoint::bind(config.listen_port, config.fwmark, config.offloads)?;
+    /// Starts the data plane on a device that is left as it is: somebody else gives it addresses and an MTU and
+    /// brings it up, and may change that. So TCP connections are not held to an MTU. The UDP port is any.
+    pub fn start_on(
+        device: TunDevice,
+        private_key: PrivateKey,
+        events: tokio::sync::mpsc::Sender<TunnelEvent>,
+    ) -> Result<Self, TunnelError> {
+        Self::run(device, &ShardConfig { private_key, mtu: u16::MAX }, (0, None), Offloads::ALL, events)
+    }
+
+    fn run(
+        device: TunDevice,
+        config: &ShardConfig,
+        (listen_port, fwmark): (u16, Option<u32>),
+        wanted: Offloads,
+        events: tokio::sync::mpsc::Sender<TunnelEvent>,
+    ) -> Result<Self, TunnelError> {
+        let (name, index) = (device.name().to_owned(), device.index());
+        let socket = UdpEndpoint::bind(listen_port, fwmark, wanted)?;
         let offloads = Offloads { tun: device.offload(), udp_gso: socket.splits(), udp_gro: socket.merges() };
         tracing::info!(device = name, %offloads, receive_buffer = socket.buffer(), "the tunnel's offloads");
         let local_port = AtomicU16::new(socket.local_port());
@@ -101,18 +127,16 @@ impl Tunnel {
         let (commands, receiver) = mpsc::channel();
         let board = Board::default();
         let events_lost = Arc::new(AtomicU64::new(0));
-        let shard_config = ShardConfig { private_key: config.private_key, mtu: config.mtu };
-        let shard = Shard::new(&shard_config, board.clone(), Instant::now())?;
+        let shard = Shard::new(config, board.clone(), Instant::now())?;
         let driver = Driver {
             shard,
             outbox: Outbox::new(socket, device, Events::new(events, Arc::clone(&events_lost))),
-            fwmark: config.fwmark,
+            fwmark,
             offloads,
             commands: receiver,
             wake: Arc::clone(&wake),
         };
         let thread = driver::spawn(driver)?;
-        let listen_port = config.listen_port;
         Ok(Self {
             commands,
             wake,
@@ -120,7 +144,7 @@ impl Tunnel {
             board,
             events_lost,
             local_port,
-            listen_port,
+            listen_port: AtomicU16::new(listen_port),
             name,
             index,
             offloads,
@@ -141,6 +165,22 @@ impl Tunnel {
     /// Sends to the peer at this endpoint from now on, and begins a handshake with it there.
     pub fn use_endpoint(&self, peer: &PublicKey, endpoint: SocketAddr) {
         self.tell(Command::UseEndpoint(*peer, endpoint));
+    }
+
+    /// Takes another identity. Sessions end; peers stay, with their endpoints and figures.
+    pub fn set_private_key(&self, key: PrivateKey) {
+        self.tell(Command::Identity(key));
+    }
+
+    /// Sends to the peer at this endpoint from now on, once there is something to send.
+    pub fn set_endpoint(&self, peer: &PublicKey, endpoint: SocketAddr) {
+        self.tell(Command::Endpoint(*peer, endpoint));
+    }
+
+    /// Sends an empty data message whenever nothing authenticated was sent or received for `interval`, and one at
+    /// once where it was off before. `None` switches it off.
+    pub fn set_persistent_keepalive(&self, peer: &PublicKey, interval: Option<Duration>) {
+        self.tell(Command::PersistentKeepalive(*peer, interval));
     }
 
     /// Begins a handshake now, even if there is a session or an attempt under way.
@@ -199,9 +239,24 @@ impl Tunnel {
     /// Goes on with a new UDP socket: another source port where the configuration left it to the kernel, else
     /// the same port. Sessions stay. Returns the new port.
     pub fn rebind(&self) -> Result<u16, TunnelError> {
-        let (answer, result) = mpsc::sync_channel(1);
-        self.tell(Command::Rebind(self.listen_port, answer));
-        let port = result.recv_timeout(Duration::from_secs(5)).map_err(|_| TunnelError::Stopped)??;
+        self.bind(self.listen_port.load(Ordering::Relaxed))
+    }
+
+    /// Listens on this UDP port from now on, 0 for any. Where that fails the old one stays. Sessions stay.
+    /// Returns the port.
+    pub fn listen(&self, port: u16) -> Result<u16, TunnelError> {
+        let bound = if port == self.local_port() { port } else { self.bind(port)? };
+        self.listen_port.store(port, Ordering::Relaxed);
+        Ok(bound)
+    }
+
+    /// Marks the tunnel's own datagrams, as [`TunnelConfig::fwmark`] does.
+    pub fn set_fwmark(&self, mark: Option<u32>) -> Result<(), TunnelError> {
+        self.ask(|answer| Command::Fwmark(mark, answer))
+    }
+
+    fn bind(&self, port: u16) -> Result<u16, TunnelError> {
+        let port = self.ask(|answer| Command::Rebind(port, answer))?;
         self.local_port.store(port, Ordering::Relaxed);
         Ok(port)
     }
@@ -229,6 +284,15 @@ impl Tunnel {
     /// Ends the thread and removes the TUN device.
     pub fn shutdown(mut self) {
         self.stop();
+    }
+
+    fn ask<T>(
+        &self,
+        command: impl FnOnce(mpsc::SyncSender<Result<T, TunnelError>>) -> Command,
+    ) -> Result<T, TunnelError> {
+        let (answer, result) = mpsc::sync_channel(1);
+        self.tell(command(answer));
+        result.recv_timeout(Duration::from_secs(5)).map_err(|_| TunnelError::Stopped)?
     }
 
     fn tell(&self, command: Command) {

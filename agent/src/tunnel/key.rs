@@ -66,6 +66,18 @@ impl PrivateKey {
         Ok(Self(x25519::StaticSecret::from(*bytes)))
     }
 
+    /// The key with these bytes.
+    pub fn from_bytes(mut bytes: [u8; 32]) -> Self {
+        let key = Self(x25519::StaticSecret::from(bytes));
+        bytes.zeroize();
+        key
+    }
+
+    /// The 32 bytes of the key.
+    pub fn to_bytes(&self) -> Zeroizing<[u8; 32]> {
+        Zeroizing::new(self.0.to_bytes())
+    }
+
     /// Reads a key in base64, as `wg genkey` writes it; surrounding white space is ignored.
     pub fn load(path: &Path) -> Result<Self, TunnelError> {
         let failed = |source| TunnelError::KeyFile { path: path.to_owned(), source };

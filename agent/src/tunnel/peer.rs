@@ -167,7 +167,7 @@ impl Peer {
         self.polled = None;
         self.has_session = false;
         self.unconfirmed = None;
-        self.timers = Timers::default();
+        self.timers = self.timers.anew();
     }
 
     /// Takes the configured candidates, unless the endpoint is settled.
@@ -178,6 +178,25 @@ impl Peer {
         if !keep {
             let configured = |&address| Endpoint { address, origin: Origin::Configured };
             self.endpoint = candidates.first().map(configured);
+        }
+    }
+
+    /// Sends to this endpoint from now on, once there is something to send.
+    pub(super) fn set_endpoint(&mut self, address: SocketAddr) {
+        self.endpoint = Some(Endpoint { address, origin: Origin::Settled });
+        self.failing = None;
+    }
+
+    /// Lets no such time pass without a message; the first goes at once.
+    pub(super) fn keep_alive<O: Output>(
+        &mut self,
+        now: Instant,
+        interval: Option<Duration>,
+        common: &mut Surroundings,
+        out: &mut O,
+    ) {
+        if self.timers.keep_alive(now, interval) {
+            self.keepalive(now, common, out);
         }
     }
 
@@ -240,8 +259,7 @@ impl Peer {
         common: &mut Surroundings,
         out: &mut O,
     ) {
-        self.endpoint = Some(Endpoint { address, origin: Origin::Settled });
-        self.failing = None;
+        self.set_endpoint(address);
         self.handshake(now, common, out);
     }
 
@@ -316,6 +334,10 @@ impl Peer {
             match due {
                 Due::RetryHandshake | Due::Silence => self.initiate(now, common, out),
                 Due::Keepalive => self.passive_keepalive(now, out),
+                Due::PersistentKeepalive => {
+                    self.timers.traversed(now);
+                    self.keepalive(now, common, out);
+                }
                 Due::GiveUpHandshake => self.give_up(now, common, out),
                 Due::DropKeys => {}
             }
@@ -382,6 +404,7 @@ impl Peer {
                 return;
             }
         };
+        self.stats.received_messages.count(datagram.len());
         self.authenticated(now, from, false, out);
         if message == Message::Initiation {
             self.unconfirmed = Message::sender(reply).map(|index| Unconfirmed { index, since: now });
@@ -409,6 +432,7 @@ impl Peer {
                 TunnResult::WriteToTunnelV4(packet, source) => (packet, source.into()),
                 TunnResult::WriteToTunnelV6(packet, source) => (packet, source.into()),
                 TunnResult::Done => {
+                    self.stats.received_messages.count(datagram.len());
                     self.stats.last_data = Some(now);
                     self.authenticated(now, from, false, out);
                     return true;
@@ -416,6 +440,7 @@ impl Peer {
                 TunnResult::Err(_) | TunnResult::WriteToNetwork(_) => return false,
             };
         let verdict = judge(packet, source, is_own, common);
+        self.stats.received_messages.count(datagram.len());
         self.stats.last_data = Some(now);
         self.authenticated(now, from, true, out);
         match verdict {
@@ -488,6 +513,7 @@ impl Peer {
             let room = out.datagram(to, usize::from(common.mtu) + INITIATION);
             let TunnResult::WriteToNetwork(message) = tunn.decapsulate(None, &[], room) else { return };
             let length = message.len();
+            self.stats.sent_messages.count(length);
             self.sent(now, true);
             out.send(length);
         }
@@ -514,6 +540,7 @@ impl Peer {
         };
         let length = message.len();
         out.send(length);
+        self.stats.sent_messages.count(length);
         if !packet.is_empty() {
             self.stats.sent.count(packet.len());
         }
@@ -595,6 +622,7 @@ impl Peer {
             room.copy_from_slice(message);
             out.send(message.len());
         }
+        self.stats.sent_messages.count(message.len());
         match Message::parse(message) {
             Some(Message::Initiation) => {
                 self.timers.initiation_sent(now, common.jitter.next());

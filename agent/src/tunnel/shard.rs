@@ -3,7 +3,7 @@
 use std::{
     collections::{BTreeSet, HashMap, HashSet},
     net::SocketAddr,
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use boringtun::noise::{Packet, Tunn, handshake::parse_handshake_anon};
@@ -95,6 +95,19 @@ impl Shard {
             }
         }
         self.routes = routes;
+    }
+
+    /// Becomes somebody else: sessions end, peers stay.
+    pub(super) fn set_identity(&mut self, now: Instant, private_key: &PrivateKey) {
+        self.public = private_key.public();
+        self.gate = HandshakeGate::new(&self.public.to_x25519(), now);
+        self.common.secret = private_key.secret().clone();
+        self.common.limiter = self.gate.limiter();
+        for &slot in self.by_key.values() {
+            let Some(Some(peer)) = self.peers.get_mut(usize::from(slot)) else { continue };
+            peer.rekey(peer.preshared().cloned());
+            touch(&mut self.touched, slot, peer);
+        }
     }
 
     /// Takes a UDP datagram, whoever sent it.
@@ -242,6 +255,22 @@ impl Shard {
         out: &mut O,
     ) {
         self.with(key, |peer, common| peer.use_endpoint(now, to, common, out));
+    }
+
+    /// Sends to the peer at this endpoint from now on.
+    pub(super) fn set_endpoint(&mut self, key: &PublicKey, to: SocketAddr) {
+        self.with(key, |peer, _| peer.set_endpoint(to));
+    }
+
+    /// Sets the interval of the peer's persistent keepalive.
+    pub(super) fn keep_alive<O: Output>(
+        &mut self,
+        now: Instant,
+        key: &PublicKey,
+        interval: Option<Duration>,
+        out: &mut O,
+    ) {
+        self.with(key, |peer, common| peer.keep_alive(now, interval, common, out));
     }
 
     /// Begins a handshake.

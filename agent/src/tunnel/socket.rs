@@ -77,6 +77,11 @@ impl UdpEndpoint {
         self.merges
     }
 
+    /// Marks what is sent from now on; 0 is no mark.
+    pub(super) fn set_fwmark(&self, mark: u32) -> Result<(), TunnelError> {
+        setsockopt(&self.fd, sockopt::Mark, &mark).map_err(|errno| TunnelError::Socket(errno.into()))
+    }
+
     pub(super) const fn local_port(&self) -> u16 {
         self.local_port
     }

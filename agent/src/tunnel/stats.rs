@@ -36,6 +36,10 @@ pub struct PeerStats {
     pub received: Traffic,
     /// Inner bytes and packets sent, without keepalives.
     pub sent: Traffic,
+    /// Messages of WireGuard received, of any kind, with all that is around inner packets. Only authentic ones.
+    pub received_messages: Traffic,
+    /// Messages of WireGuard sent, of any kind, with all that is around inner packets.
+    pub sent_messages: Traffic,
     /// Packets dropped: no session in time, a source that is not the peer's, a replay, a broken packet.
     pub dropped: u64,
     /// How often the endpoint moved to follow an authenticated packet; its first sighting does not count.
@@ -74,6 +78,8 @@ impl PeerStats {
             last_data_send: None,
             received: Traffic { bytes: 0, packets: 0 },
             sent: Traffic { bytes: 0, packets: 0 },
+            received_messages: Traffic { bytes: 0, packets: 0 },
+            sent_messages: Traffic { bytes: 0, packets: 0 },
             dropped: 0,
             endpoint_changes: 0,
         }

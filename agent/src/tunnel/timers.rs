@@ -26,6 +26,8 @@ pub(super) enum Due {
     Silence,
     /// Data was received, and nothing was sent back.
     Keepalive,
+    /// No message was sent or received for the interval of the persistent keepalive.
+    PersistentKeepalive,
     /// The keys are past [`REJECT_AFTER_TIME`], and later past three times that: drop them, then wipe the rest.
     DropKeys,
 }
@@ -51,14 +53,35 @@ pub(super) struct Timers {
     owing_since: Option<Instant>,
     keys_since: Option<Instant>,
     keys_dropped: bool,
+    persistent: Option<Duration>,
+    /// When a message last went either way, authenticated.
+    traversed: Option<Instant>,
 }
 
 impl Timers {
+    /// Those of a peer with other keys: nothing is under way, and the persistent keepalive stays.
+    pub(super) fn anew(&self) -> Self {
+        Self { persistent: self.persistent, traversed: self.traversed, ..Self::default() }
+    }
+
+    /// Asks for a message at least this often. Whether it was not asked for before.
+    pub(super) fn keep_alive(&mut self, now: Instant, interval: Option<Duration>) -> bool {
+        let before = std::mem::replace(&mut self.persistent, interval);
+        self.traversed.get_or_insert(now);
+        before.is_none() && interval.is_some()
+    }
+
+    /// A message went either way.
+    pub(super) const fn traversed(&mut self, now: Instant) {
+        self.traversed = Some(now);
+    }
+
     /// An initiation was sent. `jitter` is at most [`RETRY_JITTER`].
     pub(super) fn initiation_sent(&mut self, now: Instant, jitter: Duration) {
         let since = self.attempt.map_or(now, |attempt| attempt.since);
         self.attempt = Some(Attempt { since, retry_at: now + REKEY_TIMEOUT + jitter });
         self.unanswered_since = None;
+        self.traversed(now);
     }
 
     /// There is no attempt any more; the next initiation begins one, with its full time.
@@ -94,6 +117,7 @@ impl Timers {
     }
 
     pub(super) fn sent(&mut self, now: Instant, data: bool) {
+        self.traversed(now);
         self.owing_since = None;
         if data && self.unanswered_since.is_none() {
             self.unanswered_since = Some(now);
@@ -101,6 +125,7 @@ impl Timers {
     }
 
     pub(super) fn received(&mut self, now: Instant, data: bool) {
+        self.traversed(now);
         self.unanswered_since = None;
         if data && self.owing_since.is_none() {
             self.owing_since = Some(now);
@@ -142,13 +167,15 @@ impl Timers {
             // `Tunn` wants to be past the age, not at it.
             (since + age + Duration::from_millis(1), Due::DropKeys)
         });
-        [attempt, silence, keepalive, keys].into_iter().flatten().min_by_key(|&(at, _)| at)
+        let persistent = self.persistent.zip(self.traversed);
+        let persistent = persistent.map(|(interval, at)| (at + interval, Due::PersistentKeepalive));
+        [attempt, silence, keepalive, persistent, keys].into_iter().flatten().min_by_key(|&(at, _)| at)
     }
 
     /// Takes note that what was due has been seen to, whether or not it led to a packet.
     pub(super) const fn done(&mut self, due: Due) {
         match due {
-            Due::RetryHandshake => {}
+            Due::RetryHandshake | Due::PersistentKeepalive => {}
             Due::GiveUpHandshake => self.attempt = None,
             Due::Silence => self.unanswered_since = None,
             Due::Keepalive => self.owing_since = None,
@@ -235,6 +262,25 @@ mod tests {
         timers.received(start + seconds(2), true);
         assert_eq!(timers.next(), Some((start + seconds(11), Due::Keepalive)));
         timers.sent(start + seconds(3), false);
+        assert_eq!(timers.next(), None);
+    }
+
+    #[test]
+    fn a_persistent_keepalive_is_due_an_interval_after_the_last_message_of_either_way() {
+        let start = Instant::now();
+        let mut timers = Timers::default();
+        assert!(timers.keep_alive(start, Some(seconds(5))));
+        assert!(!timers.keep_alive(start, Some(seconds(7))), "it was on before");
+        assert_eq!(timers.next(), Some((start + seconds(7), Due::PersistentKeepalive)));
+        timers.received(start + seconds(2), false);
+        assert_eq!(timers.next(), Some((start + seconds(9), Due::PersistentKeepalive)));
+        timers.sent(start + seconds(3), false);
+        assert_eq!(timers.next(), Some((start + seconds(10), Due::PersistentKeepalive)));
+        timers.initiation_sent(start + seconds(4), Duration::ZERO);
+        timers.abandon_attempt();
+        let mut timers = timers.anew();
+        assert_eq!(timers.next(), Some((start + seconds(11), Due::PersistentKeepalive)));
+        timers.keep_alive(start, None);
         assert_eq!(timers.next(), None);
     }
 

@@ -187,6 +187,55 @@ fn nothing_is_begun_towards_a_peer_of_unknown_whereabouts() {
 }
 
 #[test]
+fn a_persistent_keepalive_opens_a_session_and_keeps_to_its_interval() {
+    let (now, mut client, mut gateway) = pair();
+    let interval = Some(Duration::from_secs(7));
+    client.shard.keep_alive(now, &gateway.key, interval, &mut client.made);
+    client.shard.settle();
+    exchange(now, &mut client, &mut gateway);
+    assert!(gateway.stats(&client).has_session, "the first is sent at once, and has the session made");
+    for _ in 0..3 {
+        let due = client.shard.poll_timeout().unwrap();
+        assert_eq!(due, client.stats(&gateway).last_send.unwrap() + Duration::from_secs(7));
+        client.shard.handle_timeout(due, &mut client.made);
+        client.shard.settle();
+        assert_eq!(client.made.datagrams.len(), 1);
+        let before = gateway.stats(&client).received_messages;
+        exchange(due, &mut client, &mut gateway);
+        assert_eq!(gateway.stats(&client).received_messages.bytes, before.bytes + 32);
+    }
+    client.shard.keep_alive(now, &gateway.key, None, &mut client.made);
+    client.shard.settle();
+    assert!(client.shard.poll_timeout().unwrap() > now + Duration::from_secs(100), "off again");
+    assert_eq!(gateway.stats(&client).received.packets, 0);
+}
+
+#[test]
+fn another_identity_keeps_peers_and_endpoints_and_makes_sessions_anew() {
+    let (now, mut client, mut gateway) = connected();
+    let other = PrivateKey::generate().unwrap();
+    client.shard.set_identity(now, &other);
+    client.key = other.public();
+    gateway.knows(&client, false);
+    client.shard.settle();
+    assert!(!client.stats(&gateway).has_session);
+    client.sends(now, &gateway, 5);
+    exchange(now, &mut client, &mut gateway);
+    assert_eq!(gateway.numbers(), [5]);
+    assert_eq!(gateway.stats(&client).endpoint, Some(client.address));
+}
+
+#[test]
+fn a_new_endpoint_is_silent_until_there_is_something_to_send() {
+    let (now, mut client, gateway) = connected();
+    let elsewhere = (Ipv4Addr::new(192, 0, 2, 77), 1).into();
+    client.shard.set_endpoint(&gateway.key, elsewhere);
+    assert!(client.made.datagrams.is_empty());
+    client.sends(now, &gateway, 1);
+    assert_eq!(client.made.datagrams[0].0, elsewhere);
+}
+
+#[test]
 fn crossing_initiations_end_with_a_session_at_once() {
     let (mut one, mut two) = (End::new(1), End::new(2));
     one.knows(&two, true);

@@ -9,3 +9,4 @@ pub mod kernel;
 mod measured;
 pub mod nat;
 pub mod tunnel;
+pub mod uapi;

@@ -36,6 +36,7 @@ use crate::{
     },
     kernel::RouteSocket,
     tunnel::{Offloads, PeerStats, PrivateKey, Probe, PublicKey, Tunnel, TunnelConfig, TunnelEvent},
+    uapi::{self, Device, HandshakeClock},
 };
 
 /// Marks the tunnel's and the session's packets, so that routes into a tunnel leave them out ("pinh").
@@ -103,6 +104,7 @@ struct Runner<'a> {
     resolved: mpsc::Sender<Resolved>,
     resolving: bool,
     enrolled: mpsc::Sender<Result<Enrolment, ClientError>>,
+    handshakes: HandshakeClock,
 }
 
 /// With whom the session is held.
@@ -140,6 +142,7 @@ pub(super) async fn run(
         offloads: Offloads::ALL,
     };
     let tunnel = Tunnel::start(config, events)?;
+    let (_wg_socket, mut wg_questions) = uapi::open_or_say(tunnel.name());
     let (target, target_now) = watch::channel(target_of(&setup.enrolment, &settings, None, 0));
     let (proof, proof_now) = watch::channel(setup.enrolment.proof.clone());
     let (state, state_now) = watch::channel(v1::ClientState::default());
@@ -177,6 +180,7 @@ pub(super) async fn run(
         resolved,
         resolving: false,
         enrolled,
+        handshakes: HandshakeClock::default(),
         setup,
         settings,
         tunnel,
@@ -212,6 +216,7 @@ pub(super) async fn run(
                 }
                 Question::Down => break Ok(End::Down(answer)),
             },
+            Some(question) = wg_questions.recv() => uapi::answer_read_only(question, || runner.device()),
             changed = network.changed() => {
                 if changed.is_ok() {
                     sleep(SETTLE).await;
@@ -838,6 +843,14 @@ impl Runner<'_> {
             session: matches!(self.held, Held::With(_)),
             last_error: self.last_error.clone(),
         }
+    }
+
+    /// What `wg show` is told.
+    fn device(&mut self) -> Device {
+        let peers = self.settings.peers(self.routed.as_ref());
+        let (port, stats) = (self.tunnel.local_port(), self.tunnel.stats());
+        let device = Device::without_secrets(port, peers, &stats, &mut self.handshakes);
+        Device { fwmark: FWMARK, ..device }
     }
 
     fn shut_down(mut self) {

@@ -31,6 +31,7 @@ use crate::{
     health::gateway::{GatewayHealth, Sample},
     nat::{Beat, wire::BeatKey},
     tunnel::{Offloads, PeerConfig, PeerStats, PrivateKey, PublicKey, Tunnel, TunnelConfig, TunnelEvent},
+    uapi::{Device, HandshakeClock, Question, answer_read_only},
 };
 
 /// The data path is proven again this long after the last authenticated client packet or own proof.
@@ -104,6 +105,7 @@ pub(super) struct Control {
     sampled: Option<Instant>,
     stats: Vec<PeerStats>,
     counters: Counters,
+    handshakes: HandshakeClock,
 }
 
 impl Control {
@@ -133,6 +135,7 @@ impl Control {
             sampled: None,
             stats: Vec::new(),
             counters: Counters::default(),
+            handshakes: HandshakeClock::default(),
         };
         (control, receiver)
     }
@@ -142,6 +145,7 @@ impl Control {
         &mut self,
         mut commands: mpsc::Receiver<Command>,
         mut events: mpsc::Receiver<TunnelEvent>,
+        mut questions: mpsc::Receiver<Question>,
         stop: CancellationToken,
     ) -> Result<(), GatewayError> {
         loop {
@@ -156,6 +160,7 @@ impl Control {
                     self.handle_event(Instant::now(), &event);
                 }
                 Some(command) = commands.recv() => self.handle_command(Instant::now(), command),
+                Some(question) = questions.recv() => answer_read_only(question, || self.device()),
                 () = sleep_until(wake.into()) => {}
             }
             self.handle_time(Instant::now());
@@ -242,6 +247,13 @@ impl Control {
         self.access.apply(desired, (tunnel.name(), tunnel.index()), self.setup.uplink.as_deref());
         tunnel.set_addresses(&desired.tunnel_addresses)?;
         Ok(())
+    }
+
+    /// What `wg show` is told.
+    fn device(&mut self) -> Device {
+        let (Some(tunnel), Some(desired)) = (&self.tunnel, &self.desired) else { return Device::default() };
+        let peers = desired.tunnel_peers();
+        Device::without_secrets(tunnel.local_port(), peers, &tunnel.stats(), &mut self.handshakes)
     }
 
     fn next_timeout(&self) -> Instant {

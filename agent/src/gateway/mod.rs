@@ -43,7 +43,7 @@ use self::{
     session::{Served, Sessions},
     tls::ServerTls,
 };
-use crate::{identity::Store, tunnel::PrivateKey};
+use crate::{identity::Store, tunnel::PrivateKey, uapi};
 
 const SNAPSHOT: &str = "desired.bin";
 const COMMANDS: usize = 1024;
@@ -94,6 +94,7 @@ pub async fn run(options: Options, stop: CancellationToken) -> Result<(), Gatewa
     let public_key = options.private_key.public();
     let own_peer = Prober::new(PrivateKey::generate()?, public_key);
 
+    let (_wg_socket, questions) = uapi::open_or_say(&options.tun_name);
     let setup = Setup {
         private_key: options.private_key,
         prober: own_peer,
@@ -140,7 +141,7 @@ pub async fn run(options: Options, stop: CancellationToken) -> Result<(), Gatewa
 
     let control_stop = CancellationToken::new();
     let ended = {
-        let control_loop = loop_.run(commands, events, control_stop.clone());
+        let control_loop = loop_.run(commands, events, questions, control_stop.clone());
         tokio::pin!(control_loop);
         tokio::select! {
             ended = &mut control_loop => ended,

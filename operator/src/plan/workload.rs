@@ -39,6 +39,8 @@ const KEYS_DIR: &str = "/etc/pinhole/keys";
 const CA_DIR: &str = "/etc/pinhole/ca";
 const TOKEN_DIR: &str = "/var/run/secrets/pinhole";
 const STATE_DIR: &str = "/var/lib/pinhole";
+/// Where `wg` looks for sockets.
+const WG_DIR: &str = "/var/run/wireguard";
 const TUN: &str = "/dev/net/tun";
 
 /// Kubelets renew a projected token at 80 % of this, seconds.
@@ -181,6 +183,7 @@ fn container(gateway: &VPNGateway, knobs: &GatewayPod, settings: &Settings) -> C
             mount("ca", CA_DIR, true),
             mount("token", TOKEN_DIR, true),
             mount("state", STATE_DIR, false),
+            mount("wg", WG_DIR, false),
             mount("tun", TUN, false),
         ]),
         ..Container::default()
@@ -285,6 +288,13 @@ fn volumes(gateway: &str) -> Vec<Volume> {
             ..named("token")
         },
         Volume { empty_dir: Some(EmptyDirVolumeSource::default()), ..named("state") },
+        Volume {
+            empty_dir: Some(EmptyDirVolumeSource {
+                medium: Some("Memory".into()),
+                ..EmptyDirVolumeSource::default()
+            }),
+            ..named("wg")
+        },
         Volume {
             host_path: Some(HostPathVolumeSource { path: TUN.into(), type_: Some("CharDevice".into()) }),
             ..named("tun")

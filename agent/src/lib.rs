@@ -10,3 +10,4 @@ mod measured;
 pub mod nat;
 pub mod tunnel;
 pub mod uapi;
+pub mod wg;

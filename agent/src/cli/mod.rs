@@ -1,8 +1,10 @@
 //! The `pinhole` command.
 
+mod background;
 mod gateway;
 mod status;
 mod up;
+mod wg;
 
 use std::{path::PathBuf, process::ExitCode};
 
@@ -32,6 +34,8 @@ enum Role {
     Sidecar(up::Sidecar),
     /// Serve clients (set up by the operator's pod template)
     Gateway(gateway::Gateway),
+    /// Be a userspace WireGuard that `wg` and `wg-quick` configure
+    Wg(wg::Wg),
 }
 
 /// Which tunnel.
@@ -91,6 +95,9 @@ impl From<GatewayError> for Failure {
 
 /// Runs the command of this process.
 pub fn main() -> ExitCode {
+    if let Some(wg) = wg::Wg::by_name() {
+        return finish(wg.run().map(|()| ExitCode::SUCCESS));
+    }
     let command = Command::parse();
     let result = match command.role {
         Role::Up(up) => up.run(),
@@ -98,6 +105,7 @@ pub fn main() -> ExitCode {
         Role::Down(down) => down.run(),
         Role::Status(show) => return finish(show.run()),
         Role::Gateway(gateway) => gateway.run(),
+        Role::Wg(wg) => wg.run(),
     };
     finish(result.map(|()| ExitCode::SUCCESS))
 }

@@ -2,7 +2,7 @@
 
 use std::{
     fs::File,
-    io::{BufRead, BufReader, Read, Write},
+    io::{Read, Write},
     path::{Path, PathBuf},
     process::{Command, Stdio},
     sync::atomic::{AtomicBool, Ordering},
@@ -12,7 +12,7 @@ use std::{
 use clap::{ArgAction, Args};
 use zeroize::Zeroizing;
 
-use super::{Failure, Log, Tunnel};
+use super::{Failure, Log, Tunnel, background};
 use crate::{
     client::{self, ClientError, Credential, Invitation, Membership, Options, Progress},
     identity::{IdentityError, JoinString},
@@ -20,10 +20,6 @@ use crate::{
 
 const TOKEN: &str = "PINHOLE_TOKEN";
 const LONGEST_TOKEN: u64 = 64 * 1024;
-/// Set for the process that stays in the background.
-const BACKGROUND: &str = "PINHOLE_BACKGROUND";
-/// What the process in the background says when its tunnel is up.
-const READY: &str = "ready";
 /// In the tunnel's state directory.
 const LOG: &str = "log";
 
@@ -56,7 +52,7 @@ pub(super) struct Up {
 
 impl Up {
     pub(super) fn run(self) -> Result<(), Failure> {
-        if self.detach && std::env::var_os(BACKGROUND).is_none() {
+        if self.detach && !background::is_here() {
             return self.detach();
         }
         self.log.start("warn");
@@ -123,8 +119,7 @@ impl Up {
         if token.is_some() {
             command.args(["--token-file", "-"]);
         }
-        let mut child = command
-            .env(BACKGROUND, "1")
+        let mut child = background::mark(&mut command)
             .env_remove(TOKEN)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
@@ -133,16 +128,7 @@ impl Up {
         if let (Some(mut stdin), Some(token)) = (child.stdin.take(), token) {
             stdin.write_all(token.as_bytes()).map_err(failed)?;
         }
-        let lines = child.stdout.take().map(BufReader::new);
-        for line in lines.into_iter().flat_map(BufRead::lines).map_while(Result::ok) {
-            if line == READY {
-                return Ok(());
-            }
-            println!("{line}");
-        }
-        // It has said on stderr what is wrong.
-        let status = child.wait().map_err(failed)?;
-        std::process::exit(status.code().unwrap_or(1));
+        Ok(background::await_ready(child).map_err(failed)?)
     }
 }
 
@@ -213,10 +199,9 @@ fn leave_terminal(log: &Path) {
 }
 
 fn bring_up(options: Options) -> Result<(), Failure> {
-    let background = std::env::var_os(BACKGROUND).is_some();
-    if background {
-        // From now on no terminal can end it.
-        let _ = nix::unistd::setsid();
+    let is_background = background::is_here();
+    if is_background {
+        background::leave_session();
     }
     let said_ready = AtomicBool::new(false);
     let log = options.state_root.join(&options.name).join(LOG);
@@ -226,8 +211,8 @@ fn bring_up(options: Options) -> Result<(), Failure> {
         }
         let mut output = std::io::stdout();
         let _ = writeln!(output, "{progress}");
-        if background && matches!(progress, Progress::Connected { .. }) {
-            let _ = writeln!(output, "{READY}");
+        if is_background && matches!(progress, Progress::Connected { .. }) {
+            background::say_ready();
             said_ready.store(true, Ordering::Relaxed);
         }
         let _ = output.flush();

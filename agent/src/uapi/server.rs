@@ -129,8 +129,12 @@ pub fn open_or_say(name: &str) -> (Option<Socket>, mpsc::Receiver<Question>) {
 pub fn answer_read_only(question: Question, device: impl FnOnce() -> Device) {
     // Who asked may be gone by now.
     match question {
-        Question::Get(answer) => drop(answer.send(device())),
-        Question::Set(_, answer) => drop(answer.send(Err(Refusal::ReadOnly))),
+        Question::Get(answer) => {
+            let _ = answer.send(device());
+        }
+        Question::Set(_, answer) => {
+            let _ = answer.send(Err(Refusal::ReadOnly));
+        }
     }
 }
 

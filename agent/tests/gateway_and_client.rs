@@ -186,3 +186,37 @@ fn a_mapping_that_moves_under_traffic_is_followed_and_reported() {
         })
     });
 }
+
+#[test]
+fn wg_shows_both_ends_and_changes_neither() {
+    let lab = Lab::new("wg");
+    // Sockets have their place by name in a directory that all namespaces share.
+    let names = ["g", "c"].map(|role| format!("w{}{role}", std::process::id()));
+    let _gateway = lab.gateway_on(&names[0]);
+    eventually(SOON, "the gateway is ready", || lab.readyz());
+    let client = ["--name", &names[1], "--detach", "--no-dns", "--token-file", "-"];
+    let up = lab.client(&[&["up"], &client[..]].concat(), &lab.join("secret"));
+    assert!(up.status.success(), "{up:?}");
+    assert!(lab.client_pings("10.50.0.2"));
+    let wg = |words: &[&str]| std::process::Command::new("wg").args(words).output().expect("`wg` runs");
+    for name in &names {
+        let output = wg(&["show", name, "dump"]);
+        assert!(output.status.success(), "{output:?}");
+        let shown = String::from_utf8(output.stdout).unwrap();
+        let lines: Vec<Vec<&str>> = shown.lines().map(|line| line.split('\t').collect()).collect();
+        let [device, peer] = &lines[..] else { panic!("a device and a peer: {shown}") };
+        assert_eq!(device[0], "(none)", "the private key is not told");
+        assert_eq!(peer[1], "(none)", "nor is a preshared key");
+        let at = if *name == names[0] { "192.0.2.2:" } else { "192.0.2.1:51820" };
+        assert!(peer[2].starts_with(at), "{shown}");
+        assert_eq!(peer[3].contains("10.77.0.9/32"), *name == names[0], "{shown}");
+        assert!(peer[4..7].iter().all(|figure| figure.parse::<u64>().unwrap() > 0), "{shown}");
+
+        let set = wg(&["set", name, "fwmark", "1"]);
+        assert!(!set.status.success());
+        assert!(String::from_utf8_lossy(&set.stderr).contains("Operation not permitted"), "{set:?}");
+    }
+    let down = lab.client(&["down", "--name", &names[1]], "");
+    assert!(down.status.success(), "{down:?}");
+    assert!(!std::path::Path::new(&format!("/var/run/wireguard/{}.sock", names[1])).exists());
+}

@@ -142,7 +142,7 @@ pub(super) async fn run(
         offloads: Offloads::ALL,
     };
     let tunnel = Tunnel::start(config, events)?;
-    let (_wg_socket, mut wg_questions) = uapi::open_or_say(tunnel.name());
+    let (wg_socket, mut wg_questions) = uapi::open_or_say(tunnel.name());
     let (target, target_now) = watch::channel(target_of(&setup.enrolment, &settings, None, 0));
     let (proof, proof_now) = watch::channel(setup.enrolment.proof.clone());
     let (state, state_now) = watch::channel(v1::ClientState::default());
@@ -241,6 +241,7 @@ pub(super) async fn run(
     runner.pulse.save();
     let _ = tokio::time::timeout(GOODBYE, session_task).await;
     let status = runner.status();
+    drop(wg_socket);
     runner.shut_down();
     match end? {
         End::Stopped => Ok(()),

@@ -83,7 +83,7 @@ impl Driver {
                 Ok(Next::Continue) => {}
                 Ok(Next::Shutdown) => return,
                 Err(error) => {
-                    tracing::error!(device = self.outbox.device.name(), %error, "the tunnel has stopped");
+                    tracing::warn!(device = self.outbox.device.name(), %error, "the tunnel has stopped");
                     super::output::Output::event(
                         &mut self.outbox,
                         TunnelEvent::Stopped { reason: error.to_string() },

@@ -199,6 +199,11 @@ impl Lab {
 
     /// Starts the gateway.
     pub(crate) fn gateway(&self) -> Running {
+        self.gateway_on("pinhole0")
+    }
+
+    /// Starts the gateway with a device of this name.
+    pub(crate) fn gateway_on(&self, device: &str) -> Running {
         let child = Command::new("ip")
             .args(["netns", "exec", &self.gateway.0, PINHOLE, "gateway"])
             .env("PINHOLE_OPERATOR", Operator::url())
@@ -209,6 +214,7 @@ impl Lab {
             .env("POD_IP", "192.0.2.1")
             .env("PINHOLE_STATE_DIR", self.path("gateway"))
             .env("PINHOLE_UPLINK", "in")
+            .env("PINHOLE_TUN", device)
             .env("PINHOLE_LOG", "pinhole_agent=debug,info")
             .stdin(Stdio::null())
             .spawn()

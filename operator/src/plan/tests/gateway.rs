@@ -92,6 +92,19 @@ fn pods_have_net_admin_alone_and_no_api_token() {
 }
 
 #[test]
+fn every_place_that_the_agent_writes_to_is_a_volume() {
+    let pod = stateful_set(&load_balancer()).spec.unwrap().template.spec.unwrap();
+    let mounts = pod.containers[0].volume_mounts.clone().unwrap();
+    let writable = |path: &str| {
+        let mount = mounts.iter().find(|mount| mount.mount_path == path && mount.read_only.is_none());
+        let volume = pod.volumes.iter().flatten().find(|volume| Some(&volume.name) == mount.map(|m| &m.name));
+        volume.is_some_and(|volume| volume.empty_dir.is_some())
+    };
+    assert!(writable("/var/lib/pinhole"));
+    assert!(writable("/var/run/wireguard"), "sockets for `wg`");
+}
+
+#[test]
 fn users_labels_cannot_break_the_selector() {
     let spec = json!({
         "exposure": { "type": "LoadBalancer" },

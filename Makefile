@@ -3,8 +3,10 @@ CRDS  = cargo run --quiet --locked --package pinhole-crds --bin crdgen --
 SIM   = cargo run --quiet --release --locked --package pinhole-sim -- --set all
 CACHE = $(or $(PINHOLE_CACHE),$(or $(XDG_CACHE_HOME),$(HOME)/.cache)/pinhole)
 DENY  = $(CACHE)/cargo-deny-0.20.2
+PEERS = $(CACHE)/boringtun-cli-0.7.1 $(CACHE)/gotatun-cli-0.10.2
+BENCH = cargo run --quiet --locked --package pinhole-e2e --bin pinhole-bench --
 
-.PHONY: demo test soak bench-nat lab-up lab-down sim lint crds crds-check deny
+.PHONY: demo test soak bench bench-peers bench-nat lab-up lab-down sim lint crds crds-check deny
 
 demo:       ; @$(LAB) demo
 test:       ; @$(LAB) setup && cargo test --workspace --locked --no-fail-fast
@@ -16,9 +18,13 @@ bench-nat:  ; @$(LAB) bench-nat $(ARGS)
 lab-up:     ; @$(LAB) up
 lab-down:   ; @$(LAB) down
 sim:        ; @mkdir -p target && $(SIM) --svg target/sim.svg && echo && $(SIM) --loss 5 --svg target/sim-loss-5.svg
+bench:      ; @cargo build --release --locked -p pinhole-agent --bin pinhole
+	-@$(MAKE) --no-print-directory -k bench-peers
+	@$(BENCH) --svg target/bench.svg $(ARGS)
+bench-peers: $(PEERS)
 lint:       ; cargo fmt --all --check && cargo clippy --workspace --all-targets --locked -- -D warnings
 crds:       ; $(CRDS) crds && $(CRDS) charts/pinhole/files/crds
 crds-check: ; $(CRDS) --check crds && $(CRDS) --check charts/pinhole/files/crds
 deny: $(DENY) ; cargo fetch --locked && $(DENY)/bin/cargo-deny --offline check licenses bans sources
 
-$(DENY): ; cargo install cargo-deny@0.20.2 --locked --root $@.part && mv $@.part $@
+$(DENY) $(PEERS): ; cargo install $(subst -0,@0,$(@F)) --locked --root $@.part && mv $@.part $@

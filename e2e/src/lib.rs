@@ -33,6 +33,7 @@ pub mod progress;
 pub mod project;
 pub mod segment;
 pub mod setup;
+pub mod speed;
 pub mod state;
 pub mod vpn;
 pub mod wait;

@@ -54,8 +54,16 @@ impl Netns {
     /// # Errors
     /// When the name is taken, or the machine does not allow namespaces.
     pub async fn create(short: &str) -> Result<Self> {
-        let name = full_name(short)?;
-        let path = path_of(&name);
+        Self::create_named(&full_name(short)?).await
+    }
+
+    /// Makes a namespace of this very name, with its loopback up. Where it lacks the lab's prefix it is not the
+    /// lab's to sweep.
+    ///
+    /// # Errors
+    /// When the name is taken, or the machine does not allow namespaces.
+    pub(crate) async fn create_named(name: &str) -> Result<Self> {
+        let path = path_of(name);
         std::fs::create_dir_all(DIRECTORY).doing(|| format!("making {DIRECTORY}"))?;
         File::options()
             .write(true)
@@ -67,8 +75,8 @@ impl Netns {
             let _ = std::fs::remove_file(&path);
         }
         made?;
-        made_here().insert(name);
-        let netns = Self::open(short)?;
+        made_here().insert(name.to_owned());
+        let netns = Self::open_named(name)?;
         netns.ip(["link set lo up"]).await?;
         Ok(netns)
     }
@@ -78,8 +86,11 @@ impl Netns {
     /// # Errors
     /// When there is none.
     pub fn open(short: &str) -> Result<Self> {
-        let name = full_name(short)?;
-        let handle = File::open(path_of(&name)).doing(|| format!("opening the network namespace {name}"))?;
+        Self::open_named(&full_name(short)?)
+    }
+
+    fn open_named(name: &str) -> Result<Self> {
+        let handle = File::open(path_of(name)).doing(|| format!("opening the network namespace {name}"))?;
         Ok(Self { name: Some(name.into()), handle: Arc::new(handle) })
     }
 

@@ -20,6 +20,7 @@ const PACKAGES: &[Package] = &[
     Package { name: "containerd", proof: &["/usr/bin/containerd"] },
     Package { name: "containernetworking-plugins", proof: &["/usr/lib/cni/portmap", "/opt/cni/bin/portmap"] },
     Package { name: "coturn", proof: &["/usr/bin/turnutils_natdiscovery"] },
+    Package { name: "ethtool", proof: &["/usr/sbin/ethtool", "/sbin/ethtool"] },
     Package { name: "iperf3", proof: &["/usr/bin/iperf3"] },
     Package { name: "iproute2", proof: &["/usr/sbin/ip", "/sbin/ip", "/usr/bin/ip"] },
     Package { name: "iptables", proof: &["/usr/sbin/iptables", "/sbin/iptables"] },

@@ -76,9 +76,21 @@ impl Tools {
     /// # Errors
     /// When Go is missing or a build fails.
     pub async fn build() -> Result<Self> {
+        Self::build_of(|_| true).await
+    }
+
+    /// The same for the programs of one module, named by its directory.
+    ///
+    /// # Errors
+    /// When Go is missing or a build fails.
+    pub async fn build_module(directory: &str) -> Result<Self> {
+        Self::build_of(|module| module.dir == directory).await
+    }
+
+    async fn build_of(is_wanted: impl Fn(&Module) -> bool) -> Result<Self> {
         let cache = cache_dir()?.join("tools");
         let mut tools = Self { programs: Vec::new() };
-        for module in MODULES {
+        for module in MODULES.iter().filter(|module| is_wanted(module)) {
             let plan = Plan::read(module)?;
             let bin = cache.join(format!("{}-{}", module.dir, plan.key)).join("bin");
             for (name, package) in module.programs {

@@ -13,7 +13,7 @@ pub use error::WgError;
 
 use self::interface::Interface;
 use crate::{
-    kernel::{RouteSocket, TunDevice},
+    kernel::{RouteSocket, TunDevice, TunOffload},
     tunnel::{Tunnel, TunnelEvent},
     uapi::Socket,
 };
@@ -27,7 +27,7 @@ const EVENTS: usize = 256;
 pub async fn run(name: &str, ready: impl FnOnce(), stop: CancellationToken) -> Result<(), WgError> {
     // Before there is a device: one of this name with a living socket is somebody else's.
     let socket = Socket::open(name)?;
-    let device = TunDevice::create(name)?;
+    let device = TunDevice::create_offloading(name, TunOffload::TcpAndUdp)?;
     let mut route = RouteSocket::open()?;
     route.set_mtu(device.index(), MTU)?;
     route.leave_out_link_local(device.index())?;

@@ -24,6 +24,7 @@ type Test = (&'static str, fn());
 const TESTS: &[Test] = &[
     ("every_setting_of_wg_is_taken_and_shown", every_setting_of_wg_is_taken_and_shown),
     ("what_showconf_writes_setconf_and_syncconf_read", what_showconf_writes_setconf_and_syncconf_read),
+    ("a_very_large_configuration_is_taken_and_shown", a_very_large_configuration_is_taken_and_shown),
     ("what_is_refused_changes_nothing", what_is_refused_changes_nothing),
     (
         "setconf_cuts_a_peer_off_and_syncconf_keeps_a_session",
@@ -174,7 +175,9 @@ impl Device {
 
     fn up(&self, addresses: [&str; 2]) {
         for address in addresses {
-            self.namespace.ip(&format!("address add {address} dev {}", self.name));
+            // Without detection of duplicates it can be used at once.
+            let nodad = if address.contains(':') { " nodad" } else { "" };
+            self.namespace.ip(&format!("address add {address} dev {}{nodad}", self.name));
         }
         self.namespace.ip(&format!("link set {} up", self.name));
     }
@@ -296,6 +299,27 @@ fn what_showconf_writes_setconf_and_syncconf_read() {
     }
 }
 
+fn a_very_large_configuration_is_taken_and_shown() {
+    use std::fmt::Write;
+
+    let device = Device::start(Namespace::new(), Program::Pinhole);
+    let mut conf = format!("[Interface]\nPrivateKey = {}\n", device.key.to_base64().as_str());
+    for peer in 0..500 {
+        let key = PrivateKey::generate().unwrap().public();
+        let _ = write!(conf, "[Peer]\nPublicKey = {key}\nAllowedIPs = ");
+        let nets: Vec<String> =
+            (0..40).map(|n| format!("10.{}.{}.0/24", peer / 6, peer % 6 * 40 + n)).collect();
+        let _ = writeln!(conf, "{}", nets.join(", "));
+    }
+    std::fs::write(device.file("conf"), conf).unwrap();
+    for verb in ["setconf", "syncconf"] {
+        device.wg(&format!("{verb} NAME {}", device.file("conf"))).unwrap();
+        let shown = device.wg("show NAME allowed-ips").unwrap();
+        assert_eq!(shown.lines().count(), 500, "{verb}");
+        assert!(shown.lines().all(|line| line.split_whitespace().count() == 41), "{verb}");
+    }
+}
+
 fn what_is_refused_changes_nothing() {
     let device = Device::start(Namespace::new(), Program::Pinhole);
     let (port, peer) = (device.port(), PrivateKey::generate().unwrap().public());
@@ -341,14 +365,19 @@ fn setconf_cuts_a_peer_off_and_syncconf_keeps_a_session() {
 fn a_roaming_end_is_followed_over_both_families() {
     let (one, two) = pair([Program::Pinhole; 2], "192.0.2");
     roam(&one, &two);
+    one.wg(&format!("set NAME peer {} endpoint [2001:db8::2]:{}", two.public(), two.port())).unwrap();
+    one.ping("-c 1 10.9.0.2").unwrap();
+    assert_eq!(two.shown("endpoints", &one.public()), "[2001:db8::1]:9999");
+    two.ping("-c 1 fd09::1").unwrap();
 }
 
+/// It cannot be made to change the family: it then often sends to an address cut short.
 fn a_roaming_wireguard_go_is_followed() {
     let (one, two) = pair([Program::WireguardGo, Program::Pinhole], "192.0.2");
     roam(&one, &two);
 }
 
-/// The first end changes its port, its address, and the family of its address.
+/// The first end changes its port and its address.
 fn roam(one: &Device, two: &Device) {
     one.ping("-c 1 10.9.0.2").unwrap();
     one.wg("set NAME listen-port 9999").unwrap();
@@ -358,10 +387,6 @@ fn roam(one: &Device, two: &Device) {
     one.namespace.ip("address add 192.0.2.77/24 dev eth0");
     one.ping("-c 1 10.9.0.2").unwrap();
     assert_eq!(two.shown("endpoints", &one.public()), "192.0.2.77:9999");
-    one.wg(&format!("set NAME peer {} endpoint [2001:db8::2]:{}", two.public(), two.port())).unwrap();
-    one.ping("-c 1 10.9.0.2").unwrap();
-    assert_eq!(two.shown("endpoints", &one.public()), "[2001:db8::1]:9999");
-    two.ping("-c 1 fd09::1").unwrap();
 }
 
 fn a_persistent_keepalive_is_sent_without_any_traffic() {

@@ -9,7 +9,7 @@ const BAR: f64 = 15.0;
 const GAP: f64 = 14.0;
 const PANEL: f64 = 430.0;
 /// Room right of a bar for its figure.
-const LABEL: f64 = 90.0;
+const LABEL: f64 = 130.0;
 const TOP: f64 = 96.0;
 
 /// A panel of throughput and one of CPU time, with a group of bars for each work and cable.
@@ -76,6 +76,7 @@ impl<'a> Panel<'a> {
         );
         let mut y = TOP;
         for ((link, scenario), group) in &self.groups {
+            let first = y;
             for figure in group {
                 let Some(ratio) = figure.ratio else { continue };
                 let (end, colour) = (left + ratio.median * scale, figure.contender.colour());
@@ -100,7 +101,7 @@ impl<'a> Panel<'a> {
                 svg,
                 "<text x=\"{}\" y=\"{:.1}\" text-anchor=\"end\" fill=\"#333\">{scenario}, {link}</text>",
                 left - 8.0,
-                y - BAR * 0.5
+                f64::midpoint(first, y) + 3.0
             );
             y += GAP;
         }

@@ -116,10 +116,16 @@ impl Running {
     }
 }
 
-impl Drop for Running {
-    fn drop(&mut self) {
+impl Running {
+    fn kill(&mut self) {
         let _ = self.0.kill();
         let _ = self.0.wait();
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.kill();
     }
 }
 
@@ -130,6 +136,14 @@ struct Device {
     files: tempfile::TempDir,
     running: Running,
     namespace: Namespace,
+}
+
+impl Drop for Device {
+    fn drop(&mut self) {
+        self.running.kill();
+        // Who is killed leaves it.
+        let _ = std::fs::remove_file(socket_of(&self.name));
+    }
 }
 
 impl Device {
@@ -413,6 +427,13 @@ fn a_device_and_its_socket_go_together() {
     device.namespace.ip(&format!("link del {}", device.name));
     eventually("the end of the process", || device.running.has_ended());
     assert!(!socket_of(&device.name).exists());
+
+    let mut device = Device::start(Namespace::new(), Program::Pinhole);
+    let pid = nix::unistd::Pid::from_raw(device.running.0.id().try_into().unwrap());
+    nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM).unwrap();
+    eventually("the end of the process", || device.running.has_ended());
+    assert!(!socket_of(&device.name).exists());
+    assert!(device.namespace.command(&format!("ip link show {}", device.name)).is_err());
 
     let mut device = Device::start(Namespace::new(), Program::Pinhole);
     std::fs::remove_file(socket_of(&device.name)).unwrap();

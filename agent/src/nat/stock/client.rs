@@ -27,6 +27,9 @@ const ANSWERED: Duration = Duration::from_millis(900);
 /// While learning wakes are at least so far apart, and afterwards so far.
 const LEARNING: Duration = Duration::from_secs(5);
 const SETTLED: Duration = Duration::from_hours(6);
+/// What so many wakes did not settle, on a path that loses packets, is not settled by waking often.
+const TRIES: u32 = 60;
+const DOGGED: Duration = Duration::from_mins(1);
 /// A client that was silent for so long may be switched off: it is not woken.
 const ABSENT: Duration = Duration::from_mins(6);
 /// Deaths that could also be a client that slept: so many, before they are believed.
@@ -109,6 +112,8 @@ pub(super) struct Client {
     lost: Option<Churn>,
     answered: u64,
     unanswered: u64,
+    /// Wakes since anything was settled.
+    tries: u32,
 }
 
 impl Client {
@@ -125,6 +130,7 @@ impl Client {
             lost: None,
             answered: 0,
             unanswered: 0,
+            tries: 0,
         }
     }
 
@@ -303,6 +309,7 @@ impl Client {
         let [delay, ..] = COPIES;
         let young = self.mapped.is_some_and(|mapped| last.saturating_duration_since(mapped) < YOUNG);
         let silence = now.saturating_duration_since(last);
+        self.tries = self.tries.saturating_add(1);
         self.state =
             State::Waking(Wake { silence, since: now, copies: 1, next: now + delay, endpoint, young });
         true
@@ -372,7 +379,14 @@ impl Client {
     }
 
     fn rest(&mut self, now: Instant) {
-        let pause = if self.is_settled() { SETTLED } else { LEARNING };
+        if self.is_settled() {
+            self.tries = 0;
+        }
+        let pause = match self.tries {
+            0 => SETTLED,
+            1..TRIES => LEARNING,
+            _ => DOGGED,
+        };
         self.state = State::Idle { not_before: now + pause };
     }
 

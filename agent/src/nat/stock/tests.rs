@@ -236,6 +236,16 @@ fn wakes_of_many_clients_are_spread() {
     assert!(wakes.windows(2).all(|pair| pair[1] - pair[0] >= SPACING));
 }
 
+#[test]
+fn evidence_that_contradicts_itself_is_not_gathered_for_ever() {
+    let mut world = World { preserves_ports: false, loses: 20, ..World::new(16, Some(18)) };
+    world.run(SECOND * 3600);
+    let first = world.wakes;
+    assert!(first < 400, "{first} wakes");
+    world.run(SECOND * 3600);
+    assert!(world.wakes - first <= 180, "{} more", world.wakes - first);
+}
+
 proptest! {
     #[test]
     fn what_is_recommended_never_lets_a_mapping_die(

@@ -22,7 +22,7 @@ use super::{
     enrolment::{Enrolment, Invitation},
     network::{Routes, Watch, local_network, source_towards},
     pulse::{Pulse, Step, Way},
-    session::{self, Session, Target},
+    session::{self, Session, Target, Told},
     settings::{Replica, Settings},
 };
 use crate::{
@@ -100,7 +100,7 @@ struct Runner<'a> {
     last_error: Option<String>,
     target: watch::Sender<Target>,
     proof: watch::Sender<Proof>,
-    state: watch::Sender<v1::ClientState>,
+    told: watch::Sender<Told>,
     resolved: mpsc::Sender<Resolved>,
     resolving: bool,
     enrolled: mpsc::Sender<Result<Enrolment, ClientError>>,
@@ -145,12 +145,12 @@ pub(super) async fn run(
     let (wg_socket, mut wg_questions) = uapi::open_or_say(tunnel.name());
     let (target, target_now) = watch::channel(target_of(&setup.enrolment, &settings, None, 0));
     let (proof, proof_now) = watch::channel(setup.enrolment.proof.clone());
-    let (state, state_now) = watch::channel(v1::ClientState::default());
+    let (told, told_now) = watch::channel(Told::default());
     let (arrivals, mut arrived) = mpsc::channel(ARRIVALS);
     let (session_events, mut session) = mpsc::channel(EVENTS);
     let (resolved, mut resolutions) = mpsc::channel(1);
     let (enrolled, mut enrolments) = mpsc::channel(1);
-    let holder = Session { target: target_now, proof: proof_now, state: state_now, events: session_events };
+    let holder = Session { target: target_now, proof: proof_now, told: told_now, events: session_events };
     let session_task = tokio::spawn(holder.run());
     let network = Watch::open()
         .map_err(|source| ClientError::Setting(format!("cannot watch the network: {source}")))?;
@@ -176,7 +176,7 @@ pub(super) async fn run(
         last_error: None,
         target,
         proof,
-        state,
+        told,
         resolved,
         resolving: false,
         enrolled,
@@ -237,7 +237,7 @@ pub(super) async fn run(
     };
 
     runner.health.handle_stop();
-    runner.publish_state(false);
+    runner.say_goodbye();
     runner.pulse.save();
     let _ = tokio::time::timeout(GOODBYE, session_task).await;
     let status = runner.status();
@@ -767,6 +767,18 @@ impl Runner<'_> {
 
     fn publish_state(&mut self, awake: bool) {
         let now = Instant::now();
+        let state = self.wire_state(now);
+        if let Some(state) = self.bulletin.offer(now, state, awake) {
+            self.told.send_replace(Told { state, is_goodbye: false });
+        }
+    }
+
+    fn say_goodbye(&self) {
+        let state = self.wire_state(Instant::now());
+        self.told.send_replace(Told { state, is_goodbye: true });
+    }
+
+    fn wire_state(&self, now: Instant) -> v1::ClientState {
         let mut state = v1::ClientState {
             phase: phase_to_wire(self.health.phase()).into(),
             rtt: self.health.rtt().and_then(|rtt| rtt.try_into().ok()),
@@ -774,9 +786,7 @@ impl Runner<'_> {
             ..v1::ClientState::default()
         };
         self.pulse.report(now, self.health.interval(), &mut state);
-        if let Some(state) = self.bulletin.offer(now, state, awake) {
-            self.state.send_replace(state);
-        }
+        state
     }
 
     fn note<E: std::error::Error>(&mut self, error: Option<E>) {

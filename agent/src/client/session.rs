@@ -78,10 +78,19 @@ pub(super) enum Event {
     Lost(String),
 }
 
+/// What the gateway is told.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Told {
+    /// How the client is.
+    pub(super) state: v1::ClientState,
+    /// Whether it goes now. A client that has no path yet is disconnected, too, and stays.
+    pub(super) is_goodbye: bool,
+}
+
 pub(super) struct Session {
     pub(super) target: watch::Receiver<Target>,
     pub(super) proof: watch::Receiver<Proof>,
-    pub(super) state: watch::Receiver<v1::ClientState>,
+    pub(super) told: watch::Receiver<Told>,
     pub(super) events: mpsc::Sender<Event>,
 }
 
@@ -176,7 +185,7 @@ impl Session {
         if self.events.send(Event::Attached { replica, address }).await.is_err() {
             return Ok(End::Stop);
         }
-        self.state.mark_changed();
+        self.told.mark_changed();
         let mut renewal = Box::pin(sleep(self.renewal_delay()));
         loop {
             tokio::select! {
@@ -213,15 +222,15 @@ impl Session {
                     Some(None) => {}
                     None => return Err(Status::unavailable("the gateway ended the session")),
                 },
-                changed = self.state.changed() => {
+                changed = self.told.changed() => {
                     if changed.is_err() {
                         return Ok(End::Stop);
                     }
-                    let state = self.state.borrow_and_update().clone();
-                    let goodbye = state.phase() == v1::Phase::Disconnected;
+                    let Told { state, is_goodbye } = self.told.borrow_and_update().clone();
                     let message = v1::ClientMessage { message: Some(v1::client_message::Message::State(state)) };
-                    let sent = outbox.send(message).await;
-                    if sent.is_err() || goodbye {
+                    // Where it cannot be sent, the stream has ended, and says so.
+                    let _ = outbox.send(message).await;
+                    if is_goodbye {
                         // Closing the own side lets the goodbye arrive before the end.
                         drop(outbox);
                         let _ = timeout(Duration::from_millis(500), stream.message()).await;

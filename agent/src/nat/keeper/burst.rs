@@ -59,7 +59,9 @@ impl Keeper {
     pub(super) fn ride(&mut self, now: Instant) {
         let worth = match self.stage {
             Stage::Climbing => WORTH_A_RIDE,
-            Stage::Refining | Stage::Settled | Stage::Blind { .. } => self.interval() / 2,
+            Stage::Refining | Stage::Settled | Stage::Blind { .. } | Stage::Waiting { .. } => {
+                self.interval() / 2
+            }
         };
         if self.live.is_resting() && self.live.age(now).is_some_and(|age| age >= worth) {
             self.begin_burst(now);

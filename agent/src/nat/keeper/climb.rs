@@ -33,10 +33,17 @@ pub(super) enum Stage {
     Refining,
     /// The lifetime is known.
     Settled,
-    /// No wake ever came, or others are measuring: nothing can be learnt here now.
+    /// No wake ever came: nothing can be learnt here now.
     Blind {
         /// When to try again.
         until: Instant,
+    },
+    /// Others are measuring.
+    Waiting {
+        /// When not to wait any longer.
+        until: Instant,
+        /// The shortest silence that the binding did not survive meanwhile.
+        lost_after: Option<Duration>,
     },
 }
 
@@ -241,7 +248,7 @@ impl Keeper {
             }
             Stage::Climbing => self.settle(now),
             Stage::Refining => self.refine(now),
-            Stage::Settled | Stage::Blind { .. } => {}
+            Stage::Settled | Stage::Blind { .. } | Stage::Waiting { .. } => {}
         }
     }
 
@@ -295,13 +302,13 @@ impl Keeper {
     /// Leaves the measuring to others, but not for ever.
     pub(super) fn wait_for_guidance(&mut self, now: Instant) {
         self.close_all();
-        self.stage = Stage::Blind { until: now + RETRY_BLIND };
+        self.stage = Stage::Waiting { until: now + RETRY_BLIND, lost_after: None };
         self.reschedule(now);
     }
 
     /// Learns anew where nothing could be learnt.
     pub(super) fn retry_blind(&mut self, now: Instant) {
-        if let Stage::Blind { until } = self.stage
+        if let Stage::Blind { until } | Stage::Waiting { until, .. } = self.stage
             && now >= until
         {
             self.climb_from_the_ground(now);

@@ -245,7 +245,7 @@ impl Keeper {
             self.climb_from_the_ground(now);
         } else if guidance.wait {
             self.wait_for_guidance(now);
-        } else if matches!(self.stage, Stage::Blind { .. }) {
+        } else if matches!(self.stage, Stage::Blind { .. } | Stage::Waiting { .. }) {
             self.climb_from_the_ground(now);
         }
     }
@@ -345,8 +345,14 @@ impl Keeper {
         if self.policy.mode == Mode::Fixed {
             return self.policy.interval;
         }
-        if matches!(self.stage, Stage::Blind { .. }) {
-            return self.policy.interval.clamp(self.policy.min, longest);
+        match self.stage {
+            Stage::Blind { .. } | Stage::Waiting { lost_after: None, .. } => {
+                return self.policy.interval.clamp(self.policy.min, longest);
+            }
+            Stage::Waiting { lost_after: Some(lost), .. } => {
+                return self.policy.interval.min(lost / 2).clamp(self.policy.min, longest);
+            }
+            Stage::Climbing | Stage::Refining | Stage::Settled => {}
         }
         let Some(learnt) = self.life.interval(&self.link) else {
             return UNPROVEN.min(self.policy.interval).max(self.policy.min.min(UNPROVEN));

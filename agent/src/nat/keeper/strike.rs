@@ -109,6 +109,12 @@ impl Keeper {
             }
             return;
         }
+        if let Stage::Waiting { lost_after, .. } = &mut self.stage {
+            // Not to measure does not mean to be out of reach meanwhile.
+            *lost_after = Some(lost_after.map_or(idle, |before| before.min(idle)));
+            self.live.interval = self.interval();
+            return;
+        }
         // After a late repetition of our own it is no wonder, and no evidence.
         let proven = self.life.at_least;
         if proven.is_zero() || (visible && idle > proven) {

@@ -295,6 +295,20 @@ fn every_lifetime_is_bracketed_in_time_and_used_to_nearly_its_end() {
 }
 
 #[test]
+fn who_waits_for_others_to_measure_is_not_out_of_reach_meanwhile() {
+    for lifetime in [6, 10, 20, 24] {
+        let mut world = World::new(Behaviour::one_class(lifetime));
+        world.keeper.handle_guidance(world.now, Guidance { prior: None, wait: true });
+        world.run(seconds(120));
+        let reachable = world.reachable_for(seconds(300));
+        assert!((reachable - 1.0).abs() < 1e-9, "{lifetime} s: {reachable}");
+        assert_eq!(world.keeper.binding().confidence, Confidence::Unknown, "it waits");
+        world.run(seconds(600));
+        assert!(world.keeper.binding().confidence >= Confidence::Bracketed, "but not for ever");
+    }
+}
+
+#[test]
 fn a_binding_that_is_promoted_late_is_kept_at_its_promoted_lifetime() {
     for (unpromoted, promoted, after, expected) in [
         (30, 120, 2, Promotion::Short),

@@ -20,6 +20,8 @@ use super::{
     Offloads, TunnelError, TunnelEvent,
     handle::Command,
     inbox::Inbox,
+    line::Budget,
+    message::Message,
     outbox::Outbox,
     segments::Segments,
     shard::Shard,
@@ -61,6 +63,14 @@ struct Room {
     frame: Vec<u8>,
 }
 
+/// What of a turn goes on to the next.
+#[derive(Default)]
+struct Carried {
+    /// A reader was in the way of some figures.
+    unpublished: bool,
+    budget: Budget,
+}
+
 enum Next {
     Continue,
     Shutdown,
@@ -77,9 +87,9 @@ impl Driver {
 
     fn run(mut self, epoll: &Epoll) {
         let mut room = Room { inbox: Inbox::new(self.outbox.socket.merges()), frame: vec![0; FRAME] };
-        let mut published = true;
+        let mut carried = Carried::default();
         loop {
-            match self.turn(epoll, &mut room, &mut published) {
+            match self.turn(epoll, &mut room, &mut carried) {
                 Ok(Next::Continue) => {}
                 Ok(Next::Shutdown) => return,
                 Err(error) => {
@@ -95,17 +105,22 @@ impl Driver {
     }
 
     /// Waits, and handles all that is ready.
-    fn turn(&mut self, epoll: &Epoll, room: &mut Room, published: &mut bool) -> io::Result<Next> {
+    fn turn(&mut self, epoll: &Epoll, room: &mut Room, carried: &mut Carried) -> io::Result<Next> {
         let mut ready = [EpollEvent::empty(); 3];
-        let count = match epoll.wait(&mut ready, self.patience(*published)) {
+        let count = match epoll.wait(&mut ready, self.patience(carried.unpublished)) {
             Err(Errno::EINTR) => 0,
             result => result?,
         };
-        self.shard.handle_timeout(Instant::now(), &mut self.outbox);
+        let began = Instant::now();
+        self.shard.handle_timeout(began, &mut self.outbox);
+        let mut carries_data = false;
         for event in ready.iter().take(count) {
             match event.data() {
-                SOCKET => self.take_datagrams(&mut room.inbox),
-                DEVICE => self.take_packets(&mut room.frame)?,
+                SOCKET => carries_data |= self.take_datagrams(&mut room.inbox),
+                DEVICE => {
+                    self.take_packets(&mut room.frame)?;
+                    carries_data = true;
+                }
                 _ => {
                     if let Next::Shutdown = self.take_commands(epoll)? {
                         return Ok(Next::Shutdown);
@@ -113,24 +128,44 @@ impl Driver {
                 }
             }
         }
+        if self.shard.has_callers() {
+            self.answer(began, carries_data, &mut carried.budget);
+        }
         self.outbox.flush();
         for (to, category) in self.outbox.failures() {
             self.shard.send_failed(to, category, &mut self.outbox);
         }
-        *published = self.shard.settle();
+        carried.unpublished = !self.shard.settle();
         Ok(Next::Continue)
     }
 
-    fn patience(&self, published: bool) -> EpollTimeout {
+    /// Answers handshakes in the time that data leaves for it.
+    fn answer(&mut self, began: Instant, carries_data: bool, budget: &mut Budget) {
+        let from = Instant::now();
+        let granted = budget.grant(carries_data.then(|| from - began));
+        let (mut now, mut answers) = (from, 0);
+        while now - from < granted && self.shard.answer_next(now, &mut self.outbox) {
+            now = Instant::now();
+            answers += 1;
+        }
+        budget.spend(answers, now - from);
+    }
+
+    fn patience(&self, unpublished: bool) -> EpollTimeout {
+        if self.shard.has_callers() {
+            return EpollTimeout::ZERO;
+        }
         let due = self.shard.poll_timeout().map(|at| at.saturating_duration_since(Instant::now()));
-        let again = (!published).then_some(PUBLISH_AGAIN);
+        let again = unpublished.then_some(PUBLISH_AGAIN);
         let Some(wait) = due.into_iter().chain(again).min() else { return EpollTimeout::NONE };
         // Rounded up, so that it does not wake just before.
         let wait = wait + Duration::from_nanos(999_999);
         EpollTimeout::try_from(wait).unwrap_or(EpollTimeout::MAX)
     }
 
-    fn take_datagrams(&mut self, inbox: &mut Inbox) {
+    /// Whether there was anything but initiations.
+    fn take_datagrams(&mut self, inbox: &mut Inbox) -> bool {
+        let mut carries_data = false;
         for _ in 0..RECEIVES {
             let more = match inbox.receive(&self.outbox.socket) {
                 Ok(more) => more,
@@ -138,19 +173,21 @@ impl Driver {
                     if error.kind() != io::ErrorKind::WouldBlock {
                         tracing::debug!(%error, "receiving failed");
                     }
-                    return;
+                    break;
                 }
             };
             let now = Instant::now();
             for run in inbox.runs() {
+                carries_data |= !Message::is_initiation(run.bytes);
                 for datagram in run.datagrams() {
                     self.shard.handle_datagram(now, run.from, datagram, &mut self.outbox);
                 }
             }
             if !more {
-                return;
+                break;
             }
         }
+        carries_data
     }
 
     fn take_packets(&mut self, frame: &mut [u8]) -> io::Result<()> {

@@ -1,9 +1,9 @@
 //! The gate in front of handshakes: each costs about 200 µs to answer, and anybody who knows the public key
 //! can send one.
 //!
-//! A source has a small allowance without proof. Beyond it, or when all sources together ask for too much, it
-//! must return a cookie (whitepaper, section 5.4.7), which a forged source address cannot; proven sources have
-//! an allowance of their own, so that nobody can spend it in their name.
+//! A source has a small allowance without proof. Beyond it, or when too many wait already ([`Line`]), it must return
+//! a cookie (whitepaper, section 5.4.7), which a forged source address cannot. Proven sources come first, within an
+//! allowance of their own that nobody can spend in their name; what they ask beyond it is answered in spare time.
 
 use std::{
     collections::HashMap,
@@ -16,6 +16,8 @@ use boringtun::{
     noise::{TunnResult, rate_limiter::RateLimiter},
     x25519,
 };
+
+use super::line::{Line, Turn};
 
 /// Bytes of a cookie reply.
 pub(super) const COOKIE_REPLY: usize = 64;
@@ -31,7 +33,6 @@ pub(super) struct Allowance {
 
 const UNPROVEN: Allowance = Allowance { rate: 20, burst: 100 };
 const PROVEN: Allowance = Allowance { rate: 50, burst: 200 };
-const UNPROVEN_TOGETHER: Allowance = Allowance { rate: 2000, burst: 4000 };
 
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Bucket {
@@ -65,8 +66,8 @@ struct Source {
 /// What is to become of a handshake message.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Verdict {
-    /// Answer it.
-    Admit,
+    /// Answer it when its turn comes.
+    Admit(Turn),
     /// Send this cookie instead.
     Challenge([u8; COOKIE_REPLY]),
     /// It is broken, not for us, or too much.
@@ -79,7 +80,6 @@ pub(super) struct HandshakeGate {
     /// Always demands a cookie.
     strict: RateLimiter,
     sources: HashMap<IpAddr, Source>,
-    together: Bucket,
     /// For proven sources that the full table has no place for.
     overflow: Bucket,
     swept: Instant,
@@ -92,7 +92,6 @@ impl HandshakeGate {
             open: Arc::new(RateLimiter::new(public_key, u64::MAX)),
             strict: RateLimiter::new(public_key, 0),
             sources: HashMap::new(),
-            together: full,
             overflow: full,
             swept: now,
         }
@@ -104,27 +103,30 @@ impl HandshakeGate {
     }
 
     /// Judges a handshake initiation or response.
-    pub(super) fn judge(&mut self, now: Instant, source: IpAddr, message: &[u8]) -> Verdict {
+    pub(super) fn judge(&mut self, now: Instant, source: IpAddr, message: &[u8], line: &Line) -> Verdict {
         if self.open.verify_packet(None, message, &mut []).is_err() {
             return Verdict::Refuse;
         }
         let place = place(source);
-        if self.take_unproven(now, place) {
-            return Verdict::Admit;
-        }
         let mut reply = [0; COOKIE_REPLY];
-        match self.strict.verify_packet(Some(source), message, &mut reply) {
-            Ok(_) if self.take_proven(now, place) => Verdict::Admit,
+        let proof = self.strict.verify_packet(Some(source), message, &mut reply);
+        let has_spare = line.has_room(Turn::Spare);
+        match proof {
+            Ok(_) if line.has_room(Turn::First) && self.take_proven(now, place) => {
+                Verdict::Admit(Turn::First)
+            }
+            Ok(_) if has_spare => Verdict::Admit(Turn::Spare),
+            Ok(_) => Verdict::Refuse,
+            Err(_) if has_spare && self.take_unproven(now, place) => Verdict::Admit(Turn::Spare),
             Err(TunnResult::WriteToNetwork(cookie)) if cookie.len() == COOKIE_REPLY => {
                 Verdict::Challenge(reply)
             }
-            _ => Verdict::Refuse,
+            Err(_) => Verdict::Refuse,
         }
     }
 
     fn take_unproven(&mut self, now: Instant, place: IpAddr) -> bool {
-        let Some(source) = self.source(now, place) else { return false };
-        source.unproven.take(now, UNPROVEN) && self.together.take(now, UNPROVEN_TOGETHER)
+        self.source(now, place).is_some_and(|source| source.unproven.take(now, UNPROVEN))
     }
 
     fn take_proven(&mut self, now: Instant, place: IpAddr) -> bool {
@@ -177,6 +179,7 @@ mod tests {
 
     struct Fixture {
         gate: HandshakeGate,
+        line: Line,
         client: Tunn,
         now: Instant,
     }
@@ -187,7 +190,7 @@ mod tests {
         let now = Instant::now();
         let gate = HandshakeGate::new(&public, now);
         let client = Tunn::new(client.secret().clone(), public, None, None, 1, None);
-        Fixture { gate, client, now }
+        Fixture { gate, line: Line::default(), client, now }
     }
 
     fn initiation(client: &mut Tunn) -> Vec<u8> {
@@ -198,61 +201,93 @@ mod tests {
         }
     }
 
+    const ADMITTED: Verdict = Verdict::Admit(Turn::Spare);
     const HERE: IpAddr = IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1));
     const THERE: IpAddr = IpAddr::V4(Ipv4Addr::new(192, 0, 2, 2));
 
     #[test]
     fn a_message_without_the_first_mac_is_refused_and_costs_its_source_nothing() {
-        let Fixture { mut gate, mut client, now } = fixture();
+        let Fixture { mut gate, line, mut client, now } = fixture();
         let mut message = initiation(&mut client);
         message[120] ^= 1;
         for _ in 0..1000 {
-            assert_eq!(gate.judge(now, HERE, &message), Verdict::Refuse);
+            assert_eq!(gate.judge(now, HERE, &message, &line), Verdict::Refuse);
         }
         assert!(gate.sources.is_empty());
     }
 
     #[test]
     fn beyond_its_allowance_a_source_must_return_a_cookie_and_others_need_not() {
-        let Fixture { mut gate, mut client, now } = fixture();
+        let Fixture { mut gate, line, mut client, now } = fixture();
         let message = initiation(&mut client);
-        let admitted = (0..500).filter(|_| gate.judge(now, HERE, &message) == Verdict::Admit).count();
+        let admitted = (0..500).filter(|_| gate.judge(now, HERE, &message, &line) == ADMITTED).count();
         assert_eq!(admitted, 100);
-        assert_eq!(gate.judge(now, THERE, &message), Verdict::Admit);
+        assert_eq!(gate.judge(now, THERE, &message, &line), ADMITTED);
 
-        let Verdict::Challenge(cookie) = gate.judge(now, HERE, &message) else { panic!("no cookie") };
+        let Verdict::Challenge(cookie) = gate.judge(now, HERE, &message, &line) else { panic!("no cookie") };
         assert!(matches!(client.decapsulate(None, &cookie, &mut [0; 148]), TunnResult::Done));
         let proven = initiation(&mut client);
-        assert_eq!(gate.judge(now, HERE, &proven), Verdict::Admit);
+        assert_eq!(gate.judge(now, HERE, &proven, &line), Verdict::Admit(Turn::First));
         // The cookie is bound to the address.
-        let admitted = (0..500).filter(|_| gate.judge(now, THERE, &proven) == Verdict::Admit).count();
+        let admitted = (0..500).filter(|_| gate.judge(now, THERE, &proven, &line) == ADMITTED).count();
         assert_eq!(admitted, 99);
     }
 
     #[test]
     fn an_allowance_grows_back() {
-        let Fixture { mut gate, mut client, now } = fixture();
+        let Fixture { mut gate, line, mut client, now } = fixture();
         let message = initiation(&mut client);
-        while gate.judge(now, HERE, &message) == Verdict::Admit {}
+        while gate.judge(now, HERE, &message, &line) == ADMITTED {}
         let later = now + Duration::from_secs(2);
-        let admitted = (0..500).filter(|_| gate.judge(later, HERE, &message) == Verdict::Admit).count();
+        let admitted = (0..500).filter(|_| gate.judge(later, HERE, &message, &line) == ADMITTED).count();
         assert_eq!(admitted, 40);
     }
 
     #[test]
     fn forged_sources_take_bounded_memory_and_a_proven_one_still_gets_in() {
-        let Fixture { mut gate, mut client, now } = fixture();
+        let Fixture { mut gate, line, mut client, now } = fixture();
         let message = initiation(&mut client);
         for n in 0..20_000_u32 {
-            gate.judge(now, Ipv4Addr::from(0x0a00_0000 + n).into(), &message);
+            gate.judge(now, Ipv4Addr::from(0x0a00_0000 + n).into(), &message, &line);
         }
         assert_eq!(gate.sources.len(), SOURCES);
-        let Verdict::Challenge(cookie) = gate.judge(now, HERE, &message) else { panic!("no cookie") };
+        let Verdict::Challenge(cookie) = gate.judge(now, HERE, &message, &line) else { panic!("no cookie") };
         assert!(matches!(client.decapsulate(None, &cookie, &mut [0; 148]), TunnResult::Done));
-        assert_eq!(gate.judge(now, HERE, &initiation(&mut client)), Verdict::Admit);
+        let proven = initiation(&mut client);
+        assert_eq!(gate.judge(now, HERE, &proven, &line), Verdict::Admit(Turn::First));
         // All are forgotten once they are quiet.
-        gate.judge(now + Duration::from_mins(1), THERE, &message);
+        gate.judge(now + Duration::from_mins(1), THERE, &message, &line);
         assert_eq!(gate.sources.len(), 1);
+    }
+
+    #[test]
+    fn a_proven_source_beyond_its_allowance_is_answered_in_spare_time() {
+        let Fixture { mut gate, line, mut client, now } = fixture();
+        let message = initiation(&mut client);
+        let cookie = loop {
+            if let Verdict::Challenge(cookie) = gate.judge(now, HERE, &message, &line) {
+                break cookie;
+            }
+        };
+        assert!(matches!(client.decapsulate(None, &cookie, &mut [0; 148]), TunnResult::Done));
+        let proven = initiation(&mut client);
+        let verdicts: Vec<_> = (0..1000).map(|_| gate.judge(now, HERE, &proven, &line)).collect();
+        let first = verdicts.iter().take_while(|&it| *it == Verdict::Admit(Turn::First)).count();
+        assert_eq!(first, 200);
+        assert!(verdicts.iter().skip(first).all(|it| *it == ADMITTED), "ten thousand may share an address");
+    }
+
+    #[test]
+    fn when_too_many_wait_all_must_prove_their_address() {
+        let Fixture { mut gate, mut line, mut client, now } = fixture();
+        while line.has_room(Turn::Spare) {
+            line.join(now, Turn::Spare, ((HERE, 1).into(), [0; 148]));
+        }
+        let message = initiation(&mut client);
+        let Verdict::Challenge(cookie) = gate.judge(now, THERE, &message, &line) else { panic!("no cookie") };
+        assert!(matches!(client.decapsulate(None, &cookie, &mut [0; 148]), TunnResult::Done));
+        let proven = initiation(&mut client);
+        assert_eq!(gate.judge(now, THERE, &proven, &line), Verdict::Admit(Turn::First));
     }
 
     #[test]

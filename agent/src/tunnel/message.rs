@@ -37,6 +37,11 @@ impl Message {
         }
     }
 
+    /// Whether this begins as an initiation does.
+    pub(super) fn is_initiation(datagram: &[u8]) -> bool {
+        datagram.starts_with(&[1, 0, 0, 0])
+    }
+
     /// The sender's own index, as initiations and responses carry it.
     pub(super) fn sender(message: &[u8]) -> Option<u32> {
         field::<4>(message, 4).map(u32::from_le_bytes)

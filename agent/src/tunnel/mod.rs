@@ -3,8 +3,8 @@
 //! [`Tunnel`] is the owner's handle. Its thread runs `driver`, which waits for socket, device, owner and clock,
 //! and feeds `shard`, where everything is decided without touching any of them. What a shard makes goes
 //! through `output` straight into the buffers of `outbox`. A `peer` wraps boringtun's `Tunn` with exact
-//! deadlines (`timers`), a small queue (`waiting`) and probes; `gate` stands in front of handshakes. `beats` are
-//! the messages of NAT intelligence on the same port.
+//! deadlines (`timers`), a small queue (`waiting`) and probes; `gate` stands in front of handshakes, which
+//! wait in `line` for time that data does not need. `beats` are the messages of NAT intelligence on the same port.
 
 mod beats;
 mod checksum;
@@ -19,6 +19,7 @@ mod handle;
 mod inbox;
 mod inner;
 mod key;
+mod line;
 mod message;
 mod offloads;
 mod outbox;

@@ -15,6 +15,7 @@ use super::{
     gate::{HandshakeGate, Verdict},
     handle::Probe,
     inner,
+    line::{Line, Turn},
     message::Message,
     output::Output,
     peer::{Jitter, Peer, Surroundings},
@@ -36,6 +37,7 @@ pub(super) struct ShardConfig {
 pub(super) struct Shard {
     public: PublicKey,
     gate: HandshakeGate,
+    line: Line,
     beats: Beats,
     peers: Vec<Option<Box<Peer>>>,
     vacant: Vec<Slot>,
@@ -59,6 +61,7 @@ impl Shard {
         Ok(Self {
             public,
             gate,
+            line: Line::default(),
             beats: Beats::new(CookieMint::generate().ok_or(TunnelError::NoRandomness)?, now),
             peers: Vec::new(),
             vacant: Vec::new(),
@@ -103,6 +106,7 @@ impl Shard {
         self.gate = HandshakeGate::new(&self.public.to_x25519(), now);
         self.common.secret = private_key.secret().clone();
         self.common.limiter = self.gate.limiter();
+        self.line = Line::default();
         for &slot in self.by_key.values() {
             let Some(Some(peer)) = self.peers.get_mut(usize::from(slot)) else { continue };
             peer.rekey(peer.preshared().cloned());
@@ -110,7 +114,7 @@ impl Shard {
         }
     }
 
-    /// Takes a UDP datagram, whoever sent it.
+    /// Takes a UDP datagram, whoever sent it. An initiation only gets in line: see [`answer_next`](Self::answer_next).
     pub(super) fn handle_datagram<O: Output>(
         &mut self,
         now: Instant,
@@ -125,15 +129,45 @@ impl Shard {
             self.discards.malformed += 1;
             return;
         };
-        if !self.passes_gate(now, from, (message, datagram), out) {
-            return;
+        match message {
+            Message::Initiation => {
+                let turn = self.pass_gate(now, from, datagram, out);
+                if let (Some(turn), Ok(initiation)) = (turn, datagram.try_into()) {
+                    self.line.join(now, turn, (from, initiation));
+                }
+            }
+            Message::Response { receiver } => {
+                if self.pass_gate(now, from, datagram, out).is_some() {
+                    self.receive(now, from, slot_of(receiver), (message, datagram), out);
+                }
+            }
+            Message::CookieReply { receiver } | Message::Data { receiver } => {
+                self.receive(now, from, slot_of(receiver), (message, datagram), out);
+            }
         }
-        let slot = match message {
-            Message::Initiation => self.initiator_of(datagram),
-            Message::Response { receiver }
-            | Message::CookieReply { receiver }
-            | Message::Data { receiver } => slot_of(receiver),
-        };
+    }
+
+    /// Whether an initiation waits for its answer.
+    pub(super) fn has_callers(&self) -> bool {
+        !self.line.is_empty()
+    }
+
+    /// Answers the next initiation in line. `false` where there was none.
+    pub(super) fn answer_next<O: Output>(&mut self, now: Instant, out: &mut O) -> bool {
+        let Some((from, initiation)) = self.line.next(now) else { return false };
+        let slot = self.initiator_of(&initiation);
+        self.receive(now, from, slot, (Message::Initiation, &initiation), out);
+        true
+    }
+
+    fn receive<O: Output>(
+        &mut self,
+        now: Instant,
+        from: SocketAddr,
+        slot: Option<Slot>,
+        (message, datagram): (Message, &[u8]),
+        out: &mut O,
+    ) {
         let Some((slot, peer)) =
             slot.and_then(|slot| Some((slot, self.peers.get_mut(usize::from(slot))?.as_mut()?)))
         else {
@@ -305,31 +339,25 @@ impl Shard {
     }
 
     /// Handshakes cost much to answer, so they must pass the gate first. Answers with a cookie where it says so.
-    fn passes_gate<O: Output>(
+    fn pass_gate<O: Output>(
         &mut self,
         now: Instant,
         from: SocketAddr,
-        (message, datagram): (Message, &[u8]),
+        datagram: &[u8],
         out: &mut O,
-    ) -> bool {
-        if !matches!(message, Message::Initiation | Message::Response { .. }) {
-            return true;
-        }
-        match self.gate.judge(now, from.ip(), datagram) {
-            Verdict::Admit => true,
+    ) -> Option<Turn> {
+        match self.gate.judge(now, from.ip(), datagram, &self.line) {
+            Verdict::Admit(turn) => return Some(turn),
             Verdict::Challenge(cookie) => {
                 self.discards.challenged += 1;
                 if let Some(room) = out.datagram(from, cookie.len()).first_chunk_mut() {
                     *room = cookie;
                     out.send(cookie.len());
                 }
-                false
             }
-            Verdict::Refuse => {
-                self.discards.refused += 1;
-                false
-            }
+            Verdict::Refuse => self.discards.refused += 1,
         }
+        None
     }
 
     fn initiator_of(&self, datagram: &[u8]) -> Option<Slot> {

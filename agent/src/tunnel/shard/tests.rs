@@ -102,6 +102,7 @@ impl End {
         for datagram in datagrams {
             self.shard.handle_datagram(now, from, datagram, &mut self.made);
         }
+        while self.shard.answer_next(now, &mut self.made) {}
         self.shard.settle();
     }
 

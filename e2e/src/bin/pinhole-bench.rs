@@ -3,16 +3,36 @@
 use std::{path::PathBuf, process::ExitCode};
 
 use anyhow::Context;
-use clap::{Parser, ValueEnum};
+use clap::{Args, Parser, Subcommand, ValueEnum};
 use pinhole_e2e::{
-    lab, progress,
-    speed::{self, Contender, Link, Options, Scenario},
+    Error, lab, progress,
+    speed::{
+        self, Contender, Link, Scenario, crowd,
+        flood::{self, Attack},
+    },
 };
 
-/// Measure `pinhole wg`, wireguard-go, boringtun, gotatun and the bare cable side by side, in turns
+/// Measure userspace WireGuards side by side, in turns: `pinhole wg`, wireguard-go, boringtun, gotatun
 #[derive(Parser)]
 #[command(version)]
 struct Cli {
+    #[command(subcommand)]
+    what: What,
+}
+
+#[derive(Subcommand)]
+enum What {
+    /// Throughput, what it costs, round trips under load, and handshakes, beside the bare cable
+    Speed(Speed),
+    /// A gateway with many peers: memory, idle CPU, all coming back at once, one at work among them
+    Crowd(Crowd),
+    /// A gateway under attack: what legitimate traffic keeps
+    Flood(Flood),
+}
+
+/// What all have in common.
+#[derive(Args)]
+struct Common {
     /// The agent's binary to measure
     #[arg(long, value_name = "FILE", default_value = "target/release/pinhole")]
     pinhole: PathBuf,
@@ -22,21 +42,52 @@ struct Cli {
     /// How long each time
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=60))]
     seconds: u32,
-    /// What to measure; all when left out
-    #[arg(long, value_delimiter = ',')]
-    only: Vec<Scenario>,
     /// Whom to measure; all when left out
     #[arg(long, value_delimiter = ',')]
     with: Vec<Contender>,
-    /// Offloads of the cable: both when left out
-    #[arg(long, value_delimiter = ',')]
-    link: Vec<Link>,
     /// Form of the results
     #[arg(short, long, value_enum, default_value = "table")]
     output: Output,
+}
+
+#[derive(Args)]
+struct Speed {
+    #[command(flatten)]
+    common: Common,
+    /// What to measure; all when left out
+    #[arg(long, value_delimiter = ',')]
+    only: Vec<Scenario>,
+    /// Offloads of the cable: both when left out
+    #[arg(long, value_delimiter = ',')]
+    link: Vec<Link>,
     /// Also draw them
     #[arg(long, value_name = "FILE")]
     svg: Option<PathBuf>,
+}
+
+#[derive(Args)]
+struct Crowd {
+    #[command(flatten)]
+    common: Common,
+    /// How many peers
+    #[arg(long, value_delimiter = ',', default_values_t = [1, 100, 1000, 10_000])]
+    #[arg(value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    peers: Vec<u32>,
+    /// Seconds of doing nothing
+    #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..=600))]
+    idle: u32,
+}
+
+#[derive(Args)]
+struct Flood {
+    #[command(flatten)]
+    common: Common,
+    /// Kinds of attack; all when left out
+    #[arg(long, value_delimiter = ',')]
+    only: Vec<Attack>,
+    /// Datagrams per second
+    #[arg(long, default_value_t = 20_000, value_parser = clap::value_parser!(u32).range(1..=200_000))]
+    rate: u32,
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -45,8 +96,8 @@ enum Output {
     Json,
 }
 
-fn chosen<T: ValueEnum + Clone>(chosen: Vec<T>) -> Vec<T> {
-    if chosen.is_empty() { T::value_variants().to_vec() } else { chosen }
+fn chosen<T: ValueEnum + Clone>(chosen: &[T]) -> Vec<T> {
+    if chosen.is_empty() { T::value_variants().to_vec() } else { chosen.to_vec() }
 }
 
 #[tokio::main]
@@ -60,26 +111,78 @@ async fn main() -> ExitCode {
     }
 }
 
+impl Common {
+    /// The binary's place, whatever directory things run in.
+    fn pinhole(&self) -> PathBuf {
+        self.pinhole.canonicalize().unwrap_or_else(|_| self.pinhole.clone())
+    }
+
+    fn print(
+        &self,
+        table: impl FnOnce() -> String,
+        json: impl FnOnce() -> Result<String, Error>,
+    ) -> anyhow::Result<()> {
+        match self.output {
+            Output::Table => print!("{}", table()),
+            Output::Json => println!("{}", json()?),
+        }
+        Ok(())
+    }
+}
+
 async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
-    let options = Options {
-        pinhole: cli.pinhole.canonicalize().unwrap_or(cli.pinhole),
-        contenders: chosen(cli.with),
-        scenarios: chosen(cli.only),
-        links: chosen(cli.link),
-        rounds: cli.rounds,
-        seconds: cli.seconds,
+    let work = async {
+        match cli.what {
+            What::Speed(options) => measure_speed(options).await,
+            What::Crowd(options) => measure_crowd(options).await,
+            What::Flood(options) => measure_flood(options).await,
+        }
     };
-    let Some(results) = lab::until_signal(speed::run(&options)).await? else {
+    let Some(outcome) = lab::until_signal(work).await? else {
         progress::say("pinhole-bench: interrupted, and cleared away");
         return Ok(ExitCode::from(130));
     };
-    let results = results?;
+    outcome.map(|()| ExitCode::SUCCESS)
+}
+
+async fn measure_speed(cli: Speed) -> anyhow::Result<()> {
+    let options = speed::Options {
+        pinhole: cli.common.pinhole(),
+        contenders: chosen(&cli.common.with),
+        scenarios: chosen(&cli.only),
+        links: chosen(&cli.link),
+        rounds: cli.common.rounds,
+        seconds: cli.common.seconds,
+    };
+    let results = speed::run(&options).await?;
     if let Some(path) = &cli.svg {
         std::fs::write(path, results.svg()).with_context(|| format!("writing {}", path.display()))?;
     }
-    match cli.output {
-        Output::Table => print!("{}", results.table()),
-        Output::Json => println!("{}", results.json()?),
-    }
-    Ok(ExitCode::SUCCESS)
+    cli.common.print(|| results.table(), || results.json())
+}
+
+async fn measure_crowd(cli: Crowd) -> anyhow::Result<()> {
+    let options = crowd::Options {
+        pinhole: cli.common.pinhole(),
+        contenders: chosen(&cli.common.with),
+        peers: cli.peers,
+        rounds: cli.common.rounds,
+        seconds: cli.common.seconds,
+        idle: cli.idle,
+    };
+    let results = crowd::run(&options).await?;
+    cli.common.print(|| results.table(), || results.json())
+}
+
+async fn measure_flood(cli: Flood) -> anyhow::Result<()> {
+    let options = flood::Options {
+        pinhole: cli.common.pinhole(),
+        contenders: chosen(&cli.common.with),
+        attacks: chosen(&cli.only),
+        rate: cli.rate,
+        rounds: cli.common.rounds,
+        seconds: cli.common.seconds,
+    };
+    let results = flood::run(&options).await?;
+    cli.common.print(|| results.table(), || results.json())
 }

@@ -12,6 +12,8 @@ use crate::{
 };
 
 const STATIC: &str = "-C target-feature=+crt-static";
+/// What the variables begin with that cargo sets for what it runs.
+const OF_A_PACKAGE: [&str; 2] = ["CARGO_MANIFEST_", "CARGO_PKG_"];
 const TOOLBOX: &str = include_str!("../bin/pinhole-toolbox.rs");
 
 /// The program that pods of the lab run when they only need to be there, to answer, or to ask. It uses the
@@ -67,13 +69,19 @@ async fn build() -> Result<Binaries> {
     let workspace = crate_dir().join("..");
     let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| workspace.join("target"), PathBuf::from);
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-    let build = Command::new(cargo)
+    let mut build = Command::new(cargo)
         .args(["build", "--locked", "--profile", &profile, "--target", &triple])
         .args(["-p", "pinhole-agent", "--bin", "pinhole"])
         .args(["-p", "pinhole-operator", "--bin", "pinhole-operator", "--bin", "kubectl-pinhole"])
         .env("RUSTFLAGS", STATIC)
         .env_remove("CARGO_ENCODED_RUSTFLAGS")
         .dir(&workspace);
+    // Cargo's word on the package that this program is of, where cargo runs it: build scripts that look at it would
+    // build everything anew.
+    for (name, _) in std::env::vars_os() {
+        let told = name.to_str().is_some_and(|name| OF_A_PACKAGE.iter().any(|of| name.starts_with(of)));
+        build = if told { build.env_remove(name) } else { build };
+    }
     progress::step("building the static binaries of operator and agent", build.run()).await?;
     let dir = target.join(triple).join(if profile == "dev" { "debug" } else { profile.as_str() });
     Ok(Binaries {

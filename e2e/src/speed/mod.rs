@@ -1,4 +1,5 @@
-//! Userspace WireGuards side by side: the same work for each, in turns, between namespaces of their own.
+//! Userspace WireGuards side by side: the same work for each, in turns, between namespaces of their own. [`crowd`]
+//! measures a gateway with many peers, [`flood`] one that is attacked.
 //!
 //! Each contender has a pair of namespaces with a cable between them ([`pair`]), all of which stand for the whole
 //! run; `scenario` says what is measured, `traffic` and `handshakes` do it, `usage` reads what it cost. `summary`
@@ -6,17 +7,23 @@
 //! `table` and `svg` show them.
 
 mod contender;
+pub mod crowd;
+pub mod flood;
 mod handshakes;
 mod keys;
 mod pair;
 mod scenario;
+mod storm;
 mod summary;
 mod svg;
 mod table;
 mod traffic;
 mod usage;
 
-use std::{collections::BTreeMap, path::PathBuf};
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+};
 
 use serde::Serialize;
 
@@ -78,13 +85,9 @@ struct Machine {
 /// # Errors
 /// When the machine has no namespaces for it, or a contender does not work.
 pub async fn run(options: &Options) -> Result<Results> {
-    must_be_possible()?;
-    packages::install().await?;
-    let tools = Tools::build_module("wireguard-go").await?;
-    let _lock = Lock::take(std::path::Path::new(LOCK), "measuring").await?;
-    let contenders = present(options, &tools)?;
-    pair::sweep()?;
-    let logs = tempfile::tempdir().doing(|| "making a directory for logs".to_owned())?;
+    let (tools, _lock) = take_turns().await?;
+    let contenders = present(&options.contenders, &options.pinhole, &tools)?;
+    let logs = logs()?;
     let mut pairs = Vec::new();
     for (number, (contender, program)) in contenders.iter().enumerate() {
         let set_up = Pair::set_up(*contender, program.as_deref(), number, logs.path());
@@ -115,6 +118,24 @@ pub async fn run(options: &Options) -> Result<Results> {
     })
 }
 
+/// Makes sure that this machine can measure, and that nobody else does meanwhile.
+async fn take_turns() -> Result<(Tools, Lock)> {
+    must_be_possible()?;
+    packages::install().await?;
+    let tools = Tools::build_module("wireguard-go").await?;
+    let lock = Lock::take(Path::new(LOCK), "measuring").await?;
+    pair::sweep()?;
+    Ok((tools, lock))
+}
+
+fn logs() -> Result<tempfile::TempDir> {
+    tempfile::tempdir().doing(|| "making a directory for logs".to_owned())
+}
+
+fn json(results: &impl Serialize) -> Result<String> {
+    serde_json::to_string_pretty(results).map_err(|error| Error::Invalid(error.to_string()))
+}
+
 async fn measure(
     pairs: &[Pair],
     (scenario, link): (Scenario, Link),
@@ -139,10 +160,14 @@ impl Machine {
 }
 
 /// Those to be measured, with their programs. Who is not there is named and left out.
-fn present(options: &Options, tools: &Tools) -> Result<Vec<(Contender, Option<PathBuf>)>> {
+fn present(
+    contenders: &[Contender],
+    pinhole: &Path,
+    tools: &Tools,
+) -> Result<Vec<(Contender, Option<PathBuf>)>> {
     let mut present = Vec::new();
-    for &contender in &options.contenders {
-        match contender.program(&options.pinhole, tools)? {
+    for &contender in contenders {
+        match contender.program(pinhole, tools)? {
             Some(program) if !program.is_file() => {
                 let path = program.display();
                 if contender == Contender::Pinhole {
@@ -180,6 +205,6 @@ impl Results {
     /// # Errors
     /// None that can come up.
     pub fn json(&self) -> Result<String> {
-        serde_json::to_string_pretty(self).map_err(|error| Error::Invalid(error.to_string()))
+        json(self)
     }
 }

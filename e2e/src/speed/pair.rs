@@ -115,6 +115,14 @@ impl Pair {
         self.identity
     }
 
+    /// What the far end's process has used.
+    ///
+    /// # Errors
+    /// Where it has none.
+    pub(super) fn gateway(&self) -> Result<Usage> {
+        self.far.usage()?.ok_or_else(|| Error::Invalid("a cable has no process".to_owned()))
+    }
+
     /// Where the far end's WireGuard listens.
     pub(super) fn endpoint() -> std::net::SocketAddr {
         (outer(2), PORT).into()
@@ -128,7 +136,7 @@ impl Pair {
         logs: &Path,
     ) -> Result<Self> {
         let ends = [("a", 1), ("b", 2)].map(|(end, host)| {
-            let name = format!("{PREFIX}{}-{end}", contender.short());
+            let name = format!("{PREFIX}{number}-{}-{end}", contender.short());
             (name, format!("pb{number}{}{end}", contender.short()), outer(host))
         });
         let [(near_name, near_device, near_address), (far_name, far_device, far_address)] = ends;
@@ -151,7 +159,7 @@ impl Pair {
             target = inner(2);
         }
         let server = far.netns.command("iperf3").args(["-s"]);
-        let log = logs.join(format!("{}-iperf3.log", contender.short()));
+        let log = logs.join(format!("{number}-{}-iperf3.log", contender.short()));
         let server = Spawner::machine().spawn("iperf3", &server, &log).await?;
         let ping = near.netns.command("ping").args(["-n", "-c", "1", "-W", "1", &target.to_string()]);
         wait::until(&format!("a ping through {contender}"), PATIENCE, || ping.run()).await?;

@@ -42,7 +42,8 @@ pub(super) struct Figure {
 }
 
 impl Spread {
-    fn of(values: &[f64]) -> Option<Self> {
+    /// Of all readings; none of none.
+    pub(super) fn of(values: &[f64]) -> Option<Self> {
         let [median, least, most] = [0.5, 0.0, 1.0].map(|share| quantile(values, share));
         Some(Self { median: median?, least: least?, most: most? })
     }

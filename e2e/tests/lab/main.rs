@@ -25,7 +25,12 @@ mod stock;
 mod uninstall;
 mod userspace_nat;
 
-use std::{pin::Pin, process::ExitCode, sync::Arc, time::Duration};
+use std::{
+    pin::Pin,
+    process::ExitCode,
+    sync::{Arc, Mutex, PoisonError},
+    time::{Duration, Instant},
+};
 
 use anyhow::anyhow;
 use libtest_mimic::{Arguments, Completion, Failed, Trial};
@@ -80,20 +85,29 @@ fn all() -> Vec<Test> {
 
 /// No test of the lab takes longer than this unless it hangs: some wait for one another.
 fn patience() -> Duration {
-    Duration::from_mins(10) + 4 * keepalive_under_load::soak()
+    Duration::from_mins(20) + 4 * keepalive_under_load::soak()
 }
 
 /// The one lab, started by the first test that needs it.
 struct Shared {
     runtime: Runtime,
     lab: OnceCell<Result<Lab, String>>,
+    /// How long each test took, with what it waited for others.
+    took: Mutex<Vec<(Duration, &'static str)>>,
 }
 
 impl Shared {
-    fn run(&self, test: Run) -> Result<Completion, Failed> {
+    fn run(&self, test: &Test) -> Result<Completion, Failed> {
         if let Err(error) = lab::must_be_possible() {
             return Ok(Completion::ignored_with(error));
         }
+        let begun = Instant::now();
+        let outcome = self.within_the_lab(test.run);
+        self.took.lock().unwrap_or_else(PoisonError::into_inner).push((begun.elapsed(), test.name));
+        outcome
+    }
+
+    fn within_the_lab(&self, test: Run) -> Result<Completion, Failed> {
         let outcome = self.runtime.block_on(async {
             let lab = self.lab.get_or_init(start).await.as_ref().map_err(|error| anyhow!("{error}"))?;
             let patience = patience();
@@ -102,6 +116,13 @@ impl Shared {
             anyhow::Ok(lab.cluster().must_run()?)
         });
         outcome.map(|()| Completion::Completed).map_err(|error| format!("{error:#}").into())
+    }
+
+    /// Where the time went.
+    fn slowest(&self) -> String {
+        let mut took = self.took.lock().unwrap_or_else(PoisonError::into_inner);
+        took.sort_unstable_by(|a, b| b.cmp(a));
+        took.iter().take(12).map(|(took, name)| format!("{:>6.0} s  {name}\n", took.as_secs_f64())).collect()
     }
 }
 
@@ -116,12 +137,13 @@ fn main() -> ExitCode {
     // They wait more than they work.
     arguments.test_threads = arguments.test_threads.or(Some(4));
     let Ok(runtime) = Runtime::new() else { return ExitCode::FAILURE };
-    let shared = Arc::new(Shared { runtime, lab: OnceCell::new() });
+    let shared = Arc::new(Shared { runtime, lab: OnceCell::new(), took: Mutex::default() });
     let trials = all().into_iter().map(|test| {
         let shared = Arc::clone(&shared);
-        Trial::ignorable_test(test.name, move || shared.run(test.run))
+        Trial::ignorable_test(test.name, move || shared.run(&test))
     });
     let conclusion = libtest_mimic::run(&arguments, trials.collect());
+    eprint!("The slowest tests:\n{}", shared.slowest());
     let lab = shared.lab.get().and_then(|lab| lab.as_ref().ok());
     let mine = lab.is_some_and(Lab::is_mine);
     // An open lab's log also tells of what others did in it.

@@ -22,7 +22,7 @@ use super::line::{Line, Turn};
 /// Bytes of a cookie reply.
 pub(super) const COOKIE_REPLY: usize = 64;
 /// Sources remembered. Each costs about 80 bytes.
-const SOURCES: usize = 8192;
+const SOURCES: usize = 16_384;
 
 /// A token bucket: `rate` a second, up to `burst` at once.
 #[derive(Debug, Clone, Copy)]
@@ -116,12 +116,11 @@ impl HandshakeGate {
                 Verdict::Admit(Turn::First)
             }
             Ok(_) if has_spare => Verdict::Admit(Turn::Spare),
-            Ok(_) => Verdict::Refuse,
             Err(_) if has_spare && self.take_unproven(now, place) => Verdict::Admit(Turn::Spare),
             Err(TunnResult::WriteToNetwork(cookie)) if cookie.len() == COOKIE_REPLY => {
                 Verdict::Challenge(reply)
             }
-            Err(_) => Verdict::Refuse,
+            Ok(_) | Err(_) => Verdict::Refuse,
         }
     }
 

@@ -11,9 +11,9 @@ use std::{
 
 use super::message::INITIATION;
 
-/// Places for those whose turn comes first, and for the others: 2.5 MB when all are taken.
+/// Places for those whose turn comes first, and for the others: 4 MB when all are taken.
 const FIRST: usize = 4096;
-const SPARE: usize = 8192;
+const SPARE: usize = 16_384;
 /// By then the initiator has sent another one (`REKEY_TIMEOUT`), and does not take an answer to this.
 const FRESH: Duration = Duration::from_secs(5);
 /// Handshakes get one part in so many of the time that data takes.

@@ -122,7 +122,8 @@ impl Shared {
     fn slowest(&self) -> String {
         let mut took = self.took.lock().unwrap_or_else(PoisonError::into_inner);
         took.sort_unstable_by(|a, b| b.cmp(a));
-        took.iter().take(12).map(|(took, name)| format!("{:>6.0} s  {name}\n", took.as_secs_f64())).collect()
+        let line = |(took, name): &(Duration, &str)| format!("{:>6.0} s  {name}", took.as_secs_f64());
+        took.iter().take(12).map(line).collect::<Vec<_>>().join("\n")
     }
 }
 
@@ -143,7 +144,7 @@ fn main() -> ExitCode {
         Trial::ignorable_test(test.name, move || shared.run(&test))
     });
     let conclusion = libtest_mimic::run(&arguments, trials.collect());
-    eprint!("The slowest tests:\n{}", shared.slowest());
+    eprintln!("The slowest tests:\n{}", shared.slowest());
     let lab = shared.lab.get().and_then(|lab| lab.as_ref().ok());
     let mine = lab.is_some_and(Lab::is_mine);
     // An open lab's log also tells of what others did in it.

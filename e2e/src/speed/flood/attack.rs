@@ -164,7 +164,7 @@ fn data(receiver: &[u8]) -> Result<Vec<u8>> {
 
 fn misshapen(n: usize) -> Result<Vec<u8>> {
     let kind = u8::try_from(1 + n % 4).unwrap_or(1);
-    let length = if n % 2 == 0 { 4 + n % 28 } else { 1473 + n * 25 };
+    let length = if n.is_multiple_of(2) { 4 + n % 28 } else { 1473 + n * 25 };
     let mut message = random(length)?;
     message.splice(..4, [kind, 0, 0, 0]);
     Ok(message)

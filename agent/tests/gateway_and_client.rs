@@ -69,6 +69,27 @@ fn a_client_enrols_connects_and_reaches_what_only_the_gateway_reaches() {
 }
 
 #[test]
+fn a_client_that_knows_no_way_keeps_its_session_and_learns_one_over_it() {
+    let lab = Lab::new("nowhere");
+    let _gateway = lab.gateway();
+    eventually(SOON, "the gateway is ready", || lab.readyz());
+    lab.operator.expose("gateway.invalid:51820");
+    std::thread::scope(|scope| {
+        let join = lab.join("secret");
+        let up =
+            || lab.client(&["up", "--detach", "--no-dns", "--token-file", "-", "--timeout", "60"], &join);
+        let up = scope.spawn(up);
+        eventually(SOON, "its session stands", || {
+            lab.operator.reported("laptop").is_some_and(|report| report.session)
+        });
+        lab.operator.expose("192.0.2.1:51820");
+        let up = up.join().unwrap();
+        assert!(up.status.success(), "{up:?}");
+    });
+    assert!(lab.client_pings("10.50.0.2"));
+}
+
+#[test]
 fn the_tunnel_outlives_the_operator_and_a_restart_of_the_gateway() {
     let lab = Lab::new("alone");
     let mut gateway = lab.gateway();

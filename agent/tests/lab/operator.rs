@@ -169,6 +169,16 @@ impl Operator {
         });
     }
 
+    /// Says that clients reach the gateway's tunnel here.
+    pub(crate) fn expose(&self, endpoint: &str) {
+        self.inner.desired.send_modify(|desired| {
+            desired.revision += 1;
+            for replica in &mut desired.replicas {
+                replica.tunnel_endpoints = vec![endpoint.into()];
+            }
+        });
+    }
+
     pub(crate) fn remove(&self, client: &str) {
         self.inner.desired.send_modify(|desired| {
             desired.revision += 1;

@@ -74,11 +74,11 @@ fn a_client_that_knows_no_way_keeps_its_session_and_learns_one_over_it() {
     let _gateway = lab.gateway();
     eventually(SOON, "the gateway is ready", || lab.readyz());
     lab.operator.expose("gateway.invalid:51820");
+    let join = lab.join("secret");
     std::thread::scope(|scope| {
-        let join = lab.join("secret");
-        let up =
-            || lab.client(&["up", "--detach", "--no-dns", "--token-file", "-", "--timeout", "60"], &join);
-        let up = scope.spawn(up);
+        let up = scope.spawn(|| {
+            lab.client(&["up", "--detach", "--no-dns", "--token-file", "-", "--timeout", "60"], &join)
+        });
         eventually(SOON, "its session stands", || {
             lab.operator.reported("laptop").is_some_and(|report| report.session)
         });

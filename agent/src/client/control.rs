@@ -14,7 +14,7 @@ use tokio::{
     io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader},
     net::{UnixListener, UnixStream},
     sync::{mpsc, oneshot},
-    time::timeout,
+    time::{sleep, timeout},
 };
 
 use super::{ClientError, pulse::Change};
@@ -23,6 +23,7 @@ use crate::nat;
 /// In the tunnel's state directory.
 const SOCKET: &str = "control.sock";
 const EXCHANGE: Duration = Duration::from_secs(10);
+const AGAIN: Duration = Duration::from_millis(10);
 const LONGEST_REQUEST: u64 = 64;
 const LONGEST_ANSWER: u64 = 1 << 20;
 
@@ -290,8 +291,19 @@ pub async fn ask(name: &str, state: &Path, question: Question) -> Result<Status,
         io::ErrorKind::PermissionDenied => failed(source),
         _ => ClientError::NotRunning(name.to_owned()),
     })?;
-    let exchange = timeout(EXCHANGE, exchange(stream, question)).await;
-    exchange.map_err(|_| failed(io::ErrorKind::TimedOut.into()))?.map_err(failed)
+    let timed_out = |_| failed(io::ErrorKind::TimedOut.into());
+    let status = timeout(EXCHANGE, exchange(stream, question)).await.map_err(timed_out)?.map_err(failed)?;
+    if question == Question::Down {
+        timeout(EXCHANGE, nobody_answers(&path)).await.map_err(timed_out)?;
+    }
+    Ok(status)
+}
+
+/// The tunnel's process ends a moment after its answer; until then another one of that name could not begin.
+async fn nobody_answers(path: &Path) {
+    while UnixStream::connect(path).await.is_ok() {
+        sleep(AGAIN).await;
+    }
 }
 
 async fn exchange(stream: UnixStream, question: Question) -> io::Result<Status> {

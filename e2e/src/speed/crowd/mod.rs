@@ -81,7 +81,15 @@ pub async fn run(options: &Options) -> Result<Results> {
             let set_up = Pair::set_up(contender, Some(&program), number, logs.path());
             let pair = progress::step(&format!("setting up {contender}"), set_up).await?;
             let measure = gather(&pair, peers, options.idle);
-            let gateway = progress::step(&format!("{peers} peers of {contender}"), measure).await?;
+            let measured = progress::step(&format!("{peers} peers of {contender}"), measure).await;
+            let gateway = match measured {
+                Err(error) if contender != Contender::Pinhole => {
+                    // Some end under so many.
+                    progress::say(&format!("{contender} with {peers} peers is left out: {error}"));
+                    continue;
+                }
+                measured => measured?,
+            };
             standing.push((pair, gateway, Vec::new()));
         }
     }

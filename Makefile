@@ -8,27 +8,26 @@ DENY  = $(CACHE)/cargo-deny-0.20.2
 PEERS = $(CACHE)/boringtun-cli-0.7.1 $(CACHE)/gotatun-cli-0.10.2
 BENCH = cargo run --quiet --locked --package pinhole-e2e --bin pinhole-bench --
 
-.PHONY: demo test soak bench bench-crowd bench-flood bench-peers bench-nat lab-up lab-down sim lint crds deny
+.PHONY: demo test soak bench bench-crowd bench-flood bench-ready bench-peers bench-nat lab-ready lab-up lab-down sim lint crds deny
 
 demo:       ; @$(LAB) demo
 # The lab's tool as `cargo test` builds it: with any other set of crates most would be compiled twice.
-test:       ; @$(TEST) --no-run && $(TARGET)/debug/pinhole-lab setup && $(TEST) --no-fail-fast
+lab-ready:  ; @$(TEST) --no-run && $(TARGET)/debug/pinhole-lab setup
+test: lab-ready ; @$(TEST) --no-fail-fast
 # Tunnels saturated for ten minutes up, down and both ways; about half an hour.
-soak:       ; @$(TEST) --no-run && $(TARGET)/debug/pinhole-lab setup && PINHOLE_SOAK_SECONDS=600 $(TEST) --test lab -- saturating
+soak: lab-ready ; @PINHOLE_SOAK_SECONDS=600 $(TEST) --test lab -- saturating
 # Real agents behind NATs with the timeouts of stock systems (30/120 s and the like), adaptive against a static
 # keepalive of 25 s; about 25 minutes. `make bench-nat ARGS='--minutes 60 --wakes 3000 -o json'`
 bench-nat:  ; @$(LAB) bench-nat $(ARGS)
 lab-up:     ; @$(LAB) up
 lab-down:   ; @$(LAB) down
 sim:        ; @mkdir -p target && $(SIM) --svg target/sim.svg && echo && $(SIM) --loss 5 --svg target/sim-loss-5.svg
-bench:      ; @cargo build --release --locked -p pinhole-agent --bin pinhole
-	-@$(MAKE) --no-print-directory -k bench-peers
-	@$(BENCH) speed --svg target/bench.svg $(ARGS)
+bench: bench-ready ; @$(BENCH) speed --svg target/bench.svg $(ARGS)
 # A gateway with up to 10 000 peers, and one under attack. `make bench-crowd ARGS='--with pinhole --peers 10000'`
-bench-crowd bench-flood: bench-%:
+bench-crowd bench-flood: bench-%: bench-ready ; @$(BENCH) $* $(ARGS)
+bench-ready:
 	@cargo build --release --locked -p pinhole-agent --bin pinhole
 	-@$(MAKE) --no-print-directory -k bench-peers
-	@$(BENCH) $* $(ARGS)
 bench-peers: $(PEERS)
 lint:       ; cargo fmt --all --check && cargo clippy --workspace --all-targets --locked -- -D warnings
 crds:       ; $(CRDS) crds && $(CRDS) charts/pinhole/files/crds

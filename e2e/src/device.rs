@@ -35,7 +35,7 @@ pub struct Status {
     pub session: bool,
     /// UDP port of the tunnel on the machine.
     pub local_port: u16,
-    /// Bytes of packets sent through the tunnel.
+    /// Inner bytes sent.
     pub tx_bytes: u64,
     /// Inner bytes received.
     pub rx_bytes: u64,

@@ -5,9 +5,9 @@ use std::{path::PathBuf, process::ExitCode};
 use anyhow::Context;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use pinhole_e2e::{
-    Error, lab, progress,
+    lab, progress,
     speed::{
-        self, Contender, Link, Scenario, crowd,
+        self, Contender, Link, Report, Scenario, crowd,
         flood::{self, Attack},
     },
 };
@@ -112,19 +112,20 @@ async fn main() -> ExitCode {
 }
 
 impl Common {
-    /// The binary's place, whatever directory things run in.
-    fn pinhole(&self) -> PathBuf {
-        self.pinhole.canonicalize().unwrap_or_else(|_| self.pinhole.clone())
+    fn options(&self) -> speed::Common {
+        speed::Common {
+            // Things run in several directories.
+            pinhole: self.pinhole.canonicalize().unwrap_or_else(|_| self.pinhole.clone()),
+            contenders: chosen(&self.with),
+            rounds: self.rounds,
+            seconds: self.seconds,
+        }
     }
 
-    fn print(
-        &self,
-        table: impl FnOnce() -> String,
-        json: impl FnOnce() -> Result<String, Error>,
-    ) -> anyhow::Result<()> {
+    fn print(&self, results: &impl Report) -> anyhow::Result<()> {
         match self.output {
-            Output::Table => print!("{}", table()),
-            Output::Json => println!("{}", json()?),
+            Output::Table => print!("{}", results.table()),
+            Output::Json => println!("{}", results.json()?),
         }
         Ok(())
     }
@@ -147,42 +148,25 @@ async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
 
 async fn measure_speed(cli: Speed) -> anyhow::Result<()> {
     let options = speed::Options {
-        pinhole: cli.common.pinhole(),
-        contenders: chosen(&cli.common.with),
+        common: cli.common.options(),
         scenarios: chosen(&cli.only),
         links: chosen(&cli.link),
-        rounds: cli.common.rounds,
-        seconds: cli.common.seconds,
     };
     let results = speed::run(&options).await?;
     if let Some(path) = &cli.svg {
         std::fs::write(path, results.svg()).with_context(|| format!("writing {}", path.display()))?;
     }
-    cli.common.print(|| results.table(), || results.json())
+    cli.common.print(&results)
 }
 
 async fn measure_crowd(cli: Crowd) -> anyhow::Result<()> {
-    let options = crowd::Options {
-        pinhole: cli.common.pinhole(),
-        contenders: chosen(&cli.common.with),
-        peers: cli.peers,
-        rounds: cli.common.rounds,
-        seconds: cli.common.seconds,
-        idle: cli.idle,
-    };
+    let options = crowd::Options { common: cli.common.options(), peers: cli.peers, idle: cli.idle };
     let results = crowd::run(&options).await?;
-    cli.common.print(|| results.table(), || results.json())
+    cli.common.print(&results)
 }
 
 async fn measure_flood(cli: Flood) -> anyhow::Result<()> {
-    let options = flood::Options {
-        pinhole: cli.common.pinhole(),
-        contenders: chosen(&cli.common.with),
-        attacks: chosen(&cli.only),
-        rate: cli.rate,
-        rounds: cli.common.rounds,
-        seconds: cli.common.seconds,
-    };
+    let options = flood::Options { common: cli.common.options(), attacks: chosen(&cli.only), rate: cli.rate };
     let results = flood::run(&options).await?;
-    cli.common.print(|| results.table(), || results.json())
+    cli.common.print(&results)
 }

@@ -1,7 +1,7 @@
 //! Many peers that want a session at once, with real handshakes, each from an address of its own.
 
 use std::{
-    net::{Ipv4Addr, UdpSocket},
+    net::UdpSocket,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
@@ -9,17 +9,15 @@ use std::{
     time::Duration,
 };
 
-use boringtun::{
-    noise::{Tunn, TunnResult, rate_limiter::RateLimiter},
-    x25519,
-};
+use boringtun::noise::{Tunn, TunnResult};
 use tokio::{sync::Semaphore, task::JoinSet, time::Instant};
 
 use super::{
     keys::{Key, key_text},
-    pair::{End, Pair},
+    pair::Pair,
+    peer,
 };
-use crate::error::{Doing, Result};
+use crate::error::Result;
 
 /// So many that a peer does not come again sooner than wireguard-go lets it (20 ms).
 const PEERS: u32 = 256;
@@ -27,49 +25,28 @@ const PEERS: u32 = 256;
 const TOGETHER: usize = 32;
 /// Without an answer for so long, the peer tries again.
 const PATIENCE: Duration = Duration::from_millis(500);
-/// Where the peers are: addresses that the near end routes to itself.
-const FIRST: Ipv4Addr = Ipv4Addr::new(198, 18, 0, 1);
 
 /// How many handshakes were answered in so many seconds. None where there is nobody to answer.
-pub(super) async fn storm(pair: &Pair, seconds: u32) -> Result<Option<f64>> {
-    let Some(responder) = pair.identity() else { return Ok(None) };
+pub(super) async fn answered(pair: &Pair, seconds: u32) -> Result<Option<f64>> {
+    if pair.identity().is_none() {
+        return Ok(None);
+    }
     let keys = (0..PEERS).map(|_| Key::generate()).collect::<Result<Vec<_>>>()?;
-    let sockets = sockets(&pair.near)?;
-    let conf = keys.iter().map(|key| format!("[Peer]\nPublicKey = {}\n", key_text(&key.public())));
-    pair.far.add_configuration(conf.collect()).await?;
-    let outcome = initiate(&keys, sockets, responder, Duration::from_secs(seconds.into())).await;
+    let sockets = peer::sockets(pair, (0..PEERS).map(peer::address))?;
+    pair.far.add_configuration(keys.iter().map(|key| peer::section(key, None)).collect()).await?;
+    let outcome = initiate(pair, &keys, sockets, Duration::from_secs(seconds.into())).await;
     let remove =
         keys.iter().flat_map(|key| ["peer".to_owned(), key_text(&key.public()), "remove".to_owned()]);
     pair.far.wg(["set", pair.far.device()]).args(remove).run().await?;
     outcome.map(Some)
 }
 
-fn sockets(near: &End) -> Result<Vec<UdpSocket>> {
-    let open = |n: u32| {
-        let socket = UdpSocket::bind((Ipv4Addr::from(u32::from(FIRST) + n), 0))?;
-        socket.connect(Pair::endpoint())?;
-        socket.set_nonblocking(true)?;
-        Ok(socket)
-    };
-    let sockets: std::io::Result<Vec<UdpSocket>> = near.netns().within(|| (0..PEERS).map(open).collect())?;
-    sockets.doing(|| "opening sockets for handshakes".to_owned())
-}
-
-async fn initiate(
-    keys: &[Key],
-    sockets: Vec<UdpSocket>,
-    responder: x25519::PublicKey,
-    time: Duration,
-) -> Result<f64> {
+async fn initiate(pair: &Pair, keys: &[Key], sockets: Vec<UdpSocket>, time: Duration) -> Result<f64> {
     let (done, turns) = (Arc::new(AtomicU64::new(0)), Arc::new(Semaphore::new(TOGETHER)));
     let end = Instant::now() + time;
     let mut peers = JoinSet::new();
     for ((key, socket), index) in keys.iter().zip(sockets).zip(1..) {
-        let socket = tokio::net::UdpSocket::from_std(socket);
-        let socket = socket.doing(|| "using a socket for handshakes".to_owned())?;
-        // Without one of its own it would refuse all answers but the first ten.
-        let limiter = Arc::new(RateLimiter::new(&key.public(), u64::MAX));
-        let tunn = Tunn::new(key.secret().clone(), responder, None, None, index, Some(limiter));
+        let (tunn, socket) = (peer::tunn(pair, key, index)?, peer::awaitable(socket)?);
         let peer = Initiator { tunn, socket, done: Arc::clone(&done), turns: Arc::clone(&turns) };
         peers.spawn(tokio::time::timeout_at(end, peer.run()));
     }
@@ -98,12 +75,7 @@ impl Initiator {
     }
 
     async fn handshake(&mut self) -> Option<()> {
-        let mut room = [0; 256];
-        let TunnResult::WriteToNetwork(initiation) = self.tunn.format_handshake_initiation(&mut room, true)
-        else {
-            return None;
-        };
-        self.socket.send(initiation).await.ok()?;
+        self.socket.send(&peer::initiation(&mut self.tunn).ok()?).await.ok()?;
         let mut answer = [0; 2048];
         let length = tokio::time::timeout(PATIENCE, self.socket.recv(&mut answer)).await.ok()?.ok()?;
         let mut room = [0; 2048];

@@ -12,6 +12,7 @@ pub mod flood;
 mod handshakes;
 mod keys;
 mod pair;
+mod peer;
 mod scenario;
 mod storm;
 mod summary;
@@ -45,21 +46,42 @@ use crate::{
 
 const LOCK: &str = "/run/pinhole-bench.lock";
 
-/// What to measure, and how thoroughly.
+/// Whom to measure, and how thoroughly.
 #[derive(Debug, Clone)]
-pub struct Options {
+pub struct Common {
     /// The agent's binary.
     pub pinhole: PathBuf,
-    /// Whom to measure, without those that are not there.
+    /// Whom, without those that are not there.
     pub contenders: Vec<Contender>,
-    /// What.
-    pub scenarios: Vec<Scenario>,
-    /// Over which cables.
-    pub links: Vec<Link>,
     /// How often each.
     pub rounds: u32,
     /// Seconds of each measurement.
     pub seconds: u32,
+}
+
+/// What to measure.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// Whom, and how thoroughly.
+    pub common: Common,
+    /// What.
+    pub scenarios: Vec<Scenario>,
+    /// Over which cables.
+    pub links: Vec<Link>,
+}
+
+/// What was measured.
+pub trait Report: Serialize {
+    /// A table for people.
+    fn table(&self) -> String;
+
+    /// All figures.
+    ///
+    /// # Errors
+    /// None that can come up.
+    fn json(&self) -> Result<String> {
+        serde_json::to_string_pretty(self).map_err(|error| Error::Invalid(error.to_string()))
+    }
 }
 
 /// What was measured.
@@ -85,8 +107,9 @@ struct Machine {
 /// # Errors
 /// When the machine has no namespaces for it, or a contender does not work.
 pub async fn run(options: &Options) -> Result<Results> {
+    let Common { rounds, seconds, .. } = options.common;
     let (tools, _lock) = take_turns().await?;
-    let contenders = present(&options.contenders, &options.pinhole, &tools)?;
+    let contenders = present(&options.common, &tools)?;
     let logs = logs()?;
     let mut pairs = Vec::new();
     for (number, (contender, program)) in contenders.iter().enumerate() {
@@ -94,15 +117,14 @@ pub async fn run(options: &Options) -> Result<Results> {
         pairs.push(progress::step(&format!("setting up {contender}"), set_up).await?);
     }
     let mut samples = Samples::default();
-    for round in 1..=options.rounds {
+    for round in 1..=rounds {
         for &link in &options.links {
             for pair in &pairs {
                 pair.set_link(link).await?;
             }
             for &scenario in &options.scenarios {
-                let name = format!("round {round} of {}: {scenario}, {link}", options.rounds);
-                progress::step(&name, measure(&pairs, (scenario, link), options.seconds, &mut samples))
-                    .await?;
+                let name = format!("round {round} of {rounds}: {scenario}, {link}");
+                progress::step(&name, measure(&pairs, (scenario, link), seconds, &mut samples)).await?;
             }
         }
         // Nobody is always the first after a pause, or the one after somebody who heats the machine.
@@ -111,8 +133,8 @@ pub async fn run(options: &Options) -> Result<Results> {
     let names: Vec<Contender> = contenders.iter().map(|(contender, _)| *contender).collect();
     Ok(Results {
         machine: Machine::here(),
-        rounds: options.rounds,
-        seconds: options.seconds,
+        rounds,
+        seconds,
         reference: reference(&names),
         figures: samples.figures(reference(&names)),
     })
@@ -130,10 +152,6 @@ async fn take_turns() -> Result<(Tools, Lock)> {
 
 fn logs() -> Result<tempfile::TempDir> {
     tempfile::tempdir().doing(|| "making a directory for logs".to_owned())
-}
-
-fn json(results: &impl Serialize) -> Result<String> {
-    serde_json::to_string_pretty(results).map_err(|error| Error::Invalid(error.to_string()))
 }
 
 async fn measure(
@@ -160,14 +178,10 @@ impl Machine {
 }
 
 /// Those to be measured, with their programs. Who is not there is named and left out.
-fn present(
-    contenders: &[Contender],
-    pinhole: &Path,
-    tools: &Tools,
-) -> Result<Vec<(Contender, Option<PathBuf>)>> {
+fn present(common: &Common, tools: &Tools) -> Result<Vec<(Contender, Option<PathBuf>)>> {
     let mut present = Vec::new();
-    for &contender in contenders {
-        match contender.program(pinhole, tools)? {
+    for &contender in &common.contenders {
+        match contender.program(&common.pinhole, tools)? {
             Some(program) if !program.is_file() => {
                 let path = program.display();
                 if contender == Contender::Pinhole {
@@ -183,6 +197,12 @@ fn present(
     Ok(present)
 }
 
+/// Those of them that have a program, and so can be a gateway.
+fn gateways(common: &Common, tools: &Tools) -> Result<Vec<(Contender, PathBuf)>> {
+    let present = present(common, tools)?;
+    Ok(present.into_iter().filter_map(|(contender, program)| Some((contender, program?))).collect())
+}
+
 /// The one that all others are compared with.
 fn reference(contenders: &[Contender]) -> Contender {
     let others = contenders.first().copied().unwrap_or(Contender::Veth);
@@ -190,21 +210,14 @@ fn reference(contenders: &[Contender]) -> Contender {
 }
 
 impl Results {
-    /// A table for people.
-    pub fn table(&self) -> String {
-        table::render(self)
-    }
-
     /// A picture of throughput and cost.
     pub fn svg(&self) -> String {
         svg::render(self)
     }
+}
 
-    /// All figures.
-    ///
-    /// # Errors
-    /// None that can come up.
-    pub fn json(&self) -> Result<String> {
-        json(self)
+impl Report for Results {
+    fn table(&self) -> String {
+        table::render(self)
     }
 }

@@ -170,7 +170,7 @@ pub(super) async fn measure(pair: &Pair, scenario: Scenario, seconds: u32) -> Re
             readings.extend(quantile(&times, 0.99).map(|time| (Metric::PingP99, time)));
         }
         Work::Handshakes => {
-            let Some(done) = handshakes::storm(pair, seconds).await? else { return Ok(readings) };
+            let Some(done) = handshakes::answered(pair, seconds).await? else { return Ok(readings) };
             let after = pair.far.usage()?;
             readings.insert(Metric::Handshakes, done / f64::from(seconds));
             if let (Some(before), Some(after)) = (before[1], after) {

@@ -1,14 +1,11 @@
 //! Peers that want a session, all at once.
 
 use std::{
-    net::{IpAddr, Ipv4Addr, UdpSocket},
+    net::{Ipv4Addr, UdpSocket},
     time::Duration,
 };
 
-use boringtun::{
-    noise::{Tunn, TunnResult},
-    x25519,
-};
+use boringtun::noise::{Tunn, TunnResult};
 use serde::Serialize;
 use tokio::{
     task::JoinSet,
@@ -16,14 +13,13 @@ use tokio::{
 };
 
 use super::{
-    keys::{Key, key_text},
+    keys::Key,
     pair::Pair,
+    peer::{self, INITIATION},
     scenario::quantile,
 };
-use crate::error::{Doing, Error, Result};
+use crate::error::Result;
 
-/// Where the peers are: addresses that the near end routes to itself.
-const FIRST: Ipv4Addr = Ipv4Addr::new(198, 18, 0, 1);
 /// Their addresses in the tunnel.
 const INNER: Ipv4Addr = Ipv4Addr::new(10, 64, 0, 1);
 /// When a peer tries again, as WireGuard does (`REKEY_TIMEOUT`), and up to how much later.
@@ -31,7 +27,6 @@ const AGAIN: Duration = Duration::from_secs(5);
 const JITTER: u32 = 333;
 /// Who has no session by then is lost.
 const PATIENCE: Duration = Duration::from_secs(90);
-const INITIATION: usize = 148;
 const RESPONSE: usize = 92;
 
 /// Where peers come from.
@@ -59,33 +54,32 @@ pub(super) struct Storm {
 /// Peers of a gateway.
 pub(super) struct Crowd<'a> {
     pair: &'a Pair,
-    gateway: x25519::PublicKey,
     keys: Vec<Key>,
 }
 
 impl<'a> Crowd<'a> {
     pub(super) fn new(pair: &'a Pair, peers: u32) -> Result<Self> {
-        let gateway = pair.identity().ok_or_else(|| Error::Invalid("a cable has no peers".to_owned()))?;
         let keys = (0..peers).map(|_| Key::generate()).collect::<Result<Vec<_>>>()?;
-        Ok(Self { pair, gateway, keys })
+        Ok(Self { pair, keys })
     }
 
     /// Tells the gateway of them.
     pub(super) async fn join(&self) -> Result<()> {
-        let peer = |(key, inner): (&Key, u32)| {
-            let inner = Ipv4Addr::from(inner);
-            format!("[Peer]\nPublicKey = {}\nAllowedIPs = {inner}/32\n", key_text(&key.public()))
-        };
-        let text = self.keys.iter().zip(u32::from(INNER)..).map(peer).collect();
+        let section = |(key, inner): (&Key, u32)| peer::section(key, Some(inner.into()));
+        let text = self.keys.iter().zip(u32::from(INNER)..).map(section).collect();
         self.pair.far.add_configuration(text).await
     }
 
     /// Each asks for a session, all at the same time, and again until it has one.
     pub(super) async fn storm(&self, origin: Origin) -> Result<Storm> {
-        let mut peers = Vec::new();
-        for (key, n) in self.keys.iter().zip(0..) {
-            peers.push(Peer::new(self, key, n, origin)?);
-        }
+        let addresses = (0..).take(self.keys.len()).map(|n| match origin {
+            Origin::AddressEach => peer::address(n),
+            Origin::OneAddress => peer::address(0),
+        });
+        let sockets = peer::sockets(self.pair, addresses)?;
+        let peers = self.keys.iter().zip(sockets).zip(0..);
+        let peers = peers.map(|((key, socket), n)| Peer::new(self.pair, key, socket, n));
+        let peers = peers.collect::<Result<Vec<_>>>()?;
         let before = self.pair.gateway()?;
         let begun = Instant::now();
         let mut under_way: JoinSet<Option<Answered>> =
@@ -123,23 +117,9 @@ struct Answered {
 }
 
 impl Peer {
-    fn new(crowd: &Crowd<'_>, key: &Key, n: u32, origin: Origin) -> Result<Self> {
-        let address = match origin {
-            Origin::AddressEach => IpAddr::from(Ipv4Addr::from(u32::from(FIRST) + n)),
-            Origin::OneAddress => FIRST.into(),
-        };
-        let open = || {
-            let socket = UdpSocket::bind((address, 0))?;
-            socket.connect(Pair::endpoint())?;
-            socket.set_nonblocking(true)?;
-            Ok(socket)
-        };
-        let socket: std::io::Result<UdpSocket> = crowd.pair.near.netns().within(open)?;
-        let socket = socket.and_then(tokio::net::UdpSocket::from_std);
-        let socket = socket.doing(|| "opening a socket for each peer".to_owned())?;
-        let mut tunn = Tunn::new(key.secret().clone(), crowd.gateway, None, None, n, None);
-        let initiation = initiation(&mut tunn)
-            .ok_or_else(|| Error::Invalid("boringtun makes no initiation".to_owned()))?;
+    fn new(pair: &Pair, key: &Key, socket: UdpSocket, n: u32) -> Result<Self> {
+        let (mut tunn, socket) = (peer::tunn(pair, key, n)?, peer::awaitable(socket)?);
+        let initiation = peer::initiation(&mut tunn)?;
         Ok(Self { tunn, socket, initiation, again: AGAIN + Duration::from_millis((n % JITTER).into()) })
     }
 
@@ -153,7 +133,7 @@ impl Peer {
                     return Some(Answered { peer: self, answer, after: begun.elapsed() });
                 }
             }
-            self.initiation = initiation(&mut self.tunn)?;
+            self.initiation = peer::initiation(&mut self.tunn).ok()?;
         }
         None
     }
@@ -180,13 +160,5 @@ impl Answered {
             return None;
         };
         self.peer.socket.try_send(keepalive).ok().map(drop)
-    }
-}
-
-fn initiation(tunn: &mut Tunn) -> Option<[u8; INITIATION]> {
-    let mut room = [0; 256];
-    match tunn.format_handshake_initiation(&mut room, true) {
-        TunnResult::WriteToNetwork(message) => (&*message).try_into().ok(),
-        _ => None,
     }
 }

@@ -4,14 +4,11 @@
 
 mod table;
 
-use std::path::PathBuf;
-
 use serde::Serialize;
 
 use super::{
-    Contender, Machine, logs,
+    Common, Contender, Machine, Report, gateways, logs,
     pair::Pair,
-    present,
     scenario::{self, Metric, Scenario},
     storm::{Crowd, Origin, Storm},
     summary::Spread,
@@ -23,16 +20,10 @@ use crate::{error::Result, progress};
 /// What to measure.
 #[derive(Debug, Clone)]
 pub struct Options {
-    /// The agent's binary.
-    pub pinhole: PathBuf,
-    /// Whose gateways, without those that are not there.
-    pub contenders: Vec<Contender>,
+    /// Whose gateways, and how thoroughly their throughput.
+    pub common: Common,
     /// With how many peers each.
     pub peers: Vec<u32>,
-    /// How often throughput is measured.
-    pub rounds: u32,
-    /// Seconds of each measurement of throughput.
-    pub seconds: u32,
     /// Seconds in which nothing happens.
     pub idle: u32,
 }
@@ -71,11 +62,11 @@ struct Gateway {
 /// # Errors
 /// When the machine has no namespaces for it, or a contender does not work.
 pub async fn run(options: &Options) -> Result<Results> {
+    let Common { rounds, seconds, .. } = options.common;
     let (tools, _lock) = take_turns().await?;
     let logs = logs()?;
     let mut standing = Vec::new();
-    for (contender, program) in present(&options.contenders, &options.pinhole, &tools)? {
-        let Some(program) = program else { continue };
+    for (contender, program) in gateways(&options.common, &tools)? {
         for &peers in &options.peers {
             let number = standing.len();
             let set_up = Pair::set_up(contender, Some(&program), number, logs.path());
@@ -93,12 +84,11 @@ pub async fn run(options: &Options) -> Result<Results> {
             standing.push((pair, gateway, Vec::new()));
         }
     }
-    for round in 1..=options.rounds {
-        let turns = standing.iter_mut().map(|(pair, gateway, readings)| (&*pair, gateway.peers, readings));
-        for (pair, peers, readings) in turns {
-            let name =
-                format!("round {round} of {}: one beside {peers} of {}", options.rounds, pair.contender());
-            let measure = scenario::measure(pair, Scenario::Tcp1Up, options.seconds);
+    for round in 1..=rounds {
+        for (pair, gateway, readings) in &mut standing {
+            let peers = gateway.peers;
+            let name = format!("round {round} of {rounds}: one beside {peers} of {}", pair.contender());
+            let measure = scenario::measure(pair, Scenario::Tcp1Up, seconds);
             readings.push(progress::step(&name, measure).await?);
         }
     }
@@ -153,17 +143,8 @@ async fn idle_share(pair: &Pair, seconds: u32) -> Result<f64> {
     Ok(100.0 * used.as_secs_f64() / f64::from(seconds.max(1)))
 }
 
-impl Results {
-    /// A table for people.
-    pub fn table(&self) -> String {
+impl Report for Results {
+    fn table(&self) -> String {
         table::render(self)
-    }
-
-    /// All figures.
-    ///
-    /// # Errors
-    /// None that can come up.
-    pub fn json(&self) -> Result<String> {
-        super::json(self)
     }
 }

@@ -2,11 +2,11 @@
 
 use std::{
     fmt,
-    net::UdpSocket,
+    net::{Ipv4Addr, UdpSocket},
     time::{Duration, Instant},
 };
 
-use boringtun::noise::{Tunn, TunnResult};
+use boringtun::noise::TunnResult;
 use clap::ValueEnum;
 use ring::rand::{SecureRandom, SystemRandom};
 use serde::Serialize;
@@ -14,15 +14,14 @@ use serde::Serialize;
 use super::sender::Ammunition;
 use crate::{
     error::{Doing, Error, Result},
-    speed::{
-        keys::{Key, key_text},
-        pair::Pair,
-    },
+    speed::{keys::Key, pair::Pair, peer},
 };
 
 /// The attacker's own address, and its address in the tunnel.
-const HERE: &str = "198.18.255.1";
-const INNER: &str = "10.65.0.1";
+const HERE: Ipv4Addr = Ipv4Addr::new(198, 18, 255, 1);
+const INNER: Ipv4Addr = Ipv4Addr::new(10, 65, 0, 1);
+/// Of its session, at its own side.
+const INDEX: u32 = 1;
 /// Different datagrams of one attack.
 const VARIETY: usize = 256;
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -64,11 +63,10 @@ impl Insider {
     /// Becomes a peer, and has a session.
     pub(super) async fn join(pair: &Pair) -> Result<Self> {
         let key = Key::generate()?;
-        let conf = format!("[Peer]\nPublicKey = {}\nAllowedIPs = {INNER}/32\n", key_text(&key.public()));
-        pair.far.add_configuration(conf).await?;
+        pair.far.add_configuration(peer::section(&key, Some(INNER))).await?;
         let socket = socket(pair)?;
-        let mut tunn = tunn(pair, &key)?;
-        let initiation = initiation(&mut tunn)?;
+        let mut tunn = peer::tunn(pair, &key, INDEX)?;
+        let initiation = peer::initiation(&mut tunn)?.to_vec();
         let exchange = || {
             socket.send(&initiation)?;
             let mut answer = [0; 2048];
@@ -92,7 +90,8 @@ impl Insider {
         Ok(match attack {
             Attack::Random => forged(various(&|n| random(1 + n * 5))?),
             Attack::ForgedInitiations => {
-                forged(various(&|_| initiation(&mut tunn(pair, &Key::generate()?)?))?)
+                let stranger = || peer::tunn(pair, &Key::generate()?, INDEX);
+                forged(various(&|_| Ok(peer::initiation(&mut stranger()?)?.to_vec()))?)
             }
             Attack::Initiations => Ammunition::Honest(self.initiations(pair)?, socket(pair)?),
             Attack::Replays => forged(vec![self.initiation.clone(), self.data.clone()]),
@@ -107,44 +106,27 @@ impl Insider {
 
     /// Initiations with the best proof that the gateway gives.
     fn initiations(&self, pair: &Pair) -> Result<Vec<Vec<u8>>> {
-        let (socket, mut tunn) = (socket(pair)?, tunn(pair, &self.key)?);
+        let (socket, mut tunn) = (socket(pair)?, peer::tunn(pair, &self.key, INDEX)?);
         let begun = Instant::now();
         let mut room = [0; 2048];
         socket.set_read_timeout(Some(Duration::from_millis(1))).doing(|| "setting a timeout".to_owned())?;
         while begun.elapsed() < PATIENCE {
             // It may be full for a moment.
-            let _ = socket.send(&initiation(&mut tunn)?);
+            let _ = socket.send(&peer::initiation(&mut tunn)?);
             if let Ok(64) = socket.recv(&mut room) {
                 tunn.decapsulate(None, room.get(..64).unwrap_or_default(), &mut [0; 256]);
                 break;
             }
         }
-        (0..VARIETY).map(|_| initiation(&mut tunn)).collect()
+        (0..VARIETY).map(|_| Ok(peer::initiation(&mut tunn)?.to_vec())).collect()
     }
 }
 
 fn socket(pair: &Pair) -> Result<UdpSocket> {
-    let open = || {
-        let socket = UdpSocket::bind((HERE, 0))?;
-        socket.connect(Pair::endpoint())?;
-        socket.set_read_timeout(Some(PATIENCE))?;
-        Ok(socket)
-    };
-    let socket: std::io::Result<UdpSocket> = pair.near.netns().within(open)?;
-    socket.doing(|| "opening the attacker's socket".to_owned())
-}
-
-fn tunn(pair: &Pair, key: &Key) -> Result<Tunn> {
-    let gateway = pair.identity().ok_or_else(|| Error::Invalid("a cable has no identity".to_owned()))?;
-    Ok(Tunn::new(key.secret().clone(), gateway, None, None, 1, None))
-}
-
-fn initiation(tunn: &mut Tunn) -> Result<Vec<u8>> {
-    let mut room = [0; 256];
-    match tunn.format_handshake_initiation(&mut room, true) {
-        TunnResult::WriteToNetwork(message) => Ok(message.to_vec()),
-        _ => Err(Error::Invalid("boringtun makes no initiation".to_owned())),
-    }
+    let sockets = peer::sockets(pair, std::iter::once(HERE))?;
+    let socket = sockets.into_iter().next().ok_or_else(|| Error::Invalid("no socket".to_owned()))?;
+    socket.set_read_timeout(Some(PATIENCE)).doing(|| "setting a timeout".to_owned())?;
+    Ok(socket)
 }
 
 fn random(length: usize) -> Result<Vec<u8>> {

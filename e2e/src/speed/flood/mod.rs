@@ -7,16 +7,15 @@ mod attack;
 mod sender;
 mod table;
 
-use std::{net::UdpSocket, path::PathBuf};
+use std::{collections::BTreeMap, net::UdpSocket};
 
 use serde::Serialize;
 
 pub use self::attack::Attack;
 use self::{attack::Insider, sender::Flood};
 use super::{
-    Contender, Machine, json, logs,
+    Common, Contender, Machine, Report, gateways, logs,
     pair::Pair,
-    present,
     scenario::{self, Metric, Scenario},
     storm::{Crowd, Origin},
     summary::Spread,
@@ -33,18 +32,12 @@ const SINK: u16 = 9;
 /// What to measure.
 #[derive(Debug, Clone)]
 pub struct Options {
-    /// The agent's binary.
-    pub pinhole: PathBuf,
-    /// Whose gateways, without those that are not there.
-    pub contenders: Vec<Contender>,
+    /// Whose gateways, and how thoroughly.
+    pub common: Common,
     /// What they are attacked with.
     pub attacks: Vec<Attack>,
     /// Datagrams per second of each attack.
     pub rate: u32,
-    /// How often each is measured.
-    pub rounds: u32,
-    /// Seconds of each measurement.
-    pub seconds: u32,
 }
 
 /// What was measured.
@@ -55,6 +48,7 @@ pub struct Results {
     rate: u32,
     rounds: u32,
     seconds: u32,
+    /// By attack and contender.
     figures: Vec<Figure>,
 }
 
@@ -88,45 +82,39 @@ struct Readings {
 /// # Errors
 /// When the machine has no namespaces for it, or a contender does not work at all under an attack.
 pub async fn run(options: &Options) -> Result<Results> {
+    let Common { rounds, seconds, .. } = options.common;
     let (tools, _lock) = take_turns().await?;
     let logs = logs()?;
     let mut targets = Vec::new();
-    for (contender, program) in present(&options.contenders, &options.pinhole, &tools)? {
-        let Some(program) = program else { continue };
-        let number = targets.len();
+    for (number, (contender, program)) in gateways(&options.common, &tools)?.into_iter().enumerate() {
         let set_up = Pair::set_up(contender, Some(&program), number, logs.path());
         let pair = progress::step(&format!("setting up {contender}"), set_up).await?;
         targets.push(Target::new(pair).await?);
     }
-    let mut all: Vec<Vec<Readings>> =
-        targets.iter().map(|_| options.attacks.iter().map(|_| Readings::default()).collect()).collect();
-    for round in 1..=options.rounds {
-        for (n, &attack) in options.attacks.iter().enumerate() {
-            for (target, readings) in targets.iter().zip(&mut all) {
-                let name =
-                    format!("round {round} of {}: {attack} at {}", options.rounds, target.pair.contender());
-                let Some(readings) = readings.get_mut(n) else { continue };
-                progress::step(&name, target.suffer(attack, options, readings)).await?;
+    let mut all: BTreeMap<(Attack, Contender), Readings> = BTreeMap::new();
+    for round in 1..=rounds {
+        for &attack in &options.attacks {
+            for target in &targets {
+                let contender = target.pair.contender();
+                let readings = all.entry((attack, contender)).or_default();
+                let suffer = target.suffer(attack, (options.rate, seconds), readings);
+                let name = format!("round {round} of {rounds}: {attack} at {contender}");
+                progress::step(&name, suffer).await?;
             }
         }
     }
-    let mut figures = Vec::new();
-    for (target, readings) in targets.iter().zip(all) {
-        for (&attack, readings) in options.attacks.iter().zip(readings) {
-            let spread =
-                |values: &[f64]| Spread::of(values).ok_or_else(|| Error::Invalid("no round".to_owned()));
-            figures.push(Figure {
-                contender: target.pair.contender(),
-                attack,
-                sent: spread(&readings.sent)?,
-                kept: spread(&readings.kept)?,
-                newcomer: spread(&readings.newcomer)?,
-                grown: readings.grown,
-            });
-        }
-    }
-    let Options { rate, rounds, seconds, .. } = *options;
-    Ok(Results { machine: Machine::here(), rate, rounds, seconds, figures })
+    let figures = all.into_iter().filter_map(|((attack, contender), readings)| {
+        Some(Figure {
+            contender,
+            attack,
+            sent: Spread::of(&readings.sent)?,
+            kept: Spread::of(&readings.kept)?,
+            newcomer: Spread::of(&readings.newcomer)?,
+            grown: readings.grown,
+        })
+    });
+    let figures = figures.collect();
+    Ok(Results { machine: Machine::here(), rate: options.rate, rounds, seconds, figures })
 }
 
 /// A gateway to attack.
@@ -144,17 +132,21 @@ impl Target {
         Ok(Self { pair, insider, _sink: sink })
     }
 
-    async fn suffer(&self, attack: Attack, options: &Options, readings: &mut Readings) -> Result<()> {
+    async fn suffer(
+        &self,
+        attack: Attack,
+        (rate, seconds): (u32, u32),
+        readings: &mut Readings,
+    ) -> Result<()> {
         let beside = {
-            let _flood = self.flood(attack, options.rate, SINK)?;
-            self.throughput(options.seconds).await?
+            let _flood = self.flood(attack, rate, SINK)?;
+            self.throughput(seconds).await?
         };
         let before = self.pair.gateway()?.resident;
         let newcomer = Crowd::new(&self.pair, 1)?;
         newcomer.join().await?;
-        let flood = self.flood(attack, options.rate, Pair::endpoint().port())?;
-        let (under, storm) =
-            tokio::join!(self.throughput(options.seconds), newcomer.storm(Origin::AddressEach));
+        let flood = self.flood(attack, rate, Pair::endpoint().port())?;
+        let (under, storm) = tokio::join!(self.throughput(seconds), newcomer.storm(Origin::AddressEach));
         readings.sent.push(flood.rate());
         drop(flood);
         let storm = storm?;
@@ -180,17 +172,8 @@ impl Target {
     }
 }
 
-impl Results {
-    /// A table for people.
-    pub fn table(&self) -> String {
+impl Report for Results {
+    fn table(&self) -> String {
         table::render(self)
-    }
-
-    /// All figures.
-    ///
-    /// # Errors
-    /// None that can come up.
-    pub fn json(&self) -> Result<String> {
-        json(self)
     }
 }

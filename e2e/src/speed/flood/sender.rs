@@ -43,7 +43,7 @@ pub(super) struct Flood {
 impl Flood {
     /// Begins with so many datagrams per second.
     pub(super) fn begin(netns: &Netns, ammunition: Ammunition, to: SocketAddr, rate: u32) -> Result<Self> {
-        let gun = Gun::load(netns, ammunition, to)?;
+        let mut gun = Gun::load(netns, ammunition, to)?;
         let (stop, sent) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
         let (stopped, counted) = (Arc::clone(&stop), Arc::clone(&sent));
         let begun = Instant::now();
@@ -115,23 +115,27 @@ impl Gun {
     }
 
     /// What does not go out is lost, as on any wire.
-    fn fire(&self, number: u64) {
-        let choose = |of: &[Vec<u8>]| {
-            let place = usize::try_from(number).unwrap_or_default().checked_rem(of.len())?;
-            of.get(place).cloned()
-        };
+    fn fire(&mut self, number: u64) {
         match self {
             Self::Honest { datagrams, socket, to } => {
-                let _ = choose(datagrams).map(|datagram| socket.send_to(&datagram, to));
+                let _ = choose(datagrams, number).map(|datagram| socket.send_to(datagram, *to));
             }
             Self::Forged { packets, raw, to } => {
-                let Some(mut packet) = choose(packets) else { return };
+                let Some(packet) = choose(packets, number) else { return };
                 let source = Ipv4Addr::from(FORGED | (scatter(number) & 0xffff));
-                packet.splice(12..16, source.octets());
-                let _ = sendto(raw.as_raw_fd(), &packet, to, MsgFlags::empty());
+                if let Some(field) = packet.get_mut(12..16) {
+                    field.copy_from_slice(&source.octets());
+                }
+                let _ = sendto(raw.as_raw_fd(), packet, to, MsgFlags::empty());
             }
         }
     }
+}
+
+/// One after the other, again and again.
+fn choose(of: &mut [Vec<u8>], number: u64) -> Option<&mut Vec<u8>> {
+    let place = usize::try_from(number).unwrap_or_default().checked_rem(of.len())?;
+    of.get_mut(place)
 }
 
 /// Spreads consecutive numbers: a multiplication by an odd number is a bijection.

@@ -23,9 +23,7 @@ pub(super) fn render(results: &Results) -> String {
         "newcomer's answer, s",
         "grown, kB",
     );
-    let mut figures: Vec<_> = results.figures.iter().collect();
-    figures.sort_by_key(|figure| (figure.attack, figure.contender));
-    for figure in figures {
+    for figure in &results.figures {
         let kept = figure.kept;
         let percent =
             Spread { median: kept.median * 100.0, least: kept.least * 100.0, most: kept.most * 100.0 };

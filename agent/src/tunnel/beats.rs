@@ -6,7 +6,6 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap, VecDeque},
-    net::SocketAddr,
     time::{Duration, Instant},
 };
 
@@ -14,6 +13,7 @@ use super::{
     PublicKey, TunnelEvent,
     gate::{Allowance, Bucket},
     output::Output,
+    path::Path,
     stats::BeatCounts,
 };
 use crate::nat::{
@@ -49,7 +49,7 @@ struct Holder {
 }
 
 struct Pending {
-    to: SocketAddr,
+    to: Path,
     key: KeyId,
     seq: u64,
     /// When the first wake is due.
@@ -181,7 +181,7 @@ impl Beats {
     pub(super) fn answer<O: Output>(
         &mut self,
         now: Instant,
-        from: SocketAddr,
+        from: Path,
         (id, request): (KeyId, Request),
         is_endpoint: bool,
         out: &mut O,
@@ -194,14 +194,14 @@ impl Beats {
         }
         let Beat { channel, seq, wake } = request.beat;
         let owner = holder.peer.as_bytes();
-        let cookie = self.mint.cookie(owner, from.ip());
+        let cookie = self.mint.cookie(owner, from.remote.ip());
         let is_crowded = client.wakes.len() >= WAKES || self.pending >= WAKES_TOGETHER;
         if is_crowded && wake.is_some() && channel != Channel::Live {
             // Silence is no lie: an answer would promise the wake.
             self.counts.crowded += 1;
             return;
         }
-        let reply = Reply { channel, seq, observed: from, is_endpoint };
+        let reply = Reply { channel, seq, observed: from.remote, is_endpoint };
         put(from, &wire::encode_reply(&holder.key, &reply, cookie, request.bait), out);
         self.counts.answered += 1;
 
@@ -215,7 +215,7 @@ impl Beats {
             self.pending -= 1;
         }
         let Some(delay) = wake else { return };
-        if !self.mint.accepts(request.cookie, owner, from.ip()) {
+        if !self.mint.accepts(request.cookie, owner, from.remote.ip()) {
             self.counts.unproven += 1;
             return;
         }
@@ -267,7 +267,7 @@ impl Beats {
     }
 }
 
-fn put<O: Output>(to: SocketAddr, message: &[u8], out: &mut O) {
+fn put<O: Output>(to: Path, message: &[u8], out: &mut O) {
     if let Some(room) = out.datagram(to, message.len()).get_mut(..message.len()) {
         room.copy_from_slice(message);
         out.send(message.len());

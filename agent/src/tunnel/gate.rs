@@ -293,7 +293,7 @@ mod tests {
     fn when_too_many_wait_all_must_prove_their_address() {
         let Fixture { mut gate, mut line, mut client, now } = fixture();
         while line.has_room(Turn::Spare) {
-            line.join(now, Turn::Spare, ((HERE, 1).into(), [0; 148]));
+            line.join(now, Turn::Spare, (std::net::SocketAddr::from((HERE, 1)).into(), [0; 148]));
         }
         let message = initiation(&mut client);
         let Verdict::Challenge(cookie) = gate.judge(now, THERE, &message, &line) else { panic!("no cookie") };

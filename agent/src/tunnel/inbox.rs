@@ -8,6 +8,8 @@ use std::{
 
 use nix::errno::Errno;
 
+use super::{inner::field, path::Path};
+
 /// The largest run of merged datagrams.
 const LARGEST_RUN: usize = 65_536;
 /// The largest datagram of a tunnel with the largest MTU, with room to spare.
@@ -27,14 +29,14 @@ pub(super) struct Inbox {
 
 #[derive(Debug)]
 struct Message {
-    from: SocketAddr,
+    from: Path,
     length: usize,
     segment: usize,
 }
 
 /// A run of datagrams from one source.
 pub(super) struct Run<'a> {
-    pub(super) from: SocketAddr,
+    pub(super) from: Path,
     pub(super) bytes: &'a [u8],
     /// Bytes of every datagram but the last, which may be shorter.
     segment: usize,
@@ -46,13 +48,10 @@ impl<'a> Run<'a> {
     }
 }
 
-/// The one control message asked for, as the kernel lays it out.
-#[repr(C)]
+/// Room for the control messages asked for, as the kernel lays them out.
+#[repr(C, align(8))]
 #[derive(Clone, Copy)]
-struct Control {
-    header: libc::cmsghdr,
-    segment: libc::c_int,
-}
+struct Control([u8; 64]);
 
 impl Inbox {
     /// `merged` says whether the kernel merges datagrams (UDP GRO).
@@ -101,11 +100,11 @@ impl Inbox {
         let received = usize::try_from(Errno::result(result)?).unwrap_or_default();
         for ((header, name), control) in headers.iter().zip(&names).zip(&controls).take(received) {
             let length = usize::try_from(header.msg_len).unwrap_or_default();
-            let told = header.msg_hdr.msg_controllen >= CONTROL;
-            let segment = control.segment().filter(|_| told).unwrap_or(length).max(1);
+            let told = control.told(header.msg_hdr.msg_controllen);
+            let segment = told.segment.unwrap_or(length).max(1);
             // Always one of the two families: another would be an empty message from nowhere.
-            let (from, length) = source(name).map_or((NOWHERE, 0), |from| (from, length));
-            self.messages.push(Message { from, length, segment });
+            let (remote, length) = source(name).map_or((NOWHERE, 0), |from| (from, length));
+            self.messages.push(Message { from: Path { remote, local: told.local }, length, segment });
         }
         Ok(received == count as usize)
     }
@@ -120,7 +119,6 @@ impl Inbox {
     }
 }
 
-/// The kernel tells no length shorter than this where it has told anything.
 const CONTROL: usize = mem::size_of::<Control>();
 const NOWHERE: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), 0);
 
@@ -129,11 +127,49 @@ const fn size_of_u32<T>() -> u32 {
     mem::size_of::<T>() as u32
 }
 
+/// What control messages tell.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Told {
+    /// Bytes of each datagram of a run.
+    segment: Option<usize>,
+    /// The address that it came to.
+    local: Option<IpAddr>,
+}
+
 impl Control {
-    fn segment(&self) -> Option<usize> {
-        let is_segment = self.header.cmsg_level == libc::SOL_UDP && self.header.cmsg_type == libc::UDP_GRO;
-        is_segment.then(|| usize::try_from(self.segment).ok())?
+    /// Reads what the kernel wrote: headers of 16 bytes (length, level, type), each with its data behind it, all of
+    /// them at multiples of 8.
+    fn told(&self, length: usize) -> Told {
+        const HEADER: usize = mem::size_of::<libc::cmsghdr>();
+        let mut told = Told::default();
+        let mut rest = self.0.get(..length).unwrap_or_default();
+        while let (Some(size), Some(level), Some(kind)) =
+            (field::<8>(rest, 0), field::<4>(rest, 8), field::<4>(rest, 12))
+        {
+            let size = usize::from_ne_bytes(size);
+            let data = rest.get(HEADER..size).unwrap_or_default();
+            match (i32::from_ne_bytes(level), i32::from_ne_bytes(kind)) {
+                (libc::SOL_UDP, libc::UDP_GRO) => {
+                    let segment = field::<4>(data, 0).map(i32::from_ne_bytes);
+                    told.segment = segment.and_then(|segment| usize::try_from(segment).ok());
+                }
+                (libc::SOL_IPV6, libc::IPV6_PKTINFO) => {
+                    told.local = field::<16>(data, 0).map(|address| unmapped(Ipv6Addr::from(address)));
+                }
+                (libc::SOL_IP, libc::IP_PKTINFO) => {
+                    told.local = field::<4>(data, 4).map(|address| Ipv4Addr::from(address).into());
+                }
+                _ => {}
+            }
+            let next = size.max(HEADER).next_multiple_of(mem::align_of::<Self>());
+            rest = rest.get(next..).unwrap_or_default();
+        }
+        told
     }
+}
+
+fn unmapped(address: Ipv6Addr) -> IpAddr {
+    address.to_ipv4_mapped().map_or(address.into(), IpAddr::from)
 }
 
 /// The address as the rest of the program knows it: IPv4 is IPv4, whatever the socket makes of it.
@@ -150,5 +186,51 @@ fn source(name: &libc::sockaddr_in6) -> Option<SocketAddr> {
             })
         }
         _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn message(level: i32, kind: i32, data: &[u8]) -> Vec<u8> {
+        let mut bytes = (16 + data.len()).to_ne_bytes().to_vec();
+        bytes.extend(level.to_ne_bytes());
+        bytes.extend(kind.to_ne_bytes());
+        bytes.extend(data);
+        bytes.resize(bytes.len().next_multiple_of(8), 0);
+        bytes
+    }
+
+    fn told(messages: &[Vec<u8>]) -> Told {
+        let bytes = messages.concat();
+        let mut control = Control([0; CONTROL]);
+        control.0[..bytes.len()].copy_from_slice(&bytes);
+        control.told(bytes.len())
+    }
+
+    #[test]
+    fn what_the_kernel_tells_is_read_in_any_order() {
+        let run = message(libc::SOL_UDP, libc::UDP_GRO, &1452_i32.to_ne_bytes());
+        let mapped = Ipv4Addr::new(192, 0, 2, 7).to_ipv6_mapped().octets();
+        let v6 = message(libc::SOL_IPV6, libc::IPV6_PKTINFO, &[&mapped[..], &[2, 0, 0, 0]].concat());
+        let v4 = message(libc::SOL_IP, libc::IP_PKTINFO, &[2, 0, 0, 0, 192, 0, 2, 7, 192, 0, 2, 255]);
+        let local = Some([192, 0, 2, 7].into());
+        for both in [[run.clone(), v6.clone()], [v6, run.clone()], [run.clone(), v4]] {
+            assert_eq!(told(&both), Told { segment: Some(1452), local });
+        }
+        assert_eq!(told(&[run]), Told { segment: Some(1452), local: None });
+        assert_eq!(told(&[]), Told::default());
+    }
+
+    proptest! {
+        #[test]
+        fn nonsense_is_survived(bytes: [[u8; 32]; 2], length in 0_usize..200) {
+            let mut control = Control([0; CONTROL]);
+            control.0.copy_from_slice(&bytes.concat());
+            control.told(length);
+        }
     }
 }

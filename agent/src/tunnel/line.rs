@@ -5,11 +5,10 @@
 
 use std::{
     collections::VecDeque,
-    net::SocketAddr,
     time::{Duration, Instant},
 };
 
-use super::message::INITIATION;
+use super::{message::INITIATION, path::Path};
 
 /// Places for those whose turn comes first, and for the others: 4 MB when all are taken.
 const FIRST: usize = 4096;
@@ -30,8 +29,8 @@ pub(super) enum Turn {
     Spare,
 }
 
-/// An initiation, with the address it came from.
-pub(super) type Caller = (SocketAddr, [u8; INITIATION]);
+/// An initiation, with the path it came by.
+pub(super) type Caller = (Path, [u8; INITIATION]);
 
 /// The initiations that wait, oldest first within each turn.
 #[derive(Debug, Default)]
@@ -107,14 +106,16 @@ impl Budget {
 
 #[cfg(test)]
 mod tests {
+    use std::net::SocketAddr;
+
     use super::*;
 
     fn caller(n: u16) -> Caller {
-        (([192, 0, 2, 1], n).into(), [0; INITIATION])
+        (SocketAddr::from(([192, 0, 2, 1], n)).into(), [0; INITIATION])
     }
 
     fn ports(line: &mut Line, now: Instant) -> Vec<u16> {
-        std::iter::from_fn(|| line.next(now)).map(|(from, _)| from.port()).collect()
+        std::iter::from_fn(|| line.next(now)).map(|(from, _)| from.remote.port()).collect()
     }
 
     #[test]

@@ -24,6 +24,7 @@ mod message;
 mod offloads;
 mod outbox;
 mod output;
+mod path;
 mod peer;
 mod probe;
 mod routing;

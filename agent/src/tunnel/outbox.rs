@@ -15,11 +15,13 @@ use super::{
     SendFailure, TunnelEvent,
     coalesce::Coalescer,
     output::Output,
+    path::Path,
     socket::{LARGEST_DATAGRAM, LONGEST_RUN, UdpEndpoint},
 };
 use crate::kernel::TunDevice;
 
-const NOBODY: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::UNSPECIFIED), 0);
+const NOBODY: Path =
+    Path { remote: SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::UNSPECIFIED), 0), local: None };
 
 /// The owner's channel for events. Never waited for.
 #[derive(Debug)]
@@ -44,14 +46,14 @@ impl Events {
 #[derive(Debug)]
 struct Run {
     bytes: Vec<u8>,
-    to: SocketAddr,
+    to: Path,
     length: usize,
     segment: usize,
     count: usize,
     /// Its last datagram is shorter, so no other can follow.
     sealed: bool,
     /// Whom the room behind it was asked for.
-    next_to: SocketAddr,
+    next_to: Path,
 }
 
 /// Takes what a shard makes, and sends it.
@@ -92,7 +94,7 @@ impl Outbox {
         if run.count > 0
             && let Err(error) = self.socket.send_run(run.to, bytes, run.segment)
         {
-            self.failures.push((run.to, SendFailure::from(&error)));
+            self.failures.push((run.to.remote, SendFailure::from(&error)));
         }
         run.length = 0;
         run.count = 0;
@@ -106,7 +108,7 @@ impl Outbox {
 }
 
 impl Output for Outbox {
-    fn datagram(&mut self, to: SocketAddr, size: usize) -> &mut [u8] {
+    fn datagram(&mut self, to: Path, size: usize) -> &mut [u8] {
         let run = &self.run;
         if run.to != to || run.sealed || run.count == LONGEST_RUN || run.length + size > LARGEST_DATAGRAM {
             self.flush_run();

@@ -1,14 +1,12 @@
 //! Where a shard puts what it makes: straight into the buffers that go out, so that nothing is copied or
 //! allocated for a packet.
 
-use std::net::SocketAddr;
-
-use super::TunnelEvent;
+use super::{TunnelEvent, path::Path};
 
 /// Receives datagrams, packets and events in the order in which they are made.
 pub(super) trait Output {
     /// Room of at least `size` bytes for a datagram. What was there is lost unless [`send`](Self::send) follows.
-    fn datagram(&mut self, to: SocketAddr, size: usize) -> &mut [u8];
+    fn datagram(&mut self, to: Path, size: usize) -> &mut [u8];
 
     /// Sends the first `length` bytes of the room last asked for.
     fn send(&mut self, length: usize);

@@ -16,6 +16,7 @@ use super::{
     clamp::clamp_mss,
     message::{DATA_OVERHEAD, INITIATION, Message},
     output::Output,
+    path::Path,
     probe::{Magic, Pending},
     routing::Slot,
     segments::Segments,
@@ -67,7 +68,7 @@ enum Origin {
 
 #[derive(Debug, Clone, Copy)]
 struct Endpoint {
-    address: SocketAddr,
+    path: Path,
     origin: Origin,
 }
 
@@ -97,6 +98,8 @@ pub(super) struct Peer {
     unconfirmed: Option<Unconfirmed>,
     timers: Timers,
     endpoint: Option<Endpoint>,
+    /// Whether the owner ever said where it is.
+    is_told: bool,
     waiting: Waiting,
     probes: Pending,
     stats: PeerStats,
@@ -127,6 +130,7 @@ impl Peer {
             unconfirmed: None,
             timers: Timers::default(),
             endpoint: None,
+            is_told: false,
             waiting: Waiting::default(),
             probes: Pending::default(),
             stats: PeerStats::new(key),
@@ -173,17 +177,19 @@ impl Peer {
     /// Takes the configured candidates, unless the endpoint is settled.
     pub(super) fn offer_endpoints(&mut self, candidates: &[SocketAddr]) {
         let keep = self.endpoint.is_some_and(|endpoint| {
-            endpoint.origin == Origin::Settled || candidates.contains(&endpoint.address)
+            endpoint.origin == Origin::Settled || candidates.contains(&endpoint.path.remote)
         });
         if !keep {
-            let configured = |&address| Endpoint { address, origin: Origin::Configured };
+            let configured = |&address| Endpoint { path: Path::from(address), origin: Origin::Configured };
             self.endpoint = candidates.first().map(configured);
         }
+        self.is_told |= !candidates.is_empty();
     }
 
     /// Sends to this endpoint from now on, once there is something to send.
     pub(super) fn set_endpoint(&mut self, address: SocketAddr) {
-        self.endpoint = Some(Endpoint { address, origin: Origin::Settled });
+        self.endpoint = Some(Endpoint { path: address.into(), origin: Origin::Settled });
+        self.is_told = true;
         self.failing = None;
     }
 
@@ -207,7 +213,7 @@ impl Peer {
 
     /// Shows the figures to the owner. `false`: try again later.
     pub(super) fn publish(&mut self) -> bool {
-        self.stats.endpoint = self.endpoint.map(|endpoint| endpoint.address);
+        self.stats.endpoint = self.endpoint();
         self.stats.has_session = self.has_session;
         self.published.publish(&self.stats)
     }
@@ -237,7 +243,7 @@ impl Peer {
         }
         while let Some(packet) = packets.make_next() {
             clamp_mss(packet, common.mtu);
-            self.encrypt(now, endpoint.address, packet, out);
+            self.encrypt(now, endpoint.path, packet, out);
         }
         if self.timers.renew_on_send(now) {
             self.initiate(now, common, out);
@@ -273,7 +279,7 @@ impl Peer {
             return;
         }
         let Some(endpoint) = self.endpoint else { return };
-        self.encrypt(now, endpoint.address, &[], out);
+        self.encrypt(now, endpoint.path, &[], out);
         if self.timers.renew_on_send(now) {
             self.initiate(now, common, out);
         }
@@ -296,7 +302,7 @@ impl Peer {
     pub(super) fn receive<O: Output>(
         &mut self,
         now: Instant,
-        from: SocketAddr,
+        from: Path,
         (message, datagram): (Message, &[u8]),
         is_own: impl Fn(IpAddr) -> bool,
         common: &mut Surroundings,
@@ -355,7 +361,12 @@ impl Peer {
 
     /// Where its datagrams go now.
     pub(super) fn endpoint(&self) -> Option<SocketAddr> {
-        self.endpoint.map(|endpoint| endpoint.address)
+        self.path().map(|path| path.remote)
+    }
+
+    /// The same, and by which address of ours.
+    pub(super) fn path(&self) -> Option<Path> {
+        self.endpoint.map(|endpoint| endpoint.path)
     }
 
     /// When something authenticated last came.
@@ -374,13 +385,13 @@ impl Peer {
 
     /// Whether datagrams to this address are the peer's.
     pub(super) fn is_at(&self, address: SocketAddr) -> bool {
-        self.endpoint.is_some_and(|endpoint| endpoint.address == address)
+        self.endpoint() == Some(address)
     }
 
     fn receive_handshake<O: Output>(
         &mut self,
         now: Instant,
-        from: SocketAddr,
+        from: Path,
         (message, datagram): (Message, &[u8]),
         common: &mut Surroundings,
         out: &mut O,
@@ -420,7 +431,7 @@ impl Peer {
     fn receive_data<O: Output>(
         &mut self,
         now: Instant,
-        from: SocketAddr,
+        from: Path,
         datagram: &[u8],
         is_own: impl Fn(IpAddr) -> bool,
         common: &Surroundings,
@@ -460,17 +471,21 @@ impl Peer {
     }
 
     /// Follows the peer to where an authenticated packet came from.
-    fn authenticated<O: Output>(&mut self, now: Instant, from: SocketAddr, data: bool, out: &mut O) {
+    fn authenticated<O: Output>(&mut self, now: Instant, from: Path, data: bool, out: &mut O) {
         self.timers.received(now, data);
         self.heard(now, out);
         self.stats.last_answered_send = self.stats.last_send;
         self.failing = None;
         let idle = self.seen_there.replace(now).map(|seen| now.saturating_duration_since(seen));
-        let before = self.endpoint.replace(Endpoint { address: from, origin: Origin::Settled });
-        if before.is_none_or(|endpoint| endpoint.address != from) {
+        // Who was told where the peer is asks first, from the address that the system finds best, now and after the
+        // next change of networks.
+        let path = Path { local: from.local.filter(|_| !self.is_told), ..from };
+        let before = self.endpoint();
+        self.endpoint = Some(Endpoint { path, origin: Origin::Settled });
+        if before != Some(from.remote) {
             self.stats.endpoint_changes += u64::from(before.is_some());
-            let from_before = before.map(|endpoint| endpoint.address);
-            out.event(TunnelEvent::EndpointChanged { peer: self.key, from: from_before, to: from, idle });
+            let to = from.remote;
+            out.event(TunnelEvent::EndpointChanged { peer: self.key, from: before, to, idle });
         }
     }
 
@@ -496,18 +511,18 @@ impl Peer {
         self.timers.session_ready(since, initiator);
         out.event(TunnelEvent::HandshakeCompleted { peer: self.key });
         let Some(endpoint) = self.endpoint else { return };
-        self.drain_tunn(now, endpoint.address, common, out);
+        self.drain_tunn(now, endpoint.path, common, out);
         let held = self.waiting.len();
         let (packets, stale) = self.waiting.take(now);
         common.waiting -= held;
         self.stats.dropped += stale;
         for packet in packets {
-            self.encrypt(now, endpoint.address, &packet, out);
+            self.encrypt(now, endpoint.path, &packet, out);
         }
     }
 
     /// Sends what `Tunn` itself held back.
-    fn drain_tunn<O: Output>(&mut self, now: Instant, to: SocketAddr, common: &Surroundings, out: &mut O) {
+    fn drain_tunn<O: Output>(&mut self, now: Instant, to: Path, common: &Surroundings, out: &mut O) {
         loop {
             let Some(tunn) = &mut self.tunn else { return };
             let room = out.datagram(to, usize::from(common.mtu) + INITIATION);
@@ -531,7 +546,7 @@ impl Peer {
         }
     }
 
-    fn encrypt<O: Output>(&mut self, now: Instant, to: SocketAddr, packet: &[u8], out: &mut O) {
+    fn encrypt<O: Output>(&mut self, now: Instant, to: Path, packet: &[u8], out: &mut O) {
         let room = out.datagram(to, (packet.len() + DATA_OVERHEAD).max(INITIATION));
         let made = self.tunn.as_mut().map(|tunn| tunn.encapsulate(packet, room));
         let Some(TunnResult::WriteToNetwork(message)) = made else {
@@ -571,7 +586,7 @@ impl Peer {
     fn passive_keepalive<O: Output>(&mut self, now: Instant, out: &mut O) {
         let Some(endpoint) = self.endpoint else { return };
         if self.has_session {
-            self.encrypt(now, endpoint.address, &[], out);
+            self.encrypt(now, endpoint.path, &[], out);
         }
     }
 
@@ -618,7 +633,7 @@ impl Peer {
     /// Sends what `Tunn` made by itself: an initiation, a response or a keepalive.
     fn transmit<O: Output>(&mut self, now: Instant, message: &[u8], common: &mut Surroundings, out: &mut O) {
         let Some(endpoint) = self.endpoint else { return };
-        if let Some(room) = out.datagram(endpoint.address, message.len()).get_mut(..message.len()) {
+        if let Some(room) = out.datagram(endpoint.path, message.len()).get_mut(..message.len()) {
             room.copy_from_slice(message);
             out.send(message.len());
         }

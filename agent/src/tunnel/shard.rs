@@ -18,6 +18,7 @@ use super::{
     line::{Line, Turn},
     message::Message,
     output::Output,
+    path::Path,
     peer::{Jitter, Peer, Surroundings},
     probe::Magic,
     routing::{RoutingTable, Slot},
@@ -118,7 +119,7 @@ impl Shard {
     pub(super) fn handle_datagram<O: Output>(
         &mut self,
         now: Instant,
-        from: SocketAddr,
+        from: Path,
         datagram: &[u8],
         out: &mut O,
     ) {
@@ -163,7 +164,7 @@ impl Shard {
     fn receive<O: Output>(
         &mut self,
         now: Instant,
-        from: SocketAddr,
+        from: Path,
         slot: Option<Slot>,
         (message, datagram): (Message, &[u8]),
         out: &mut O,
@@ -180,15 +181,15 @@ impl Shard {
         touch(&mut self.touched, slot, peer);
     }
 
-    fn handle_beat<O: Output>(&mut self, now: Instant, from: SocketAddr, datagram: &[u8], out: &mut O) {
+    fn handle_beat<O: Output>(&mut self, now: Instant, from: Path, datagram: &[u8], out: &mut O) {
         let Some((key, heard)) = self.beats.open(datagram) else { return };
         let Some(&slot) = self.by_key.get(&key) else { return };
         let Some(Some(peer)) = self.peers.get_mut(usize::from(slot)) else { return };
-        peer.beat_received(now, from, out);
+        peer.beat_received(now, from.remote, out);
         touch(&mut self.touched, slot, peer);
         match heard {
             Heard::Request(id, request) => {
-                let is_endpoint = peer.is_at(from);
+                let is_endpoint = peer.is_at(from.remote);
                 self.beats.answer(now, from, (id, request), is_endpoint, out);
             }
             Heard::Answer(answer) => {
@@ -208,7 +209,7 @@ impl Shard {
     pub(super) fn send_datagram<O: Output>(&mut self, key: &PublicKey, datagram: &[u8], out: &mut O) {
         let Some(slot) = self.by_key.get(key) else { return };
         let Some(Some(peer)) = self.peers.get(usize::from(*slot)) else { return };
-        let Some(to) = peer.endpoint() else { return };
+        let Some(to) = peer.path() else { return };
         if let Some(room) = out.datagram(to, datagram.len()).get_mut(..datagram.len()) {
             room.copy_from_slice(datagram);
             out.send(datagram.len());
@@ -342,11 +343,11 @@ impl Shard {
     fn pass_gate<O: Output>(
         &mut self,
         now: Instant,
-        from: SocketAddr,
+        from: Path,
         datagram: &[u8],
         out: &mut O,
     ) -> Option<Turn> {
-        match self.gate.judge(now, from.ip(), datagram, &self.line) {
+        match self.gate.judge(now, from.remote.ip(), datagram, &self.line) {
             Verdict::Admit(turn) => return Some(turn),
             Verdict::Challenge(cookie) => {
                 self.discards.challenged += 1;

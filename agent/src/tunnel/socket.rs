@@ -2,7 +2,7 @@
 
 use std::{
     io::{self, IoSlice},
-    net::{Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV6},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV6},
     os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
     time::Instant,
 };
@@ -16,7 +16,7 @@ use nix::{
     },
 };
 
-use super::{Offloads, TunnelError, unsplit::Unsplit};
+use super::{Offloads, TunnelError, path::Path, unsplit::Unsplit};
 
 /// The largest UDP payload over IPv4, and with it the largest run of datagrams for one call.
 pub(super) const LARGEST_DATAGRAM: usize = 65_507;
@@ -58,6 +58,15 @@ impl UdpEndpoint {
             setsockopt(&fd, sockopt::Mark, &mark).map_err(failed)?;
         }
         let buffer = enlarge(&fd);
+        // Where it is refused, answers go out by the address that the system chooses.
+        let told = if dual_stack {
+            setsockopt(&fd, sockopt::Ipv6RecvPacketInfo, &true)
+        } else {
+            setsockopt(&fd, sockopt::Ipv4PacketInfo, &true)
+        };
+        if let Err(errno) = told {
+            tracing::debug!(%errno, "the system does not tell which address a datagram came to");
+        }
         let merges = wanted.udp_gro && setsockopt(&fd, sockopt::UdpGroSegment, &true).is_ok();
         // A kernel that knows the option can do it; whether a path can, only trying tells.
         let splits = wanted.udp_gso && getsockopt(&fd, sockopt::UdpGsoSegment).is_ok();
@@ -92,23 +101,23 @@ impl UdpEndpoint {
     }
 
     /// Sends one datagram.
-    pub(super) fn send(&self, to: SocketAddr, datagram: &[u8]) -> io::Result<()> {
-        self.send_with(to, datagram, &[])
+    pub(super) fn send(&self, to: Path, datagram: &[u8]) -> io::Result<()> {
+        self.send_by(to, datagram, None)
     }
 
     /// Sends a run of datagrams of `segment` bytes each, of which the last may be shorter. Where the kernel does
     /// not split them, they go one by one; the first that fails ends it.
-    pub(super) fn send_run(&mut self, to: SocketAddr, run: &[u8], segment: usize) -> io::Result<()> {
-        if self.splits && run.len() > segment && !self.unsplit.contains(to, Instant::now()) {
+    pub(super) fn send_run(&mut self, to: Path, run: &[u8], segment: usize) -> io::Result<()> {
+        if self.splits && run.len() > segment && !self.unsplit.contains(to.remote, Instant::now()) {
             let size = u16::try_from(segment).map_err(|_| io::ErrorKind::InvalidInput)?;
-            match self.send_with(to, run, &[ControlMessage::UdpGsoSegments(&size)]) {
+            match self.send_by(to, run, Some(size)) {
                 // The device on the way out has no checksums (EIO), or the path is too narrow for one of them
                 // in one piece (the others): the kernel fragments single ones.
                 Err(error)
                     if matches!(error.raw_os_error(), Some(libc::EIO | libc::EINVAL | libc::EMSGSIZE)) =>
                 {
                     tracing::debug!(%error, "a path does not split datagrams for us: sending one by one there");
-                    self.unsplit.refused(to, Instant::now());
+                    self.unsplit.refused(to.remote, Instant::now());
                 }
                 result => return result,
             }
@@ -116,19 +125,49 @@ impl UdpEndpoint {
         run.chunks(segment).try_for_each(|datagram| self.send(to, datagram))
     }
 
-    /// Waits a little where the socket's buffer is full.
-    fn send_with(&self, to: SocketAddr, bytes: &[u8], control: &[ControlMessage<'_>]) -> io::Result<()> {
-        match self.try_send(to, bytes, control) {
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                let mut ready = [PollFd::new(self.fd.as_fd(), PollFlags::POLLOUT)];
-                poll(&mut ready, PollTimeout::from(PATIENCE))?;
-                self.try_send(to, bytes, control)
+    /// Leaves the source to the system where the own address is none any more.
+    fn send_by(&self, to: Path, bytes: &[u8], size: Option<u16>) -> io::Result<()> {
+        match self.send_patiently(to, bytes, size) {
+            Err(error)
+                if to.local.is_some()
+                    && matches!(
+                        error.raw_os_error(),
+                        Some(libc::EINVAL | libc::EADDRNOTAVAIL | libc::ENETUNREACH)
+                    ) =>
+            {
+                self.send_patiently(to.remote.into(), bytes, size)
             }
             result => result,
         }
     }
 
-    fn try_send(&self, to: SocketAddr, bytes: &[u8], control: &[ControlMessage<'_>]) -> io::Result<()> {
+    /// Waits a little where the socket's buffer is full.
+    fn send_patiently(&self, to: Path, bytes: &[u8], size: Option<u16>) -> io::Result<()> {
+        match self.try_send(to, bytes, size) {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                let mut ready = [PollFd::new(self.fd.as_fd(), PollFlags::POLLOUT)];
+                poll(&mut ready, PollTimeout::from(PATIENCE))?;
+                self.try_send(to, bytes, size)
+            }
+            result => result,
+        }
+    }
+
+    fn try_send(&self, to: Path, bytes: &[u8], size: Option<u16>) -> io::Result<()> {
+        let (v6, v4) = (to.local.map(source_v6), to.local.and_then(source_v4));
+        let source = if self.dual_stack {
+            v6.as_ref().map(ControlMessage::Ipv6PacketInfo)
+        } else {
+            v4.as_ref().map(ControlMessage::Ipv4PacketInfo)
+        };
+        match (size.as_ref().map(ControlMessage::UdpGsoSegments), source) {
+            (None, None) => self.send_with(to.remote, bytes, &[]),
+            (Some(one), None) | (None, Some(one)) => self.send_with(to.remote, bytes, &[one]),
+            (Some(one), Some(other)) => self.send_with(to.remote, bytes, &[one, other]),
+        }
+    }
+
+    fn send_with(&self, to: SocketAddr, bytes: &[u8], control: &[ControlMessage<'_>]) -> io::Result<()> {
         let slices = [IoSlice::new(bytes)];
         let (fd, flags) = (self.fd.as_raw_fd(), MsgFlags::MSG_DONTWAIT);
         match (self.dual_stack, to) {
@@ -142,6 +181,21 @@ impl UdpEndpoint {
         }?;
         Ok(())
     }
+}
+
+/// A source address as a socket of both families takes it, by whatever interface the way leads out.
+fn source_v6(local: IpAddr) -> libc::in6_pktinfo {
+    let address = match local {
+        IpAddr::V4(v4) => v4.to_ipv6_mapped(),
+        IpAddr::V6(v6) => v6,
+    };
+    libc::in6_pktinfo { ipi6_addr: libc::in6_addr { s6_addr: address.octets() }, ipi6_ifindex: 0 }
+}
+
+fn source_v4(local: IpAddr) -> Option<libc::in_pktinfo> {
+    let IpAddr::V4(v4) = local else { return None };
+    let address = libc::in_addr { s_addr: u32::from_ne_bytes(v4.octets()) };
+    Some(libc::in_pktinfo { ipi_ifindex: 0, ipi_spec_dst: address, ipi_addr: libc::in_addr { s_addr: 0 } })
 }
 
 impl AsFd for UdpEndpoint {
@@ -177,7 +231,7 @@ fn enlarge(fd: &OwnedFd) -> usize {
 
 #[cfg(test)]
 mod tests {
-    use std::{net::IpAddr, time::Duration};
+    use std::time::Duration;
 
     use super::*;
     use crate::tunnel::inbox::Inbox;
@@ -194,7 +248,7 @@ mod tests {
             poll(&mut ready, PollTimeout::from(1000_u16)).unwrap();
             while inbox.receive(socket).is_ok() {
                 for run in inbox.runs() {
-                    found.extend(run.datagrams().map(|datagram| (run.from, datagram.to_vec())));
+                    found.extend(run.datagrams().map(|datagram| (run.from.remote, datagram.to_vec())));
                 }
             }
         }
@@ -211,9 +265,28 @@ mod tests {
             hosts.push(Ipv6Addr::LOCALHOST.into());
         }
         for host in hosts {
-            client.send((host, port).into(), b"hello").unwrap();
+            client.send(SocketAddr::from((host, port)).into(), b"hello").unwrap();
             assert_eq!(receive_all(&server, 1), [((host, from).into(), b"hello".to_vec())]);
         }
+    }
+
+    #[test]
+    fn an_answer_comes_from_the_address_that_was_asked() {
+        let (mut server, client) = (bind(0, Offloads::ALL).unwrap(), bind(0, Offloads::ALL).unwrap());
+        let asked = SocketAddr::from(([127, 0, 0, 2], server.local_port()));
+        client.send(asked.into(), b"question").unwrap();
+        let mut inbox = Inbox::new(server.merges());
+        let mut ready = [PollFd::new(server.as_fd(), PollFlags::POLLIN)];
+        poll(&mut ready, PollTimeout::from(1000_u16)).unwrap();
+        inbox.receive(&server).unwrap();
+        let path = inbox.runs().next().unwrap().from;
+        assert_eq!(path.local, Some(asked.ip()));
+        server.send_run(path, &[7; 30], 20).unwrap();
+        assert_eq!(receive_all(&client, 2), [(asked, vec![7; 20]), (asked, vec![7; 10])]);
+        // The machine has lost that address.
+        let gone = Path { local: Some([192, 0, 2, 77].into()), ..path };
+        server.send_run(gone, &[8; 30], 20).unwrap();
+        assert_eq!(receive_all(&client, 2).len(), 2);
     }
 
     #[test]
@@ -222,7 +295,7 @@ mod tests {
             let offloads = Offloads { udp_gso: gso, udp_gro: gro, ..Offloads::ALL };
             let (server, mut client) = (bind(0, offloads).unwrap(), bind(0, offloads).unwrap());
             assert_eq!((server.merges(), client.splits()), (gro, gso));
-            let to = (Ipv4Addr::LOCALHOST, server.local_port()).into();
+            let to = SocketAddr::from((Ipv4Addr::LOCALHOST, server.local_port())).into();
             let run: Vec<u8> = (0..45_u8).flat_map(|n| vec![n; if n == 44 { 700 } else { 1452 }]).collect();
             client.send_run(to, &run, 1452).unwrap();
             let received: Vec<_> =

@@ -14,21 +14,24 @@ use crate::tunnel::TunnelEvent;
 #[derive(Default)]
 pub(super) struct Made {
     pub(super) datagrams: Vec<(SocketAddr, Vec<u8>)>,
+    /// By which addresses of its own the datagrams were to go, of all so far.
+    pub(super) locals: BTreeSet<Option<IpAddr>>,
     pub(super) packets: Vec<Vec<u8>>,
     pub(super) events: Vec<TunnelEvent>,
     room: Vec<u8>,
-    to: Option<SocketAddr>,
+    to: Option<Path>,
 }
 
 impl Output for Made {
-    fn datagram(&mut self, to: SocketAddr, size: usize) -> &mut [u8] {
+    fn datagram(&mut self, to: Path, size: usize) -> &mut [u8] {
         self.to = Some(to);
         self.room = vec![0; size];
         &mut self.room
     }
 
     fn send(&mut self, length: usize) {
-        self.datagrams.push((self.to.unwrap(), self.room[..length].to_vec()));
+        self.locals.extend(self.to.map(|to| to.local));
+        self.datagrams.push((self.to.unwrap().remote, self.room[..length].to_vec()));
     }
 
     fn packet(&mut self, size: usize) -> &mut [u8] {
@@ -99,6 +102,7 @@ impl End {
     }
 
     pub(super) fn receives(&mut self, now: Instant, from: SocketAddr, datagrams: &[Vec<u8>]) {
+        let from = Path { remote: from, local: Some(self.address.ip()) };
         for datagram in datagrams {
             self.shard.handle_datagram(now, from, datagram, &mut self.made);
         }
@@ -173,6 +177,19 @@ fn the_first_packets_wait_for_the_session_and_arrive_in_order() {
     gateway.sends(now, &client, 4);
     exchange(now, &mut client, &mut gateway);
     assert_eq!(client.numbers(), [4]);
+}
+
+#[test]
+fn who_was_asked_answers_from_there_and_who_asks_leaves_its_address_to_the_system() {
+    let (now, mut client, mut gateway) = pair();
+    client.sends(now, &gateway, 1);
+    exchange(now, &mut client, &mut gateway);
+    gateway.sends(now, &client, 2);
+    exchange(now, &mut client, &mut gateway);
+    client.sends(now, &gateway, 3);
+    exchange(now, &mut client, &mut gateway);
+    assert_eq!(gateway.made.locals, BTreeSet::from([Some(gateway.address.ip())]));
+    assert_eq!(client.made.locals, BTreeSet::from([None]));
 }
 
 #[test]

@@ -6,6 +6,7 @@ use std::{
     net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket},
     path::PathBuf,
     process::{Child, Command, Stdio},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -13,8 +14,8 @@ use libtest_mimic::{Arguments, Failed, Trial};
 use nix::sys::socket::{setsockopt, sockopt};
 use pinhole_agent::kernel::TunOffload;
 use pinhole_agent::tunnel::{
-    Offloads, PeerConfig, PeerStats, PrivateKey, Probe, PublicKey, SendFailure, Tunnel, TunnelConfig,
-    TunnelEvent,
+    Offloads, PeerConfig, PeerStats, PrivateKey, Probe, PublicKey, SendFailure, Threads, Tunnel,
+    TunnelConfig, TunnelEvent,
 };
 use tokio::sync::mpsc::{Receiver, channel};
 
@@ -39,6 +40,9 @@ const TESTS: &[(&str, fn())] = &[
     ("a_probe_is_answered_and_its_answer_stays_inside", a_probe_is_answered_and_its_answer_stays_inside),
     ("a_removed_peer_is_cut_off_and_a_kept_one_keeps_its_session", a_removed_peer_is_cut_off),
     ("a_network_that_is_gone_is_told", a_network_that_is_gone_is_told),
+    ("threads_share_their_peers_and_bring_everything_to_the_right_one", threads_share_their_peers),
+    ("threads_go_on_with_new_sockets_together", threads_go_on_with_new_sockets),
+    ("a_port_of_several_threads_is_nobody_elses", a_port_of_several_threads_is_nobody_elses),
     ("nothing_is_left_after_shutdown", nothing_is_left_after_shutdown),
 ];
 
@@ -68,33 +72,20 @@ struct End {
     tunnel: Tunnel,
     events: Receiver<TunnelEvent>,
     key: PublicKey,
-    namespace: Namespace,
+    namespace: Arc<Namespace>,
 }
 
 impl End {
     fn start(namespace: Namespace, private_key: PrivateKey, addresses: [&str; 2]) -> Self {
-        Self::start_with(namespace, private_key, addresses, Offloads::ALL)
+        Self::start_with(namespace, config(private_key, &addresses))
     }
 
-    fn start_with(
-        namespace: Namespace,
-        private_key: PrivateKey,
-        addresses: [&str; 2],
-        offloads: Offloads,
-    ) -> Self {
+    fn start_with(namespace: impl Into<Arc<Namespace>>, config: TunnelConfig) -> Self {
+        let namespace = namespace.into();
         let (sender, events) = channel(1024);
-        let key = private_key.public();
-        let config = TunnelConfig {
-            private_key,
-            listen_port: 0,
-            tun_name: "pin0".to_owned(),
-            addresses: addresses.map(|address| address.parse().unwrap()).to_vec(),
-            mtu: 1420,
-            fwmark: None,
-            offloads,
-        };
+        let (key, device) = (config.private_key.public(), config.tun_name.clone());
         let tunnel = namespace.run(move || Tunnel::start(config, sender).unwrap());
-        await_addresses(&namespace, "pin0");
+        await_addresses(&namespace, &device);
         Self { tunnel, events, key, namespace }
     }
 
@@ -126,6 +117,19 @@ impl End {
     }
 }
 
+fn config(private_key: PrivateKey, addresses: &[&str]) -> TunnelConfig {
+    TunnelConfig {
+        private_key,
+        listen_port: 0,
+        tun_name: "pin0".to_owned(),
+        addresses: addresses.iter().map(|address| address.parse().unwrap()).collect(),
+        mtu: 1420,
+        fwmark: None,
+        offloads: Offloads::ALL,
+        threads: Threads::ONE,
+    }
+}
+
 const CLIENT: [&str; 2] = ["10.9.0.2/24", "fd09::2/64"];
 const GATEWAY: [&str; 2] = ["10.9.0.1/24", "fd09::1/64"];
 
@@ -154,8 +158,10 @@ fn pair_over(gateway_address: &str) -> (End, End) {
 
 fn pair_with(gateway_address: &str, offloads: [Offloads; 2]) -> (End, End) {
     let (client, gateway) = cable();
-    let client = End::start_with(client, PrivateKey::generate().unwrap(), CLIENT, offloads[0]);
-    let gateway = End::start_with(gateway, PrivateKey::generate().unwrap(), GATEWAY, offloads[1]);
+    let config =
+        |addresses, offloads| TunnelConfig { offloads, ..config(PrivateKey::generate().unwrap(), addresses) };
+    let client = End::start_with(client, config(&CLIENT, offloads[0]));
+    let gateway = End::start_with(gateway, config(&GATEWAY, offloads[1]));
     let endpoint = (gateway_address.parse::<IpAddr>().unwrap(), gateway.tunnel.local_port()).into();
     gateway.tunnel.set_peers(vec![peer(client.key, &["10.9.0.2/32", "fd09::2/128"], None)]);
     client.tunnel.set_peers(vec![peer(gateway.key, &["10.9.0.0/24", "fd09::/64"], Some(endpoint))]);
@@ -402,6 +408,120 @@ fn a_network_that_is_gone_is_told() {
     assert_eq!(category, SendFailure::Unreachable);
     client.namespace.ip("link set eth0 up");
     client.ping("-c 1 10.9.0.1").unwrap();
+}
+
+const THREADS: u8 = 3;
+
+/// A gateway of several threads that knows so many clients, and the clients, all in one namespace: `pin0` and so on.
+fn several(clients: u8) -> (Vec<End>, End) {
+    let (namespace, gateway) = cable();
+    let namespace = Arc::new(namespace);
+    let threads = THREADS.to_string().parse().unwrap();
+    let config_of_gateway = config(PrivateKey::generate().unwrap(), &GATEWAY);
+    let gateway = End::start_with(gateway, TunnelConfig { threads, ..config_of_gateway });
+    let endpoint = SocketAddr::from(([192, 0, 2, 1], gateway.tunnel.local_port()));
+    let clients: Vec<_> = (0..clients)
+        .map(|n| {
+            // All threads have some.
+            let mut keys = std::iter::repeat_with(|| PrivateKey::generate().unwrap());
+            let key = keys.find(|key| key.public().as_bytes()[0] % THREADS == n % THREADS).unwrap();
+            let address = format!("10.9.0.{}/32", n + 2);
+            let tun_name = format!("pin{n}");
+            let client = End::start_with(
+                Arc::clone(&namespace),
+                TunnelConfig { tun_name, ..config(key, &[&address]) },
+            );
+            namespace.ip(&format!("route add 10.9.0.1 dev pin{n} table {}", 100 + n));
+            namespace.ip(&format!("rule add from {address} lookup {}", 100 + n));
+            client.tunnel.set_peers(vec![peer(gateway.key, &["10.9.0.1/32"], Some(endpoint))]);
+            client
+        })
+        .collect();
+    let peer_of = |(n, client): (u8, &End)| peer(client.key, &[&format!("10.9.0.{}/32", n + 2)], None);
+    gateway.tunnel.set_peers((0..).zip(&clients).map(peer_of).collect());
+    (clients, gateway)
+}
+
+fn threads_share_their_peers() {
+    let (clients, gateway) = several(2 * THREADS);
+    let pings = |count: u32| {
+        for (n, client) in clients.iter().enumerate() {
+            client.ping(&format!("-c {count} -i 0.002 -I pin{n} 10.9.0.1")).unwrap();
+        }
+    };
+    pings(1);
+    for n in 0..clients.len() {
+        gateway.ping(&format!("-c 1 10.9.0.{}", n + 2)).unwrap();
+    }
+    // Figures come out after the packets that they count.
+    await_until("each client is known to one thread", || {
+        clients
+            .iter()
+            .map(|client| gateway.stats(client.key))
+            .all(|stats| stats.has_session && stats.received.packets >= 2 && stats.dropped == 0)
+    });
+    assert_eq!(gateway.tunnel.stats().len(), clients.len());
+
+    // What belongs to a session comes to the right thread, both ways, and nothing is handed over any more.
+    let before = gateway.tunnel.work();
+    pings(100);
+    await_until("the pings are counted", || {
+        gateway.tunnel.work().datagrams_received >= before.datagrams_received + 100 * clients.len() as u64
+    });
+    let work = gateway.tunnel.work();
+    // The kernel gives the first packet of a flow to any queue.
+    assert!(work.handed_over - before.handed_over <= clients.len() as u64, "{before:?}, then {work:?}");
+    assert_eq!(work.lost_between, 0);
+    for (n, client) in clients.iter().enumerate() {
+        let address = format!("10.9.0.{}", n + 2);
+        transfer(&gateway, client, &address, 8 << 20);
+    }
+    assert_eq!(gateway.tunnel.work().lost_between, 0);
+}
+
+fn threads_go_on_with_new_sockets() {
+    let (clients, gateway) = several(THREADS);
+    let ping_all = || {
+        for (n, client) in clients.iter().enumerate() {
+            client.ping(&format!("-c 1 -I pin{n} 10.9.0.1")).unwrap();
+        }
+    };
+    ping_all();
+    let port = gateway.tunnel.local_port();
+    // The same port again.
+    assert_eq!(gateway.tunnel.listen(port).unwrap(), port);
+    assert_eq!(gateway.tunnel.rebind().unwrap(), port);
+    ping_all();
+    let other = gateway.tunnel.listen(0).unwrap();
+    assert_ne!(other, port);
+    let endpoint = SocketAddr::from(([192, 0, 2, 1], other));
+    for client in &clients {
+        client.tunnel.set_endpoint(&gateway.key, endpoint);
+    }
+    ping_all();
+    let before = gateway.tunnel.work().handed_over;
+    ping_all();
+    assert_eq!(gateway.tunnel.work().handed_over, before, "new sockets are steered as the old ones were");
+}
+
+fn a_port_of_several_threads_is_nobody_elses() {
+    let namespace = Arc::new(Namespace::new());
+    let threads = THREADS.to_string().parse().unwrap();
+    let several = |device: &str, listen_port| TunnelConfig {
+        threads,
+        listen_port,
+        tun_name: device.to_owned(),
+        ..config(PrivateKey::generate().unwrap(), &[])
+    };
+    let first = End::start_with(Arc::clone(&namespace), several("pin0", 0));
+    let port = first.tunnel.local_port();
+    let second = several("pin1", port);
+    let category = namespace.run(move || Tunnel::start(second, channel(1).0).unwrap_err().category());
+    assert_eq!(category, "PortInUse");
+    // It has left nothing.
+    drop(End::start_with(Arc::clone(&namespace), several("pin1", 0)));
+    drop(first);
+    drop(End::start_with(namespace, several("pin1", port)));
 }
 
 fn nothing_is_left_after_shutdown() {

@@ -10,7 +10,7 @@ use clap::Args;
 use super::{Failure, Log};
 use crate::{
     gateway::{GatewayError, OperatorAccess, Options},
-    tunnel::PrivateKey,
+    tunnel::{PrivateKey, Threads},
 };
 
 #[derive(Args, Debug)]
@@ -53,6 +53,9 @@ pub(super) struct Gateway {
     /// Name of the tunnel's network device
     #[arg(long, env = "PINHOLE_TUN", default_value = "pinhole0")]
     tun: String,
+    /// Threads that carry packets, each with its own clients
+    #[arg(long, env = "PINHOLE_THREADS", value_name = "1-8", default_value_t = Threads::suited())]
+    threads: Threads,
     /// Network device towards the cluster, by default that of the default route
     #[arg(long, env = "PINHOLE_UPLINK")]
     uplink: Option<String>,
@@ -76,6 +79,7 @@ impl Gateway {
             health_port: self.health_port,
             pod_ip: self.pod_ip,
             tun_name: self.tun,
+            threads: self.threads,
             uplink: self.uplink.filter(|uplink| !uplink.is_empty()),
         };
         super::run(2, async |stop| crate::gateway::run(options, stop).await)

@@ -9,7 +9,7 @@ use std::{
 use clap::{Args, Parser, builder::BoolishValueParser};
 
 use super::{Failure, Log, background};
-use crate::wg::WgError;
+use crate::{tunnel::Threads, wg::WgError};
 
 /// The name under which this command is the whole program, as `wg-quick` wants one.
 const NAME: &str = "pinhole-wg";
@@ -30,6 +30,9 @@ pub(super) struct Wg {
     /// Stay in the foreground
     #[arg(short, long, env = "WG_PROCESS_FOREGROUND", value_parser = BoolishValueParser::new(), default_value = "false", num_args = 0, default_missing_value = "true")]
     foreground: bool,
+    /// Threads that carry packets, each with its own peers
+    #[arg(long, env = "WG_THREADS", value_name = "1-8", default_value_t = Threads::suited())]
+    threads: Threads,
     /// Name of the network device
     #[arg(value_name = "IFNAME")]
     name: String,
@@ -67,7 +70,7 @@ impl Wg {
                 leave_terminal(level.is_some());
             }
         };
-        super::run(1, async |stop| crate::wg::run(&self.name, ready, stop).await)
+        super::run(1, async |stop| crate::wg::run(&self.name, self.threads, ready, stop).await)
     }
 
     fn detach(&self) -> Result<(), Failure> {
@@ -85,6 +88,7 @@ impl Wg {
         if self.log.log_json {
             command.arg("--log-json");
         }
+        command.args(["--threads", &self.threads.to_string()]);
         command.args(["--", &self.name]).current_dir("/").stdin(Stdio::null()).stdout(Stdio::piped());
         let child = background::mark(&mut command).spawn().map_err(failed)?;
         background::await_ready(child).map_err(failed)

@@ -35,7 +35,7 @@ use crate::{
         dial::{Proof, resolve},
     },
     kernel::RouteSocket,
-    tunnel::{Offloads, PeerStats, PrivateKey, Probe, PublicKey, Tunnel, TunnelConfig, TunnelEvent},
+    tunnel::{Offloads, PeerStats, PrivateKey, Probe, PublicKey, Threads, Tunnel, TunnelConfig, TunnelEvent},
     uapi::{self, Device, HandshakeClock},
 };
 
@@ -136,6 +136,7 @@ pub(super) async fn run(
         private_key: setup.key.clone(),
         listen_port: setup.listen_port,
         tun_name: setup.name.clone(),
+        threads: Threads::ONE,
         addresses: settings.addresses.clone(),
         mtu: settings.mtu,
         fwmark: Some(FWMARK),
@@ -333,7 +334,7 @@ impl Runner<'_> {
             }
             session::Event::BeatKey(replica, key) => {
                 if let Some(replica) = replica.or_else(|| self.only_replica()) {
-                    self.tunnel.hear_beats(&replica, key.clone());
+                    self.tunnel.hear_beats(&replica, &key);
                     self.pulse.handle_key(Instant::now(), replica, key);
                 }
             }

@@ -30,7 +30,9 @@ use super::{
 use crate::{
     health::gateway::{GatewayHealth, Sample},
     nat::{Beat, wire::BeatKey},
-    tunnel::{Offloads, PeerConfig, PeerStats, PrivateKey, PublicKey, Tunnel, TunnelConfig, TunnelEvent},
+    tunnel::{
+        Offloads, PeerConfig, PeerStats, PrivateKey, PublicKey, Threads, Tunnel, TunnelConfig, TunnelEvent,
+    },
     uapi::{Device, HandshakeClock, Question, answer_read_only},
 };
 
@@ -52,6 +54,7 @@ pub(super) struct Setup {
     pub(super) prober: Prober,
     pub(super) listen_port: u16,
     pub(super) tun_name: String,
+    pub(super) threads: Threads,
     pub(super) uplink: Option<String>,
     pub(super) pod_address: SocketAddr,
     pub(super) served: watch::Sender<Served>,
@@ -224,6 +227,7 @@ impl Control {
                 mtu: desired.mtu,
                 fwmark: None,
                 offloads: Offloads::ALL,
+                threads: self.setup.threads,
             };
             self.tunnel = Some(Tunnel::start(config, self.events.clone())?);
             self.next_proof = Some(Instant::now());
@@ -241,7 +245,7 @@ impl Control {
         tunnel.set_peers(peers);
         if is_new {
             for (peer, attached) in &self.sessions {
-                let _ = attached.key.as_ref().map(|key| tunnel.answer_beats(peer, key.clone()));
+                let _ = attached.key.as_ref().map(|key| tunnel.answer_beats(peer, key));
             }
         }
         self.access.apply(desired, (tunnel.name(), tunnel.index()), self.setup.uplink.as_deref());
@@ -284,7 +288,7 @@ impl Control {
             Command::SessionOpened(opened) => {
                 let Opened { peer, session, key, source, words } = *opened;
                 if let (Some(tunnel), Some(key)) = (&self.tunnel, &key) {
-                    tunnel.answer_beats(&peer, key.clone());
+                    tunnel.answer_beats(&peer, key);
                 }
                 self.sessions.insert(peer, Attached { session, key, words, poked: None });
                 self.expect(now, peer, Agent::Silent);
@@ -595,6 +599,7 @@ impl Control {
             events_lost: self.tunnel.as_ref().map_or(0, Tunnel::events_lost),
             beats: self.tunnel.as_ref().map(Tunnel::beats).unwrap_or_default(),
             offloads: self.tunnel.as_ref().map(Tunnel::offloads),
+            work: self.tunnel.as_ref().map(Tunnel::work).unwrap_or_default(),
             nats: Nats::of(self.insights.values().map(AsRef::as_ref)),
         }
     }

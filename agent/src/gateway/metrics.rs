@@ -12,7 +12,7 @@ use super::insight::{Costs, Insight};
 use crate::{
     health::Phase,
     nat::{Cause, Class},
-    tunnel::{BeatCounts, Offloads, PeerStats, PublicKey},
+    tunnel::{BeatCounts, Offloads, PeerStats, PublicKey, Work},
 };
 
 /// Upper edges of the buckets of lifetimes and intervals, seconds: the timeouts that NATs are known to have.
@@ -83,6 +83,7 @@ pub(super) struct Gauges {
     pub(super) beats: BeatCounts,
     /// None where there is no tunnel yet.
     pub(super) offloads: Option<Offloads>,
+    pub(super) work: Work,
     pub(super) nats: Nats,
 }
 
@@ -188,6 +189,10 @@ pub(super) fn render(counters: &Counters, gauges: &Gauges) -> String {
     page.family("pinhole_gateway_offload", "gauge", "Whether the tunnel uses this offload of the kernel.");
     for (name, used) in gauges.offloads.map(Offloads::list).into_iter().flatten() {
         page.sample("pinhole_gateway_offload", &[("offload", name)], u8::from(used));
+    }
+    page.family("pinhole_gateway_packet_path_total", "counter", "What the tunnel's threads did, by step.");
+    for (step, count) in gauges.work.list() {
+        page.sample("pinhole_gateway_packet_path_total", &[("step", step)], count);
     }
     page.one(
         "pinhole_gateway_received_bytes_total",
@@ -403,5 +408,13 @@ mod tests {
         assert!(page.contains("pinhole_gateway_offload{offload=\"tun-tso\"} 1"));
         assert!(page.contains("pinhole_gateway_offload{offload=\"udp-gro\"} 0"));
         assert!(!render(&Counters::default(), &Gauges::default()).contains("pinhole_gateway_offload{"));
+    }
+
+    #[test]
+    fn how_many_datagrams_go_with_one_call_can_be_told() {
+        let work = Work { sends: 3, datagrams_sent: 120, ..Work::default() };
+        let page = render(&Counters::default(), &Gauges { work, ..Gauges::default() });
+        assert!(page.contains("pinhole_gateway_packet_path_total{step=\"send\"} 3"));
+        assert!(page.contains("pinhole_gateway_packet_path_total{step=\"datagram-sent\"} 120"));
     }
 }

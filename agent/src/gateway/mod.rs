@@ -43,7 +43,11 @@ use self::{
     session::{Served, Sessions},
     tls::ServerTls,
 };
-use crate::{identity::Store, tunnel::PrivateKey, uapi};
+use crate::{
+    identity::Store,
+    tunnel::{PrivateKey, Threads},
+    uapi,
+};
 
 const SNAPSHOT: &str = "desired.bin";
 const COMMANDS: usize = 1024;
@@ -75,6 +79,8 @@ pub struct Options {
     pub pod_ip: IpAddr,
     /// Name of the TUN device.
     pub tun_name: String,
+    /// Threads that carry packets.
+    pub threads: Threads,
     /// Device towards the cluster, for forwarding. `None`: the one of the default route.
     pub uplink: Option<String>,
 }
@@ -100,6 +106,7 @@ pub async fn run(options: Options, stop: CancellationToken) -> Result<(), Gatewa
         prober: own_peer,
         listen_port: options.listen_port,
         tun_name: options.tun_name,
+        threads: options.threads,
         uplink: options.uplink.or_else(default_uplink),
         pod_address: SocketAddr::new(options.pod_ip, options.listen_port),
         served,

@@ -1,10 +1,11 @@
 //! What a tunnel is told: about itself, and about its peers.
 
-use std::net::SocketAddr;
+use std::{fmt, net::SocketAddr, num::NonZeroU8, str::FromStr, thread};
 
 use ipnet::IpNet;
 
 use super::{Offloads, PresharedKey, PrivateKey, PublicKey};
+use crate::kernel::Queues;
 
 /// The tunnel itself. Fixed for its lifetime, but for [`addresses`](super::Tunnel::set_addresses).
 #[derive(Debug, Clone)]
@@ -26,6 +27,53 @@ pub struct TunnelConfig {
     pub fwmark: Option<u32>,
     /// The offloads to use where the kernel has them: [`Offloads::ALL`], but for tests and comparisons.
     pub offloads: Offloads,
+    /// Threads of the data plane. A peer lives at one of them.
+    pub threads: Threads,
+}
+
+/// How many threads carry a tunnel's packets.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Threads(NonZeroU8);
+
+impl Threads {
+    /// One thread, for a tunnel with one peer.
+    pub const ONE: Self = Self(NonZeroU8::MIN);
+    /// More need more memory than they are worth: each has buffers of some 700 KB.
+    pub const MOST: u8 = 8;
+
+    /// One for each two processors that this process may use: the kernel does as much work for a tunnel as the
+    /// tunnel itself, on other processors.
+    pub fn suited() -> Self {
+        let processors = thread::available_parallelism().map_or(1, std::num::NonZero::get);
+        let count = u8::try_from(processors / 2).unwrap_or(Self::MOST).min(Self::MOST);
+        NonZeroU8::new(count).map_or(Self::ONE, Self)
+    }
+
+    /// What the TUN device must have for them.
+    pub const fn queues(self) -> Queues {
+        if self.0.get() == 1 { Queues::One } else { Queues::Many }
+    }
+
+    /// As a number.
+    pub const fn count(self) -> NonZeroU8 {
+        self.0
+    }
+}
+
+impl FromStr for Threads {
+    type Err = String;
+
+    /// A number within 1 to [`MOST`](Self::MOST).
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let count = text.parse().ok().filter(|count: &NonZeroU8| count.get() <= Self::MOST);
+        count.map(Self).ok_or_else(|| format!("not a number of threads from 1 to {}", Self::MOST))
+    }
+}
+
+impl fmt::Display for Threads {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
 }
 
 /// One peer, as the control plane wants it.
@@ -42,4 +90,19 @@ pub struct PeerConfig {
     /// their authenticated packets. The first is used until a packet or
     /// [`use_endpoint`](super::Tunnel::use_endpoint) says otherwise.
     pub endpoints: Vec<SocketAddr>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn threads_are_counted_from_one_to_eight() {
+        for (text, count) in
+            [("1", Some(1)), ("8", Some(8)), ("0", None), ("9", None), ("-1", None), ("two", None)]
+        {
+            assert_eq!(text.parse::<Threads>().ok().map(|threads| threads.count().get()), count, "{text}");
+        }
+        assert!((1..=Threads::MOST).contains(&Threads::suited().count().get()));
+    }
 }

@@ -1,4 +1,4 @@
-//! The data plane's thread: waits for the socket, the TUN device, the owner and the clock, and feeds the shard.
+//! A thread of the data plane: waits for the socket, the TUN device, the owner and the clock, and feeds the shard.
 
 use std::{
     io,
@@ -23,9 +23,12 @@ use super::{
     line::Budget,
     message::Message,
     outbox::Outbox,
+    output::Output,
     segments::Segments,
     shard::Shard,
     socket::UdpEndpoint,
+    stats::Board,
+    team::{Number, Stray, WAITING},
     virtio::{self, FrameHeader},
 };
 use crate::kernel::TunOffload;
@@ -47,13 +50,15 @@ pub(super) struct Driver {
     pub(super) fwmark: Option<u32>,
     pub(super) offloads: Offloads,
     pub(super) commands: mpsc::Receiver<Command>,
+    pub(super) strays: mpsc::Receiver<Stray>,
+    pub(super) board: Board,
     pub(super) wake: Arc<EventFd>,
 }
 
 /// Starts the thread.
-pub(super) fn spawn(driver: Driver) -> Result<JoinHandle<()>, TunnelError> {
+pub(super) fn spawn(number: Number, driver: Driver) -> Result<JoinHandle<()>, TunnelError> {
     let epoll = driver.watch().map_err(|errno| TunnelError::Thread(errno.into()))?;
-    let name = format!("tunnel-{}", driver.outbox.device.name());
+    let name = format!("tunnel{number}-{}", driver.outbox.device.name());
     thread::Builder::new().name(name).spawn(move || driver.run(&epoll)).map_err(TunnelError::Thread)
 }
 
@@ -94,10 +99,7 @@ impl Driver {
                 Ok(Next::Shutdown) => return,
                 Err(error) => {
                     tracing::warn!(device = self.outbox.device.name(), %error, "the tunnel has stopped");
-                    super::output::Output::event(
-                        &mut self.outbox,
-                        TunnelEvent::Stopped { reason: error.to_string() },
-                    );
+                    self.outbox.event(TunnelEvent::Stopped { reason: error.to_string() });
                     return;
                 }
             }
@@ -125,6 +127,7 @@ impl Driver {
                     if let Next::Shutdown = self.take_commands(epoll)? {
                         return Ok(Next::Shutdown);
                     }
+                    carries_data |= self.take_strays();
                 }
             }
         }
@@ -136,6 +139,8 @@ impl Driver {
             self.shard.send_failed(to, category, &mut self.outbox);
         }
         carried.unpublished = !self.shard.settle();
+        self.outbox.work.turns += 1;
+        self.board.count_work(self.outbox.work);
         Ok(Next::Continue)
     }
 
@@ -177,9 +182,11 @@ impl Driver {
                 }
             };
             let now = Instant::now();
+            self.outbox.work.receives += 1;
             for run in inbox.runs() {
                 carries_data |= !Message::is_initiation(run.bytes);
                 for datagram in run.datagrams() {
+                    self.outbox.work.datagrams_received += 1;
                     self.shard.handle_datagram(now, run.from, datagram, &mut self.outbox);
                 }
             }
@@ -197,6 +204,7 @@ impl Driver {
             match self.outbox.device.receive(frame) {
                 Ok(length) => {
                     taken += length.max(BYTES / 128);
+                    self.outbox.work.frames_read += 1;
                     self.take_frame(now, frame.get_mut(..length).unwrap_or_default());
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
@@ -209,6 +217,10 @@ impl Driver {
 
     fn take_frame(&mut self, now: Instant, frame: &mut [u8]) {
         let has_header = self.outbox.device.offload() != TunOffload::None;
+        let packet = frame.get(if has_header { virtio::HEADER } else { 0 }..).unwrap_or_default();
+        if let Some(other) = self.shard.elsewhere(packet) {
+            return self.outbox.hand_over(other, Stray::Frame(frame.to_vec()));
+        }
         let segments = if has_header {
             frame.split_first_chunk_mut().and_then(|(header, packet)| {
                 FrameHeader::decode(*header).and_then(|header| Segments::new(header, packet))
@@ -220,6 +232,26 @@ impl Driver {
             Some(segments) => self.shard.handle_packets(now, segments, &mut self.outbox),
             None => self.shard.discard_frame(),
         }
+    }
+
+    /// What came to other shards, and is ours. Whether there was anything but initiations.
+    fn take_strays(&mut self) -> bool {
+        let now = Instant::now();
+        let mut carries_data = false;
+        // No more than can be on the way, so that somebody who hands over without end does not keep it here.
+        for _ in 0..WAITING {
+            let Ok(stray) = self.strays.try_recv() else { return carries_data };
+            carries_data |= !matches!(stray, Stray::Initiation(_));
+            match stray {
+                Stray::Datagram(from, datagram) => {
+                    self.shard.handle_datagram(now, from, &datagram, &mut self.outbox);
+                }
+                Stray::Initiation(caller) => self.shard.take_caller(now, caller),
+                Stray::Frame(mut frame) => self.take_frame(now, &mut frame),
+            }
+        }
+        let _ = self.wake.write(1);
+        carries_data
     }
 
     fn take_commands(&mut self, epoll: &Epoll) -> io::Result<Next> {
@@ -247,9 +279,17 @@ impl Driver {
                 Command::Fwmark(mark, answer) => {
                     let _ = answer.send(self.set_fwmark(mark));
                 }
-                Command::Rebind(port, answer) => {
-                    // The owner may have stopped waiting for the answer.
-                    let _ = answer.send(self.rebind(port, epoll));
+                // The owner may have stopped waiting for the answer.
+                Command::LetGo(answer) => {
+                    let other = UdpEndpoint::bind(0, self.fwmark, self.offloads);
+                    let _ = answer.send(other.and_then(|socket| self.adopt(socket, epoll)));
+                }
+                Command::Bind(port, count, answer) => {
+                    let sockets = UdpEndpoint::bind_group(count, port, self.fwmark, self.offloads);
+                    let _ = answer.send(sockets);
+                }
+                Command::Adopt(socket, answer) => {
+                    let _ = answer.send(self.adopt(socket, epoll));
                 }
                 Command::Shutdown => {
                     self.outbox.flush();
@@ -271,21 +311,13 @@ impl Driver {
         Ok(())
     }
 
-    fn rebind(&mut self, port: u16, epoll: &Epoll) -> Result<u16, TunnelError> {
+    /// Goes on with this socket.
+    fn adopt(&mut self, socket: UdpEndpoint, epoll: &Epoll) -> Result<(), TunnelError> {
         self.outbox.flush();
         let failed = |errno: Errno| TunnelError::Socket(errno.into());
-        epoll.delete(&self.outbox.socket).map_err(failed)?;
-        let result = self.replace_socket(port);
-        epoll.add(&self.outbox.socket, EpollEvent::new(EpollFlags::EPOLLIN, SOCKET)).map_err(failed)?;
-        result
-    }
-
-    fn replace_socket(&mut self, port: u16) -> Result<u16, TunnelError> {
-        // The own port must be let go first: bind another one meanwhile.
-        if port == self.outbox.socket.local_port() {
-            self.outbox.socket = UdpEndpoint::bind(0, self.fwmark, self.offloads)?;
-        }
-        self.outbox.socket = UdpEndpoint::bind(port, self.fwmark, self.offloads)?;
-        Ok(self.outbox.socket.local_port())
+        epoll.add(&socket, EpollEvent::new(EpollFlags::EPOLLIN, SOCKET)).map_err(failed)?;
+        // Closed, the old one leaves the set by itself.
+        self.outbox.socket = socket;
+        Ok(())
     }
 }

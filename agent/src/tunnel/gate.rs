@@ -187,7 +187,7 @@ mod tests {
     use boringtun::noise::Tunn;
 
     use super::*;
-    use crate::tunnel::PrivateKey;
+    use crate::tunnel::{PrivateKey, line::Caller};
 
     struct Fixture {
         gate: HandshakeGate,
@@ -293,7 +293,8 @@ mod tests {
     fn when_too_many_wait_all_must_prove_their_address() {
         let Fixture { mut gate, mut line, mut client, now } = fixture();
         while line.has_room(Turn::Spare) {
-            line.join(now, Turn::Spare, (std::net::SocketAddr::from((HERE, 1)).into(), [0; 148]));
+            let from = std::net::SocketAddr::from((HERE, 1)).into();
+            line.join(now, Caller { from, turn: Turn::Spare, initiator: None, initiation: [0; 148] });
         }
         let message = initiation(&mut client);
         let Verdict::Challenge(cookie) = gate.judge(now, THERE, &message, &line) else { panic!("no cookie") };

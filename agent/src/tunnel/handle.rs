@@ -1,13 +1,14 @@
-//! The owner's side of a tunnel: a handle that talks to the data plane's thread.
+//! The owner's side of a tunnel: a handle that talks to the data plane's threads.
 
 use std::{
     net::{IpAddr, SocketAddr},
+    num::NonZeroU8,
     sync::{
         Arc,
         atomic::{AtomicU16, AtomicU64, Ordering},
         mpsc,
     },
-    thread::JoinHandle,
+    thread::{self, JoinHandle},
     time::{Duration, Instant},
 };
 
@@ -15,14 +16,15 @@ use ipnet::IpNet;
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
 use super::{
-    BeatCounts, Discards, Offloads, PeerConfig, PeerStats, PrivateKey, PublicKey, TunnelConfig, TunnelError,
-    TunnelEvent,
+    BeatCounts, Discards, Offloads, PeerConfig, PeerStats, PrivateKey, PublicKey, Threads, TunnelConfig,
+    TunnelError, TunnelEvent, Work,
     beats::Role,
     driver::{self, Driver},
     outbox::{Events, Outbox},
     shard::{Shard, ShardConfig},
     socket::UdpEndpoint,
     stats::Board,
+    team::{self, Place, Stray, Team},
 };
 use crate::{
     kernel::{RouteSocket, TunDevice},
@@ -42,10 +44,10 @@ pub struct Probe {
     pub id: u64,
 }
 
-/// What the owner asks of the data plane's thread.
+/// What the owner asks of a thread of the data plane.
 #[derive(Debug)]
 pub(super) enum Command {
-    SetPeers(Vec<PeerConfig>),
+    SetPeers(Arc<[PeerConfig]>),
     UseEndpoint(PublicKey, SocketAddr),
     Handshake(PublicKey),
     Keepalive(PublicKey),
@@ -55,27 +57,87 @@ pub(super) enum Command {
     Identity(PrivateKey),
     Endpoint(PublicKey, SocketAddr),
     PersistentKeepalive(PublicKey, Option<Duration>),
-    Fwmark(Option<u32>, mpsc::SyncSender<Result<(), TunnelError>>),
-    Rebind(u16, mpsc::SyncSender<Result<u16, TunnelError>>),
+    Fwmark(Option<u32>, Answer<()>),
+    /// Use any port meanwhile.
+    LetGo(Answer<()>),
+    /// Open sockets for all threads.
+    Bind(u16, NonZeroU8, Answer<Vec<UdpEndpoint>>),
+    Adopt(UdpEndpoint, Answer<()>),
     Shutdown,
 }
 
-/// A running tunnel. Dropping it stops the thread and removes the TUN device.
+/// How long to wait for an answer of a thread. It is busy for milliseconds at most.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// A child of ours that is not yet the program that it is to be still holds the sockets that we closed.
+const RETRIES: u32 = 50;
+const RETRY: Duration = Duration::from_millis(4);
+
+type Answer<T> = mpsc::SyncSender<Result<T, TunnelError>>;
+
+/// A running tunnel. Dropping it stops the threads and removes the TUN device.
 ///
-/// The methods return at once and take effect in their order, on the data plane's thread; only
+/// The methods return at once and take effect in their order, on the data plane's threads; only
 /// [`rebind`](Self::rebind), [`listen`](Self::listen) and [`set_fwmark`](Self::set_fwmark) wait for their result.
 #[derive(Debug)]
 pub struct Tunnel {
-    commands: mpsc::Sender<Command>,
-    wake: Arc<EventFd>,
-    thread: Option<JoinHandle<()>>,
-    board: Board,
+    workers: Vec<Worker>,
+    threads: Threads,
     events_lost: Arc<AtomicU64>,
     local_port: AtomicU16,
     listen_port: AtomicU16,
     name: String,
     index: u32,
     offloads: Offloads,
+}
+
+/// A thread of the data plane, as the owner has it.
+#[derive(Debug)]
+struct Worker {
+    commands: mpsc::Sender<Command>,
+    wake: Arc<EventFd>,
+    thread: Option<JoinHandle<()>>,
+    board: Board,
+}
+
+impl Worker {
+    fn tell(&self, command: Command) {
+        // The thread is gone only after `TunnelEvent::Stopped`, which the owner has been told.
+        if self.commands.send(command).is_ok() {
+            let _ = self.wake.write(1);
+        }
+    }
+
+    fn ask<T>(&self, command: impl FnOnce(Answer<T>) -> Command) -> Result<T, TunnelError> {
+        let (answer, result) = mpsc::sync_channel(1);
+        self.tell(command(answer));
+        result.recv_timeout(PATIENCE).map_err(|_| TunnelError::Stopped)?
+    }
+}
+
+/// What the threads begin with.
+struct Start {
+    private_key: PrivateKey,
+    mtu: u16,
+    listen_port: u16,
+    fwmark: Option<u32>,
+    offloads: Offloads,
+    threads: Threads,
+}
+
+/// The ends of the channels to a thread.
+struct Ends {
+    commands: (mpsc::Sender<Command>, mpsc::Receiver<Command>),
+    strays: (mpsc::SyncSender<Stray>, mpsc::Receiver<Stray>),
+    wake: Arc<EventFd>,
+}
+
+impl Ends {
+    fn new() -> Result<Self, TunnelError> {
+        let flags = EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC;
+        let wake = EventFd::from_flags(flags).map_err(|errno| TunnelError::Thread(errno.into()))?;
+        let strays = mpsc::sync_channel(team::WAITING);
+        Ok(Self { commands: mpsc::channel(), strays, wake: Arc::new(wake) })
+    }
 }
 
 impl Tunnel {
@@ -88,73 +150,99 @@ impl Tunnel {
         if !(1280..=9200).contains(&config.mtu) {
             return Err(TunnelError::Config(format!("an MTU of {} is not within 1280 to 9200", config.mtu)));
         }
-        let device = TunDevice::create_offloading(&config.tun_name, config.offloads.tun)?;
+        let device =
+            TunDevice::create_offloading(&config.tun_name, config.offloads.tun, config.threads.queues())?;
         let index = device.index();
         let mut route = RouteSocket::open()?;
         route.set_mtu(index, u32::from(config.mtu))?;
         route.set_addresses(index, &config.addresses)?;
         route.set_up(index)?;
-        let shard = ShardConfig { private_key: config.private_key, mtu: config.mtu };
-        Self::run(device, &shard, (config.listen_port, config.fwmark), config.offloads, events)
+        let start = Start {
+            private_key: config.private_key,
+            mtu: config.mtu,
+            listen_port: config.listen_port,
+            fwmark: config.fwmark,
+            offloads: config.offloads,
+            threads: config.threads,
+        };
+        Self::run(device, start, events)
     }
 
     /// Starts the data plane on a device that is left as it is: somebody else gives it addresses and an MTU and
-    /// brings it up, and may change that. So TCP connections are not held to an MTU. The UDP port is any.
+    /// brings it up, and may change that. So TCP connections are not held to an MTU. The UDP port is any. The device
+    /// must have as many [`queues`](Threads::queues) as there are threads.
     pub fn start_on(
         device: TunDevice,
         private_key: PrivateKey,
+        threads: Threads,
         events: tokio::sync::mpsc::Sender<TunnelEvent>,
     ) -> Result<Self, TunnelError> {
-        Self::run(device, &ShardConfig { private_key, mtu: u16::MAX }, (0, None), Offloads::ALL, events)
+        let start = Start {
+            private_key,
+            mtu: u16::MAX,
+            listen_port: 0,
+            fwmark: None,
+            offloads: Offloads::ALL,
+            threads,
+        };
+        Self::run(device, start, events)
     }
 
     fn run(
         device: TunDevice,
-        config: &ShardConfig,
-        (listen_port, fwmark): (u16, Option<u32>),
-        wanted: Offloads,
+        start: Start,
         events: tokio::sync::mpsc::Sender<TunnelEvent>,
     ) -> Result<Self, TunnelError> {
-        let (name, index) = (device.name().to_owned(), device.index());
-        let socket = UdpEndpoint::bind(listen_port, fwmark, wanted)?;
-        let offloads = Offloads { tun: device.offload(), udp_gso: socket.splits(), udp_gro: socket.merges() };
-        tracing::info!(device = name, %offloads, receive_buffer = socket.buffer(), "the tunnel's offloads");
-        let local_port = AtomicU16::new(socket.local_port());
-        let wake = Arc::new(
-            EventFd::from_flags(EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC)
-                .map_err(|errno| TunnelError::Thread(errno.into()))?,
-        );
-        let (commands, receiver) = mpsc::channel();
-        let board = Board::default();
+        let Start { private_key, mtu, listen_port, fwmark, offloads: wanted, threads } = start;
+        let (name, index, tun) = (device.name().to_owned(), device.index(), device.offload());
+        let sockets = UdpEndpoint::bind_group(threads.count(), listen_port, fwmark, wanted)?;
+        let first = sockets.first().ok_or(TunnelError::Stopped)?;
+        let offloads = Offloads { tun, udp_gso: first.splits(), udp_gro: first.merges() };
+        let (local_port, receive_buffer) = (AtomicU16::new(first.local_port()), first.buffer());
+        tracing::info!(device = name, %offloads, receive_buffer, threads = threads.count(), "the tunnel's offloads");
         let events_lost = Arc::new(AtomicU64::new(0));
-        let shard = Shard::new(config, board.clone(), Instant::now())?;
-        let driver = Driver {
-            shard,
-            outbox: Outbox::new(socket, device, Events::new(events, Arc::clone(&events_lost))),
-            fwmark,
-            offloads,
-            commands: receiver,
-            wake: Arc::clone(&wake),
-        };
-        let thread = driver::spawn(driver)?;
-        Ok(Self {
-            commands,
-            wake,
-            thread: Some(thread),
-            board,
+        let events = Events::new(events, Arc::clone(&events_lost));
+        let devices = queues(device, threads)?;
+        let ends = sockets.iter().map(|_| Ends::new()).collect::<Result<Vec<_>, _>>()?;
+        let members: Vec<_> =
+            ends.iter().map(|ends| (ends.strays.0.clone(), Arc::clone(&ends.wake))).collect();
+        // Dropped where something fails, it ends the threads that run by then.
+        let mut tunnel = Self {
+            workers: Vec::new(),
+            threads,
             events_lost,
             local_port,
             listen_port: AtomicU16::new(listen_port),
             name,
             index,
             offloads,
-        })
+        };
+        let parts = Place::all(threads.count()).zip(sockets).zip(devices).zip(ends);
+        for (((place, socket), device), ends) in parts {
+            let Ends { commands: (commands, receiver), strays: (_, strays), wake } = ends;
+            let board = Board::default();
+            let config = ShardConfig { private_key: private_key.clone(), mtu, place };
+            let driver = Driver {
+                shard: Shard::new(&config, board.clone(), Instant::now())?,
+                outbox: Outbox::new(socket, device, events.clone(), Team::new(members.iter().cloned())),
+                fwmark,
+                offloads,
+                commands: receiver,
+                strays,
+                board: board.clone(),
+                wake: Arc::clone(&wake),
+            };
+            let thread = Some(driver::spawn(place.number(), driver)?);
+            tunnel.workers.push(Worker { commands, wake, thread, board });
+        }
+        Ok(tunnel)
     }
 
     /// Makes the set of peers exactly this one. A peer that stays keeps its session and the endpoint that was
     /// learnt from it; one that is gone is cut at once.
     pub fn set_peers(&self, peers: Vec<PeerConfig>) {
-        self.tell(Command::SetPeers(peers));
+        let peers: Arc<[PeerConfig]> = peers.into();
+        self.tell_all(|| Command::SetPeers(Arc::clone(&peers)));
     }
 
     /// Makes the addresses of the TUN device exactly these.
@@ -164,71 +252,76 @@ impl Tunnel {
 
     /// Sends to the peer at this endpoint from now on, and begins a handshake with it there.
     pub fn use_endpoint(&self, peer: &PublicKey, endpoint: SocketAddr) {
-        self.tell(Command::UseEndpoint(*peer, endpoint));
+        self.tell(peer, Command::UseEndpoint(*peer, endpoint));
     }
 
     /// Takes another identity. Sessions end; peers stay, with their endpoints and figures.
-    pub fn set_private_key(&self, key: PrivateKey) {
-        self.tell(Command::Identity(key));
+    pub fn set_private_key(&self, key: &PrivateKey) {
+        self.tell_all(|| Command::Identity(key.clone()));
     }
 
     /// Sends to the peer at this endpoint from now on, once there is something to send.
     pub fn set_endpoint(&self, peer: &PublicKey, endpoint: SocketAddr) {
-        self.tell(Command::Endpoint(*peer, endpoint));
+        self.tell(peer, Command::Endpoint(*peer, endpoint));
     }
 
     /// Sends an empty data message whenever nothing authenticated was sent or received for `interval`, and one at
     /// once where it was off before. `None` switches it off.
     pub fn set_persistent_keepalive(&self, peer: &PublicKey, interval: Option<Duration>) {
-        self.tell(Command::PersistentKeepalive(*peer, interval));
+        self.tell(peer, Command::PersistentKeepalive(*peer, interval));
     }
 
     /// Begins a handshake now, even if there is a session or an attempt under way.
     pub fn handshake(&self, peer: &PublicKey) {
-        self.tell(Command::Handshake(*peer));
+        self.tell(peer, Command::Handshake(*peer));
     }
 
     /// Sends an empty data message over the session, or begins a handshake when there is none.
     pub fn keepalive(&self, peer: &PublicKey) {
-        self.tell(Command::Keepalive(*peer));
+        self.tell(peer, Command::Keepalive(*peer));
     }
 
     /// Sends a probe over the session. Without a session it begins a handshake and waits for it, as any
     /// packet does.
     pub fn probe(&self, peer: &PublicKey, probe: Probe) {
-        self.tell(Command::Probe(*peer, probe));
+        self.tell(peer, Command::Probe(*peer, probe));
     }
 
     /// Answers the beats of a peer under this key. The two newest of a peer are good, until the peer is gone.
-    pub fn answer_beats(&self, peer: &PublicKey, key: BeatKey) {
-        self.tell(Command::BeatKey(*peer, key, Role::Answer));
+    pub fn answer_beats(&self, peer: &PublicKey, key: &BeatKey) {
+        self.tell_all(|| Command::BeatKey(*peer, key.clone(), Role::Answer));
     }
 
     /// Tells of a peer's answers under this key as [`TunnelEvent::BeatAnswered`]. The two newest of a peer are
     /// good, until the peer is gone.
-    pub fn hear_beats(&self, peer: &PublicKey, key: BeatKey) {
-        self.tell(Command::BeatKey(*peer, key, Role::Hear));
+    pub fn hear_beats(&self, peer: &PublicKey, key: &BeatKey) {
+        self.tell_all(|| Command::BeatKey(*peer, key.clone(), Role::Hear));
     }
 
     /// Sends a beat, as [`encode_beat`](crate::nat::wire::encode_beat) writes it, from the tunnel's own socket to
     /// where the peer is.
     pub fn beat(&self, peer: &PublicKey, beat: Vec<u8>) {
-        self.tell(Command::Datagram(*peer, beat));
+        self.tell(peer, Command::Datagram(*peer, beat));
     }
 
     /// The figures of all peers, in no order, as of their last batch of packets.
     pub fn stats(&self) -> Vec<PeerStats> {
-        self.board.snapshot()
+        self.workers.iter().flat_map(|worker| worker.board.snapshot()).collect()
     }
 
     /// What was discarded without belonging to a peer.
     pub fn discards(&self) -> Discards {
-        self.board.counts().0
+        self.workers.iter().map(|worker| worker.board.counts().0).sum()
     }
 
     /// What became of beats.
     pub fn beats(&self) -> BeatCounts {
-        self.board.counts().1
+        self.workers.iter().map(|worker| worker.board.counts().1).sum()
+    }
+
+    /// What the threads did.
+    pub fn work(&self) -> Work {
+        self.workers.iter().map(|worker| worker.board.work()).sum()
     }
 
     /// How many events were lost because the owner's channel was full.
@@ -252,11 +345,31 @@ impl Tunnel {
 
     /// Marks the tunnel's own datagrams, as [`TunnelConfig::fwmark`] does.
     pub fn set_fwmark(&self, mark: Option<u32>) -> Result<(), TunnelError> {
-        self.ask(|answer| Command::Fwmark(mark, answer))
+        self.workers.iter().try_for_each(|worker| worker.ask(|answer| Command::Fwmark(mark, answer)))
     }
 
     fn bind(&self, port: u16) -> Result<u16, TunnelError> {
-        let port = self.ask(|answer| Command::Rebind(port, answer))?;
+        // The own port can be had again only when nobody holds it.
+        let is_own = port == self.local_port();
+        if is_own {
+            self.workers.iter().try_for_each(|worker| worker.ask(Command::LetGo))?;
+        }
+        // On a thread of the tunnel, which is in the tunnel's network namespace.
+        let opener = self.workers.first().ok_or(TunnelError::Stopped)?;
+        let open = || opener.ask(|answer| Command::Bind(port, self.threads.count(), answer));
+        let mut sockets = open();
+        for _ in 0..RETRIES {
+            if !(is_own && matches!(sockets, Err(TunnelError::PortInUse { .. }))) {
+                break;
+            }
+            thread::sleep(RETRY);
+            sockets = open();
+        }
+        let sockets = sockets?;
+        let port = sockets.first().map_or(port, UdpEndpoint::local_port);
+        for (worker, socket) in self.workers.iter().zip(sockets) {
+            worker.ask(|answer| Command::Adopt(socket, answer))?;
+        }
         self.local_port.store(port, Ordering::Relaxed);
         Ok(port)
     }
@@ -281,34 +394,41 @@ impl Tunnel {
         self.offloads
     }
 
-    /// Ends the thread and removes the TUN device.
+    /// Threads that carry packets.
+    pub const fn threads(&self) -> Threads {
+        self.threads
+    }
+
+    /// Ends the threads and removes the TUN device.
     pub fn shutdown(mut self) {
         self.stop();
     }
 
-    fn ask<T>(
-        &self,
-        command: impl FnOnce(mpsc::SyncSender<Result<T, TunnelError>>) -> Command,
-    ) -> Result<T, TunnelError> {
-        let (answer, result) = mpsc::sync_channel(1);
-        self.tell(command(answer));
-        result.recv_timeout(Duration::from_secs(5)).map_err(|_| TunnelError::Stopped)?
+    fn tell(&self, peer: &PublicKey, command: Command) {
+        let home = team::home(peer, self.threads.count());
+        if let Some(worker) = self.workers.get(usize::from(home)) {
+            worker.tell(command);
+        }
     }
 
-    fn tell(&self, command: Command) {
-        // The thread is gone only after `TunnelEvent::Stopped`, which the owner has been told.
-        if self.commands.send(command).is_ok() {
-            let _ = self.wake.write(1);
-        }
+    fn tell_all(&self, command: impl Fn() -> Command) {
+        self.workers.iter().for_each(|worker| worker.tell(command()));
     }
 
     fn stop(&mut self) {
-        let Some(thread) = self.thread.take() else { return };
-        self.tell(Command::Shutdown);
-        if thread.join().is_err() {
-            tracing::error!(device = self.name, "the tunnel's thread had panicked");
+        self.tell_all(|| Command::Shutdown);
+        for thread in self.workers.iter_mut().filter_map(|worker| worker.thread.take()) {
+            if thread.join().is_err() {
+                tracing::error!(device = self.name, "a thread of the tunnel had panicked");
+            }
         }
     }
+}
+
+/// All queues of the device.
+fn queues(device: TunDevice, threads: Threads) -> Result<Vec<TunDevice>, TunnelError> {
+    let others = (1..threads.count().get()).map(|_| device.another_queue()).collect::<Result<Vec<_>, _>>()?;
+    Ok(std::iter::once(device).chain(others).collect())
 }
 
 impl Drop for Tunnel {

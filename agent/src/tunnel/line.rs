@@ -8,7 +8,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{message::INITIATION, path::Path};
+use super::{PublicKey, message::INITIATION, path::Path};
 
 /// Places for those whose turn comes first, and for the others: 4 MB when all are taken.
 const FIRST: usize = 4096;
@@ -29,8 +29,15 @@ pub(super) enum Turn {
     Spare,
 }
 
-/// An initiation, with the path it came by.
-pub(super) type Caller = (Path, [u8; INITIATION]);
+/// An initiation that waits.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Caller {
+    pub(super) from: Path,
+    pub(super) turn: Turn,
+    /// Whose it claims to be, where that was found out.
+    pub(super) initiator: Option<PublicKey>,
+    pub(super) initiation: [u8; INITIATION],
+}
 
 /// The initiations that wait, oldest first within each turn.
 #[derive(Debug, Default)]
@@ -52,8 +59,8 @@ impl Line {
     }
 
     /// Puts an initiation in line.
-    pub(super) fn join(&mut self, now: Instant, turn: Turn, caller: Caller) {
-        match turn {
+    pub(super) fn join(&mut self, now: Instant, caller: Caller) {
+        match caller.turn {
             Turn::First => self.first.push_back((now, caller)),
             Turn::Spare => self.spare.push_back((now, caller)),
         }
@@ -110,19 +117,20 @@ mod tests {
 
     use super::*;
 
-    fn caller(n: u16) -> Caller {
-        (SocketAddr::from(([192, 0, 2, 1], n)).into(), [0; INITIATION])
+    fn caller(n: u16, turn: Turn) -> Caller {
+        let from = SocketAddr::from(([192, 0, 2, 1], n)).into();
+        Caller { from, turn, initiator: None, initiation: [0; INITIATION] }
     }
 
     fn ports(line: &mut Line, now: Instant) -> Vec<u16> {
-        std::iter::from_fn(|| line.next(now)).map(|(from, _)| from.remote.port()).collect()
+        std::iter::from_fn(|| line.next(now)).map(|caller| caller.from.remote.port()).collect()
     }
 
     #[test]
     fn those_with_a_proof_come_first_and_all_in_their_order() {
         let (now, mut line) = (Instant::now(), Line::default());
         for (n, turn) in [(1, Turn::Spare), (2, Turn::First), (3, Turn::Spare), (4, Turn::First)] {
-            line.join(now, turn, caller(n));
+            line.join(now, caller(n, turn));
         }
         assert_eq!(ports(&mut line, now), [2, 4, 1, 3]);
         assert!(line.is_empty());
@@ -131,8 +139,8 @@ mod tests {
     #[test]
     fn who_waited_too_long_has_called_again() {
         let (now, mut line) = (Instant::now(), Line::default());
-        line.join(now, Turn::Spare, caller(1));
-        line.join(now + Duration::from_secs(1), Turn::Spare, caller(2));
+        line.join(now, caller(1, Turn::Spare));
+        line.join(now + Duration::from_secs(1), caller(2, Turn::Spare));
         assert_eq!(ports(&mut line, now + FRESH), [2]);
     }
 
@@ -141,7 +149,7 @@ mod tests {
         let (now, mut line) = (Instant::now(), Line::default());
         let mut taken = 0;
         while line.has_room(Turn::Spare) {
-            line.join(now, Turn::Spare, caller(1));
+            line.join(now, caller(1, Turn::Spare));
             taken += 1;
         }
         assert_eq!(taken, SPARE);

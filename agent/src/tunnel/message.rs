@@ -37,6 +37,16 @@ impl Message {
         }
     }
 
+    /// The index of ours that it is meant for. An initiation has none.
+    pub(super) const fn receiver(self) -> Option<u32> {
+        match self {
+            Self::Initiation => None,
+            Self::Response { receiver } | Self::CookieReply { receiver } | Self::Data { receiver } => {
+                Some(receiver)
+            }
+        }
+    }
+
     /// Whether this begins as an initiation does.
     pub(super) fn is_initiation(datagram: &[u8]) -> bool {
         datagram.starts_with(&[1, 0, 0, 0])

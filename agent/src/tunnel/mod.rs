@@ -1,7 +1,8 @@
-//! The data plane: WireGuard between a TUN device and a UDP socket, on a thread of its own.
+//! The data plane: WireGuard between a TUN device and a UDP socket, on threads of its own.
 //!
-//! [`Tunnel`] is the owner's handle. Its thread runs `driver`, which waits for socket, device, owner and clock,
-//! and feeds `shard`, where everything is decided without touching any of them. What a shard makes goes
+//! [`Tunnel`] is the owner's handle. Each thread runs a `driver`, which waits for socket, device, owner and clock,
+//! and feeds its `shard`, where everything is decided without touching any of them. Each peer lives at one shard;
+//! `steering` brings datagrams there, and what comes to another is handed over within the `team`. What a shard makes goes
 //! through `output` straight into the buffers of `outbox`. A `peer` wraps boringtun's `Tunn` with exact
 //! deadlines (`timers`), a small queue (`waiting`) and probes; `gate` stands in front of handshakes, which
 //! wait in `line` for time that data does not need. `beats` are the messages of NAT intelligence on the same port.
@@ -32,6 +33,8 @@ mod segments;
 mod shard;
 mod socket;
 mod stats;
+mod steering;
+mod team;
 mod timers;
 mod unsplit;
 mod virtio;
@@ -39,13 +42,13 @@ mod waiting;
 
 use std::time::Duration;
 
-pub use config::{PeerConfig, TunnelConfig};
+pub use config::{PeerConfig, Threads, TunnelConfig};
 pub use error::TunnelError;
 pub use event::{SendFailure, TunnelEvent};
 pub use handle::{Probe, Tunnel};
 pub use key::{KeyError, PresharedKey, PrivateKey, PublicKey};
 pub use offloads::Offloads;
-pub use stats::{BeatCounts, Discards, PeerStats, Traffic};
+pub use stats::{BeatCounts, Discards, PeerStats, Traffic, Work};
 
 /// After how long without an authenticated packet the next one is told as [`TunnelEvent::FirstReceive`]:
 /// `KEEPALIVE_TIMEOUT` + `REKEY_TIMEOUT`, the time after which WireGuard itself begins to doubt.

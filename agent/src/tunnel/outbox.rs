@@ -17,6 +17,8 @@ use super::{
     output::Output,
     path::Path,
     socket::{LARGEST_DATAGRAM, LONGEST_RUN, UdpEndpoint},
+    stats::Work,
+    team::{Number, Stray, Team},
 };
 use crate::kernel::TunDevice;
 
@@ -24,7 +26,7 @@ const NOBODY: Path =
     Path { remote: SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::UNSPECIFIED), 0), local: None };
 
 /// The owner's channel for events. Never waited for.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) struct Events {
     sender: Sender<TunnelEvent>,
     lost: Arc<AtomicU64>,
@@ -62,13 +64,15 @@ pub(super) struct Outbox {
     pub(super) socket: UdpEndpoint,
     pub(super) device: TunDevice,
     events: Events,
+    team: Team,
+    pub(super) work: Work,
     run: Run,
     packets: Coalescer,
     failures: Vec<(SocketAddr, SendFailure)>,
 }
 
 impl Outbox {
-    pub(super) fn new(socket: UdpEndpoint, device: TunDevice, events: Events) -> Self {
+    pub(super) fn new(socket: UdpEndpoint, device: TunDevice, events: Events, team: Team) -> Self {
         let run = Run {
             bytes: vec![0; LARGEST_DATAGRAM],
             to: NOBODY,
@@ -79,13 +83,15 @@ impl Outbox {
             next_to: NOBODY,
         };
         let packets = Coalescer::new(device.offload());
-        Self { socket, device, events, run, packets, failures: Vec::new() }
+        Self { socket, device, events, team, work: Work::default(), run, packets, failures: Vec::new() }
     }
 
     /// Sends and delivers what is gathered.
     pub(super) fn flush(&mut self) {
         self.flush_run();
-        self.packets.flush(|frame| write(&self.device, frame));
+        let (device, work) = (&self.device, &mut self.work);
+        self.packets.flush(|frame| write(device, frame, work));
+        self.team.wake();
     }
 
     fn flush_run(&mut self) {
@@ -96,6 +102,8 @@ impl Outbox {
         {
             self.failures.push((run.to.remote, SendFailure::from(&error)));
         }
+        self.work.sends += u64::from(run.count > 0);
+        self.work.datagrams_sent += run.count as u64;
         run.length = 0;
         run.count = 0;
         run.sealed = false;
@@ -140,15 +148,26 @@ impl Output for Outbox {
     }
 
     fn deliver(&mut self, length: usize) {
-        self.packets.push(length, |frame| write(&self.device, frame));
+        let (device, work) = (&self.device, &mut self.work);
+        self.packets.push(length, |frame| write(device, frame, work));
     }
 
     fn event(&mut self, event: TunnelEvent) {
         self.events.send(event);
     }
+
+    fn hand_over(&mut self, to: Number, stray: Stray) {
+        let count = if self.team.hand_over(to, stray) {
+            &mut self.work.handed_over
+        } else {
+            &mut self.work.lost_between
+        };
+        *count += 1;
+    }
 }
 
-fn write(device: &TunDevice, frame: &[u8]) {
+fn write(device: &TunDevice, frame: &[u8], work: &mut Work) {
+    work.frames_written += 1;
     if let Err(error) = device.send(frame) {
         // The device is down, or has no room: the packet is lost as on any link.
         if error.kind() != io::ErrorKind::WouldBlock {

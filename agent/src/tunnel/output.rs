@@ -1,7 +1,11 @@
 //! Where a shard puts what it makes: straight into the buffers that go out, so that nothing is copied or
 //! allocated for a packet.
 
-use super::{TunnelEvent, path::Path};
+use super::{
+    TunnelEvent,
+    path::Path,
+    team::{Number, Stray},
+};
 
 /// Receives datagrams, packets and events in the order in which they are made.
 pub(super) trait Output {
@@ -20,4 +24,7 @@ pub(super) trait Output {
 
     /// Tells the owner.
     fn event(&mut self, event: TunnelEvent);
+
+    /// Hands to another shard what is its.
+    fn hand_over(&mut self, to: Number, stray: Stray);
 }

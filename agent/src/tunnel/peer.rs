@@ -21,6 +21,7 @@ use super::{
     routing::Slot,
     segments::Segments,
     stats::{PeerStats, Published},
+    team::Place,
     timers::{Due, RETRY_JITTER, Timers},
     waiting::Waiting,
 };
@@ -32,6 +33,7 @@ const WAITING_TOGETHER: usize = 8192;
 
 /// What the peers of a shard have in common.
 pub(super) struct Surroundings {
+    pub(super) place: Place,
     pub(super) secret: x25519::StaticSecret,
     /// Lets everything through: the gate is in front.
     pub(super) limiter: Arc<RateLimiter>,
@@ -600,8 +602,8 @@ impl Peer {
     fn make_tunn(&mut self, common: &Surroundings) -> &mut Tunn {
         self.tunn.get_or_insert_with(|| {
             // The low byte of the 24-bit index is the shard's number, at a fixed place in every message to us,
-            // so that datagrams can be steered by peer. There is one shard, 0.
-            let index = u32::from(self.slot) << 8;
+            // so that datagrams can be steered by peer.
+            let index = u32::from(self.slot) << 8 | u32::from(common.place.number());
             let preshared = self.preshared.as_ref().map(PresharedKey::to_bytes);
             let (secret, limiter) = (common.secret.clone(), Arc::clone(&common.limiter));
             Box::new(Tunn::new(secret, self.key.to_x25519(), preshared, None, index, Some(limiter)))

@@ -15,15 +15,16 @@ use super::{
     gate::{HandshakeGate, Verdict},
     handle::Probe,
     inner,
-    line::{Line, Turn},
+    line::{Caller, Line, Turn},
     message::Message,
     output::Output,
     path::Path,
     peer::{Jitter, Peer, Surroundings},
     probe::Magic,
-    routing::{RoutingTable, Slot},
+    routing::{Holder, RoutingTable, Slot},
     segments::Segments,
     stats::{Board, Discards, PeerStats},
+    team::{Number, Place, Stray},
 };
 use crate::nat::wire::{self, BeatKey, CookieMint};
 
@@ -32,9 +33,11 @@ pub(super) struct ShardConfig {
     pub(super) private_key: PrivateKey,
     /// Largest inner packet, in bytes.
     pub(super) mtu: u16,
+    /// Where it stands among others.
+    pub(super) place: Place,
 }
 
-/// Peers that are served by one thread, and share nothing with other shards.
+/// Peers that are served by one thread, and share nothing with those of other shards.
 pub(super) struct Shard {
     public: PublicKey,
     gate: HandshakeGate,
@@ -43,6 +46,8 @@ pub(super) struct Shard {
     peers: Vec<Option<Box<Peer>>>,
     vacant: Vec<Slot>,
     by_key: HashMap<PublicKey, Slot>,
+    /// Peers that live elsewhere.
+    others: HashSet<PublicKey>,
     routes: RoutingTable,
     deadlines: BTreeSet<(Instant, Slot)>,
     touched: Vec<Slot>,
@@ -67,10 +72,12 @@ impl Shard {
             peers: Vec::new(),
             vacant: Vec::new(),
             by_key: HashMap::new(),
+            others: HashSet::new(),
             routes: RoutingTable::default(),
             deadlines: BTreeSet::new(),
             touched: Vec::new(),
             common: Surroundings {
+                place: config.place,
                 secret: config.private_key.secret().clone(),
                 limiter,
                 mtu: config.mtu,
@@ -83,19 +90,22 @@ impl Shard {
         })
     }
 
-    /// Makes the set of peers exactly this one.
+    /// Makes the set of peers exactly this one. Those of other shards are among them.
     pub(super) fn set_peers(&mut self, configs: &[PeerConfig]) {
         let wanted: HashSet<&PublicKey> = configs.iter().map(|config| &config.public_key).collect();
         let gone: Vec<_> = self.by_key.keys().filter(|key| !wanted.contains(key)).copied().collect();
         for key in gone {
             self.remove(&key);
         }
+        for key in self.others.extract_if(|key| !wanted.contains(key)) {
+            self.beats.remove(&key);
+        }
         let mut routes = RoutingTable::default();
         let own = self.public;
         for config in configs.iter().filter(|config| config.public_key != own) {
-            let Some(slot) = self.admit(config) else { continue };
+            let Some(holder) = self.admit(config) else { continue };
             for &net in &config.allowed_ips {
-                routes.insert(net, slot);
+                routes.insert(net, holder);
             }
         }
         self.routes = routes;
@@ -130,20 +140,25 @@ impl Shard {
             self.discards.malformed += 1;
             return;
         };
+        if let Some(other) =
+            message.receiver().and_then(|receiver| self.common.place.other(shard_of(receiver)))
+        {
+            return out.hand_over(other, Stray::Datagram(from, datagram.to_vec()));
+        }
         match message {
             Message::Initiation => {
                 let turn = self.pass_gate(now, from, datagram, out);
                 if let (Some(turn), Ok(initiation)) = (turn, datagram.try_into()) {
-                    self.line.join(now, turn, (from, initiation));
+                    self.line.join(now, Caller { from, turn, initiator: None, initiation });
                 }
             }
             Message::Response { receiver } => {
                 if self.pass_gate(now, from, datagram, out).is_some() {
-                    self.receive(now, from, slot_of(receiver), (message, datagram), out);
+                    self.receive(now, from, self.slot_of(receiver), (message, datagram), out);
                 }
             }
             Message::CookieReply { receiver } | Message::Data { receiver } => {
-                self.receive(now, from, slot_of(receiver), (message, datagram), out);
+                self.receive(now, from, self.slot_of(receiver), (message, datagram), out);
             }
         }
     }
@@ -153,12 +168,37 @@ impl Shard {
         !self.line.is_empty()
     }
 
-    /// Answers the next initiation in line. `false` where there was none.
+    /// Answers the next initiation in line, or hands it to the shard of its peer. `false` where there was none.
     pub(super) fn answer_next<O: Output>(&mut self, now: Instant, out: &mut O) -> bool {
-        let Some((from, initiation)) = self.line.next(now) else { return false };
-        let slot = self.initiator_of(&initiation);
-        self.receive(now, from, slot, (Message::Initiation, &initiation), out);
+        let Some(mut caller) = self.line.next(now) else { return false };
+        caller.initiator = caller.initiator.or_else(|| self.initiator_of(&caller.initiation));
+        if let Some(other) = caller.initiator.and_then(|key| self.common.place.elsewhere(&key)) {
+            out.hand_over(other, Stray::Initiation(caller));
+            return true;
+        }
+        let slot = caller.initiator.and_then(|key| self.by_key.get(&key).copied());
+        self.receive(now, caller.from, slot, (Message::Initiation, &caller.initiation), out);
         true
+    }
+
+    /// Takes an initiation from the shard that found out whose it is.
+    pub(super) fn take_caller(&mut self, now: Instant, caller: Caller) {
+        if self.line.has_room(caller.turn) {
+            self.line.join(now, caller);
+        } else {
+            self.discards.refused += 1;
+        }
+    }
+
+    /// Where an inner packet is to be handed, if its peer lives elsewhere.
+    pub(super) fn elsewhere(&self, packet: &[u8]) -> Option<Number> {
+        if self.common.place.is_alone() {
+            return None;
+        }
+        match self.routes.peer_of(inner::route(packet)?.destination)? {
+            Holder::Here(_) => None,
+            Holder::At(number) => Some(number),
+        }
     }
 
     fn receive<O: Output>(
@@ -176,13 +216,16 @@ impl Shard {
             return;
         };
         let routes = &self.routes;
-        let is_own = |address| routes.peer_of(address) == Some(slot);
+        let is_own = |address| routes.peer_of(address) == Some(Holder::Here(slot));
         peer.receive(now, from, (message, datagram), is_own, &mut self.common, out);
         touch(&mut self.touched, slot, peer);
     }
 
     fn handle_beat<O: Output>(&mut self, now: Instant, from: Path, datagram: &[u8], out: &mut O) {
         let Some((key, heard)) = self.beats.open(datagram) else { return };
+        if let Some(other) = self.common.place.elsewhere(&key) {
+            return out.hand_over(other, Stray::Datagram(from, datagram.to_vec()));
+        }
         let Some(&slot) = self.by_key.get(&key) else { return };
         let Some(Some(peer)) = self.peers.get_mut(usize::from(slot)) else { return };
         peer.beat_received(now, from.remote, out);
@@ -198,9 +241,10 @@ impl Shard {
         }
     }
 
-    /// Accepts a peer's beats, or their answers, under this key.
+    /// Accepts a peer's beats, or their answers, under this key. The peer may be another shard's: only with the key
+    /// can be told whose a beat is.
     pub(super) fn add_beat_key(&mut self, now: Instant, peer: PublicKey, key: BeatKey, role: Role) {
-        if self.by_key.contains_key(&peer) {
+        if self.by_key.contains_key(&peer) || self.others.contains(&peer) {
             self.beats.add_key(now, peer, key, role);
         }
     }
@@ -218,7 +262,11 @@ impl Shard {
 
     /// Takes the inner packets that the TUN device gave in one piece. A SYN among them may be changed.
     pub(super) fn handle_packets<O: Output>(&mut self, now: Instant, packets: Segments<'_>, out: &mut O) {
-        let slot = inner::route(packets.head()).and_then(|route| self.routes.peer_of(route.destination));
+        let holder = inner::route(packets.head()).and_then(|route| self.routes.peer_of(route.destination));
+        let slot = holder.and_then(|holder| match holder {
+            Holder::Here(slot) => Some(slot),
+            Holder::At(_) => None,
+        });
         let Some((slot, peer)) =
             slot.and_then(|slot| Some((slot, self.peers.get_mut(usize::from(slot))?.as_mut()?)))
         else {
@@ -332,6 +380,12 @@ impl Shard {
         }
     }
 
+    /// The place of the peer that a receiver index belongs to.
+    fn slot_of(&self, receiver: u32) -> Option<Slot> {
+        let [_, shard, low, high] = receiver.to_le_bytes();
+        (shard == self.common.place.number()).then_some(Slot::from_le_bytes([low, high]))
+    }
+
     fn with(&mut self, key: &PublicKey, act: impl FnOnce(&mut Peer, &mut Surroundings)) {
         let Some(&slot) = self.by_key.get(key) else { return };
         let Some(Some(peer)) = self.peers.get_mut(usize::from(slot)) else { return };
@@ -361,17 +415,21 @@ impl Shard {
         None
     }
 
-    fn initiator_of(&self, datagram: &[u8]) -> Option<Slot> {
+    fn initiator_of(&self, datagram: &[u8]) -> Option<PublicKey> {
         let Ok(Packet::HandshakeInit(initiation)) = Tunn::parse_incoming_packet(datagram) else {
             return None;
         };
         let half = parse_handshake_anon(&self.common.secret, &self.public.to_x25519(), &initiation).ok()?;
-        self.by_key.get(&PublicKey::from_bytes(half.peer_static_public)).copied()
+        Some(PublicKey::from_bytes(half.peer_static_public))
     }
 
     /// The peer's place, new or as it was.
-    fn admit(&mut self, config: &PeerConfig) -> Option<Slot> {
+    fn admit(&mut self, config: &PeerConfig) -> Option<Holder> {
         let key = config.public_key;
+        if let Some(other) = self.common.place.elsewhere(&key) {
+            self.others.insert(key);
+            return Some(Holder::At(other));
+        }
         let slot = match self.by_key.get(&key) {
             Some(&slot) => slot,
             None => self.place(key, config.preshared_key.clone())?,
@@ -382,7 +440,7 @@ impl Shard {
         }
         peer.offer_endpoints(&config.endpoints);
         touch(&mut self.touched, slot, peer);
-        Some(slot)
+        Some(Holder::Here(slot))
     }
 
     fn place(&mut self, key: PublicKey, preshared: Option<PresharedKey>) -> Option<Slot> {
@@ -417,10 +475,10 @@ impl Shard {
     }
 }
 
-/// The place of the peer that a receiver index belongs to: session in the low byte, then shard, then place.
-fn slot_of(receiver: u32) -> Option<Slot> {
-    let [_, shard, low, high] = receiver.to_le_bytes();
-    (shard == 0).then_some(Slot::from_le_bytes([low, high]))
+/// The shard that a receiver index belongs to: session in the low byte, then shard, then place.
+const fn shard_of(receiver: u32) -> Number {
+    let [_, shard, ..] = receiver.to_le_bytes();
+    shard
 }
 
 fn touch(touched: &mut Vec<Slot>, slot: Slot, peer: &mut Peer) {
@@ -432,5 +490,7 @@ fn touch(touched: &mut Vec<Slot>, slot: Slot, peer: &mut Peer) {
 
 #[cfg(test)]
 mod beat_tests;
+#[cfg(test)]
+mod team_tests;
 #[cfg(test)]
 mod tests;

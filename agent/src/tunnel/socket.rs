@@ -3,6 +3,7 @@
 use std::{
     io::{self, IoSlice},
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV6},
+    num::NonZeroU8,
     os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
     time::Instant,
 };
@@ -16,7 +17,7 @@ use nix::{
     },
 };
 
-use super::{Offloads, TunnelError, path::Path, unsplit::Unsplit};
+use super::{Offloads, TunnelError, path::Path, steering, unsplit::Unsplit};
 
 /// The largest UDP payload over IPv4, and with it the largest run of datagrams for one call.
 pub(super) const LARGEST_DATAGRAM: usize = 65_507;
@@ -43,14 +44,49 @@ impl UdpEndpoint {
     /// Binds a port of all local addresses (0: any port). Without IPv6 in the kernel it serves IPv4 alone. It
     /// offloads as much as the kernel can, and as is wanted.
     pub(super) fn bind(port: u16, fwmark: Option<u32>, wanted: Offloads) -> Result<Self, TunnelError> {
+        Self::bind_as(Sharing::Alone, port, fwmark, wanted)
+    }
+
+    /// Binds so many sockets to one port, the first for shard 0 and so on.
+    pub(super) fn bind_group(
+        count: NonZeroU8,
+        port: u16,
+        fwmark: Option<u32>,
+        wanted: Offloads,
+    ) -> Result<Vec<Self>, TunnelError> {
+        // A port to share may be shared with strangers of the same user, so it is taken alone first.
+        let first = Self::bind(port, fwmark, wanted)?;
+        let port = first.local_port;
+        if count > NonZeroU8::MIN {
+            let failed = |errno: Errno| TunnelError::Socket(errno.into());
+            setsockopt(&first, sockopt::ReusePort, &true).map_err(failed)?;
+        }
+        let mut sockets = vec![first];
+        for _ in 1..count.get() {
+            sockets.push(Self::bind_as(Sharing::Group, port, fwmark, wanted)?);
+        }
+        if let [first, _, ..] = &sockets[..]
+            && let Err(errno) = steering::attach(first)
+        {
+            tracing::warn!(%errno, "datagrams do not come to the thread of their peer: threads hand them over");
+        }
+        Ok(sockets)
+    }
+
+    fn bind_as(
+        sharing: Sharing,
+        port: u16,
+        fwmark: Option<u32>,
+        wanted: Offloads,
+    ) -> Result<Self, TunnelError> {
         let failed = |errno| match errno {
             Errno::EADDRINUSE => TunnelError::PortInUse { port },
             errno => TunnelError::Socket(errno.into()),
         };
-        let (fd, dual_stack) = match open(AddressFamily::Inet6, port) {
+        let (fd, dual_stack) = match open(AddressFamily::Inet6, port, sharing) {
             Ok(fd) => (fd, true),
             Err(Errno::EAFNOSUPPORT | Errno::EADDRNOTAVAIL) => {
-                (open(AddressFamily::Inet, port).map_err(failed)?, false)
+                (open(AddressFamily::Inet, port, sharing).map_err(failed)?, false)
             }
             Err(errno) => return Err(failed(errno)),
         };
@@ -204,8 +240,18 @@ impl AsFd for UdpEndpoint {
     }
 }
 
-fn open(family: AddressFamily, port: u16) -> Result<OwnedFd, Errno> {
+/// Whether other sockets may have the same port.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Sharing {
+    Alone,
+    Group,
+}
+
+fn open(family: AddressFamily, port: u16, sharing: Sharing) -> Result<OwnedFd, Errno> {
     let fd = socket(family, SockType::Datagram, SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK, None)?;
+    if sharing == Sharing::Group {
+        setsockopt(&fd, sockopt::ReusePort, &true)?;
+    }
     if family == AddressFamily::Inet6 {
         setsockopt(&fd, sockopt::Ipv6V6Only, &false)?;
         bind(fd.as_raw_fd(), &SockaddrIn6::from(SocketAddrV6::new(Ipv6Addr::UNSPECIFIED, port, 0, 0)))?;

@@ -2,6 +2,7 @@
 
 use std::{
     collections::HashMap,
+    iter::Sum,
     net::SocketAddr,
     sync::{Arc, Mutex, PoisonError, RwLock},
     time::Instant,
@@ -101,6 +102,75 @@ pub struct Discards {
     pub unrouted: u64,
 }
 
+impl Sum for Discards {
+    fn sum<I: Iterator<Item = Self>>(all: I) -> Self {
+        all.fold(Self::default(), |sum, each| Self {
+            malformed: sum.malformed + each.malformed,
+            unknown_peer: sum.unknown_peer + each.unknown_peer,
+            refused: sum.refused + each.refused,
+            challenged: sum.challenged + each.challenged,
+            unrouted: sum.unrouted + each.unrouted,
+        })
+    }
+}
+
+/// What the data plane's threads did, since the tunnel started. How many datagrams go in and out with one call tells
+/// whether offloads do their work.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Work {
+    /// Times that a thread woke, and did all that there was.
+    pub turns: u64,
+    /// Calls that received datagrams.
+    pub receives: u64,
+    /// Datagrams received.
+    pub datagrams_received: u64,
+    /// Runs of datagrams sent, each with one call where the path splits them.
+    pub sends: u64,
+    /// Datagrams sent.
+    pub datagrams_sent: u64,
+    /// Frames read from the TUN device: a packet, or a super-packet.
+    pub frames_read: u64,
+    /// Frames written to the TUN device: a packet, or a super-packet.
+    pub frames_written: u64,
+    /// Datagrams, initiations and frames that came to another thread than their peer's, and were handed over.
+    pub handed_over: u64,
+    /// The same, but lost, as too much was on the way already.
+    pub lost_between: u64,
+}
+
+impl Work {
+    /// Each by its name.
+    pub const fn list(&self) -> [(&'static str, u64); 9] {
+        [
+            ("turn", self.turns),
+            ("receive", self.receives),
+            ("datagram-received", self.datagrams_received),
+            ("send", self.sends),
+            ("datagram-sent", self.datagrams_sent),
+            ("frame-read", self.frames_read),
+            ("frame-written", self.frames_written),
+            ("handed-over", self.handed_over),
+            ("lost-between", self.lost_between),
+        ]
+    }
+}
+
+impl Sum for Work {
+    fn sum<I: Iterator<Item = Self>>(all: I) -> Self {
+        all.fold(Self::default(), |sum, each| Self {
+            turns: sum.turns + each.turns,
+            receives: sum.receives + each.receives,
+            datagrams_received: sum.datagrams_received + each.datagrams_received,
+            sends: sum.sends + each.sends,
+            datagrams_sent: sum.datagrams_sent + each.datagrams_sent,
+            frames_read: sum.frames_read + each.frames_read,
+            frames_written: sum.frames_written + each.frames_written,
+            handed_over: sum.handed_over + each.handed_over,
+            lost_between: sum.lost_between + each.lost_between,
+        })
+    }
+}
+
 /// What became of beats, since the tunnel started.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct BeatCounts {
@@ -126,6 +196,23 @@ pub struct BeatCounts {
     pub crowded: u64,
 }
 
+impl Sum for BeatCounts {
+    fn sum<I: Iterator<Item = Self>>(all: I) -> Self {
+        all.fold(Self::default(), |sum, each| Self {
+            answered: sum.answered + each.answered,
+            wakes: sum.wakes + each.wakes,
+            wakes_unanswered: sum.wakes_unanswered + each.wakes_unanswered,
+            malformed: sum.malformed + each.malformed,
+            unknown_key: sum.unknown_key + each.unknown_key,
+            forged: sum.forged + each.forged,
+            replayed: sum.replayed + each.replayed,
+            limited: sum.limited + each.limited,
+            unproven: sum.unproven + each.unproven,
+            crowded: sum.crowded + each.crowded,
+        })
+    }
+}
+
 /// One peer's published figures. The writer never waits: where a reader holds them it tries again with the
 /// next batch.
 #[derive(Debug, Clone)]
@@ -140,11 +227,12 @@ impl Published {
     }
 }
 
-/// The figures of all peers. Its lock is taken when peers come and go, never for packets.
+/// The figures of all peers of a shard. Its lock is taken when peers come and go, never for packets.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Board {
     peers: Arc<RwLock<HashMap<PublicKey, Published>>>,
     counts: Arc<Mutex<(Discards, BeatCounts)>>,
+    work: Arc<Mutex<Work>>,
 }
 
 impl Board {
@@ -169,6 +257,17 @@ impl Board {
         if let Ok(mut published) = self.counts.try_lock() {
             *published = (discards, beats);
         }
+    }
+
+    /// Left out where a reader is in the way: the next batch says it again.
+    pub(super) fn count_work(&self, work: Work) {
+        if let Ok(mut published) = self.work.try_lock() {
+            *published = work;
+        }
+    }
+
+    pub(super) fn work(&self) -> Work {
+        *self.work.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(super) fn counts(&self) -> (Discards, BeatCounts) {

@@ -50,7 +50,7 @@ impl Interface {
             self.tunnel.set_fwmark((mark != 0).then_some(mark))?;
         }
         if let Some(key) = identity {
-            self.tunnel.set_private_key(key);
+            self.tunnel.set_private_key(&key);
         }
         let peers = self.configuration.tunnel_peers();
         if !renewed.is_empty() {

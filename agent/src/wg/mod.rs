@@ -14,7 +14,7 @@ pub use error::WgError;
 use self::interface::Interface;
 use crate::{
     kernel::{RouteSocket, TunDevice, TunOffload},
-    tunnel::{Tunnel, TunnelEvent},
+    tunnel::{PrivateKey, Threads, Tunnel, TunnelEvent},
     uapi::Socket,
 };
 
@@ -24,16 +24,20 @@ const EVENTS: usize = 256;
 
 /// Runs a device of this name until `stop`, or until the device or its socket is removed. Calls `ready` once it
 /// can be configured.
-pub async fn run(name: &str, ready: impl FnOnce(), stop: CancellationToken) -> Result<(), WgError> {
+pub async fn run(
+    name: &str,
+    threads: Threads,
+    ready: impl FnOnce(),
+    stop: CancellationToken,
+) -> Result<(), WgError> {
     // Before there is a device: one of this name with a living socket is somebody else's.
     let socket = Socket::open(name)?;
-    let device = TunDevice::create_offloading(name, TunOffload::TcpAndUdp)?;
+    let device = TunDevice::create_offloading(name, TunOffload::TcpAndUdp, threads.queues())?;
     let mut route = RouteSocket::open()?;
     route.set_mtu(device.index(), MTU)?;
     route.leave_out_link_local(device.index())?;
     let (sender, mut events) = mpsc::channel(EVENTS);
-    let mut interface =
-        Interface::new(Tunnel::start_on(device, crate::tunnel::PrivateKey::generate()?, sender)?);
+    let mut interface = Interface::new(Tunnel::start_on(device, PrivateKey::generate()?, threads, sender)?);
     let mut removal = socket.removal()?;
     let mut questions = socket.serve()?;
     tracing::debug!(device = name, "ready to be configured");

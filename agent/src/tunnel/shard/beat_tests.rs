@@ -11,7 +11,8 @@ use crate::nat::{
     wire::{Answer, BaitHash, Cookie, Echo, KeyId, decode_answer, encode_beat},
 };
 
-const BAIT: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::new(10, 0, 0, 1)), 1);
+pub(super) const BAIT: SocketAddr =
+    SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::new(10, 0, 0, 1)), 1);
 const MS: Duration = Duration::from_millis(1);
 
 struct Pair {
@@ -80,7 +81,7 @@ impl Pair {
     }
 }
 
-fn key(n: u8) -> BeatKey {
+pub(super) fn key(n: u8) -> BeatKey {
     BeatKey::new(KeyId(n.into()), &[n; 32])
 }
 

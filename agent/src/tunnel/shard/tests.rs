@@ -18,6 +18,7 @@ pub(super) struct Made {
     pub(super) locals: BTreeSet<Option<IpAddr>>,
     pub(super) packets: Vec<Vec<u8>>,
     pub(super) events: Vec<TunnelEvent>,
+    pub(super) handed: Vec<(Number, Stray)>,
     room: Vec<u8>,
     to: Option<Path>,
 }
@@ -46,6 +47,10 @@ impl Output for Made {
     fn event(&mut self, event: TunnelEvent) {
         self.events.push(event);
     }
+
+    fn hand_over(&mut self, to: Number, stray: Stray) {
+        self.handed.push((to, stray));
+    }
 }
 
 impl Made {
@@ -69,11 +74,14 @@ pub(super) struct End {
 
 impl End {
     pub(super) fn new(n: u8) -> Self {
-        let private_key = PrivateKey::generate().unwrap();
+        Self::with(n, PrivateKey::generate().unwrap(), Place::ALONE)
+    }
+
+    pub(super) fn with(n: u8, private_key: PrivateKey, place: Place) -> Self {
         let key = private_key.public();
         let board = Board::default();
-        let shard =
-            Shard::new(&ShardConfig { private_key, mtu: 1420 }, board.clone(), Instant::now()).unwrap();
+        let config = ShardConfig { private_key, mtu: 1420, place };
+        let shard = Shard::new(&config, board.clone(), Instant::now()).unwrap();
         let address = (Ipv4Addr::new(192, 0, 2, n), 51820).into();
         Self { shard, key, made: Made::default(), board, address, inner: Ipv4Addr::new(10, 9, 0, n) }
     }
@@ -97,7 +105,7 @@ impl End {
         self.shard.settle();
     }
 
-    fn sends_packet(&mut self, now: Instant, packet: &mut [u8]) {
+    pub(super) fn sends_packet(&mut self, now: Instant, packet: &mut [u8]) {
         self.shard.handle_packets(now, Segments::whole(packet), &mut self.made);
     }
 
@@ -120,7 +128,7 @@ impl End {
 }
 
 /// An IPv4 packet of 21 bytes.
-fn packet(from: Ipv4Addr, to: Ipv4Addr, number: u8) -> Vec<u8> {
+pub(super) fn packet(from: Ipv4Addr, to: Ipv4Addr, number: u8) -> Vec<u8> {
     let mut packet = vec![0x45, 0, 0, 21, 0, 0, 0, 0, 64, 253, 0, 0];
     packet.extend(from.octets());
     packet.extend(to.octets());

@@ -64,6 +64,8 @@ async fn a_labelled_pod_reaches_through_its_gateway_alone_and_leaves_no_client_b
         ])
         .await?;
     ensure!(added == r#"{"add":["NET_ADMIN"],"drop":["ALL"]}Always"#, "the sidecar has {added}");
+    let log = lab.kubectl(["logs", "-n", "sidecars-app", "app", "-c", "pinhole"]).await?;
+    ensure!(!log.contains("will not be answered"), "there is no socket for `wg`: {log}");
     let client = vpn
         .client("app", "to be connected", PATIENCE, |client| {
             client.status.as_ref().and_then(|status| status.phase) == Some(ClientPhase::Connected)

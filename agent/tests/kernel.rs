@@ -165,6 +165,10 @@ fn clients_go_out_in_the_name_of_the_host() {
     }
     gateway.ip("address add fd09::1/64 dev tun0 nodad");
     gateway.ip("address add 2001:db8::1/64 dev eth0 nodad");
+    for (namespace, device) in [(&client, "eth0"), (&server, "eth0"), (&gateway, "tun0"), (&gateway, "eth0")]
+    {
+        namespace.await_addresses(device);
+    }
     client.ip("route add default via 10.9.0.1");
     client.ip("-6 route add default via fd09::1");
     let masquerade = Masquerade {

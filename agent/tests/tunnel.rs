@@ -85,7 +85,7 @@ impl End {
         let (sender, events) = channel(1024);
         let (key, device) = (config.private_key.public(), config.tun_name.clone());
         let tunnel = namespace.run(move || Tunnel::start(config, sender).unwrap());
-        await_addresses(&namespace, &device);
+        namespace.await_addresses(&device);
         Self { tunnel, events, key, namespace }
     }
 
@@ -147,6 +147,7 @@ fn cable() -> (Namespace, Namespace) {
     client.join(("eth0", "192.0.2.2/24"), &gateway, ("eth0", "192.0.2.1/24"));
     for (namespace, address) in [(&client, "2001:db8::2/64"), (&gateway, "2001:db8::1/64")] {
         namespace.ip(&format!("address add {address} dev eth0 nodad"));
+        namespace.await_addresses("eth0");
     }
     (client, gateway)
 }
@@ -174,13 +175,6 @@ fn await_until(what: &str, holds: impl Fn() -> bool) {
         assert!(Instant::now() < end, "not within 10 s: {what}");
         std::thread::yield_now();
     }
-}
-
-/// The kernel takes IPv6 addresses into use when it gets round to it.
-fn await_addresses(namespace: &Namespace, device: &str) {
-    await_until("the addresses are in use", || {
-        namespace.ip(&format!("-6 address show dev {device} tentative")).is_empty()
-    });
 }
 
 fn pair() -> (End, End) {
@@ -605,7 +599,7 @@ fn wireguard_go_is_a_peer_like_any_other() {
     stock.ip(&format!("address add 10.9.0.2/24 dev {name}"));
     stock.ip(&format!("address add fd09::2/64 dev {name}"));
     stock.ip(&format!("link set {name} mtu 1420 up"));
-    await_addresses(&stock, &name);
+    stock.await_addresses(&name);
     gateway.tunnel.set_peers(vec![peer(private.public(), &["10.9.0.2/32", "fd09::2/128"], None)]);
 
     for size in [0, 56, 1392, 4000] {

@@ -189,11 +189,11 @@ impl Device {
 
     fn up(&self, addresses: [&str; 2]) {
         for address in addresses {
-            // Without detection of duplicates it can be used at once.
             let nodad = if address.contains(':') { " nodad" } else { "" };
             self.namespace.ip(&format!("address add {address} dev {}{nodad}", self.name));
         }
         self.namespace.ip(&format!("link set {} up", self.name));
+        self.namespace.await_addresses(&self.name);
     }
 
     fn ping(&self, words: &str) -> Result<String, String> {
@@ -210,6 +210,9 @@ fn cable() -> (Namespace, Namespace) {
     one.join(("eth0", "192.0.2.1/24"), &two, ("eth0", "192.0.2.2/24"));
     one.ip("address add 2001:db8::1/64 dev eth0 nodad");
     two.ip("address add 2001:db8::2/64 dev eth0 nodad");
+    for namespace in [&one, &two] {
+        namespace.await_addresses("eth0");
+    }
     (one, two)
 }
 

@@ -4,6 +4,7 @@ use std::{
     process::Command,
     sync::mpsc,
     thread::{self, JoinHandle},
+    time::{Duration, Instant},
 };
 
 use nix::{
@@ -67,6 +68,21 @@ impl Namespace {
     /// Runs `ip` with these words, and expects it to succeed.
     pub(crate) fn ip(&self, words: &str) -> String {
         self.command(&format!("ip {words}")).unwrap()
+    }
+
+    /// Waits until the addresses of a device that is up are in use. The kernel takes those of IPv6 into use when it
+    /// gets round to it, also without detection of duplicates, and drops what comes for them until then.
+    pub(crate) fn await_addresses(&self, device: &str) {
+        let end = Instant::now() + Duration::from_secs(10);
+        let shown = self.ip(&format!("-6 -oneline address show dev {device} scope global"));
+        let nets = shown.lines().filter_map(|line| line.split_whitespace().nth(3));
+        for address in nets.filter_map(|net| net.split('/').next()) {
+            let route = format!("ip -6 route get {address}");
+            while !self.command(&route).is_ok_and(|route| route.starts_with("local")) {
+                assert!(Instant::now() < end, "not in use after 10 s: {address}");
+                thread::yield_now();
+            }
+        }
     }
 
     /// Joins two namespaces by a cable: `name` here with `address`, `peer` there with `peer_address`.

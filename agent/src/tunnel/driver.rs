@@ -20,7 +20,7 @@ use super::{
     Offloads, TunnelError, TunnelEvent,
     handle::Command,
     inbox::Inbox,
-    line::Budget,
+    line::{Budget, LULL},
     message::Message,
     outbox::Outbox,
     output::Output,
@@ -74,6 +74,8 @@ struct Carried {
     /// A reader was in the way of some figures.
     unpublished: bool,
     budget: Budget,
+    /// Handshakes wait until data has paused for longer.
+    resting: bool,
 }
 
 enum Next {
@@ -109,30 +111,29 @@ impl Driver {
     /// Waits, and handles all that is ready.
     fn turn(&mut self, epoll: &Epoll, room: &mut Room, carried: &mut Carried) -> io::Result<Next> {
         let mut ready = [EpollEvent::empty(); 3];
-        let count = match epoll.wait(&mut ready, self.patience(carried.unpublished)) {
+        let count = match epoll.wait(&mut ready, self.patience(carried)) {
             Err(Errno::EINTR) => 0,
             result => result?,
         };
         let began = Instant::now();
         self.shard.handle_timeout(began, &mut self.outbox);
-        let mut carries_data = false;
+        let mut data = 0;
         for event in ready.iter().take(count) {
             match event.data() {
-                SOCKET => carries_data |= self.take_datagrams(&mut room.inbox),
-                DEVICE => {
-                    self.take_packets(&mut room.frame)?;
-                    carries_data = true;
-                }
+                SOCKET => data += self.take_datagrams(&mut room.inbox),
+                DEVICE => data += self.take_packets(&mut room.frame)?,
                 _ => {
                     if let Next::Shutdown = self.take_commands(epoll)? {
                         return Ok(Next::Shutdown);
                     }
-                    carries_data |= self.take_strays();
+                    data += self.take_strays();
                 }
             }
         }
+        carried.budget.saw(began, data);
+        self.shard.set_short_of_time(carried.budget.is_short(began));
         if self.shard.has_callers() {
-            self.answer(began, carries_data, &mut carried.budget);
+            self.answer(carried);
         }
         self.outbox.flush();
         for (to, category) in self.outbox.failures() {
@@ -145,32 +146,35 @@ impl Driver {
     }
 
     /// Answers handshakes in the time that data leaves for it.
-    fn answer(&mut self, began: Instant, carries_data: bool, budget: &mut Budget) {
+    fn answer(&mut self, carried: &mut Carried) {
         let from = Instant::now();
-        let granted = budget.grant(carries_data.then(|| from - began));
+        let granted = carried.budget.grant(from);
+        carried.resting = granted.is_zero();
         let (mut now, mut answers) = (from, 0);
         while now - from < granted && self.shard.answer_next(now, &mut self.outbox) {
             now = Instant::now();
             answers += 1;
         }
-        budget.spend(answers, now - from);
+        carried.budget.spend(answers, now - from);
     }
 
-    fn patience(&self, unpublished: bool) -> EpollTimeout {
-        if self.shard.has_callers() {
+    fn patience(&self, carried: &Carried) -> EpollTimeout {
+        let callers = self.shard.has_callers();
+        if callers && !carried.resting {
             return EpollTimeout::ZERO;
         }
         let due = self.shard.poll_timeout().map(|at| at.saturating_duration_since(Instant::now()));
-        let again = unpublished.then_some(PUBLISH_AGAIN);
-        let Some(wait) = due.into_iter().chain(again).min() else { return EpollTimeout::NONE };
+        let again = carried.unpublished.then_some(PUBLISH_AGAIN);
+        let rest = callers.then_some(LULL);
+        let Some(wait) = [due, again, rest].into_iter().flatten().min() else { return EpollTimeout::NONE };
         // Rounded up, so that it does not wake just before.
         let wait = wait + Duration::from_nanos(999_999);
         EpollTimeout::try_from(wait).unwrap_or(EpollTimeout::MAX)
     }
 
-    /// Whether there was anything but initiations.
-    fn take_datagrams(&mut self, inbox: &mut Inbox) -> bool {
-        let mut carries_data = false;
+    /// How many bytes there were beside initiations.
+    fn take_datagrams(&mut self, inbox: &mut Inbox) -> usize {
+        let mut data = 0;
         for _ in 0..RECEIVES {
             let more = match inbox.receive(&self.outbox.socket) {
                 Ok(more) => more,
@@ -184,7 +188,9 @@ impl Driver {
             let now = Instant::now();
             self.outbox.work.receives += 1;
             for run in inbox.runs() {
-                carries_data |= !Message::is_initiation(run.bytes);
+                if !Message::is_initiation(run.bytes) {
+                    data += run.bytes.len();
+                }
                 for datagram in run.datagrams() {
                     self.outbox.work.datagrams_received += 1;
                     self.shard.handle_datagram(now, run.from, datagram, &mut self.outbox);
@@ -194,25 +200,27 @@ impl Driver {
                 break;
             }
         }
-        carries_data
+        data
     }
 
-    fn take_packets(&mut self, frame: &mut [u8]) -> io::Result<()> {
+    /// How many bytes there were.
+    fn take_packets(&mut self, frame: &mut [u8]) -> io::Result<usize> {
         let now = Instant::now();
-        let mut taken = 0;
+        let (mut taken, mut data) = (0, 0);
         while taken < BYTES {
             match self.outbox.device.receive(frame) {
                 Ok(length) => {
                     taken += length.max(BYTES / 128);
+                    data += length;
                     self.outbox.work.frames_read += 1;
                     self.take_frame(now, frame.get_mut(..length).unwrap_or_default());
                 }
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) => return Err(error),
             }
         }
-        Ok(())
+        Ok(data)
     }
 
     fn take_frame(&mut self, now: Instant, frame: &mut [u8]) {
@@ -234,24 +242,27 @@ impl Driver {
         }
     }
 
-    /// What came to other shards, and is ours. Whether there was anything but initiations.
-    fn take_strays(&mut self) -> bool {
+    /// What came to other shards, and is ours. How many bytes there were beside initiations.
+    fn take_strays(&mut self) -> usize {
         let now = Instant::now();
-        let mut carries_data = false;
+        let mut data = 0;
         // No more than can be on the way, so that somebody who hands over without end does not keep it here.
         for _ in 0..WAITING {
-            let Ok(stray) = self.strays.try_recv() else { return carries_data };
-            carries_data |= !matches!(stray, Stray::Initiation(_));
+            let Ok(stray) = self.strays.try_recv() else { return data };
             match stray {
                 Stray::Datagram(from, datagram) => {
+                    data += datagram.len();
                     self.shard.handle_datagram(now, from, &datagram, &mut self.outbox);
                 }
                 Stray::Initiation(caller) => self.shard.take_caller(now, caller),
-                Stray::Frame(mut frame) => self.take_frame(now, &mut frame),
+                Stray::Frame(mut frame) => {
+                    data += frame.len();
+                    self.take_frame(now, &mut frame);
+                }
             }
         }
         let _ = self.wake.write(1);
-        carries_data
+        data
     }
 
     fn take_commands(&mut self, epoll: &Epoll) -> io::Result<Next> {

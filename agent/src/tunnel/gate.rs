@@ -3,7 +3,7 @@
 //!
 //! A source has a small allowance without proof. Beyond it, or when too many wait already ([`Line`]), it must return
 //! a cookie (whitepaper, section 5.4.7), which a forged source address cannot. Proven sources come first, within an
-//! allowance of their own that nobody can spend in their name; what they ask beyond it is answered in spare time.
+//! allowance of their own that nobody can spend in their name; what they ask beyond it is answered last.
 
 use std::{
     collections::HashMap,
@@ -108,20 +108,19 @@ impl HandshakeGate {
             return Verdict::Refuse;
         }
         let place = place(source);
-        let has_spare = line.has_room(Turn::Spare);
         if has_proof(message)
             && self.strict.verify_packet(Some(source), message, &mut [0; COOKIE_REPLY]).is_ok()
         {
             return if line.has_room(Turn::First) && self.take_proven(now, place) {
                 Verdict::Admit(Turn::First)
-            } else if has_spare {
+            } else if line.has_room(Turn::Spare) {
                 Verdict::Admit(Turn::Spare)
             } else {
                 Verdict::Refuse
             };
         }
-        if has_spare && self.take_unproven(now, place) {
-            return Verdict::Admit(Turn::Spare);
+        if line.has_room(Turn::Newcomer) && self.take_unproven(now, place) {
+            return Verdict::Admit(Turn::Newcomer);
         }
         let mut reply = [0; COOKIE_REPLY];
         match self.strict.verify_packet(Some(source), message, &mut reply) {
@@ -213,7 +212,7 @@ mod tests {
         }
     }
 
-    const ADMITTED: Verdict = Verdict::Admit(Turn::Spare);
+    const ADMITTED: Verdict = Verdict::Admit(Turn::Newcomer);
     const HERE: IpAddr = IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1));
     const THERE: IpAddr = IpAddr::V4(Ipv4Addr::new(192, 0, 2, 2));
 
@@ -286,15 +285,16 @@ mod tests {
         let verdicts: Vec<_> = (0..1000).map(|_| gate.judge(now, HERE, &proven, &line)).collect();
         let first = verdicts.iter().take_while(|&it| *it == Verdict::Admit(Turn::First)).count();
         assert_eq!(first, 200);
-        assert!(verdicts.iter().skip(first).all(|it| *it == ADMITTED), "ten thousand may share an address");
+        let spare = Verdict::Admit(Turn::Spare);
+        assert!(verdicts.iter().skip(first).all(|it| *it == spare), "ten thousand may share an address");
     }
 
     #[test]
     fn when_too_many_wait_all_must_prove_their_address() {
         let Fixture { mut gate, mut line, mut client, now } = fixture();
-        while line.has_room(Turn::Spare) {
+        while line.has_room(Turn::Newcomer) {
             let from = std::net::SocketAddr::from((HERE, 1)).into();
-            line.join(now, Caller { from, turn: Turn::Spare, initiator: None, initiation: [0; 148] });
+            line.join(now, Caller { from, turn: Turn::Newcomer, initiator: None, initiation: [0; 148] });
         }
         let message = initiation(&mut client);
         let Verdict::Challenge(cookie) = gate.judge(now, THERE, &message, &line) else { panic!("no cookie") };

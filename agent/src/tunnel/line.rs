@@ -10,23 +10,46 @@ use std::{
 
 use super::{PublicKey, message::INITIATION, path::Path};
 
-/// Places for those whose turn comes first, and for the others: 4 MB when all are taken.
+/// Places for those of each turn: 8 MB when all are taken.
 const FIRST: usize = 4096;
+const NEWCOMERS: usize = 16_384;
 const SPARE: usize = 16_384;
+/// Places for those of each turn beside much data: who comes last waits for two or three seconds.
+const NARROW: usize = 768;
 /// By then the initiator has sent another one (`REKEY_TIMEOUT`), and does not take an answer to this.
 const FRESH: Duration = Duration::from_secs(5);
-/// Handshakes get one part in so many of the time that data takes.
-const SHARE: u32 = 8;
-/// Where there is no data: how long until it is looked for again.
-const SLICE: Duration = Duration::from_millis(2);
+/// Beside much data, handshakes get one part in so many of the time: some 300 a second.
+const SHARE: u32 = 12;
+/// Bytes in one turn that are much: what single packets of many peers do not come to.
+const MUCH: usize = 32 << 10;
+/// How long after much data handshakes get no more than their share.
+pub(super) const LULL: Duration = Duration::from_millis(1);
+/// How long after much data there are few places.
+const LATELY: Duration = Duration::from_secs(1);
+/// Where there is not much data: how long until it is looked for again.
+const SLICE: Duration = Duration::from_millis(1);
 
 /// Who is answered before whom.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Turn {
     /// Those who proved their address and do not ask too often.
     First,
-    /// All others, as time allows.
+    /// Those who did not prove it, and do not ask too often either.
+    Newcomer,
+    /// Those who proved it and ask often, as ten thousand behind one address do.
     Spare,
+}
+
+impl Turn {
+    const ALL: [Self; 3] = [Self::First, Self::Newcomer, Self::Spare];
+
+    const fn places(self) -> usize {
+        match self {
+            Self::First => FIRST,
+            Self::Newcomer => NEWCOMERS,
+            Self::Spare => SPARE,
+        }
+    }
 }
 
 /// An initiation that waits.
@@ -43,39 +66,59 @@ pub(super) struct Caller {
 #[derive(Debug, Default)]
 pub(super) struct Line {
     first: VecDeque<(Instant, Caller)>,
+    newcomers: VecDeque<(Instant, Caller)>,
     spare: VecDeque<(Instant, Caller)>,
+    is_narrow: bool,
 }
 
 impl Line {
+    /// Whether there are few places: where time is short, whoever comes last would wait in vain.
+    pub(super) const fn set_narrow(&mut self, is_narrow: bool) {
+        self.is_narrow = is_narrow;
+    }
+
     pub(super) fn has_room(&self, turn: Turn) -> bool {
-        match turn {
-            Turn::First => self.first.len() < FIRST,
-            Turn::Spare => self.spare.len() < SPARE,
-        }
+        let places = if self.is_narrow { NARROW } else { turn.places() };
+        self.those_of(turn).len() < places
     }
 
     pub(super) fn is_empty(&self) -> bool {
-        self.first.is_empty() && self.spare.is_empty()
+        Turn::ALL.iter().all(|&turn| self.those_of(turn).is_empty())
     }
 
     /// Puts an initiation in line.
     pub(super) fn join(&mut self, now: Instant, caller: Caller) {
-        match caller.turn {
-            Turn::First => self.first.push_back((now, caller)),
-            Turn::Spare => self.spare.push_back((now, caller)),
-        }
+        self.those_of_mut(caller.turn).push_back((now, caller));
     }
 
     /// Takes the next one whose initiator still waits for the answer.
     pub(super) fn next(&mut self, now: Instant) -> Option<Caller> {
-        while let Some((since, caller)) = self.first.pop_front().or_else(|| self.spare.pop_front()) {
-            if now.saturating_duration_since(since) < FRESH {
-                return Some(caller);
+        for turn in Turn::ALL {
+            while let Some((since, caller)) = self.those_of_mut(turn).pop_front() {
+                if now.saturating_duration_since(since) < FRESH {
+                    return Some(caller);
+                }
             }
         }
         // A storm is rare: its memory goes with it.
-        *self = Self::default();
+        *self = Self { is_narrow: self.is_narrow, ..Self::default() };
         None
+    }
+
+    const fn those_of(&self, turn: Turn) -> &VecDeque<(Instant, Caller)> {
+        match turn {
+            Turn::First => &self.first,
+            Turn::Newcomer => &self.newcomers,
+            Turn::Spare => &self.spare,
+        }
+    }
+
+    const fn those_of_mut(&mut self, turn: Turn) -> &mut VecDeque<(Instant, Caller)> {
+        match turn {
+            Turn::First => &mut self.first,
+            Turn::Newcomer => &mut self.newcomers,
+            Turn::Spare => &mut self.spare,
+        }
     }
 }
 
@@ -83,28 +126,63 @@ impl Line {
 #[derive(Debug)]
 pub(super) struct Budget {
     saved: Duration,
+    /// The last answer took longer than was left for it.
+    owed: Duration,
+    /// Whether the last grant was of what was saved.
+    is_saved: bool,
+    counted: Option<Instant>,
+    /// When there last was much data.
+    busy: Option<Instant>,
     /// Of the last answer.
     cost: Duration,
 }
 
 impl Default for Budget {
     fn default() -> Self {
-        Self { saved: Duration::ZERO, cost: Duration::from_micros(200) }
+        Self {
+            saved: Duration::ZERO,
+            owed: Duration::ZERO,
+            is_saved: false,
+            counted: None,
+            busy: None,
+            cost: Duration::from_micros(200),
+        }
     }
 }
 
 impl Budget {
-    /// The time for answers, after data took so much; `None` where there was none.
-    pub(super) fn grant(&mut self, data: Option<Duration>) -> Duration {
-        let Some(data) = data else { return SLICE };
-        self.saved = (self.saved + data / SHARE).min(SLICE);
-        // Short turns must not each get an answer for the little that they saved.
+    /// A turn carried so many bytes of data.
+    pub(super) fn saw(&mut self, now: Instant, data: usize) {
+        if data >= MUCH {
+            self.busy = Some(now);
+        }
+    }
+
+    /// Whether there was much data lately.
+    pub(super) fn is_short(&self, now: Instant) -> bool {
+        self.busy.is_some_and(|busy| now.saturating_duration_since(busy) < LATELY)
+    }
+
+    /// The time for answers at the end of a turn.
+    pub(super) fn grant(&mut self, now: Instant) -> Duration {
+        let counted = self.counted.replace(now).unwrap_or(now);
+        // A stream that fills the tunnel pauses for less: without data for a moment there is no time to spare yet.
+        self.is_saved = self.busy.is_some_and(|busy| now.saturating_duration_since(busy) < LULL);
+        if !self.is_saved {
+            return SLICE;
+        }
+        let share = now.saturating_duration_since(counted) / SHARE;
+        self.saved = (self.saved + share.saturating_sub(self.owed)).min(SLICE);
+        self.owed = self.owed.saturating_sub(share);
         if self.saved < self.cost { Duration::ZERO } else { self.saved }
     }
 
     /// So many answers took so long.
     pub(super) fn spend(&mut self, answers: u32, spent: Duration) {
-        self.saved = self.saved.saturating_sub(spent);
+        if self.is_saved {
+            self.owed += spent.saturating_sub(self.saved);
+            self.saved = self.saved.saturating_sub(spent);
+        }
         if let Some(cost) = spent.checked_div(answers) {
             self.cost = cost.min(SLICE);
         }
@@ -129,10 +207,11 @@ mod tests {
     #[test]
     fn those_with_a_proof_come_first_and_all_in_their_order() {
         let (now, mut line) = (Instant::now(), Line::default());
-        for (n, turn) in [(1, Turn::Spare), (2, Turn::First), (3, Turn::Spare), (4, Turn::First)] {
+        let turns = [Turn::Spare, Turn::First, Turn::Newcomer, Turn::Spare, Turn::First, Turn::Newcomer];
+        for (n, turn) in (1..).zip(turns) {
             line.join(now, caller(n, turn));
         }
-        assert_eq!(ports(&mut line, now), [2, 4, 1, 3]);
+        assert_eq!(ports(&mut line, now), [2, 5, 3, 6, 1, 4]);
         assert!(line.is_empty());
     }
 
@@ -158,26 +237,61 @@ mod tests {
         assert_eq!(line.spare.capacity(), 0);
     }
 
-    #[test]
-    fn beside_data_answers_get_an_eighth_however_short_the_turns_are() {
+    /// Answers for this long of the time from `from`, with turns like this. The part of the time that they got.
+    fn share(turn: Duration, data: impl Fn(u32) -> usize) -> f64 {
         let cost = Duration::from_micros(200);
-        for turn in [20, 400, 5000].map(Duration::from_micros) {
-            let (mut budget, mut data, mut answers) = (Budget::default(), Duration::ZERO, 0);
-            while data < Duration::from_secs(1) {
-                data += turn;
-                let granted = budget.grant(Some(turn));
-                let mut spent = Duration::ZERO;
-                let mut count = 0;
-                while spent < granted {
-                    spent += cost;
-                    count += 1;
-                }
-                budget.spend(count, spent);
-                answers += count;
+        let from = Instant::now();
+        let (mut budget, mut now, mut answered, mut turns) = (Budget::default(), from, Duration::ZERO, 0);
+        while now - from < Duration::from_secs(1) {
+            now += turn;
+            budget.saw(now, data(turns));
+            let granted = budget.grant(now);
+            let (mut spent, mut count) = (Duration::ZERO, 0);
+            while spent < granted {
+                spent += cost;
+                count += 1;
             }
-            let share = (cost * answers).as_secs_f64() / data.as_secs_f64();
-            assert!((0.11..=0.16).contains(&share), "{share} with turns of {turn:?}");
+            budget.spend(count, spent);
+            now += spent;
+            answered += spent;
+            turns += 1;
         }
-        assert_eq!(Budget::default().grant(None), SLICE);
+        answered.as_secs_f64() / (now - from).as_secs_f64()
+    }
+
+    #[test]
+    fn places_are_few_where_time_is_short() {
+        let (now, mut line) = (Instant::now(), Line::default());
+        for _ in 0..NARROW {
+            line.join(now, caller(1, Turn::Newcomer));
+        }
+        assert!(line.has_room(Turn::Newcomer));
+        line.set_narrow(true);
+        assert!(!line.has_room(Turn::Newcomer));
+        assert!(line.has_room(Turn::First) && line.has_room(Turn::Spare), "each turn has its own");
+        let mut budget = Budget::default();
+        budget.saw(now, 1500);
+        assert!(!budget.is_short(now));
+        budget.saw(now, MUCH);
+        assert!(budget.is_short(now + LATELY / 2) && !budget.is_short(now + LATELY));
+    }
+
+    #[test]
+    fn beside_much_data_answers_get_their_share_however_short_the_turns_are_and_however_the_data_comes() {
+        let wanted = 1.0 / f64::from(SHARE);
+        let wanted = 0.8 * wanted..1.2 * wanted;
+        for turn in [20, 400, 5000].map(Duration::from_micros) {
+            let share = share(turn, |_| MUCH);
+            assert!(wanted.contains(&share), "{turn:?}: {share}");
+        }
+        let share = share(Duration::from_micros(50), |turn| if turn % 8 == 0 { 8 * MUCH } else { 0 });
+        assert!(wanted.contains(&share), "in bursts: {share}");
+    }
+
+    #[test]
+    fn beside_single_packets_and_none_answers_get_nearly_all() {
+        for data in [0, 1500] {
+            assert!(share(Duration::from_micros(20), |_| data) > 0.95);
+        }
     }
 }

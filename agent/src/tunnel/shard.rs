@@ -163,6 +163,11 @@ impl Shard {
         }
     }
 
+    /// Says whether there is little time for answers.
+    pub(super) const fn set_short_of_time(&mut self, is_short: bool) {
+        self.line.set_narrow(is_short);
+    }
+
     /// Whether an initiation waits for its answer.
     pub(super) fn has_callers(&self) -> bool {
         !self.line.is_empty()

@@ -213,6 +213,8 @@ impl Lab {
             .env("POD_NAME", "edge-0")
             .env("POD_IP", "192.0.2.1")
             .env("PINHOLE_STATE_DIR", self.path("gateway"))
+            // More than this machine would get, so that most of what comes in is another thread's.
+            .env("PINHOLE_THREADS", "3")
             .env("PINHOLE_UPLINK", "in")
             .env("PINHOLE_TUN", device)
             .env("PINHOLE_LOG", "pinhole_agent=debug,info")

@@ -1,15 +1,21 @@
 //! Traffic by iperf3 and ping.
 
+use std::time::Duration;
+
 use serde::Deserialize;
 
 use super::{pair::Pair, scenario::Way};
 use crate::{
     error::{Error, Result},
     process::Command,
+    progress,
 };
 
 /// Round trips per second that are timed: so few that they cost nothing.
 const PINGS: u32 = 100;
+/// How often a load may fail to begin, and how long until it is tried again.
+const ATTEMPTS: u32 = 5;
+const PAUSE: Duration = Duration::from_millis(300);
 
 /// What arrived of a load.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
@@ -75,14 +81,12 @@ pub(super) async fn tcp(pair: &Pair, (streams, way): (u32, Way), seconds: u32) -
         Way::Down => &["-R"],
         Way::Both => &["--bidir"],
     };
-    let command = load(pair, seconds).args(["-P", &streams.to_string()]).args(direction);
-    carried(&command.output().await?.stdout)
+    carry(|| load(pair, seconds).args(["-P", &streams.to_string()]).args(direction)).await
 }
 
 /// Sends UDP datagrams with this many bytes, as many as go.
 pub(super) async fn udp(pair: &Pair, size: u32, seconds: u32) -> Result<Carried> {
-    let command = load(pair, seconds).args(["-u", "-b", "0", "-l", &size.to_string()]);
-    carried(&command.output().await?.stdout)
+    carry(|| load(pair, seconds).args(["-u", "-b", "0", "-l", &size.to_string()])).await
 }
 
 /// Round trips while four TCP streams fill the way there: the times of those that came back, in milliseconds, and
@@ -99,9 +103,9 @@ pub(super) async fn ping_under_load(pair: &Pair, seconds: u32) -> Result<(Vec<f6
         "1",
         &pair.target(),
     ]);
-    let load = load(pair, seconds + 1).args(["-P", "4"]);
-    let (load, ping) = tokio::join!(load.output(), ping.output());
-    carried(&load?.stdout)?;
+    let load = carry(|| load(pair, seconds + 1).args(["-P", "4"]));
+    let (load, ping) = tokio::join!(load, ping.output());
+    load?;
     let times: Vec<f64> = ping?.stdout.lines().filter_map(time).collect();
     if times.is_empty() {
         return Err(Error::Invalid(format!("{}: no ping is answered under load", pair.contender())));
@@ -113,6 +117,20 @@ pub(super) async fn ping_under_load(pair: &Pair, seconds: u32) -> Result<(Vec<f6
 fn load(pair: &Pair, seconds: u32) -> Command {
     let target = pair.target();
     pair.near.netns().command("iperf3").args(["-J", "-c", &target, "-t", &seconds.to_string()])
+}
+
+/// Runs a load. A server of iperf3 that still clears up after the last one resets the next one's connection.
+async fn carry(load: impl Fn() -> Command) -> Result<Carried> {
+    let mut attempts = 1..=ATTEMPTS;
+    loop {
+        match carried(&load().output().await?.stdout) {
+            Err(error) if attempts.next().is_some() => {
+                progress::say(&format!("{error}: once more"));
+                tokio::time::sleep(PAUSE).await;
+            }
+            result => return result,
+        }
+    }
 }
 
 fn carried(json: &str) -> Result<Carried> {

@@ -2,18 +2,23 @@
 # Two images of one static binary each:
 #   docker build --target operator -t pinhole/operator .
 #   docker build --target agent    -t pinhole/agent .
+# One that draws flamegraphs of itself (agent/src/tunnel/PROFILE.md):
+#   docker build --target agent    -t pinhole/agent:profile --build-arg PROFILE=profiling --build-arg FEATURES=pinhole-agent/profile .
 # The lab makes the same images from the same two cargo flags, without a container engine.
 
 FROM rust:1.95-bookworm AS build
+ARG PROFILE=release
+ARG FEATURES=
 WORKDIR /src
 COPY . .
 # --target, though it names this very machine, keeps the static flag out of build scripts and macros.
 RUN --mount=type=cache,target=/usr/local/cargo/registry \
     --mount=type=cache,target=/src/target \
     triple="$(rustc --print host-tuple)" \
-    && RUSTFLAGS="-C target-feature=+crt-static" cargo build --locked --release --target "$triple" \
+    && RUSTFLAGS="-C target-feature=+crt-static" cargo build --locked --profile "$PROFILE" \
+        --target "$triple" --features "$FEATURES" \
         -p pinhole-agent --bin pinhole -p pinhole-operator --bin pinhole-operator \
-    && install -D -t /out "target/$triple/release/pinhole" "target/$triple/release/pinhole-operator"
+    && install -D -t /out "target/$triple/$PROFILE/pinhole" "target/$triple/$PROFILE/pinhole-operator"
 
 FROM scratch AS agent
 COPY --from=build /out/pinhole /pinhole

@@ -29,7 +29,7 @@ bench-ready:
 	@cargo build --release --locked -p pinhole-agent --bin pinhole
 	-@$(MAKE) --no-print-directory -k bench-peers
 bench-peers: $(PEERS)
-lint:       ; cargo fmt --all --check && cargo clippy --workspace --all-targets --locked -- -D warnings
+lint:       ; cargo fmt --all --check && cargo clippy --workspace --all-targets --features pinhole-agent/profile --locked -- -D warnings
 crds:       ; $(CRDS) crds && $(CRDS) charts/pinhole/files/crds
 deny: $(DENY) ; cargo fetch --locked && $(DENY)/bin/cargo-deny --offline check licenses bans sources
 

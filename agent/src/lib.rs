@@ -8,6 +8,8 @@ pub mod identity;
 pub mod kernel;
 mod measured;
 pub mod nat;
+#[cfg(any(test, feature = "profile"))]
+pub mod profile;
 pub mod tunnel;
 pub mod uapi;
 pub mod wg;

@@ -138,7 +138,10 @@ where
     let result = runtime.block_on(async {
         let stop = CancellationToken::new();
         tokio::spawn(signals(stop.clone()).map_err_logged());
-        work(stop).await
+        let work = work(stop.clone());
+        #[cfg(feature = "profile")]
+        let work = crate::profile::beside(&stop, work);
+        work.await
     });
     // A name that does not resolve must not hold up the end.
     runtime.shutdown_background();

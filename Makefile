@@ -8,7 +8,7 @@ DENY  = $(CACHE)/cargo-deny-0.20.2
 PEERS = $(CACHE)/boringtun-cli-0.7.1 $(CACHE)/gotatun-cli-0.10.2
 BENCH = cargo run --quiet --locked --package pinhole-e2e --bin pinhole-bench --
 
-.PHONY: demo test soak bench bench-crowd bench-flood bench-ready bench-peers bench-nat lab-ready lab-up lab-down sim lint crds deny
+.PHONY: demo test soak bench bench-crowd bench-flood bench-ready bench-peers bench-nat profile lab-ready lab-up lab-down sim lint crds deny
 
 demo:       ; @$(LAB) demo
 # The lab's tool as `cargo test` builds it: with any other set of crates most would be compiled twice.
@@ -29,6 +29,8 @@ bench-ready:
 	@cargo build --release --locked -p pinhole-agent --bin pinhole
 	-@$(MAKE) --no-print-directory -k bench-peers
 bench-peers: $(PEERS)
+# Where the time goes (agent/src/tunnel/PROFILE.md). `make profile ARGS='--only udp-64'`
+profile: ; @cargo build --profile profiling --locked -p pinhole-agent --bin pinhole --features profile && $(BENCH) profile $(ARGS)
 lint:       ; cargo fmt --all --check && cargo clippy --workspace --all-targets --features pinhole-agent/profile --locked -- -D warnings
 crds:       ; $(CRDS) crds && $(CRDS) charts/pinhole/files/crds
 deny: $(DENY) ; cargo fetch --locked && $(DENY)/bin/cargo-deny --offline check licenses bans sources

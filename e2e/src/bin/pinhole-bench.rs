@@ -1,6 +1,9 @@
 //! Userspace WireGuards side by side, at the command line.
 
-use std::{path::PathBuf, process::ExitCode};
+use std::{
+    path::{Path, PathBuf},
+    process::ExitCode,
+};
 
 use anyhow::Context;
 use clap::{Args, Parser, Subcommand, ValueEnum};
@@ -9,6 +12,7 @@ use pinhole_e2e::{
     speed::{
         self, Contender, Link, Report, Scenario, crowd,
         flood::{self, Attack},
+        profile,
     },
 };
 
@@ -28,6 +32,8 @@ enum What {
     Crowd(Crowd),
     /// A gateway under attack: what legitimate traffic keeps
     Flood(Flood),
+    /// Where the time of both ends goes: a table, and a flamegraph of each
+    Profile(Profile),
 }
 
 /// What all have in common.
@@ -90,6 +96,28 @@ struct Flood {
     rate: u32,
 }
 
+#[derive(Args)]
+struct Profile {
+    /// The agent's binary, built with the feature `profile`
+    #[arg(long, value_name = "FILE", default_value = "target/profiling/pinhole")]
+    pinhole: PathBuf,
+    /// What it does meanwhile; the near end sends where a scenario goes up
+    #[arg(long, default_value_t = Scenario::Tcp1Up)]
+    only: Scenario,
+    /// Offloads of the cable
+    #[arg(long, value_enum, default_value = "on")]
+    link: Link,
+    /// Seconds of each sample
+    #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..=60))]
+    seconds: u32,
+    /// Directory for the pictures
+    #[arg(long, value_name = "DIRECTORY", default_value = "target/profile")]
+    svg: PathBuf,
+    /// Form of the results
+    #[arg(short, long, value_enum, default_value = "table")]
+    output: Output,
+}
+
 #[derive(Clone, Copy, ValueEnum)]
 enum Output {
     Table,
@@ -114,21 +142,27 @@ async fn main() -> ExitCode {
 impl Common {
     fn options(&self) -> speed::Common {
         speed::Common {
-            // Things run in several directories.
-            pinhole: self.pinhole.canonicalize().unwrap_or_else(|_| self.pinhole.clone()),
+            pinhole: absolute(&self.pinhole),
             contenders: chosen(&self.with),
             rounds: self.rounds,
             seconds: self.seconds,
         }
     }
+}
 
-    fn print(&self, results: &impl Report) -> anyhow::Result<()> {
-        match self.output {
-            Output::Table => print!("{}", results.table()),
-            Output::Json => println!("{}", results.json()?),
+impl Output {
+    fn print(self, results: &impl Report) -> anyhow::Result<()> {
+        match self {
+            Self::Table => print!("{}", results.table()),
+            Self::Json => println!("{}", results.json()?),
         }
         Ok(())
     }
+}
+
+/// Things run in several directories.
+fn absolute(program: &Path) -> PathBuf {
+    program.canonicalize().unwrap_or_else(|_| program.to_owned())
 }
 
 async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
@@ -137,6 +171,7 @@ async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
             What::Speed(options) => measure_speed(options).await,
             What::Crowd(options) => measure_crowd(options).await,
             What::Flood(options) => measure_flood(options).await,
+            What::Profile(options) => sample(options).await,
         }
     };
     let Some(outcome) = lab::until_signal(work).await? else {
@@ -156,17 +191,28 @@ async fn measure_speed(cli: Speed) -> anyhow::Result<()> {
     if let Some(path) = &cli.svg {
         std::fs::write(path, results.svg()).with_context(|| format!("writing {}", path.display()))?;
     }
-    cli.common.print(&results)
+    cli.common.output.print(&results)
 }
 
 async fn measure_crowd(cli: Crowd) -> anyhow::Result<()> {
     let options = crowd::Options { common: cli.common.options(), peers: cli.peers, idle: cli.idle };
     let results = crowd::run(&options).await?;
-    cli.common.print(&results)
+    cli.common.output.print(&results)
 }
 
 async fn measure_flood(cli: Flood) -> anyhow::Result<()> {
     let options = flood::Options { common: cli.common.options(), attacks: chosen(&cli.only), rate: cli.rate };
     let results = flood::run(&options).await?;
-    cli.common.print(&results)
+    cli.common.output.print(&results)
+}
+
+async fn sample(cli: Profile) -> anyhow::Result<()> {
+    let options = profile::Options {
+        pinhole: absolute(&cli.pinhole),
+        scenario: cli.only,
+        link: cli.link,
+        seconds: cli.seconds,
+        directory: cli.svg,
+    };
+    cli.output.print(&profile::run(&options).await?)
 }

@@ -1,5 +1,5 @@
 //! Userspace WireGuards side by side: the same work for each, in turns, between namespaces of their own. [`crowd`]
-//! measures a gateway with many peers, [`flood`] one that is attacked.
+//! measures a gateway with many peers, [`flood`] one that is attacked, and [`profile`] shows where time goes.
 //!
 //! Each contender has a pair of namespaces with a cable between them ([`pair`]), all of which stand for the whole
 //! run; `scenario` says what is measured, `traffic` and `handshakes` do it, `usage` reads what it cost. `summary`
@@ -13,6 +13,7 @@ mod handshakes;
 mod keys;
 mod pair;
 mod peer;
+pub mod profile;
 mod scenario;
 mod storm;
 mod summary;

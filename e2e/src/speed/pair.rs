@@ -177,7 +177,8 @@ impl Pair {
 
 impl End {
     async fn start(&mut self, contender: Contender, program: &Path, logs: &Path) -> Result<()> {
-        let command = contender.device_command(program, &self.device).netns(&self.netns);
+        // What a killed process leaves goes with its log.
+        let command = contender.device_command(program, &self.device).env("TMPDIR", logs).netns(&self.netns);
         let log = logs.join(format!("{}.log", self.device));
         let process = Spawner::machine().spawn(&self.device, &command, &log).await?;
         wait::until(&format!("{contender} to make {}", self.device), PATIENCE, || async {

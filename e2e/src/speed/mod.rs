@@ -125,7 +125,8 @@ pub async fn run(options: &Options) -> Result<Results> {
             }
             for &scenario in &options.scenarios {
                 let name = format!("round {round} of {rounds}: {scenario}, {link}");
-                progress::step(&name, measure(&pairs, (scenario, link), seconds, &mut samples)).await?;
+                let measuring = measure(&pairs, (scenario, link), (round, seconds), &mut samples);
+                progress::step(&name, measuring).await?;
             }
         }
         // Nobody is always the first after a pause, or the one after somebody who heats the machine.
@@ -155,19 +156,31 @@ fn logs() -> Result<tempfile::TempDir> {
     tempfile::tempdir().doing(|| "making a directory for logs".to_owned())
 }
 
+/// What fails for one contender is missing, and the others are measured all the same; what fails for all is an error.
 async fn measure(
     pairs: &[Pair],
     (scenario, link): (Scenario, Link),
-    seconds: u32,
+    (round, seconds): (u32, u32),
     samples: &mut Samples,
 ) -> Result<()> {
+    let mut failed = Vec::new();
     for pair in pairs {
-        let readings: BTreeMap<Metric, f64> = scenario::measure(pair, scenario, seconds).await?;
+        let readings: BTreeMap<Metric, f64> = match scenario::measure(pair, scenario, seconds).await {
+            Ok(readings) => readings,
+            Err(error) => {
+                progress::say(&format!("{scenario} of {} is missing: {error}", pair.contender()));
+                failed.push(error);
+                continue;
+            }
+        };
         for (metric, value) in readings {
-            samples.add(Key { link, scenario, metric }, pair.contender(), value);
+            samples.add(Key { link, scenario, metric }, pair.contender(), (round, value));
         }
     }
-    Ok(())
+    match failed.pop() {
+        Some(error) if failed.len() + 1 == pairs.len() => Err(error),
+        _ => Ok(()),
+    }
 }
 
 impl Machine {

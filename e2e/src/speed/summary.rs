@@ -14,9 +14,12 @@ pub(super) struct Key {
     pub(super) metric: Metric,
 }
 
+/// Readings by round. One that failed is missing.
+type Rounds = BTreeMap<u32, f64>;
+
 /// All readings, one a round for each contender.
 #[derive(Debug, Default)]
-pub(super) struct Samples(BTreeMap<Key, BTreeMap<Contender, Vec<f64>>>);
+pub(super) struct Samples(BTreeMap<Key, BTreeMap<Contender, Rounds>>);
 
 /// A median, and what it lies between.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
@@ -50,8 +53,8 @@ impl Spread {
 }
 
 impl Samples {
-    pub(super) fn add(&mut self, key: Key, contender: Contender, value: f64) {
-        self.0.entry(key).or_default().entry(contender).or_default().push(value);
+    pub(super) fn add(&mut self, key: Key, contender: Contender, (round, value): (u32, f64)) {
+        self.0.entry(key).or_default().entry(contender).or_default().insert(round, value);
     }
 
     /// All figures, with ratios to one contender's.
@@ -59,16 +62,17 @@ impl Samples {
         let mut figures = Vec::new();
         for (key, contenders) in &self.0 {
             let base = contenders.get(&reference).filter(|_| key.metric.is_a_quantity());
-            for (&contender, readings) in contenders {
-                let Some(value) = Spread::of(readings) else { continue };
+            for (&contender, rounds) in contenders {
+                let readings: Vec<f64> = rounds.values().copied().collect();
+                let Some(value) = Spread::of(&readings) else { continue };
                 figures.push(Figure {
                     link: key.link,
                     scenario: key.scenario.to_string(),
                     metric: key.metric,
                     contender,
-                    readings: readings.clone(),
+                    readings,
                     value,
-                    ratio: base.and_then(|base| Spread::of(&ratios(readings, base))),
+                    ratio: base.and_then(|base| Spread::of(&ratios(rounds, base))),
                 });
             }
         }
@@ -76,8 +80,9 @@ impl Samples {
     }
 }
 
-fn ratios(readings: &[f64], base: &[f64]) -> Vec<f64> {
-    readings.iter().zip(base).filter(|(_, base)| **base > 0.0).map(|(reading, base)| reading / base).collect()
+fn ratios(rounds: &Rounds, base: &Rounds) -> Vec<f64> {
+    let base_of = |round| base.get(round).copied().filter(|&base| base > 0.0);
+    rounds.iter().filter_map(|(round, reading)| Some(reading / base_of(round)?)).collect()
 }
 
 #[cfg(test)]
@@ -90,9 +95,9 @@ mod tests {
     fn ratios_are_of_the_same_round() {
         let mut samples = Samples::default();
         // The machine is twice as fast in the second round, and all with it.
-        for (ours, theirs) in [(2.0, 1.0), (4.0, 2.0), (3.3, 1.1)] {
-            samples.add(KEY, Contender::Pinhole, ours);
-            samples.add(KEY, Contender::WireguardGo, theirs);
+        for (round, (ours, theirs)) in (1..).zip([(2.0, 1.0), (4.0, 2.0), (3.3, 1.1)]) {
+            samples.add(KEY, Contender::Pinhole, (round, ours));
+            samples.add(KEY, Contender::WireguardGo, (round, theirs));
         }
         let figures = samples.figures(Contender::WireguardGo);
         let ours = figures.iter().find(|figure| figure.contender == Contender::Pinhole).unwrap();
@@ -103,11 +108,27 @@ mod tests {
     }
 
     #[test]
+    fn a_round_that_failed_for_one_of_them_has_no_ratio() {
+        let mut samples = Samples::default();
+        for (contender, rounds) in
+            [(Contender::Pinhole, [(1, 2.0), (3, 6.0)]), (Contender::WireguardGo, [(2, 9.0), (3, 2.0)])]
+        {
+            for reading in rounds {
+                samples.add(KEY, contender, reading);
+            }
+        }
+        let figures = samples.figures(Contender::WireguardGo);
+        let ours = figures.iter().find(|figure| figure.contender == Contender::Pinhole).unwrap();
+        assert_eq!(ours.readings, [2.0, 6.0]);
+        assert_eq!(ours.ratio, Some(Spread { median: 3.0, least: 3.0, most: 3.0 }));
+    }
+
+    #[test]
     fn what_may_be_nothing_has_no_ratio() {
         let key = Key { metric: Metric::Loss, ..KEY };
         let mut samples = Samples::default();
-        samples.add(key, Contender::WireguardGo, 0.0);
-        samples.add(key, Contender::Pinhole, 0.0);
+        samples.add(key, Contender::WireguardGo, (1, 0.0));
+        samples.add(key, Contender::Pinhole, (1, 0.0));
         assert!(samples.figures(Contender::WireguardGo).iter().all(|figure| figure.ratio.is_none()));
     }
 }

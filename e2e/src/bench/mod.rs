@@ -81,13 +81,16 @@ pub async fn run(vpn: &Vpn<'_>, subnet: u8, plan: &Plan) -> Result<Report> {
     let seats = progress::step("connecting clients from behind every NAT", try_join_all(begin)).await?;
     let endpoints = Endpoints::default();
     let watching = tokio::spawn(watch(vpn.clients(), Arc::clone(&endpoints)));
-    let kept = seats.iter().enumerate().map(|(n, seat)| seat.keep(plan, n, &endpoints));
-    let kept = progress::step("waking them at random times", try_join_all(kept)).await;
+    let waking = async {
+        let kept = seats.iter().enumerate().map(|(n, seat)| seat.keep(plan, n, &endpoints));
+        let kept = progress::step("waking them at random times", try_join_all(kept)).await?;
+        let gateway = pods::netns(vpn.lab(), vpn.namespace(), "edge-0")?;
+        let wakes = seats.iter().enumerate().map(|(n, seat)| seat.wake(plan, n, (&gateway, &endpoints)));
+        Ok((kept, try_join_all(wakes).await?))
+    };
+    let woken: Result<_> = waking.await;
     watching.abort();
-    let kept = kept?;
-    let gateway = pods::netns(vpn.lab(), vpn.namespace(), "edge-0")?;
-    let wakes = seats.iter().enumerate().map(|(n, seat)| seat.wake(plan, n, &gateway));
-    let really = try_join_all(wakes).await?;
+    let (kept, really) = woken?;
     let clients = listed(&vpn.clients()).await?;
     let mut halves = kept.into_iter().zip(really).zip(&seats).map(|((kept, really), seat)| {
         let client = clients.iter().find(|client| hostname(client) == Some(seat.device.host().name()));
@@ -191,15 +194,21 @@ impl Seat {
         }
     }
 
-    /// Wakes it by real packets, at a random time; whether one was answered and whether the NATs had said so. Not
-    /// when a mapping came or went in that very moment.
-    async fn wake(&self, plan: &Plan, n: usize, gateway: &Netns) -> Result<(bool, bool)> {
+    /// Wakes it by real packets, at a random time; whether one was answered and whether the NATs had said so, and the
+    /// gateway known: a new mapping is of no use to it when the keepalive that made it was lost behind the NAT. Not when
+    /// a mapping came or went in that very moment.
+    async fn wake(
+        &self,
+        plan: &Plan,
+        n: usize,
+        (gateway, endpoints): (&Netns, &Endpoints),
+    ) -> Result<(bool, bool)> {
         let times = times(&Plan { span: STATIC, ..plan.clone() }, n + 1000, 1);
         sleep(times.first().copied().unwrap_or_default()).await;
         loop {
-            let before = self.way.in_force().await?.is_some();
+            let before = self.why_not_reached(endpoints).await?.is_none();
             let answered = self.answers(gateway).await?;
-            if before == self.way.in_force().await?.is_some() {
+            if before == self.why_not_reached(endpoints).await?.is_none() {
                 return Ok((answered, before));
             }
         }

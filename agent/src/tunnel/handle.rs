@@ -114,16 +114,6 @@ impl Worker {
     }
 }
 
-/// What the threads begin with.
-struct Start {
-    private_key: PrivateKey,
-    mtu: u16,
-    listen_port: u16,
-    fwmark: Option<u32>,
-    offloads: Offloads,
-    threads: Threads,
-}
-
 /// The ends of the channels to a thread.
 struct Ends {
     commands: (mpsc::Sender<Command>, mpsc::Receiver<Command>),
@@ -157,15 +147,7 @@ impl Tunnel {
         route.set_mtu(index, u32::from(config.mtu))?;
         route.set_addresses(index, &config.addresses)?;
         route.set_up(index)?;
-        let start = Start {
-            private_key: config.private_key,
-            mtu: config.mtu,
-            listen_port: config.listen_port,
-            fwmark: config.fwmark,
-            offloads: config.offloads,
-            threads: config.threads,
-        };
-        Self::run(device, start, events)
+        Self::run(device, config, events)
     }
 
     /// Starts the data plane on a device that is left as it is: somebody else gives it addresses and an MTU and
@@ -177,24 +159,26 @@ impl Tunnel {
         threads: Threads,
         events: tokio::sync::mpsc::Sender<TunnelEvent>,
     ) -> Result<Self, TunnelError> {
-        let start = Start {
+        let config = TunnelConfig {
             private_key,
-            mtu: u16::MAX,
             listen_port: 0,
+            tun_name: device.name().to_owned(),
+            addresses: Vec::new(),
+            mtu: u16::MAX,
             fwmark: None,
             offloads: Offloads::ALL,
             threads,
         };
-        Self::run(device, start, events)
+        Self::run(device, config, events)
     }
 
     fn run(
         device: TunDevice,
-        start: Start,
+        config: TunnelConfig,
         events: tokio::sync::mpsc::Sender<TunnelEvent>,
     ) -> Result<Self, TunnelError> {
-        let Start { private_key, mtu, listen_port, fwmark, offloads: wanted, threads } = start;
-        let (name, index, tun) = (device.name().to_owned(), device.index(), device.offload());
+        let TunnelConfig { private_key, mtu, listen_port, fwmark, offloads: wanted, threads, .. } = config;
+        let (name, index, tun) = (config.tun_name, device.index(), device.offload());
         let sockets = UdpEndpoint::bind_group(threads.count(), listen_port, fwmark, wanted)?;
         let first = sockets.first().ok_or(TunnelError::Stopped)?;
         let offloads = Offloads { tun, udp_gso: first.splits(), udp_gro: first.merges() };
@@ -392,11 +376,6 @@ impl Tunnel {
     /// The offloads in use. UDP GSO may be left out towards a peer whose path refuses it.
     pub const fn offloads(&self) -> Offloads {
         self.offloads
-    }
-
-    /// Threads that carry packets.
-    pub const fn threads(&self) -> Threads {
-        self.threads
     }
 
     /// Ends the threads and removes the TUN device.

@@ -237,7 +237,7 @@ mod tests {
         assert_eq!(line.spare.capacity(), 0);
     }
 
-    /// Answers for this long of the time from `from`, with turns like this. The part of the time that they got.
+    /// What part of a second answers get, beside turns of this length with so much data.
     fn share(turn: Duration, data: impl Fn(u32) -> usize) -> f64 {
         let cost = Duration::from_micros(200);
         let from = Instant::now();

@@ -10,6 +10,17 @@ use std::{
 
 use super::PublicKey;
 
+/// Adds the counts of several threads up. One that is left out here does not compile.
+macro_rules! summed {
+    ($counts:ident { $($count:ident),* }) => {
+        impl Sum for $counts {
+            fn sum<I: Iterator<Item = Self>>(all: I) -> Self {
+                all.fold(Self::default(), |sum, each| Self { $($count: sum.$count + each.$count),* })
+            }
+        }
+    };
+}
+
 /// One peer as the data plane sees it. Times are of the monotonic clock.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PeerStats {
@@ -102,17 +113,7 @@ pub struct Discards {
     pub unrouted: u64,
 }
 
-impl Sum for Discards {
-    fn sum<I: Iterator<Item = Self>>(all: I) -> Self {
-        all.fold(Self::default(), |sum, each| Self {
-            malformed: sum.malformed + each.malformed,
-            unknown_peer: sum.unknown_peer + each.unknown_peer,
-            refused: sum.refused + each.refused,
-            challenged: sum.challenged + each.challenged,
-            unrouted: sum.unrouted + each.unrouted,
-        })
-    }
-}
+summed!(Discards { malformed, unknown_peer, refused, challenged, unrouted });
 
 /// What the data plane's threads did, since the tunnel started. How many datagrams go in and out with one call tells
 /// whether offloads do their work.
@@ -155,21 +156,17 @@ impl Work {
     }
 }
 
-impl Sum for Work {
-    fn sum<I: Iterator<Item = Self>>(all: I) -> Self {
-        all.fold(Self::default(), |sum, each| Self {
-            turns: sum.turns + each.turns,
-            receives: sum.receives + each.receives,
-            datagrams_received: sum.datagrams_received + each.datagrams_received,
-            sends: sum.sends + each.sends,
-            datagrams_sent: sum.datagrams_sent + each.datagrams_sent,
-            frames_read: sum.frames_read + each.frames_read,
-            frames_written: sum.frames_written + each.frames_written,
-            handed_over: sum.handed_over + each.handed_over,
-            lost_between: sum.lost_between + each.lost_between,
-        })
-    }
-}
+summed!(Work {
+    turns,
+    receives,
+    datagrams_received,
+    sends,
+    datagrams_sent,
+    frames_read,
+    frames_written,
+    handed_over,
+    lost_between
+});
 
 /// What became of beats, since the tunnel started.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -196,22 +193,18 @@ pub struct BeatCounts {
     pub crowded: u64,
 }
 
-impl Sum for BeatCounts {
-    fn sum<I: Iterator<Item = Self>>(all: I) -> Self {
-        all.fold(Self::default(), |sum, each| Self {
-            answered: sum.answered + each.answered,
-            wakes: sum.wakes + each.wakes,
-            wakes_unanswered: sum.wakes_unanswered + each.wakes_unanswered,
-            malformed: sum.malformed + each.malformed,
-            unknown_key: sum.unknown_key + each.unknown_key,
-            forged: sum.forged + each.forged,
-            replayed: sum.replayed + each.replayed,
-            limited: sum.limited + each.limited,
-            unproven: sum.unproven + each.unproven,
-            crowded: sum.crowded + each.crowded,
-        })
-    }
-}
+summed!(BeatCounts {
+    answered,
+    wakes,
+    wakes_unanswered,
+    malformed,
+    unknown_key,
+    forged,
+    replayed,
+    limited,
+    unproven,
+    crowded
+});
 
 /// One peer's published figures. The writer never waits: where a reader holds them it tries again with the
 /// next batch.

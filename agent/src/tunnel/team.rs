@@ -6,10 +6,7 @@
 
 use std::{
     num::NonZeroU8,
-    sync::{
-        Arc,
-        mpsc::{SyncSender, TrySendError},
-    },
+    sync::{Arc, mpsc::SyncSender},
 };
 
 use nix::sys::eventfd::EventFd;
@@ -101,10 +98,7 @@ impl Team {
     pub(super) fn hand_over(&mut self, to: Number, stray: Stray) -> bool {
         let Some(member) = self.members.get_mut(usize::from(to)) else { return false };
         member.is_due = true;
-        match member.strays.try_send(stray) {
-            Ok(()) => true,
-            Err(TrySendError::Full(_) | TrySendError::Disconnected(_)) => false,
-        }
+        member.strays.try_send(stray).is_ok()
     }
 
     /// Wakes those to whom something was handed.

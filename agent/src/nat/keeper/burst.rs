@@ -24,6 +24,11 @@ const LARGEST_JITTER: Duration = Duration::from_secs(1);
 /// A newly learnt lifetime is accompanied by a scout in each of so many bursts, later in every eighth.
 pub(super) const CLOSE_WATCH: u64 = 16;
 const LOOSE_WATCH: u64 = 8;
+/// One scout is still out when the next burst begins.
+const SCOUTS: usize = 2;
+/// As long as the interval is shorter than what was learnt, so many scouts in turn have one that goes to the full age
+/// and is woken between bursts.
+const FULL_AGE: u64 = 2;
 /// A rung's burst takes the live channel along when it has been silent this long.
 const WORTH_A_RIDE: Duration = Duration::from_secs(1);
 /// While hardly anything is proven, the next burst comes before a companion could matter.
@@ -257,13 +262,15 @@ impl Keeper {
         let wanted = self.cycles <= CLOSE_WATCH
             || self.strikes.is_watchful(self.cycles)
             || self.cycles.is_multiple_of(LOOSE_WATCH);
-        if !wanted || !self.life.promotion.heals_by_itself() || self.has(Purpose::Scout) {
+        let out = self.experiments.iter().filter(|experiment| experiment.purpose == Purpose::Scout).count();
+        if !wanted || !self.life.promotion.heals_by_itself() || out >= SCOUTS {
             return;
         }
-        // Its wake has to fall into the burst that the live channel's begins.
+        // Its wake falls into the burst that the live channel's begins, where that proves enough.
         let latest =
             self.live.interval + RADIO.saturating_sub(self.lead() + self.link.rtt() + LEAD_WHERE_LOSSY);
-        let age = self.life.at_least.min(latest);
+        let full = self.is_on_probation() && self.cycles.is_multiple_of(FULL_AGE);
+        let age = if full { self.life.at_least } else { self.life.at_least.min(latest) };
         if age > self.policy.longest() + RADIO {
             return;
         }

@@ -146,7 +146,8 @@ pub struct Stats {
 const RADIO: Duration = Duration::from_secs(3);
 /// Interval while nothing at all is proven.
 const UNPROVEN: Duration = Duration::from_millis(2500);
-/// Share of a new lifetime's interval that is in force while scouts try it: enough for sweeps of a fifth of a lifetime.
+/// Share of a new lifetime's interval that is in force while it is cut and scouts try it: enough for NATs that look at
+/// their timers every quarter of a lifetime, of which the scouts learn meanwhile.
 const PROBATION: f64 = 0.91;
 
 /// The state machine. Times are monotonic.
@@ -336,7 +337,13 @@ impl Keeper {
 
     /// A new lifetime was proven at one phase of the NAT's own timers; scouts try others first.
     fn is_on_probation(&self) -> bool {
-        self.cycles < burst::CLOSE_WATCH && !self.life.coarse && self.life.promotion.heals_by_itself()
+        match self.stage {
+            Stage::Refining => true,
+            Stage::Settled => {
+                self.cycles < burst::CLOSE_WATCH && !self.life.coarse && self.life.promotion.heals_by_itself()
+            }
+            Stage::Blind { .. } | Stage::Waiting { .. } | Stage::Climbing => false,
+        }
     }
 
     /// The longest silence that the live channel is left in now.
@@ -357,10 +364,12 @@ impl Keeper {
         let Some(learnt) = self.life.interval(&self.link) else {
             return UNPROVEN.min(self.policy.interval).max(self.policy.min.min(UNPROVEN));
         };
-        let interval = match self.stage {
-            _ if self.strikes.is_hedging() => strike::hedged(learnt),
-            Stage::Settled if self.is_on_probation() => learnt.mul_f64(PROBATION),
-            _ => learnt,
+        let interval = if self.strikes.is_hedging() {
+            strike::hedged(learnt)
+        } else if self.is_on_probation() {
+            learnt.mul_f64(PROBATION)
+        } else {
+            learnt
         };
         interval.clamp(self.policy.min, longest)
     }

@@ -22,12 +22,27 @@ struct Behaviour {
     promoted_after: Duration,
     /// A binding that comes back gets another port.
     moves: bool,
+    sweep: Option<Sweep>,
+}
+
+/// A NAT that looks at its timers once in a while: what has run out goes at the next look.
+#[derive(Debug, Clone, Copy)]
+struct Sweep {
+    every: Duration,
+    /// The first look, after the start.
+    phase: Duration,
 }
 
 impl Behaviour {
     fn one_class(lifetime: u64) -> Self {
         let lifetime = Duration::from_secs(lifetime);
-        Self { unpromoted: lifetime, promoted: lifetime, promoted_after: Duration::ZERO, moves: false }
+        Self {
+            unpromoted: lifetime,
+            promoted: lifetime,
+            promoted_after: Duration::ZERO,
+            moves: false,
+            sweep: None,
+        }
     }
 
     fn two_class(unpromoted: u64, promoted: u64, promoted_after: u64) -> Self {
@@ -36,6 +51,7 @@ impl Behaviour {
             promoted: Duration::from_secs(promoted),
             promoted_after: Duration::from_secs(promoted_after),
             moves: false,
+            sweep: None,
         }
     }
 }
@@ -207,7 +223,14 @@ impl World {
 
     fn is_alive(&self, mapping: &Mapping) -> bool {
         let lifetime = if mapping.promoted { self.nat.promoted } else { self.nat.unpromoted };
-        self.now < mapping.refreshed + lifetime
+        let runs_out = mapping.refreshed + lifetime;
+        self.now < self.nat.sweep.map_or(runs_out, |sweep| self.next_look(sweep, runs_out))
+    }
+
+    fn next_look(&self, sweep: Sweep, runs_out: Instant) -> Instant {
+        let first = self.start + sweep.phase;
+        let looks = runs_out.saturating_duration_since(first).div_duration_f64(sweep.every).ceil();
+        first + sweep.every.mul_f64(looks)
     }
 
     fn outbound(&mut self, channel: Channel) -> Option<u16> {
@@ -379,6 +402,21 @@ fn a_lifetime_that_shrinks_is_noticed_within_two_cycles() {
             "{from} to {to}: {learnt:?}"
         );
         assert_eq!(world.keeper.stats().shrinks, 1, "{from} to {to}");
+    }
+}
+
+#[test]
+fn a_nat_that_looks_at_its_timers_each_quarter_of_a_lifetime_loses_nothing_while_it_is_learnt() {
+    const PHASES: u32 = 32;
+    for (lifetime, every) in [(10, 2), (20, 5), (30, 5)] {
+        for n in 0..PHASES {
+            let sweep = Sweep { every: seconds(every), phase: seconds(every) * n / PHASES };
+            let behaviour = Behaviour::two_class(lifetime / 2, lifetime, 2);
+            let mut world = World::new(Behaviour { sweep: Some(sweep), ..behaviour });
+            world.run(seconds(2));
+            let reachable = world.reachable_for(seconds(lifetime) * 30);
+            assert!((reachable - 1.0).abs() < 1e-9, "{lifetime} s, {sweep:?}: {reachable}");
+        }
     }
 }
 

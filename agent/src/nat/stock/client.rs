@@ -70,6 +70,14 @@ impl Bracket {
         }
     }
 
+    /// A client with this interval sent something during any longer silence: its packet got lost behind the NAT, which
+    /// it refreshed.
+    fn disbelieve_beyond(&mut self, interval: Duration) {
+        if self.at_least > interval {
+            self.at_least = Duration::ZERO;
+        }
+    }
+
     fn is_narrow(&self) -> bool {
         self.less_than.is_some_and(|end| {
             let width = end.saturating_sub(self.at_least);
@@ -407,5 +415,9 @@ impl Client {
             self.gaps.pop_front();
         }
         self.gaps.push_back(gap);
+        if let Some(interval) = self.interval() {
+            self.settled.disbelieve_beyond(interval);
+            self.young.disbelieve_beyond(interval);
+        }
     }
 }

@@ -246,6 +246,17 @@ fn evidence_that_contradicts_itself_is_not_gathered_for_ever() {
     assert!(world.wakes - first <= 180, "{} more", world.wakes - first);
 }
 
+#[test]
+fn a_keepalive_that_got_lost_is_no_longer_silence() {
+    let mut world = World { loses: 20, ..World::new(85, Some(87)) };
+    for _ in 0..3600 {
+        world.run(SECOND);
+        let Some(interval) = world.insight().interval else { continue };
+        assert!(world.insight().binding.at_least <= interval, "{:?}", world.insight());
+        assert!(world.recommended().is_none_or(|seconds| seconds < 85), "{:?}", world.insight());
+    }
+}
+
 proptest! {
     #[test]
     fn what_is_recommended_never_lets_a_mapping_die(

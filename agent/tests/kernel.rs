@@ -3,7 +3,7 @@
 
 use std::{
     net::{IpAddr, UdpSocket},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use ipnet::IpNet;
@@ -16,6 +16,10 @@ use namespace::Namespace;
 
 const TESTS: &[(&str, fn())] = &[
     ("a_device_is_there_as_long_as_its_owner", a_device_is_there_as_long_as_its_owner),
+    (
+        "the_kernel_answers_through_the_queue_that_was_written",
+        the_kernel_answers_through_the_queue_that_was_written,
+    ),
     ("a_name_that_is_taken_or_impossible_is_said", a_name_that_is_taken_or_impossible_is_said),
     ("addresses_become_exactly_the_wanted_ones", addresses_become_exactly_the_wanted_ones),
     (
@@ -77,6 +81,58 @@ fn a_name_that_is_taken_or_impossible_is_said() {
     assert_eq!(category("veth0"), "DeviceNameInUse");
     for name in ["", "sixteen-letters!", "a/b", "a b", "..", "pin%d"] {
         assert_eq!(category(name), "DeviceNameInvalid", "{name:?}");
+    }
+}
+
+fn the_kernel_answers_through_the_queue_that_was_written() {
+    Namespace::new().run(|| {
+        let (first, mut socket, index) = device("pin0");
+        socket.set_addresses(index, &nets(&["10.9.0.1/24"])).unwrap();
+        let queues = [first.another_queue().unwrap(), first];
+        for written in [0, 1, 0, 1] {
+            queues[written].send(&echo_request()).unwrap();
+            // This one was under way before the kernel knew.
+            answered_through(&queues);
+            for _ in 0..20 {
+                queues[written].send(&echo_request()).unwrap();
+                assert_eq!(answered_through(&queues), written);
+            }
+        }
+    });
+}
+
+/// From 10.9.0.2 to 10.9.0.1.
+fn echo_request() -> Vec<u8> {
+    let mut packet = vec![0x45, 0, 0, 28, 0, 0, 0, 0, 64, 1, 0, 0, 10, 9, 0, 2, 10, 9, 0, 1];
+    let checksum = internet_checksum(&packet);
+    packet[10..12].copy_from_slice(&checksum);
+    let mut echo = [8, 0, 0, 0, 0, 7, 0, 1];
+    let checksum = internet_checksum(&echo);
+    echo[2..4].copy_from_slice(&checksum);
+    packet.extend(echo);
+    packet
+}
+
+/// RFC 1071.
+fn internet_checksum(bytes: &[u8]) -> [u8; 2] {
+    let sum: u32 = bytes.chunks(2).map(|pair| u32::from(pair[0]) << 8 | u32::from(pair[1])).sum();
+    let folded = (sum & 0xffff) + (sum >> 16);
+    u16::try_from(!folded & 0xffff).unwrap().to_be_bytes()
+}
+
+/// Number of the queue that an echo reply came through.
+fn answered_through(queues: &[TunDevice]) -> usize {
+    let end = Instant::now() + Duration::from_secs(10);
+    let mut packet = [0; 1500];
+    loop {
+        for (n, queue) in queues.iter().enumerate() {
+            // Others are the kernel's own, of IPv6.
+            if queue.receive(&mut packet).is_ok() && packet[0] == 0x45 && packet[9] == 1 && packet[20] == 0 {
+                return n;
+            }
+        }
+        assert!(Instant::now() < end, "no answer");
+        std::thread::yield_now();
     }
 }
 

@@ -27,6 +27,7 @@ const TESTS: &[(&str, fn())] = &[
     ("packets_of_all_sizes_cross_a_tunnel_both_ways", packets_of_all_sizes_cross_a_tunnel_both_ways),
     ("a_tunnel_runs_over_ipv6", a_tunnel_runs_over_ipv6),
     ("a_bulk_transfer_arrives_whole", a_bulk_transfer_arrives_whole),
+    ("the_last_of_a_batch_is_not_held_back", the_last_of_a_batch_is_not_held_back),
     ("each_offload_may_be_missing", each_offload_may_be_missing),
     (
         "ends_with_different_offloads_understand_each_other",
@@ -245,23 +246,36 @@ fn transfer(from: &End, to: &End, address: &str, size: usize) {
     assert_eq!(receiver.join().unwrap(), (size, true));
 }
 
-/// Sends datagrams that the kernel holds together as long as it can, and expects each as it was.
+/// The largest frame there can be: more than is read in one go, and nothing comes after it.
+fn the_last_of_a_batch_is_not_held_back() {
+    let (client, gateway) = pair();
+    client.ping("-c 1 10.9.0.1").unwrap();
+    for _ in 0..20 {
+        scatter_in(1100, 65_507, &client, &gateway, "10.9.0.1");
+    }
+}
+
 fn scatter(from: &End, to: &End, address: &str) {
-    const SIZE: usize = 1000;
+    scatter_in(1000, 40_077, from, to, address);
+}
+
+/// Sends datagrams of this size that the kernel holds together as long as it can, and expects each as it was.
+fn scatter_in(size: usize, total: usize, from: &End, to: &End, address: &str) {
     let address: IpAddr = address.parse().unwrap();
     let receiver = to.namespace.run(move || UdpSocket::bind((address, 0)).unwrap());
-    receiver.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+    // Sooner than WireGuard's next message by itself, which would push out what is held back.
+    receiver.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
     let to = receiver.local_addr().unwrap();
-    let sent: Vec<u8> = (0..40 * SIZE + 77).map(byte_at).collect();
+    let sent: Vec<u8> = (0..total).map(byte_at).collect();
     let bytes = sent.clone();
     from.namespace.run(move || {
         let any: IpAddr = if address.is_ipv4() { [0; 4].into() } else { [0_u16; 8].into() };
         let sender = UdpSocket::bind((any, 0)).unwrap();
-        setsockopt(&sender, sockopt::UdpGsoSegment, &i32::try_from(SIZE).unwrap()).unwrap();
+        setsockopt(&sender, sockopt::UdpGsoSegment, &i32::try_from(size).unwrap()).unwrap();
         assert_eq!(sender.send_to(&bytes, to).unwrap(), bytes.len());
     });
-    let mut buffer = [0; 2 * SIZE];
-    for expected in sent.chunks(SIZE) {
+    let mut buffer = vec![0; 2 * size];
+    for expected in sent.chunks(size) {
         let length = receiver.recv(&mut buffer).unwrap();
         assert_eq!(&buffer[..length], expected);
     }

@@ -12,4 +12,4 @@ pub use error::KernelError;
 pub use full_tunnel::FullTunnel;
 pub use masquerade::Masquerade;
 pub use route::{MAIN_TABLE, RouteSocket, forward_v6};
-pub use tun::{Queues, TunDevice, TunOffload};
+pub use tun::{TunDevice, TunOffload};

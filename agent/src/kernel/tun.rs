@@ -49,15 +49,6 @@ impl TunOffload {
     }
 }
 
-/// How many readers and writers a device can have.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Queues {
-    /// One.
-    One,
-    /// One, and more of [`TunDevice::another_queue`].
-    Many,
-}
-
 /// A TUN device of our own making, or a queue of it. It is gone when all of these are dropped.
 #[derive(Debug)]
 pub struct TunDevice {
@@ -65,18 +56,17 @@ pub struct TunDevice {
     name: String,
     index: u32,
     offload: TunOffload,
-    queues: Queues,
 }
 
 impl TunDevice {
     /// Makes a device with this name, for raw IP packets, down and without address. Reading and writing do not
     /// wait.
     pub fn create(name: &str) -> Result<Self, KernelError> {
-        Self::create_offloading(name, TunOffload::None, Queues::One)
+        Self::create_offloading(name, TunOffload::None)
     }
 
     /// Makes a device that offloads as much as the kernel can, and as is wanted.
-    pub fn create_offloading(name: &str, wanted: TunOffload, queues: Queues) -> Result<Self, KernelError> {
+    pub fn create_offloading(name: &str, wanted: TunOffload) -> Result<Self, KernelError> {
         let valid = (1..libc::IFNAMSIZ).contains(&name.len())
             && !matches!(name, "." | "..")
             && name.bytes().all(|byte| byte.is_ascii_graphic() && !matches!(byte, b'/' | b':' | b'%'));
@@ -86,7 +76,7 @@ impl TunDevice {
         let mut offload = wanted;
         loop {
             let file = open()?;
-            attach(&file, name, offload, queues, libc::IFF_TUN_EXCL).map_err(|errno| match errno {
+            attach(&file, name, offload, libc::IFF_TUN_EXCL).map_err(|errno| match errno {
                 Errno::EBUSY | Errno::EEXIST | Errno::EINVAL => {
                     KernelError::NameInUse { name: name.to_owned() }
                 }
@@ -100,7 +90,7 @@ impl TunDevice {
                 continue;
             }
             let index = RouteSocket::index_of(name)?;
-            return Ok(Self { file, name: name.to_owned(), index, offload, queues });
+            return Ok(Self { file, name: name.to_owned(), index, offload });
         }
     }
 
@@ -110,7 +100,7 @@ impl TunDevice {
         let file = open()?;
         let failed =
             |errno| KernelError::new(format!("make another queue of the TUN device {}", self.name), errno);
-        attach(&file, &self.name, self.offload, self.queues, 0).map_err(failed)?;
+        attach(&file, &self.name, self.offload, 0).map_err(failed)?;
         Ok(Self { file, name: self.name.clone(), ..*self })
     }
 
@@ -162,21 +152,14 @@ fn open_failed(error: &io::Error) -> KernelError {
     }
 }
 
-fn attach(
-    file: &File,
-    name: &str,
-    offload: TunOffload,
-    queues: Queues,
-    more: libc::c_int,
-) -> Result<(), Errno> {
+fn attach(file: &File, name: &str, offload: TunOffload, more: libc::c_int) -> Result<(), Errno> {
     // SAFETY: `ifreq` is plain data, for which all zeros are valid.
     let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
     for (place, byte) in request.ifr_name.iter_mut().zip(name.bytes()) {
         *place = libc::c_char::from_ne_bytes([byte]);
     }
     let header = if offload == TunOffload::None { 0 } else { libc::IFF_VNET_HDR };
-    let many = if queues == Queues::Many { libc::IFF_MULTI_QUEUE } else { 0 };
-    let flags = libc::IFF_TUN | libc::IFF_NO_PI | header | many | more;
+    let flags = libc::IFF_TUN | libc::IFF_NO_PI | libc::IFF_MULTI_QUEUE | header | more;
     // The kernel reads 16 bits, the highest of which the type counts as a sign.
     request.ifr_ifru.ifru_flags = u16::try_from(flags).map_err(|_| Errno::EINVAL)?.cast_signed();
     // SAFETY: TUNSETIFF reads and writes one `ifreq`, which `request` is and which outlives the call; the

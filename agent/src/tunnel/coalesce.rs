@@ -46,6 +46,8 @@ pub(super) struct Coalescer {
     offload: TunOffload,
     buffer: Box<[u8]>,
     open: Option<Open>,
+    /// A packet came to it since this was last asked for.
+    grew: bool,
     /// Where the room last asked for begins.
     room: usize,
     /// What was there where the room overlaps the open super-packet.
@@ -64,6 +66,7 @@ impl Coalescer {
             offload,
             buffer: vec![0; BASE + 2 * LARGEST + 64].into_boxed_slice(),
             open: None,
+            grew: false,
             room: BASE,
             covered: Covered { bytes: [0; LONGEST_HEADERS], length: 0 },
         }
@@ -90,6 +93,7 @@ impl Coalescer {
     /// Takes the first `length` bytes of the room last asked for as a packet. Frames that are complete go to
     /// `write`.
     pub(super) fn push(&mut self, length: usize, mut write: impl FnMut(&[u8])) {
+        self.grew = true;
         let packet = self.buffer.get(self.room..self.room + length).unwrap_or_default();
         let Some(packet) = Mergeable::parse(packet, self.offload) else {
             self.displace(length, &mut write);
@@ -121,6 +125,16 @@ impl Coalescer {
             headers,
             first: packet,
         });
+    }
+
+    /// Whether a packet waits for others that continue it.
+    pub(super) const fn is_open(&self) -> bool {
+        self.open.is_some()
+    }
+
+    /// Whether something came to what is open since the last call.
+    pub(super) const fn grew(&mut self) -> bool {
+        std::mem::replace(&mut self.grew, false)
     }
 
     /// Closes what is open.

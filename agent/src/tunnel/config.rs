@@ -5,7 +5,6 @@ use std::{fmt, net::SocketAddr, num::NonZeroU8, str::FromStr, thread};
 use ipnet::IpNet;
 
 use super::{Offloads, PresharedKey, PrivateKey, PublicKey};
-use crate::kernel::Queues;
 
 /// The tunnel itself. Fixed for its lifetime, but for [`addresses`](super::Tunnel::set_addresses).
 #[derive(Debug, Clone)]
@@ -47,11 +46,6 @@ impl Threads {
         let processors = thread::available_parallelism().map_or(1, std::num::NonZero::get);
         let count = u8::try_from(processors / 2).unwrap_or(Self::MOST).min(Self::MOST);
         NonZeroU8::new(count).map_or(Self::ONE, Self)
-    }
-
-    /// What the TUN device must have for them.
-    pub const fn queues(self) -> Queues {
-        if self.0.get() == 1 { Queues::One } else { Queues::Many }
     }
 
     /// As a number.

@@ -36,9 +36,9 @@ use crate::kernel::TunOffload;
 const SOCKET: u64 = 0;
 const DEVICE: u64 = 1;
 const OWNER: u64 = 2;
-/// Calls for datagrams, and bytes of packets, taken in one go before the other side has its turn.
+/// Calls for datagrams in one go, and bytes after which it is enough, before the other side has its turn.
 const RECEIVES: usize = 4;
-const BYTES: usize = 512 << 10;
+const RECEIVED: usize = 128 << 10;
 /// The largest frame.
 const FRAME: usize = virtio::HEADER + 65_536;
 /// How soon to publish again what a reader was in the way of.
@@ -58,7 +58,7 @@ pub(super) struct Driver {
 /// Starts the thread.
 pub(super) fn spawn(number: Number, driver: Driver) -> Result<JoinHandle<()>, TunnelError> {
     let epoll = driver.watch().map_err(|errno| TunnelError::Thread(errno.into()))?;
-    let name = format!("tunnel{number}-{}", driver.outbox.device.name());
+    let name = format!("tunnel{number}-{}", driver.outbox.lanes.name());
     thread::Builder::new().name(name).spawn(move || driver.run(&epoll)).map_err(TunnelError::Thread)
 }
 
@@ -87,7 +87,9 @@ impl Driver {
     fn watch(&self) -> Result<Epoll, Errno> {
         let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
         epoll.add(&self.outbox.socket, EpollEvent::new(EpollFlags::EPOLLIN, SOCKET))?;
-        epoll.add(&self.outbox.device, EpollEvent::new(EpollFlags::EPOLLIN, DEVICE))?;
+        for queue in self.outbox.lanes.files() {
+            epoll.add(queue, EpollEvent::new(EpollFlags::EPOLLIN, DEVICE))?;
+        }
         epoll.add(&*self.wake, EpollEvent::new(EpollFlags::EPOLLIN, OWNER))?;
         Ok(epoll)
     }
@@ -100,7 +102,7 @@ impl Driver {
                 Ok(Next::Continue) => {}
                 Ok(Next::Shutdown) => return,
                 Err(error) => {
-                    tracing::warn!(device = self.outbox.device.name(), %error, "the tunnel has stopped");
+                    tracing::warn!(device = self.outbox.lanes.name(), %error, "the tunnel has stopped");
                     self.outbox.event(TunnelEvent::Stopped { reason: error.to_string() });
                     return;
                 }
@@ -110,18 +112,23 @@ impl Driver {
 
     /// Waits, and handles all that is ready.
     fn turn(&mut self, epoll: &Epoll, room: &mut Room, carried: &mut Carried) -> io::Result<Next> {
-        let mut ready = [EpollEvent::empty(); 3];
+        let mut ready = [EpollEvent::empty(); 4];
         let count = match epoll.wait(&mut ready, self.patience(carried)) {
             Err(Errno::EINTR) => 0,
             result => result?,
         };
         let began = Instant::now();
         self.shard.handle_timeout(began, &mut self.outbox);
-        let mut data = 0;
+        let (mut data, mut more_datagrams, mut packets) = (0, false, false);
+        self.outbox.lanes.begin_turn();
         for event in ready.iter().take(count) {
             match event.data() {
-                SOCKET => data += self.take_datagrams(&mut room.inbox),
-                DEVICE => data += self.take_packets(&mut room.frame)?,
+                SOCKET => {
+                    let (bytes, more) = self.take_datagrams(&mut room.inbox);
+                    data += bytes;
+                    more_datagrams = more;
+                }
+                DEVICE => packets = true,
                 _ => {
                     if let Next::Shutdown = self.take_commands(epoll)? {
                         return Ok(Next::Shutdown);
@@ -130,12 +137,16 @@ impl Driver {
                 }
             }
         }
+        if packets {
+            data += self.take_packets(&mut room.frame)?;
+        }
         carried.budget.saw(began, data);
         self.shard.set_short_of_time(carried.budget.is_short(began));
         if self.shard.has_callers() {
+            self.outbox.flush();
             self.answer(carried);
         }
-        self.outbox.flush();
+        self.outbox.end_batch(self.outbox.lanes.has_more(), more_datagrams);
         for (to, category) in self.outbox.failures() {
             self.shard.send_failed(to, category, &mut self.outbox);
         }
@@ -160,7 +171,7 @@ impl Driver {
 
     fn patience(&self, carried: &Carried) -> EpollTimeout {
         let callers = self.shard.has_callers();
-        if callers && !carried.resting {
+        if self.outbox.holds_some() || (callers && !carried.resting) {
             return EpollTimeout::ZERO;
         }
         let due = self.shard.poll_timeout().map(|at| at.saturating_duration_since(Instant::now()));
@@ -172,9 +183,9 @@ impl Driver {
         EpollTimeout::try_from(wait).unwrap_or(EpollTimeout::MAX)
     }
 
-    /// How many bytes there were beside initiations.
-    fn take_datagrams(&mut self, inbox: &mut Inbox) -> usize {
-        let mut data = 0;
+    /// How many bytes there were beside initiations, and whether there may be more.
+    fn take_datagrams(&mut self, inbox: &mut Inbox) -> (usize, bool) {
+        let (mut taken, mut data) = (0, 0);
         for _ in 0..RECEIVES {
             let more = match inbox.receive(&self.outbox.socket) {
                 Ok(more) => more,
@@ -182,7 +193,7 @@ impl Driver {
                     if error.kind() != io::ErrorKind::WouldBlock {
                         tracing::debug!(%error, "receiving failed");
                     }
-                    break;
+                    return (data, false);
                 }
             };
             let now = Instant::now();
@@ -196,37 +207,32 @@ impl Driver {
                     self.shard.handle_datagram(now, run.from, datagram, &mut self.outbox);
                 }
             }
+            taken += inbox.bytes_received();
             if !more {
+                return (data, false);
+            }
+            if taken >= RECEIVED {
                 break;
             }
         }
-        data
+        (data, true)
     }
 
     /// How many bytes there were.
     fn take_packets(&mut self, frame: &mut [u8]) -> io::Result<usize> {
         let now = Instant::now();
-        let (mut taken, mut data) = (0, 0);
-        while taken < BYTES {
-            match self.outbox.device.receive(frame) {
-                Ok(length) => {
-                    taken += length.max(BYTES / 128);
-                    data += length;
-                    self.outbox.work.frames_read += 1;
-                    self.take_frame(now, frame.get_mut(..length).unwrap_or_default());
-                }
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => return Err(error),
-            }
+        let mut data = 0;
+        while let Some(length) = self.outbox.lanes.read(now, frame)? {
+            data += length;
+            self.outbox.work.frames_read += 1;
+            self.take_frame(now, frame.get_mut(..length).unwrap_or_default());
         }
         Ok(data)
     }
 
     fn take_frame(&mut self, now: Instant, frame: &mut [u8]) {
-        let has_header = self.outbox.device.offload() != TunOffload::None;
-        let packet = frame.get(if has_header { virtio::HEADER } else { 0 }..).unwrap_or_default();
-        if let Some(other) = self.shard.elsewhere(packet) {
+        let has_header = self.outbox.lanes.offload() != TunOffload::None;
+        if let Some(other) = self.shard.elsewhere(self.outbox.lanes.packet(frame)) {
             return self.outbox.hand_over(other, Stray::Frame(frame.to_vec()));
         }
         let segments = if has_header {

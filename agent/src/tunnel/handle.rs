@@ -20,6 +20,7 @@ use super::{
     TunnelError, TunnelEvent, Work,
     beats::Role,
     driver::{self, Driver},
+    lanes::Lanes,
     outbox::{Events, Outbox},
     shard::{Shard, ShardConfig},
     socket::UdpEndpoint,
@@ -140,8 +141,7 @@ impl Tunnel {
         if !(1280..=9200).contains(&config.mtu) {
             return Err(TunnelError::Config(format!("an MTU of {} is not within 1280 to 9200", config.mtu)));
         }
-        let device =
-            TunDevice::create_offloading(&config.tun_name, config.offloads.tun, config.threads.queues())?;
+        let device = TunDevice::create_offloading(&config.tun_name, config.offloads.tun)?;
         let index = device.index();
         let mut route = RouteSocket::open()?;
         route.set_mtu(index, u32::from(config.mtu))?;
@@ -151,8 +151,7 @@ impl Tunnel {
     }
 
     /// Starts the data plane on a device that is left as it is: somebody else gives it addresses and an MTU and
-    /// brings it up, and may change that. So TCP connections are not held to an MTU. The UDP port is any. The device
-    /// must have as many [`queues`](Threads::queues) as there are threads.
+    /// brings it up, and may change that. So TCP connections are not held to an MTU. The UDP port is any.
     pub fn start_on(
         device: TunDevice,
         private_key: PrivateKey,
@@ -186,7 +185,7 @@ impl Tunnel {
         tracing::info!(device = name, %offloads, receive_buffer, threads = threads.count(), "the tunnel's offloads");
         let events_lost = Arc::new(AtomicU64::new(0));
         let events = Events::new(events, Arc::clone(&events_lost));
-        let devices = queues(device, threads)?;
+        let lanes = lanes(device, threads)?;
         let ends = sockets.iter().map(|_| Ends::new()).collect::<Result<Vec<_>, _>>()?;
         let members: Vec<_> =
             ends.iter().map(|ends| (ends.strays.0.clone(), Arc::clone(&ends.wake))).collect();
@@ -201,14 +200,14 @@ impl Tunnel {
             index,
             offloads,
         };
-        let parts = Place::all(threads.count()).zip(sockets).zip(devices).zip(ends);
-        for (((place, socket), device), ends) in parts {
+        let parts = Place::all(threads.count()).zip(sockets).zip(lanes).zip(ends);
+        for (((place, socket), lanes), ends) in parts {
             let Ends { commands: (commands, receiver), strays: (_, strays), wake } = ends;
             let board = Board::default();
             let config = ShardConfig { private_key: private_key.clone(), mtu, place };
             let driver = Driver {
                 shard: Shard::new(&config, board.clone(), Instant::now())?,
-                outbox: Outbox::new(socket, device, events.clone(), Team::new(members.iter().cloned())),
+                outbox: Outbox::new(socket, lanes, events.clone(), Team::new(members.iter().cloned())),
                 fwmark,
                 offloads,
                 commands: receiver,
@@ -404,10 +403,14 @@ impl Tunnel {
     }
 }
 
-/// All queues of the device.
-fn queues(device: TunDevice, threads: Threads) -> Result<Vec<TunDevice>, TunnelError> {
-    let others = (1..threads.count().get()).map(|_| device.another_queue()).collect::<Result<Vec<_>, _>>()?;
-    Ok(std::iter::once(device).chain(others).collect())
+/// The queues of the device, two for each thread.
+fn lanes(device: TunDevice, threads: Threads) -> Result<Vec<Lanes>, TunnelError> {
+    let now = Instant::now();
+    let others = (1..threads.count().get())
+        .map(|_| Ok(Lanes::new(device.another_queue()?, device.another_queue()?, now)))
+        .collect::<Result<Vec<_>, TunnelError>>()?;
+    let sparse = device.another_queue()?;
+    Ok(std::iter::once(Lanes::new(device, sparse, now)).chain(others).collect())
 }
 
 impl Drop for Tunnel {

@@ -17,6 +17,8 @@ const LARGEST_DATAGRAM: usize = 9_600;
 /// Messages in one call, where each may be a run, and where each is one datagram.
 const RUNS: usize = 8;
 const DATAGRAMS: usize = 64;
+/// Bytes in one call, if messages are as large as they were in the last.
+const BYTES: usize = 128 << 10;
 
 /// Room for what one call receives.
 #[derive(Debug)]
@@ -24,6 +26,8 @@ pub(super) struct Inbox {
     bytes: Box<[u8]>,
     /// Bytes for each message.
     room: usize,
+    /// Messages to ask for in the next call.
+    wanted: usize,
     messages: Vec<Message>,
 }
 
@@ -57,7 +61,8 @@ impl Inbox {
     /// `merged` says whether the kernel merges datagrams (UDP GRO).
     pub(super) fn new(merged: bool) -> Self {
         let (room, count) = if merged { (LARGEST_RUN, RUNS) } else { (LARGEST_DATAGRAM, DATAGRAMS) };
-        Self { bytes: vec![0; room * count].into_boxed_slice(), room, messages: Vec::with_capacity(count) }
+        let bytes = vec![0; room * count].into_boxed_slice();
+        Self { bytes, room, wanted: count, messages: Vec::with_capacity(count) }
     }
 
     /// Receives what is there. `WouldBlock` when there is nothing; `false` when there was not more.
@@ -82,7 +87,9 @@ impl Inbox {
         };
         let mut count = 0;
         let parts = headers.iter_mut().zip(&mut names).zip(controls.iter_mut().zip(&mut slices));
-        for (((header, name), (control, slice)), bytes) in parts.zip(self.bytes.chunks_exact_mut(self.room)) {
+        for (((header, name), (control, slice)), bytes) in
+            parts.zip(self.bytes.chunks_exact_mut(self.room)).take(self.wanted)
+        {
             *slice = libc::iovec { iov_base: bytes.as_mut_ptr().cast(), iov_len: bytes.len() };
             let header = &mut header.msg_hdr;
             header.msg_name = (&raw mut *name).cast();
@@ -106,7 +113,14 @@ impl Inbox {
             let (remote, length) = source(name).map_or((NOWHERE, 0), |from| (from, length));
             self.messages.push(Message { from: Path { remote, local: told.local }, length, segment });
         }
+        let average = self.bytes_received() / received.max(1);
+        self.wanted = (BYTES / average.max(1)).clamp(1, MOST);
         Ok(received == count as usize)
+    }
+
+    /// Of the last call.
+    pub(super) fn bytes_received(&self) -> usize {
+        self.messages.iter().map(|message| message.length).sum()
     }
 
     /// What the last call received, in its order.

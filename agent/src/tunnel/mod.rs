@@ -3,7 +3,8 @@
 //! [`Tunnel`] is the owner's handle. Each thread runs a `driver`, which waits for socket, device, owner and clock,
 //! and feeds its `shard`, where everything is decided without touching any of them. Each peer lives at one shard;
 //! `steering` brings datagrams there, and what comes to another is handed over within the `team`. What a shard makes goes
-//! through `output` straight into the buffers of `outbox`. A `peer` wraps boringtun's `Tunn` with exact
+//! through `output` straight into the buffers of `outbox`, and between a thread's two queues of the device (`lanes`)
+//! by what its `flows` did of late. A `peer` wraps boringtun's `Tunn` with exact
 //! deadlines (`timers`), a small queue (`waiting`) and probes; `gate` stands in front of handshakes, which
 //! wait in `line` for time that data does not need. `beats` are the messages of NAT intelligence on the same port.
 
@@ -15,11 +16,13 @@ mod config;
 mod driver;
 mod error;
 mod event;
+mod flows;
 mod gate;
 mod handle;
 mod inbox;
 mod inner;
 mod key;
+mod lanes;
 mod line;
 mod message;
 mod offloads;

@@ -14,13 +14,13 @@ use tokio::sync::mpsc::Sender;
 use super::{
     SendFailure, TunnelEvent,
     coalesce::Coalescer,
+    lanes::Lanes,
     output::Output,
     path::Path,
     socket::{LARGEST_DATAGRAM, LONGEST_RUN, UdpEndpoint},
     stats::Work,
     team::{Number, Stray, Team},
 };
-use crate::kernel::TunDevice;
 
 const NOBODY: Path =
     Path { remote: SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::UNSPECIFIED), 0), local: None };
@@ -54,6 +54,8 @@ struct Run {
     count: usize,
     /// Its last datagram is shorter, so no other can follow.
     sealed: bool,
+    /// Within this batch.
+    grew: bool,
     /// Whom the room behind it was asked for.
     next_to: Path,
 }
@@ -62,7 +64,7 @@ struct Run {
 #[derive(Debug)]
 pub(super) struct Outbox {
     pub(super) socket: UdpEndpoint,
-    pub(super) device: TunDevice,
+    pub(super) lanes: Lanes,
     events: Events,
     team: Team,
     pub(super) work: Work,
@@ -72,7 +74,7 @@ pub(super) struct Outbox {
 }
 
 impl Outbox {
-    pub(super) fn new(socket: UdpEndpoint, device: TunDevice, events: Events, team: Team) -> Self {
+    pub(super) fn new(socket: UdpEndpoint, lanes: Lanes, events: Events, team: Team) -> Self {
         let run = Run {
             bytes: vec![0; LARGEST_DATAGRAM],
             to: NOBODY,
@@ -80,18 +82,34 @@ impl Outbox {
             segment: 0,
             count: 0,
             sealed: false,
+            grew: false,
             next_to: NOBODY,
         };
-        let packets = Coalescer::new(device.offload());
-        Self { socket, device, events, team, work: Work::default(), run, packets, failures: Vec::new() }
+        let packets = Coalescer::new(lanes.offload());
+        Self { socket, lanes, events, team, work: Work::default(), run, packets, failures: Vec::new() }
     }
 
     /// Sends and delivers what is gathered.
     pub(super) fn flush(&mut self) {
-        self.flush_run();
-        let (device, work) = (&self.device, &mut self.work);
-        self.packets.flush(|frame| write(device, frame, work));
+        self.end_batch(false, false);
+    }
+
+    /// Sends what is gathered, unless more packets may come in at once to go with it, and delivers it, unless more
+    /// datagrams may; but not if nothing came to it this time. What is held then must not wait for anything.
+    pub(super) fn end_batch(&mut self, more_packets: bool, more_datagrams: bool) {
+        if !std::mem::take(&mut self.run.grew) || !more_packets {
+            self.flush_run();
+        }
+        if !self.packets.grew() || !more_datagrams {
+            let (lanes, work) = (&self.lanes, &mut self.work);
+            self.packets.flush(|frame| write(lanes, frame, work));
+        }
         self.team.wake();
+    }
+
+    /// Whether something is gathered that is neither sent nor delivered.
+    pub(super) const fn holds_some(&self) -> bool {
+        self.run.count > 0 || self.packets.is_open()
     }
 
     fn flush_run(&mut self) {
@@ -139,6 +157,7 @@ impl Output for Outbox {
             run.segment = length;
         }
         run.sealed = length < run.segment;
+        run.grew = true;
         run.length += length;
         run.count += 1;
     }
@@ -148,8 +167,8 @@ impl Output for Outbox {
     }
 
     fn deliver(&mut self, length: usize) {
-        let (device, work) = (&self.device, &mut self.work);
-        self.packets.push(length, |frame| write(device, frame, work));
+        let (lanes, work) = (&self.lanes, &mut self.work);
+        self.packets.push(length, |frame| write(lanes, frame, work));
     }
 
     fn event(&mut self, event: TunnelEvent) {
@@ -166,9 +185,9 @@ impl Output for Outbox {
     }
 }
 
-fn write(device: &TunDevice, frame: &[u8], work: &mut Work) {
+fn write(lanes: &Lanes, frame: &[u8], work: &mut Work) {
     work.frames_written += 1;
-    if let Err(error) = device.send(frame) {
+    if let Err(error) = lanes.write(frame) {
         // The device is down, or has no room: the packet is lost as on any link.
         if error.kind() != io::ErrorKind::WouldBlock {
             tracing::debug!(%error, "the TUN device refused a packet");

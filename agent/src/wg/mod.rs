@@ -32,7 +32,7 @@ pub async fn run(
 ) -> Result<(), WgError> {
     // Before there is a device: one of this name with a living socket is somebody else's.
     let socket = Socket::open(name)?;
-    let device = TunDevice::create_offloading(name, TunOffload::TcpAndUdp, threads.queues())?;
+    let device = TunDevice::create_offloading(name, TunOffload::TcpAndUdp)?;
     let mut route = RouteSocket::open()?;
     route.set_mtu(device.index(), MTU)?;
     route.leave_out_link_local(device.index())?;

@@ -119,8 +119,8 @@ impl Driver {
         };
         let began = Instant::now();
         self.shard.handle_timeout(began, &mut self.outbox);
-        let (mut data, mut more_datagrams, mut packets) = (0, false, false);
-        self.outbox.lanes.begin_turn();
+        let (mut data, mut more_datagrams, mut more_packets) = (0, false, false);
+        let mut packets = false;
         for event in ready.iter().take(count) {
             match event.data() {
                 SOCKET => {
@@ -138,7 +138,9 @@ impl Driver {
             }
         }
         if packets {
-            data += self.take_packets(&mut room.frame)?;
+            let (bytes, more) = self.take_packets(&mut room.frame)?;
+            data += bytes;
+            more_packets = more;
         }
         carried.budget.saw(began, data);
         self.shard.set_short_of_time(carried.budget.is_short(began));
@@ -146,7 +148,7 @@ impl Driver {
             self.outbox.flush();
             self.answer(carried);
         }
-        self.outbox.end_batch(self.outbox.lanes.has_more(), more_datagrams);
+        self.outbox.end_batch(more_packets, more_datagrams);
         for (to, category) in self.outbox.failures() {
             self.shard.send_failed(to, category, &mut self.outbox);
         }
@@ -218,16 +220,17 @@ impl Driver {
         (data, true)
     }
 
-    /// How many bytes there were.
-    fn take_packets(&mut self, frame: &mut [u8]) -> io::Result<usize> {
+    /// How many bytes there were, and whether there may be more.
+    fn take_packets(&mut self, frame: &mut [u8]) -> io::Result<(usize, bool)> {
         let now = Instant::now();
         let mut data = 0;
+        self.outbox.lanes.begin_turn();
         while let Some(length) = self.outbox.lanes.read(now, frame)? {
             data += length;
             self.outbox.work.frames_read += 1;
             self.take_frame(now, frame.get_mut(..length).unwrap_or_default());
         }
-        Ok(data)
+        Ok((data, self.outbox.lanes.has_more()))
     }
 
     fn take_frame(&mut self, now: Instant, frame: &mut [u8]) {

@@ -4,27 +4,26 @@
 use std::{
     hash::{BuildHasher, RandomState},
     net::IpAddr,
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use super::inner::{self, TCP, UDP, field};
 
 /// So many flows can be told apart; more share what is known of them.
 const PLACES: usize = 1024;
-/// What a sparse flow may send all the time, in bytes per second: the best video call, or any acknowledgements.
-const PACE: f64 = 1_000_000.0;
-/// So many bytes beyond the pace make a flow bulk: an image or a page do not.
-const BULK: f64 = 131_072.0;
-/// No more bytes beyond the pace than this are remembered, and with so few it is sparse again: after half a second, so
-/// that the packets of its bulk have left the other queue.
-const MOST: f64 = 524_288.0;
-const SPARSE: f64 = 16_384.0;
+/// How long a byte lasts: a sparse flow may send 1 MB/s all the time, the best video call, or any acknowledgements.
+const BYTE: Duration = Duration::from_micros(1);
+/// A flow that is so far ahead of that pace, by 128 KB, is bulk: an image or a page does not get there.
+const BULK: Duration = BYTE.saturating_mul(131_072);
+/// No flow counts as further ahead than this, and so near to the pace it is sparse again: after half a second, so that
+/// the packets of its bulk have left the other queue.
+const MOST: Duration = BYTE.saturating_mul(524_288);
+const SPARSE: Duration = BYTE.saturating_mul(16_384);
 
 #[derive(Debug, Clone, Copy)]
 struct Flow {
-    /// Bytes beyond the pace.
-    level: f64,
-    at: Instant,
+    /// When what it sent would have been sent at the pace.
+    even_at: Instant,
     is_bulk: bool,
 }
 
@@ -38,19 +37,17 @@ pub(super) struct Flows {
 
 impl Flows {
     pub(super) fn new(now: Instant) -> Self {
-        let flow = Flow { level: 0.0, at: now, is_bulk: false };
+        let flow = Flow { even_at: now, is_bulk: false };
         Self { places: vec![flow; PLACES].into_boxed_slice(), hasher: RandomState::new() }
     }
 
     /// Counts what was read of a flow: a packet or super-packet.
     pub(super) fn count(&mut self, now: Instant, packet: &[u8]) {
         let Some(flow) = self.place(packet).and_then(|place| self.places.get_mut(place)) else { return };
-        let elapsed = now.saturating_duration_since(flow.at);
-        #[expect(clippy::cast_precision_loss, reason = "at most 64 KB")]
-        let more = packet.len() as f64;
-        flow.level = ((flow.level - elapsed.as_secs_f64() * PACE).max(0.0) + more).min(MOST);
-        flow.at = now;
-        flow.is_bulk = flow.level > if flow.is_bulk { SPARSE } else { BULK };
+        let bytes = u32::try_from(packet.len()).unwrap_or(u32::MAX);
+        let ahead = (flow.even_at.saturating_duration_since(now) + BYTE * bytes).min(MOST);
+        flow.even_at = now + ahead;
+        flow.is_bulk = ahead > if flow.is_bulk { SPARSE } else { BULK };
     }
 
     /// Whether the flow of this packet, which may be of its other direction, was bulk when it was last counted.
@@ -85,8 +82,6 @@ fn bits(address: IpAddr) -> u128 {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use proptest::prelude::*;
 
     use super::*;

@@ -13,7 +13,7 @@ use super::ClientError;
 use crate::{
     identity::{
         IdentityError, JoinString, SessionKey, Store, certificate,
-        dial::{Dialer, Proof},
+        dial::{Dialer, Liveness, Proof},
     },
     tunnel::PublicKey,
 };
@@ -165,6 +165,7 @@ pub async fn enrol(
         ca_pem: membership.ca.clone(),
         proof: None,
         fwmark,
+        liveness: Liveness::Pinged,
     };
     let (channel, _) =
         dialer.connect(&membership.endpoints).await.map_err(ClientError::GatewayUnreachable)?;

@@ -3,6 +3,7 @@
 use std::{
     collections::HashMap,
     net::{IpAddr, SocketAddr},
+    sync::Arc,
     time::{Duration, Instant, SystemTime},
 };
 
@@ -15,14 +16,14 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     ClientError, Credential, Progress,
-    bulletin::Bulletin,
+    bulletin::{Bulletin, Occasion},
     control::{self, Asked, Keepalive, Question, Status},
     dns::{Dns, Wanted},
     enrol_patiently,
     enrolment::{Enrolment, Invitation},
     network::{Routes, Watch, local_network, source_towards},
     pulse::{Pulse, Step, Way},
-    session::{self, Session, Target, Told},
+    session::{self, Nudges, Session, Target, Told},
     settings::{Replica, Settings},
 };
 use crate::{
@@ -35,6 +36,7 @@ use crate::{
         dial::{Proof, resolve},
     },
     kernel::RouteSocket,
+    nat::{Radio, wire::Answer},
     tunnel::{Offloads, PeerStats, PrivateKey, Probe, PublicKey, Threads, Tunnel, TunnelConfig, TunnelEvent},
     uapi::{self, Device, HandshakeClock},
 };
@@ -47,12 +49,17 @@ const SETTLE: Duration = Duration::from_millis(50);
 /// Ways that are remembered while another is looked for.
 const TRIED: usize = 16;
 const TRIED_FOR: Duration = Duration::from_secs(30);
-const GOODBYE: Duration = Duration::from_secs(1);
+/// How long a goodbye may take, over another connection where the first does not carry it.
+const GOODBYE: Duration = Duration::from_millis(2500);
+/// A recall costs another connection: not more often than this.
+const RECALL_PAUSE: Duration = Duration::from_secs(5);
 /// What comes to the sockets of experiments.
 const ARRIVALS: usize = 256;
 /// How long UDP gets no answer, while the session stands, until it is said to be blocked.
 const BLOCKED: Duration = Duration::from_secs(20);
 const IDLE: Duration = Duration::from_hours(1);
+/// So long after the user's data the radio is awake for certain.
+const AWAKE_AFTER_DATA: Duration = Duration::from_secs(1);
 
 /// What names resolved to.
 struct Resolved {
@@ -82,6 +89,11 @@ struct Runner<'a> {
     health: ClientHealth,
     pulse: Pulse,
     bulletin: Bulletin,
+    radio: Arc<Radio>,
+    nudges: Arc<Nudges>,
+    recalled: Option<Instant>,
+    /// When the user's data last went by, as far as is known.
+    data: Option<Instant>,
     /// Since when there is a route and no connection, until it was said that UDP is blocked.
     unanswered: Option<Instant>,
     network: Option<String>,
@@ -151,7 +163,15 @@ pub(super) async fn run(
     let (session_events, mut session) = mpsc::channel(EVENTS);
     let (resolved, mut resolutions) = mpsc::channel(1);
     let (enrolled, mut enrolments) = mpsc::channel(1);
-    let holder = Session { target: target_now, proof: proof_now, told: told_now, events: session_events };
+    let (radio, nudges) = (Arc::new(Radio::default()), Arc::new(Nudges::default()));
+    let holder = Session {
+        nudges: Arc::clone(&nudges),
+        radio: Arc::clone(&radio),
+        target: target_now,
+        proof: proof_now,
+        told: told_now,
+        events: session_events,
+    };
     let session_task = tokio::spawn(holder.run());
     let network = Watch::open()
         .map_err(|source| ClientError::Setting(format!("cannot watch the network: {source}")))?;
@@ -160,8 +180,12 @@ pub(super) async fn run(
     let patience = setup.patience;
     let mut runner = Runner {
         health: ClientHealth::new(settings.effective_mode(), settings.interval, Jitter::from_os()),
-        pulse: Pulse::new(settings.policy, setup.store.clone(), arrivals, FWMARK),
+        pulse: Pulse::new(settings.policy, setup.store.clone(), arrivals, FWMARK, Arc::clone(&radio)),
         bulletin: Bulletin::default(),
+        radio,
+        nudges,
+        recalled: None,
+        data: None,
         unanswered: None,
         network: None,
         routes: Routes::new(tunnel.index(), FWMARK),
@@ -304,6 +328,13 @@ impl Runner<'_> {
     fn handle_tunnel(&mut self, event: TunnelEvent) -> Result<(), ClientError> {
         let now = Instant::now();
         match event {
+            TunnelEvent::BeatAnswered { at, .. } => self.radio.packet(at),
+            TunnelEvent::HandshakeCompleted { .. }
+            | TunnelEvent::ProbeAnswered { .. }
+            | TunnelEvent::HandshakeTimedOut { .. } => self.radio.packet(now),
+            _ => {}
+        }
+        match event {
             TunnelEvent::HandshakeCompleted { peer } => self.health.handle_handshake(now, peer),
             TunnelEvent::ProbeAnswered { peer, id, rtt } => self.health.handle_answer(now, peer, id, rtt),
             TunnelEvent::FirstReceive { .. } => self.sample(now),
@@ -315,12 +346,28 @@ impl Runner<'_> {
                 tracing::error!(reason, "the data plane ended");
                 return Err(crate::tunnel::TunnelError::Stopped.into());
             }
+            TunnelEvent::BeatAnswered { answer: Answer::Recall, .. } => self.handle_recall(now),
             TunnelEvent::BeatAnswered { peer, at, answer } => self.pulse.handle_answer(at, peer, answer),
             TunnelEvent::EndpointChanged { .. }
             | TunnelEvent::HandshakeTimedOut { .. }
             | TunnelEvent::WakeUnanswered { .. } => {}
         }
         Ok(())
+    }
+
+    /// The gateway has something to say and doubts that the session carries it.
+    fn handle_recall(&mut self, now: Instant) {
+        if self.recalled.is_none_or(|at| now >= at + RECALL_PAUSE) {
+            self.recalled = Some(now);
+            self.nudges.recalled.notify_one();
+        }
+    }
+
+    /// Asks whether the session still stands: says again what was said. TCP's acknowledgement is the answer.
+    fn ask_session(&mut self) {
+        if matches!(self.held, Held::With(_)) {
+            self.told.send_modify(|_| {});
+        }
     }
 
     fn handle_session(&mut self, event: session::Event) -> Result<(), ClientError> {
@@ -496,6 +543,9 @@ impl Runner<'_> {
         if std::mem::replace(&mut self.resolving, true) {
             return;
         }
+        if self.settings.has_names() {
+            self.radio.packet(Instant::now());
+        }
         let (replicas, answer) = (self.settings.replicas.clone(), self.resolved.clone());
         let fallback = self.setup.enrolment.membership.endpoints.clone();
         tokio::spawn(async move {
@@ -522,6 +572,10 @@ impl Runner<'_> {
             _ => Network::Changed,
         };
         self.health.handle_network(Instant::now(), network);
+        if network == Network::Changed {
+            // From another address its connection carries nothing any more.
+            self.ask_session();
+        }
     }
 
     /// Where this machine is now.
@@ -557,24 +611,27 @@ impl Runner<'_> {
         };
         self.health.handle_sample(now, sample);
         self.pulse.handle_traffic(now, &stats);
+        self.data = stats.last_data.max(stats.last_data_send);
+        if let Some(data) = self.data {
+            self.radio.foreign(data);
+        }
     }
 
     fn act(&mut self) {
-        let mut awake = false;
         loop {
-            awake |= self.beat();
+            self.beat();
             if !self.act_on_health() {
                 break;
             }
         }
-        self.publish_state(awake);
+        self.publish_state();
     }
 
-    /// Does what keeps the binding. Whether a beat was answered.
-    fn beat(&mut self) -> bool {
+    /// Does what keeps the binding.
+    fn beat(&mut self) {
         let now = Instant::now();
         // First of all: a path that was just lost is none.
-        let mut answered = self.take_steps(now);
+        self.take_steps(now);
         match (self.health.phase(), self.way()) {
             (Phase::Connected, Some(way)) => {
                 self.pulse.handle_way(now, &way);
@@ -583,34 +640,37 @@ impl Runner<'_> {
             (Phase::Dormant | Phase::Disconnected, _) => self.pulse.handle_unreachable(now),
             _ => {}
         }
-        answered |= self.take_steps(now);
+        self.take_steps(now);
         self.health.handle_beats(now, self.pulse.interval());
         self.look_for_a_block(now);
-        answered
     }
 
-    fn take_steps(&mut self, now: Instant) -> bool {
-        let mut answered = false;
+    fn take_steps(&mut self, now: Instant) {
         while let Some(step) = self.pulse.poll_step() {
             match step {
-                Step::Beat(replica, datagram) => self.tunnel.beat(&replica, datagram),
-                Step::Prove(replica) => self.tunnel.keepalive(&replica),
-                Step::Confirmed(rtt) => {
-                    answered = true;
-                    self.health.handle_beat(now, rtt);
+                Step::Beat(replica, datagram) => {
+                    self.radio.packet(now);
+                    self.tunnel.beat(&replica, datagram);
                 }
+                Step::Prove(replica) => {
+                    self.radio.packet(now);
+                    self.tunnel.keepalive(&replica);
+                }
+                Step::Confirmed(rtt) => self.health.handle_beat(now, rtt),
                 Step::Lost => {
                     self.sample(now);
                     self.health.handle_beat_lost(now);
+                    self.ask_session();
                 }
                 Step::Restarted(replica) => {
                     // It has forgotten the tunnel's session as well.
+                    self.radio.packet(now);
                     self.tunnel.handshake(&replica);
                     self.health.handle_hint(now);
+                    self.ask_session();
                 }
             }
         }
-        answered
     }
 
     /// The way in use, as far as it matters to a binding.
@@ -676,6 +736,7 @@ impl Runner<'_> {
                     if self.routed != Some(candidate.replica) {
                         self.route_to(Some(candidate.replica));
                     }
+                    self.radio.packet(Instant::now());
                     self.tunnel.use_endpoint(&candidate.replica, candidate.endpoint);
                 }
                 Action::Probe { replica, id } => self.probe(&replica, id),
@@ -692,6 +753,7 @@ impl Runner<'_> {
 
     fn probe(&self, replica: &PublicKey, id: u64) {
         let Some((from, to)) = self.settings.probe_addresses(replica) else { return };
+        self.radio.packet(Instant::now());
         self.tunnel.probe(replica, Probe { from, to, id });
     }
 
@@ -766,17 +828,38 @@ impl Runner<'_> {
         });
     }
 
-    fn publish_state(&mut self, awake: bool) {
+    fn publish_state(&mut self) {
         let now = Instant::now();
+        let occasion = self.occasion(now);
+        let rides = self.health.phase() == Phase::Connected && occasion != Occasion::Never;
+        if matches!(occasion, Occasion::Awake(_)) {
+            self.nudges.awake.notify_waiters();
+        }
         let state = self.wire_state(now);
-        if let Some(state) = self.bulletin.offer(now, state, awake) {
-            self.told.send_replace(Told { state, is_goodbye: false });
+        if let Some(state) = self.bulletin.offer(now, state, occasion) {
+            self.told.send_replace(Told { state, is_goodbye: false, rides });
+        } else {
+            // Nothing to say.
+            self.told.send_if_modified(|told| std::mem::replace(&mut told.rides, rides) && !rides);
+        }
+    }
+
+    /// What the session may go along with.
+    fn occasion(&self, now: Instant) -> Occasion {
+        if self.pulse.interval().is_none() {
+            return Occasion::Never;
+        }
+        let data =
+            self.data.map(|at| now.saturating_duration_since(at)).filter(|age| *age < AWAKE_AFTER_DATA);
+        match data.map(|_| Duration::ZERO).or(self.radio.age(now)) {
+            Some(age) => Occasion::Awake(age),
+            None => Occasion::Asleep,
         }
     }
 
     fn say_goodbye(&self) {
         let state = self.wire_state(Instant::now());
-        self.told.send_replace(Told { state, is_goodbye: true });
+        self.told.send_replace(Told { state, is_goodbye: true, rides: false });
     }
 
     fn wire_state(&self, now: Instant) -> v1::ClientState {
@@ -842,7 +925,7 @@ impl Runner<'_> {
                 interval_seconds: interval.map(|interval| interval.as_secs_f64()),
                 reason,
                 beats: self.pulse.interval().is_some(),
-                wakes: stats_of_beats.bursts,
+                wakes: self.radio.bursts(),
                 live_beats: stats_of_beats.live_beats,
                 probe_beats: stats_of_beats.probe_beats,
                 wakes_saved: self.pulse.wakes_saved(now),

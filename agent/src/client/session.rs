@@ -1,15 +1,20 @@
 //! The stream to a gateway: configuration down, the own state up, and the certificate renewed. Lost and found
 //! again without end; the tunnel does not depend on it.
+//!
+//! It is silent unless it has something to say: nothing asks whether the connection lives. What is said is the question,
+//! and TCP's acknowledgement the answer; the gateway, whose words may meet a NAT that has forgotten the connection, recalls
+//! the client over UDP.
 
 use std::{
     net::SocketAddr,
+    sync::Arc,
     time::{Duration, SystemTime},
 };
 
 use pinhole_proto::{CATEGORY_METADATA, v1};
 use tokio::{
-    sync::{mpsc, watch},
-    time::{Instant, sleep, timeout},
+    sync::{Notify, mpsc, watch},
+    time::{Instant, sleep, sleep_until, timeout},
 };
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, Request, Status, transport::Channel};
@@ -21,15 +26,27 @@ use crate::{
     health::Jitter,
     identity::{
         SessionKey, certificate,
-        dial::{DialError, Dialer, Proof},
+        dial::{DialError, Dialer, Liveness, Proof},
     },
-    nat::wire::{BeatKey, KeyId},
+    nat::{
+        Radio,
+        wire::{BeatKey, KeyId},
+    },
     tunnel::PublicKey,
 };
 
 const BACKOFF: Duration = Duration::from_millis(500);
 const BACKOFF_CAP: Duration = Duration::from_secs(30);
-const STABLE: Duration = Duration::from_secs(30);
+/// A stream that lived so long was no failed attempt.
+const STABLE: Duration = Duration::from_secs(5);
+/// Beside a tunnel that works, so many failures in a row let further attempts wait for the next wake-up that happens anyway,
+/// and come ever less often: the session's port may be closed for good.
+const PERSISTENT: u32 = 8;
+const RIDING_CAP: Duration = Duration::from_mins(30);
+/// After a recall: what the gateway said before may still be on its way.
+const ON_ITS_WAY: Duration = Duration::from_millis(300);
+/// How soon the gateway ends the stream after a goodbye that it heard.
+const GOODBYE_HEARD: Duration = Duration::from_millis(400);
 const CALL: Duration = Duration::from_secs(20);
 const RENEWAL_RETRY: Duration = Duration::from_mins(1);
 const OUTBOX: usize = 4;
@@ -85,9 +102,22 @@ pub(super) struct Told {
     pub(super) state: v1::ClientState,
     /// Whether it goes now. A client that has no path yet is disconnected, too, and stays.
     pub(super) is_goodbye: bool,
+    /// The tunnel works and wakes the radio by itself: attempts to have a session can wait for that.
+    pub(super) rides: bool,
+}
+
+/// What makes the session act, beside news.
+#[derive(Debug, Default)]
+pub(super) struct Nudges {
+    /// The radio is awake.
+    pub(super) awake: Notify,
+    /// The gateway says that this session does not carry what it has to say.
+    pub(super) recalled: Notify,
 }
 
 pub(super) struct Session {
+    pub(super) nudges: Arc<Nudges>,
+    pub(super) radio: Arc<Radio>,
     pub(super) target: watch::Receiver<Target>,
     pub(super) proof: watch::Receiver<Proof>,
     pub(super) told: watch::Receiver<Told>,
@@ -96,8 +126,10 @@ pub(super) struct Session {
 
 /// How a stream ended.
 enum End {
-    /// The target changed: at once again.
+    /// Another connection is wanted: at once again.
     Retarget,
+    /// The goodbye was not heard.
+    Unheard,
     /// It was refused or lost.
     Lost(ClientError),
     /// Nobody needs it any more.
@@ -113,17 +145,37 @@ impl Session {
             match self.hold().await {
                 End::Stop => return,
                 End::Retarget => continue,
+                // Over a connection that is not forgotten. Who waits for it has its own patience.
+                End::Unheard => {
+                    self.hold().await;
+                    return;
+                }
                 End::Lost(error) => {
-                    if self.events.send(Event::Lost(error.to_string())).await.is_err() {
+                    let said = self.events.send(Event::Lost(error.to_string())).await;
+                    if said.is_err() || self.told.borrow().is_goodbye {
                         return;
                     }
                 }
             }
             failures = if began.elapsed() > STABLE { 0 } else { failures + 1 };
-            let delay = jitter.backoff(BACKOFF, BACKOFF_CAP, failures);
+            let rides = failures > PERSISTENT && self.told.borrow().rides;
+            let cap = if rides { RIDING_CAP } else { BACKOFF_CAP };
+            let delay = jitter.backoff(BACKOFF, cap, failures);
+            let nudges = Arc::clone(&self.nudges);
+            let pause = async {
+                sleep(delay).await;
+                if rides {
+                    nudges.awake.notified().await;
+                }
+            };
             tokio::select! {
-                () = sleep(delay) => {}
+                () = pause => {}
+                () = nudges.recalled.notified() => {}
                 changed = self.target.changed() => if changed.is_err() { return },
+                // Only what cannot wait.
+                told = self.told.wait_for(|told| told.is_goodbye || (rides && !told.rides)) => {
+                    if told.is_err() { return }
+                }
             }
         }
     }
@@ -141,7 +193,7 @@ impl Session {
             return if self.target.changed().await.is_ok() { End::Retarget } else { End::Stop };
         }
         let connected = tokio::select! {
-            connected = connect(&target, proof) => connected,
+            connected = connect(&target, proof, &self.radio) => connected,
             changed = self.target.changed() => return if changed.is_ok() { End::Retarget } else { End::Stop },
         };
         let (channel, replica, address) = match connected {
@@ -176,7 +228,8 @@ impl Session {
         address: SocketAddr,
     ) -> Result<End, Status> {
         let (outbox, messages) = mpsc::channel(OUTBOX);
-        let hello = v1::ClientHello { version: env!("CARGO_PKG_VERSION").to_owned(), revision: 0 };
+        let hello =
+            v1::ClientHello { version: env!("CARGO_PKG_VERSION").to_owned(), revision: 0, hears: true };
         let hello = v1::ClientMessage { message: Some(v1::client_message::Message::Hello(hello)) };
         let _ = outbox.try_send(hello);
         let answer = timeout(CALL, client.attach(Request::new(ReceiverStream::new(messages)))).await;
@@ -187,10 +240,14 @@ impl Session {
         }
         self.told.mark_changed();
         let mut renewal = Box::pin(sleep(self.renewal_delay()));
+        let nudges = Arc::clone(&self.nudges);
+        let mut doubted: Option<Instant> = None;
         loop {
             tokio::select! {
-                message = stream.message() => match message?.map(|message| message.message) {
+                message = stream.message() => match message?.map(|message| message.message).inspect(|_| doubted = None) {
                     Some(Some(v1::session_message::Message::Config(config))) => {
+                        let heard = v1::client_message::Message::Heard(v1::Heard { revision: config.revision });
+                        let _ = outbox.send(v1::ClientMessage { message: Some(heard) }).await;
                         if self.events.send(Event::Config(Box::new(config))).await.is_err() {
                             return Ok(End::Stop);
                         }
@@ -226,16 +283,23 @@ impl Session {
                     if changed.is_err() {
                         return Ok(End::Stop);
                     }
-                    let Told { state, is_goodbye } = self.told.borrow_and_update().clone();
+                    let Told { state, is_goodbye, .. } = self.told.borrow_and_update().clone();
                     let message = v1::ClientMessage { message: Some(v1::client_message::Message::State(state)) };
                     // Where it cannot be sent, the stream has ended, and says so.
                     let _ = outbox.send(message).await;
                     if is_goodbye {
                         // Closing the own side lets the goodbye arrive before the end.
                         drop(outbox);
-                        let _ = timeout(Duration::from_millis(500), stream.message()).await;
-                        return Ok(End::Stop);
+                        let ended = timeout(GOODBYE_HEARD, async { while let Ok(Some(_)) = stream.message().await {} });
+                        return Ok(if ended.await.is_ok() { End::Stop } else { End::Unheard });
                     }
+                }
+                () = nudges.recalled.notified(), if doubted.is_none() => {
+                    doubted = Some(Instant::now() + ON_ITS_WAY);
+                }
+                () = sleep_until(doubted.unwrap_or_else(Instant::now)), if doubted.is_some() => {
+                    tracing::info!("recalled: the gateway is asked again over another connection");
+                    return Ok(End::Retarget);
                 }
                 changed = self.target.changed() => {
                     return Ok(if changed.is_ok() { End::Retarget } else { End::Stop });
@@ -276,12 +340,14 @@ impl Session {
 async fn connect(
     target: &Target,
     proof: Proof,
+    radio: &Arc<Radio>,
 ) -> Result<(Channel, Option<PublicKey>, SocketAddr), ClientError> {
     let dialer = Dialer {
         server_name: target.server_name.clone(),
         ca_pem: target.ca_pem.clone(),
         proof: Some(proof),
         fwmark: target.fwmark,
+        liveness: Liveness::Quiet(Arc::clone(radio)),
     };
     let mut failures = Vec::new();
     for (replica, endpoints) in &target.ways {

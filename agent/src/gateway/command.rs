@@ -29,6 +29,13 @@ pub(super) enum Command {
         /// Its own view.
         state: Box<v1::ClientState>,
     },
+    /// A client did not say that it heard what its session told it.
+    SessionDoubtful {
+        /// The client.
+        peer: PublicKey,
+        /// Which of its sessions.
+        session: u64,
+    },
     /// A client's session stream ended.
     SessionClosed {
         /// The client.

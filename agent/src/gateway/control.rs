@@ -29,7 +29,10 @@ use super::{
 };
 use crate::{
     health::gateway::{GatewayHealth, Sample},
-    nat::{Beat, wire::BeatKey},
+    nat::{
+        Beat,
+        wire::{self, BeatKey},
+    },
     tunnel::{
         Offloads, PeerConfig, PeerStats, PrivateKey, PublicKey, Threads, Tunnel, TunnelConfig, TunnelEvent,
     },
@@ -76,6 +79,17 @@ struct Attached {
     key: Option<BeatKey>,
     words: mpsc::Sender<Word>,
     poked: Option<Instant>,
+    /// How often it was recalled.
+    recalls: u64,
+}
+
+impl Attached {
+    /// Asks the client over UDP to make its session anew: what it is to be told does not get through.
+    fn recall(&mut self, tunnel: &Tunnel, peer: &PublicKey) {
+        let Some(key) = &self.key else { return };
+        self.recalls += 1;
+        tunnel.beat(peer, wire::encode_recall(key, self.recalls));
+    }
 }
 
 /// The stream to the operator.
@@ -193,7 +207,7 @@ impl Control {
         self.health.handle_peers(now, &desired.expectations(&self.agents));
         self.desired = Some(Arc::clone(&desired));
         let result = self.apply_tunnel(&desired);
-        self.setup.served.send_modify(|served| served.desired = Some(Arc::clone(&desired)));
+        self.setup.served.send_modify(|served| served.take(Arc::clone(&desired)));
         self.setup.running.send_replace(Running {
             revision: desired.revision,
             ca_pem: desired.ca_pem.clone(),
@@ -241,6 +255,13 @@ impl Control {
             allowed_ips: Vec::new(),
             endpoints: Vec::new(),
         });
+        // A mapping of its session that was lost in silence must not keep a client from hearing that it is cut. Later it
+        // could not be reached any more.
+        for (peer, attached) in &mut self.sessions {
+            if !desired.peers.contains_key(peer) {
+                attached.recall(tunnel, peer);
+            }
+        }
         // First of all: a client that lost its right is cut even when something below fails.
         tunnel.set_peers(peers);
         if is_new {
@@ -290,12 +311,19 @@ impl Control {
                 if let (Some(tunnel), Some(key)) = (&self.tunnel, &key) {
                     tunnel.answer_beats(&peer, key);
                 }
-                self.sessions.insert(peer, Attached { session, key, words, poked: None });
+                self.sessions.insert(peer, Attached { session, key, words, poked: None, recalls: 0 });
                 self.expect(now, peer, Agent::Silent);
                 self.neighbours.handle_attached(now, peer, source);
                 self.changed(now);
             }
             Command::SessionTold { peer, state } => self.handle_told(now, peer, &state),
+            Command::SessionDoubtful { peer, session } => {
+                let attached = self.sessions.get_mut(&peer).filter(|attached| attached.session == session);
+                if let (Some(tunnel), Some(attached)) = (&self.tunnel, attached) {
+                    attached.recall(tunnel, &peer);
+                    self.counters.recalls += 1;
+                }
+            }
             Command::SessionClosed { peer, session } => {
                 if self.sessions.get(&peer).is_some_and(|attached| attached.session == session) {
                     self.sessions.remove(&peer);

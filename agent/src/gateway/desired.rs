@@ -131,6 +131,16 @@ impl Desired {
         self.peers.get_key_value(key).filter(|(_, peer)| peer.client == *client)
     }
 
+    /// Whether a client with this UID may connect.
+    pub fn knows(&self, uid: &str) -> bool {
+        self.by_uid.contains_key(uid)
+    }
+
+    /// UIDs of the clients that may connect here and not by the other snapshot.
+    pub fn missing_from(&self, other: &Self) -> Vec<String> {
+        self.by_uid.keys().filter(|uid| !other.knows(uid)).cloned().collect()
+    }
+
     /// What the data plane is told. Clients have no endpoint here: it is learnt from them alone.
     pub fn tunnel_peers(&self) -> Vec<PeerConfig> {
         let config = |(key, peer): (&PublicKey, &Peer)| PeerConfig {

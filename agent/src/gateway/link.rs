@@ -24,7 +24,10 @@ use super::{
 };
 use crate::{
     health::Jitter,
-    identity::{IdentityError, SessionKey, Store, certificate, dial::Dialer},
+    identity::{
+        IdentityError, SessionKey, Store, certificate,
+        dial::{Dialer, Liveness},
+    },
     tunnel::PublicKey,
 };
 
@@ -59,8 +62,13 @@ pub struct OperatorAccess {
 impl OperatorAccess {
     async fn connect(&self) -> Result<GatewayLinkClient<Channel>, GatewayError> {
         let ca_pem = read(&self.ca_file)?;
-        let dialer =
-            Dialer { server_name: OPERATOR_SERVER_NAME.to_owned(), ca_pem, proof: None, fwmark: None };
+        let dialer = Dialer {
+            server_name: OPERATOR_SERVER_NAME.to_owned(),
+            ca_pem,
+            proof: None,
+            fwmark: None,
+            liveness: Liveness::Pinged,
+        };
         let (channel, _) = dialer.connect(std::slice::from_ref(&self.endpoint)).await?;
         Ok(GatewayLinkClient::new(channel)
             .max_decoding_message_size(LARGEST_MESSAGE)

@@ -12,6 +12,7 @@ use tokio_rustls::{TlsAcceptor, server::TlsStream};
 use tokio_stream::wrappers::ReceiverStream;
 
 use super::tls::ServerTls;
+use crate::identity::dial::end_unacknowledged;
 
 const HANDSHAKE: Duration = Duration::from_secs(10);
 /// TLS handshakes under way at once.
@@ -62,6 +63,11 @@ async fn shake_hands(
     acceptor: TlsAcceptor,
 ) -> Option<TlsStream<TcpStream>> {
     let _ = stream.set_nodelay(true);
+    // Nothing asks whether an idle session lives. One that takes nothing any more ends, so that what it was told and
+    // did not hear can be told otherwise.
+    if let Err(error) = end_unacknowledged(&stream) {
+        tracing::debug!(%source, %error, "a session that is gone is noticed late");
+    }
     match timeout(HANDSHAKE, acceptor.accept(stream)).await {
         Ok(Ok(stream)) => Some(stream),
         Ok(Err(error)) => {

@@ -36,6 +36,7 @@ pub(super) struct Counters {
     pub(super) desired_errors: BTreeMap<&'static str, u64>,
     pub(super) proofs_failed: u64,
     pub(super) pokes: u64,
+    pub(super) recalls: u64,
     pub(super) stock_wakes: u64,
     pub(super) nat_restarts: u64,
     pub(super) churn: BTreeMap<Cause, u64>,
@@ -277,6 +278,12 @@ pub(super) fn render(counters: &Counters, gauges: &Gauges) -> String {
         "counter",
         "Clients asked over their session for a sign of life on the tunnel.",
         counters.pokes,
+    );
+    page.one(
+        "pinhole_gateway_recalls_total",
+        "counter",
+        "Clients asked over UDP to make their session anew, as it did not carry what they were to be told.",
+        counters.recalls,
     );
     render_nats(&mut page, counters, &gauges.nats);
     page.family("pinhole_gateway_send_failures_total", "counter", "Datagrams that the kernel refused.");

@@ -55,8 +55,6 @@ const COMMANDS: usize = 1024;
 const DRAIN: Duration = Duration::from_secs(3);
 /// The same when there is no other.
 const DRAIN_ALONE: Duration = Duration::from_millis(300);
-const SESSION_KEEPALIVE: Duration = Duration::from_secs(20);
-const SESSION_KEEPALIVE_ANSWER: Duration = Duration::from_secs(10);
 /// Streams on one client's connection.
 const STREAMS: u32 = 16;
 
@@ -134,8 +132,6 @@ pub async fn run(options: Options, stop: CancellationToken) -> Result<(), Gatewa
     let service =
         Sessions::new(options.operator, relay_now, served_now.clone(), control.clone(), draining.clone());
     let session_service = tonic::transport::Server::builder()
-        .http2_keepalive_interval(Some(SESSION_KEEPALIVE))
-        .http2_keepalive_timeout(Some(SESSION_KEEPALIVE_ANSWER))
         .max_concurrent_streams(STREAMS)
         .add_service(ClientSessionServer::new(service))
         .serve_with_incoming_shutdown(listen::accept(sessions, tls), draining.clone().cancelled_owned());

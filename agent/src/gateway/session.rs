@@ -1,6 +1,7 @@
 //! The service that client agents call: enrolment, renewal, and a stream of configuration.
 
 use std::{
+    collections::VecDeque,
     net::SocketAddr,
     pin::Pin,
     sync::{
@@ -14,7 +15,7 @@ use futures::Stream;
 use pinhole_proto::{CATEGORY_METADATA, v1};
 use tokio::{
     sync::{Semaphore, mpsc, watch},
-    time::timeout,
+    time::{sleep_until, timeout},
 };
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
@@ -43,6 +44,11 @@ const RELAY: Duration = Duration::from_secs(8);
 const ENROLMENTS: usize = 32;
 /// Messages that wait for a slow client.
 const OUTBOX: usize = 4;
+/// How long a client may take to say that it heard: longer than TCP needs to repeat a packet, short enough for another
+/// connection within the five seconds that a change may take.
+const HEARD: Duration = Duration::from_millis(800);
+/// Clients that lost their right and are remembered, so that they are told at once.
+const REMEMBERED: usize = 4096;
 
 /// What the control loop runs on, for sessions.
 #[derive(Debug, Clone, Default)]
@@ -51,9 +57,24 @@ pub(super) struct Served {
     pub desired: Option<Arc<Desired>>,
     /// Since when there is a stream to the operator, which keeps the snapshot as new as can be.
     pub attached: Option<Instant>,
+    /// Clients that a former snapshot had and this one has not, by their UIDs, the latest last.
+    removed: VecDeque<String>,
 }
 
 impl Served {
+    /// A newer snapshot is in force.
+    pub(super) fn take(&mut self, desired: Arc<Desired>) {
+        self.removed.retain(|uid| !desired.knows(uid));
+        let former = self.desired.as_ref().map(|former| former.missing_from(&desired)).unwrap_or_default();
+        self.removed.extend(former);
+        self.removed.drain(..self.removed.len().saturating_sub(REMEMBERED));
+        self.desired = Some(desired);
+    }
+
+    fn was_removed(&self, client: &v1::ObjectRef) -> bool {
+        self.removed.contains(&client.uid)
+    }
+
     fn is_fresh(&self) -> bool {
         self.attached.is_some_and(|since| since.elapsed() >= APPEARANCE)
     }
@@ -134,11 +155,13 @@ impl Inner {
         let find = |served: &Served| {
             served.desired.as_ref().and_then(|desired| desired.peer_of(client).map(|(key, _)| *key))
         };
-        let appeared = timeout(APPEARANCE, served.wait_for(|served| find(served).is_some())).await;
+        let is_settled = |served: &Served| find(served).is_some() || served.was_removed(client);
+        let appeared = timeout(APPEARANCE, served.wait_for(is_settled)).await;
         if let Some(key) = appeared.ok().and_then(Result::ok).and_then(|served| find(&served)) {
             return Ok(key);
         }
-        if self.served.borrow().is_fresh() {
+        let served = self.served.borrow();
+        if served.is_fresh() || served.was_removed(client) {
             let message = "this client was deleted or suspended, or it expired";
             return Err(refuse(Code::PermissionDenied, "ClientRemoved", message));
         }
@@ -151,6 +174,7 @@ impl Inner {
         peer: PublicKey,
         client: v1::ObjectRef,
         source: Option<SocketAddr>,
+        hears: bool,
         mut incoming: Streaming<v1::ClientMessage>,
         outbox: mpsc::Sender<Result<v1::SessionMessage, Status>>,
     ) {
@@ -166,12 +190,15 @@ impl Inner {
         }
         let mut served = self.served.clone();
         let mut sent: Option<v1::ClientConfig> = None;
+        // Nothing asks whether the connection lives while there is nothing to say, so a NAT may have forgotten it.
+        let mut unheard: Option<(u64, tokio::time::Instant)> = None;
         loop {
             let message = next_message(&served.borrow_and_update(), &client, sent.as_ref());
             match message {
                 Next::Nothing => {}
                 Next::Config(config) => {
                     sent = Some((*config).clone());
+                    unheard = hears.then(|| (config.revision, tokio::time::Instant::now() + HEARD));
                     let message = v1::session_message::Message::Config(*config);
                     if outbox.send(Ok(v1::SessionMessage { message: Some(message) })).await.is_err() {
                         break;
@@ -186,9 +213,16 @@ impl Inner {
             tokio::select! {
                 changed = served.changed() => if changed.is_err() { break },
                 message = incoming.message() => match message {
+                    Ok(Some(v1::ClientMessage { message: Some(v1::client_message::Message::Heard(told)) })) => {
+                        unheard = unheard.filter(|(revision, _)| told.revision < *revision);
+                    }
                     Ok(Some(message)) => self.heard(peer, message).await,
                     Ok(None) | Err(_) => break,
                 },
+                () = sleep_until(unheard.map_or_else(tokio::time::Instant::now, |(_, at)| at)), if unheard.is_some() => {
+                    unheard = unheard.map(|(revision, at)| (revision, at + HEARD));
+                    let _ = self.control.send(Command::SessionDoubtful { peer, session }).await;
+                }
                 Some(word) = said.recv() => {
                     let message = match word {
                         Word::Poke => v1::session_message::Message::Poke(v1::Poke {}),
@@ -273,12 +307,12 @@ impl ClientSession for Sessions {
         let mut incoming = request.into_inner();
         let hello = timeout(HELLO, incoming.message()).await;
         let hello = hello.map_err(|_| Status::deadline_exceeded("no hello in time"))??;
-        if !matches!(hello, Some(v1::ClientMessage { message: Some(v1::client_message::Message::Hello(_)) }))
-        {
+        let Some(v1::ClientMessage { message: Some(v1::client_message::Message::Hello(hello)) }) = hello
+        else {
             return Err(Status::invalid_argument("a session begins with a hello"));
-        }
+        };
         let (outbox, messages) = mpsc::channel(OUTBOX);
-        tokio::spawn(Arc::clone(&self.inner).serve(peer, client, source, incoming, outbox));
+        tokio::spawn(Arc::clone(&self.inner).serve(peer, client, source, hello.hears, incoming, outbox));
         Ok(Response::new(Box::pin(ReceiverStream::new(messages))))
     }
 

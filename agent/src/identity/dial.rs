@@ -4,7 +4,8 @@ use std::{
     collections::HashSet,
     io,
     net::{Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket},
-    time::Duration,
+    sync::Arc,
+    time::{Duration, Instant},
 };
 
 use futures::{StreamExt as _, future::join_all, stream::FuturesUnordered};
@@ -13,6 +14,9 @@ use nix::sys::socket::{setsockopt, sockopt};
 use tokio::net::{TcpSocket, TcpStream, lookup_host};
 use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity, Uri};
 use zeroize::Zeroizing;
+
+use super::metered::Metered;
+use crate::nat::Radio;
 
 const CONNECT: Duration = Duration::from_secs(5);
 /// How long an attempt has for itself before the next one starts (RFC 8305, section 5).
@@ -89,6 +93,31 @@ pub struct Proof {
     pub key_pem: Zeroizing<String>,
 }
 
+/// How an end learns that its connection is gone.
+#[derive(Debug, Clone)]
+pub enum Liveness {
+    /// It asks, each 20 s: for machines that have power and no NAT in between.
+    Pinged,
+    /// It says nothing of its own. What is sent is the question: unless TCP acknowledges it within
+    /// [`UNACKNOWLEDGED`], the connection ends. So a connection over a mapping that was lost costs nothing until there
+    /// is something to say. All that passes is counted as wake-ups.
+    Quiet(Arc<Radio>),
+}
+
+/// How long something may stay unacknowledged until a quiet connection is given up, at either end (`TCP_USER_TIMEOUT`,
+/// RFC 5482): four retransmissions at a round trip of 100 ms. What must arrive within five seconds has the rest for a new
+/// connection.
+pub const UNACKNOWLEDGED: Duration = Duration::from_secs(3);
+
+/// Has the kernel end a connection that is not acknowledged for [`UNACKNOWLEDGED`].
+///
+/// # Errors
+/// Where the kernel does not know the option.
+pub fn end_unacknowledged(stream: &TcpStream) -> io::Result<()> {
+    let milliseconds = u32::try_from(UNACKNOWLEDGED.as_millis()).unwrap_or(u32::MAX);
+    Ok(setsockopt(stream, sockopt::TcpUserTimeout, &milliseconds)?)
+}
+
 /// How to connect.
 #[derive(Clone)]
 pub struct Dialer {
@@ -100,6 +129,8 @@ pub struct Dialer {
     pub proof: Option<Proof>,
     /// Mark of the connection's packets, so that a route through the tunnel can leave them out.
     pub fwmark: Option<u32>,
+    /// How its end is noticed.
+    pub liveness: Liveness,
 }
 
 impl Dialer {
@@ -107,6 +138,9 @@ impl Dialer {
     /// Addresses that this machine has no route to come last.
     pub async fn connect(&self, endpoints: &[String]) -> Result<(Channel, SocketAddr), DialError> {
         let (mut addresses, mut failures) = (Vec::new(), Vec::new());
+        if endpoints.iter().any(|endpoint| endpoint.parse::<SocketAddr>().is_err()) {
+            self.count();
+        }
         for resolved in join_all(endpoints.iter().map(|endpoint| resolve(endpoint))).await {
             match resolved {
                 Ok(found) => addresses.extend(found),
@@ -140,20 +174,42 @@ impl Dialer {
             .path_and_query("/")
             .build()
             .map_err(|error| DialError::Tls(error.to_string()))?;
-        let channel = Endpoint::from(uri)
-            .tls_config(tls)
-            .map_err(invalid)?
-            .connect_timeout(CONNECT)
-            .http2_keep_alive_interval(KEEPALIVE)
-            .keep_alive_timeout(KEEPALIVE_ANSWER)
-            .keep_alive_while_idle(true);
-        let fwmark = self.fwmark;
-        let connector =
-            tower::service_fn(move |_: Uri| async move { open(address, fwmark).await.map(TokioIo::new) });
+        let channel = Endpoint::from(uri).tls_config(tls).map_err(invalid)?.connect_timeout(CONNECT);
+        let channel = match self.liveness {
+            Liveness::Pinged => channel
+                .http2_keep_alive_interval(KEEPALIVE)
+                .keep_alive_timeout(KEEPALIVE_ANSWER)
+                .keep_alive_while_idle(true),
+            Liveness::Quiet(_) => channel,
+        };
+        self.count();
+        let (fwmark, liveness) = (self.fwmark, self.liveness.clone());
+        let connector = tower::service_fn(move |_: Uri| {
+            let liveness = liveness.clone();
+            async move {
+                let stream = open(address, fwmark).await?;
+                let radio = match liveness {
+                    Liveness::Pinged => None,
+                    Liveness::Quiet(radio) => {
+                        end_unacknowledged(&stream)?;
+                        radio.packet(Instant::now());
+                        Some(radio)
+                    }
+                };
+                io::Result::Ok(TokioIo::new(Metered::new(stream, radio)))
+            }
+        });
         channel
             .connect_with_connector(connector)
             .await
             .map_err(|error| unreachable(&address.to_string(), &reason(&error)))
+    }
+
+    /// Something is sent now.
+    fn count(&self) {
+        if let Liveness::Quiet(radio) = &self.liveness {
+            radio.packet(Instant::now());
+        }
     }
 }
 

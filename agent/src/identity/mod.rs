@@ -5,6 +5,7 @@ pub mod certificate;
 pub mod dial;
 mod error;
 pub mod join;
+mod metered;
 pub mod store;
 
 pub use certificate::SessionKey;

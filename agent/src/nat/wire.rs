@@ -1,7 +1,8 @@
 //! Beats, replies and wakes as datagrams on the tunnel's own port.
 //!
-//! The messages of WireGuard begin with 1 to 4, these with [`BEAT`], [`REPLY`] or [`WAKE`]. Numbers are
-//! big-endian, addresses 16 bytes of IPv6 (IPv4 in its mapped form) and a port.
+//! The messages of WireGuard begin with 1 to 4, these with [`BEAT`], [`REPLY`], [`WAKE`] or [`RECALL`]. Numbers are
+//! big-endian, addresses 16 bytes of IPv6 (IPv4 in its mapped form) and a port. A recall looks like a wake; it says that
+//! the gateway could not tell the client something over its session, and that another connection will do.
 //!
 //! ```text
 //!  beat                    reply                       wake
@@ -49,9 +50,11 @@ pub const BEAT: u8 = 0x80;
 pub const REPLY: u8 = 0x81;
 /// First byte of a wake.
 pub const WAKE: u8 = 0x82;
+/// First byte of a recall.
+pub const RECALL: u8 = 0x83;
 /// Bytes of a beat and of a reply.
 pub const EXCHANGE: usize = 88;
-/// Bytes of a wake.
+/// Bytes of a wake and of a recall.
 pub const WAKE_SIZE: usize = 36;
 
 const MAC: usize = 16;
@@ -171,6 +174,8 @@ pub enum Kind {
     Reply,
     /// What a gateway sends by itself.
     Wake,
+    /// The same, when a session does not carry what it has to say.
+    Recall,
 }
 
 /// Type and key of a message, `None` for what is none by its type or length.
@@ -179,6 +184,7 @@ pub fn peek(datagram: &[u8]) -> Option<(Kind, KeyId)> {
         (&BEAT, EXCHANGE) => Kind::Beat,
         (&REPLY, EXCHANGE) => Kind::Reply,
         (&WAKE, WAKE_SIZE) => Kind::Wake,
+        (&RECALL, WAKE_SIZE) => Kind::Recall,
         _ => return None,
     };
     let mut reader = Reader(datagram.get(4..)?);
@@ -203,6 +209,8 @@ pub enum Answer {
     Reply(Echo),
     /// Sent by the gateway itself.
     Wake(Wake),
+    /// The session is to be made anew.
+    Recall,
 }
 
 /// A reply, and what came with it.
@@ -272,7 +280,14 @@ pub fn encode_wake(key: &BeatKey, wake: Wake) -> Vec<u8> {
     message
 }
 
-/// Reads a reply or a wake. `None` where it is neither, or its MAC is not the key's.
+/// Writes a recall; `number` counts up.
+pub fn encode_recall(key: &BeatKey, number: u64) -> Vec<u8> {
+    let mut message = header(RECALL, 0, key.id, Channel::Live, number);
+    key.sign(&mut message);
+    message
+}
+
+/// Reads a reply, a wake or a recall. `None` where it is none of them, or its MAC is not the key's.
 pub fn decode_answer(key: &BeatKey, datagram: &[u8]) -> Option<Answer> {
     let (kind, id) = peek(datagram)?;
     if id != key.id {
@@ -284,6 +299,11 @@ pub fn decode_answer(key: &BeatKey, datagram: &[u8]) -> Option<Answer> {
             let (mut reader, _) = key.open(datagram, WAKE_SIZE - MAC)?;
             let (_, channel, seq) = reader.header()?;
             Some(Answer::Wake(Wake { channel, seq }))
+        }
+        Kind::Recall => {
+            let (mut reader, _) = key.open(datagram, WAKE_SIZE - MAC)?;
+            reader.header()?;
+            Some(Answer::Recall)
         }
         Kind::Reply => {
             let (mut reader, in_clear) = key.open(datagram, EXCHANGE - MAC - ADDRESS)?;

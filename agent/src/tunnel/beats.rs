@@ -159,7 +159,7 @@ impl Beats {
             (Role::Answer, Kind::Beat) => {
                 wire::decode_beat(&holder.key, datagram).map(|request| Heard::Request(id, request))
             }
-            (Role::Hear, Kind::Reply | Kind::Wake) => {
+            (Role::Hear, Kind::Reply | Kind::Wake | Kind::Recall) => {
                 wire::decode_answer(&holder.key, datagram).map(Heard::Answer)
             }
             _ => None,

@@ -314,6 +314,17 @@ impl Lab {
         statuses.get(0).cloned()
     }
 
+    /// What the agent in the background wrote.
+    pub(crate) fn client_log(&self) -> String {
+        std::fs::read_to_string(self.path("client/pinhole0/log")).unwrap_or_default()
+    }
+
+    /// The configuration that the client keeps.
+    pub(crate) fn client_config(&self) -> String {
+        let kept = std::fs::read(self.path("client/pinhole0/config.bin")).unwrap_or_default();
+        String::from_utf8_lossy(&kept).into_owned()
+    }
+
     pub(crate) fn client_pings(&self, address: &str) -> bool {
         ping(&self.client, address)
     }

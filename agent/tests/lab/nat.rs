@@ -50,6 +50,15 @@ impl Nat {
         let _ = self.command("conntrack").args(["-D", "-p", "udp"]).output();
     }
 
+    /// Forgets all connections of TCP, and from now on drops in silence what belongs to none it has seen begin.
+    pub(crate) fn forget_sessions(&self) {
+        self.sysctl("net.netfilter.nf_conntrack_tcp_loose", 0);
+        self.nft("add rule ip fault forward ct state invalid drop");
+        let forgotten =
+            self.command("conntrack").args(["-D", "-p", "tcp"]).output().expect("`conntrack` runs");
+        assert!(forgotten.status.success(), "there was none: {forgotten:?}");
+    }
+
     /// Gives mappings other public ports from now on than the client's own.
     pub(crate) fn shift_ports(&self) {
         self.nft(

@@ -81,6 +81,8 @@ impl Ledger {
                 Some((Read::Wake(Wake { channel, seq: sent.seq }), false))
             }
             Answer::Reply(echo) => self.read_reply(channel, &echo),
+            // It is the session's.
+            Answer::Recall => None,
         }
     }
 

@@ -14,6 +14,7 @@ mod verdicts;
 use std::{
     collections::{HashMap, VecDeque},
     net::{IpAddr, SocketAddr},
+    sync::Arc,
     time::{Duration, Instant, SystemTime},
 };
 
@@ -34,7 +35,7 @@ use crate::{
     identity::Store,
     nat::{
         Action, Beat, Behaviour, Binding, Cause, Channel, Churn, Confidence, Finding, Guidance, Keeper, Path,
-        Payload, Policy, Prior, Reason, Reply, Stats,
+        Payload, Policy, Prior, Radio, Reason, Reply, Stats,
         wire::{self, Answer, BeatKey},
     },
     tunnel::{PeerStats, PublicKey},
@@ -127,6 +128,7 @@ pub(super) struct Pulse {
     observed: Option<SocketAddr>,
     altered: bool,
     ledger: Ledger,
+    radio: Arc<Radio>,
     sockets: Sockets,
     survey: Option<Survey>,
     suspect: Option<Suspect>,
@@ -147,7 +149,13 @@ pub(super) struct Pulse {
 impl Pulse {
     /// Nothing to keep yet. What comes to the sockets of experiments goes to `arrivals`, for
     /// [`Self::handle_arrival`].
-    pub(super) fn new(policy: Policy, store: Store, arrivals: mpsc::Sender<Arrival>, fwmark: u32) -> Self {
+    pub(super) fn new(
+        policy: Policy,
+        store: Store,
+        arrivals: mpsc::Sender<Arrival>,
+        fwmark: u32,
+        radio: Arc<Radio>,
+    ) -> Self {
         let (now, wall) = (Instant::now(), SystemTime::now());
         Pulse {
             policy,
@@ -163,7 +171,8 @@ impl Pulse {
             observed: None,
             altered: false,
             ledger: Ledger::default(),
-            sockets: Sockets::new(arrivals, fwmark),
+            sockets: Sockets::new(arrivals, fwmark, Arc::clone(&radio)),
+            radio,
             survey: None,
             suspect: None,
             shut: None,
@@ -408,7 +417,7 @@ impl Pulse {
 
     /// Wake-ups that a static keepalive would have cost beyond those that there were.
     pub(super) fn wakes_saved(&self, now: Instant) -> i64 {
-        report::wakes_saved(self.stats().bursts, now.saturating_duration_since(self.began.0))
+        report::wakes_saved(self.radio.bursts(), now.saturating_duration_since(self.began.0))
     }
 
     /// Where the gateway sees the tunnel.
@@ -427,7 +436,8 @@ impl Pulse {
         let since = (self.began.1, elapsed);
         let choice = (self.policy.mode, self.reason());
         let interval = self.interval().or(fallback);
-        let counts = self.stats();
+        // Whatever the agent sent or heard, not the keeper alone.
+        let counts = Stats { bursts: self.radio.bursts(), ..self.stats() };
         state.keepalive = interval.map(|interval| report::keepalive(interval, choice, &counts, since));
         state.churn = Some(self.chronicle.to_wire());
         if self.keeper.is_some() {

@@ -18,6 +18,8 @@ use tokio::{
 };
 use tokio_util::task::AbortOnDropHandle;
 
+use crate::nat::Radio;
+
 /// Sockets that the keeper's experiments use at once.
 const MOST: usize = 40;
 /// And those of a survey of the network.
@@ -54,16 +56,18 @@ pub(super) struct Sockets {
     open: HashMap<u32, Open>,
     arrivals: mpsc::Sender<Arrival>,
     fwmark: u32,
+    radio: Arc<Radio>,
     /// As many again may be about to be closed.
     permits: Arc<Semaphore>,
 }
 
 impl Sockets {
-    pub(super) fn new(arrivals: mpsc::Sender<Arrival>, fwmark: u32) -> Self {
+    pub(super) fn new(arrivals: mpsc::Sender<Arrival>, fwmark: u32, radio: Arc<Radio>) -> Self {
         Sockets {
             open: HashMap::new(),
             arrivals,
             fwmark,
+            radio,
             permits: Arc::new(Semaphore::new(2 * (MOST + MOST_OF_SURVEY))),
         }
     }
@@ -84,7 +88,8 @@ impl Sockets {
         let (socket, port) =
             opened.inspect_err(|error| tracing::debug!(%error, "no socket for an experiment")).ok()?;
         let socket = Arc::new(socket);
-        let reader = tokio::spawn(read(Arc::clone(&socket), number, self.arrivals.clone()));
+        let reader =
+            tokio::spawn(read(Arc::clone(&socket), number, self.arrivals.clone(), Arc::clone(&self.radio)));
         let reader = AbortOnDropHandle::new(reader);
         self.open.insert(number, Open { socket, port, reader, permit });
         Some(port)
@@ -93,6 +98,7 @@ impl Sockets {
     /// Sends from a socket that is open.
     pub(super) fn send(&self, number: u32, to: SocketAddr, datagram: &[u8]) {
         let Some(open) = self.open.get(&number) else { return };
+        self.radio.packet(Instant::now());
         // Not through the runtime, which does not know a fresh socket to be writable.
         let (fd, address) = (open.socket.as_raw_fd(), SockaddrStorage::from(to));
         if let Err(error) = sendto(fd, datagram, &address, MsgFlags::MSG_DONTWAIT) {
@@ -122,11 +128,12 @@ fn open(to: SocketAddr, fwmark: u32) -> io::Result<(UdpSocket, u16)> {
     Ok((UdpSocket::from_std(socket)?, port))
 }
 
-async fn read(socket: Arc<UdpSocket>, number: u32, arrivals: mpsc::Sender<Arrival>) {
+async fn read(socket: Arc<UdpSocket>, number: u32, arrivals: mpsc::Sender<Arrival>, radio: Arc<Radio>) {
     let mut buffer = [0; LARGEST];
     loop {
         let received = socket.recv_from(&mut buffer).await;
         let at = Instant::now();
+        radio.packet(at);
         let (length, from) = match received {
             Ok(received) => received,
             Err(error) => {

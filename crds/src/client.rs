@@ -6,7 +6,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    BindingLifetime, ChurnCause, Interval, Keepalive, KeepaliveMode, NatBehaviour,
+    BindingLifetime, ChurnCause, Interval, Keepalive, KeepaliveMode, NatBehaviour, Reachability,
     addressing::addresses_schema, gateway::Moment,
 };
 
@@ -35,6 +35,7 @@ use crate::{
     printcolumn(name = "Cause", type_ = "string", priority = 1, json_path = ".status.churn.lastCause"),
     printcolumn(name = "Lifetime", type_ = "string", priority = 1, json_path = ".status.binding.atLeast"),
     printcolumn(name = "Why", type_ = "string", priority = 1, json_path = ".status.keepalive.reason"),
+    printcolumn(name = "Reachable", type_ = "string", priority = 1, json_path = ".status.reachability.percent"),
     printcolumn(name = "Reason", type_ = "string", priority = 1, json_path = ".status.conditions[?(@.type=='Connected')].reason"),
     printcolumn(name = "Gateway", type_ = "string", priority = 1, json_path = ".status.replica"),
     printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp"),
@@ -171,6 +172,9 @@ pub struct VPNClientStatus {
     /// Moves and losses of its NAT mapping.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub churn: Option<Churn>,
+    /// For how long it was proven reachable.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reachability: Option<Reachability>,
     /// Secret with the configuration of a stock WireGuard client.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub config_secret: Option<String>,

@@ -31,7 +31,7 @@ pub use interval::{Interval, IntervalError};
 pub use keepalive::{Keepalive, KeepaliveMode};
 pub use nat::{
     BindingConfidence, BindingLifetime, ChurnCause, Finding, NatBehaviour, NatClass, NatFiltering,
-    NatMapping, NatSummary, PortAllocation, Vantage,
+    NatMapping, NatSummary, PortAllocation, Reachability, Vantage,
 };
 pub use pool::{
     Dns, Enrolment, GatewayRef, JoinToken, NamespaceSelector, PoolCapacity, Sidecars, TokenState,

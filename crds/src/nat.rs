@@ -194,6 +194,18 @@ pub struct BindingLifetime {
     pub observed_by: Option<Vantage>,
 }
 
+/// A client's service level, as the gateway replica that serves it has kept it since it started.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Reachability {
+    /// Share of time in which it was proven reachable, in percent, rounded down, such as `99.95`. Time counts from its first
+    /// packet on, but not after a goodbye, nor after 15 minutes of silence, when it is taken to be switched off.
+    pub percent: String,
+    /// The longest time without proof when one was due.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub longest_gap: Option<Interval>,
+}
+
 /// Why a mapping moved or went.
 #[derive(
     Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Deserialize, Serialize, JsonSchema,

@@ -42,6 +42,7 @@ fn main() -> ExitCode {
         ("no_rule_uses_a_wildcard", no_rule_uses_a_wildcard),
         ("every_flag_of_the_values_renders", every_flag_of_the_values_renders),
         ("values_that_do_not_exist_are_refused", values_that_do_not_exist_are_refused),
+        ("alerts_on_reachability_follow_the_objective", alerts_on_reachability_follow_the_objective),
         ("selectors_match_the_pods", selectors_match_the_pods),
         (
             "the_snippet_for_older_clusters_is_what_is_injected",
@@ -402,8 +403,30 @@ fn values_that_do_not_exist_are_refused(helm: &Helm) -> Outcome {
         json!({ "operator": { "watchNamespaces": ["Not A Name"] } }),
         json!({ "sidecars": { "enabled": "yes" } }),
         json!({ "monitoring": { "podMonitor": { "interval": "often" } } }),
+        json!({ "monitoring": { "prometheusRule": { "reachabilityObjective": 100 } } }),
     ] {
         ensure!(helm.render(&values).is_err(), "{values} was taken");
+    }
+    Ok(())
+}
+
+/// The factors are those of the SRE workbook, times what the objective leaves.
+fn alerts_on_reachability_follow_the_objective(helm: &Helm) -> Outcome {
+    for (objective, page) in [(json!(99.9), "> 0.0144 "), (json!(99), "> 0.144 ")] {
+        let rule = json!({ "enabled": true, "reachabilityObjective": objective });
+        let objects = helm.render(&json!({ "monitoring": { "prometheusRule": rule } }))?;
+        let group = &objects.one("PrometheusRule")?["spec"]["groups"][0]["rules"];
+        let rules = group.as_array().context("no rules")?;
+        let recorded: BTreeSet<_> = rules.iter().filter_map(|rule| rule["record"].as_str()).collect();
+        let alerts: Vec<_> = rules.iter().filter(|rule| rule["alert"].is_string()).collect();
+        ensure!((recorded.len(), alerts.len()) == (5, 3), "{rules:?}");
+        for alert in &alerts {
+            let expression = alert["expr"].as_str().context("no expression")?;
+            let named = expression.split(' ').filter(|word| word.contains(":pinhole_"));
+            ensure!(named.clone().count() == 2, "{expression}");
+            ensure!(named.clone().all(|name| recorded.contains(name)), "not recorded: {expression}");
+        }
+        ensure!(alerts[0]["expr"].as_str().is_some_and(|it| it.contains(page)), "{objective}: {}", alerts[0]);
     }
     Ok(())
 }

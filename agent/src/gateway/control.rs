@@ -28,7 +28,10 @@ use super::{
     session::Served,
 };
 use crate::{
-    health::gateway::{GatewayHealth, Sample},
+    health::{
+        Reach,
+        gateway::{GatewayHealth, Sample},
+    },
     nat::{
         Beat,
         wire::{self, BeatKey},
@@ -112,6 +115,8 @@ pub(super) struct Control {
     /// Clients that run an agent, with the keepalive interval that it told.
     agents: HashMap<PublicKey, Agent>,
     changes: HashMap<PublicKey, v1::EndpointChange>,
+    /// What of each client's account is in the sums.
+    accounted: HashMap<PublicKey, Reach>,
     insights: HashMap<PublicKey, Arc<Insight>>,
     neighbours: Neighbours,
     oversized: bool,
@@ -142,6 +147,7 @@ impl Control {
             sessions: HashMap::new(),
             agents: HashMap::new(),
             changes: HashMap::new(),
+            accounted: HashMap::new(),
             insights: HashMap::new(),
             neighbours,
             oversized: false,
@@ -338,6 +344,7 @@ impl Control {
             }
             Command::Metrics(answer) => {
                 self.sample(now);
+                self.account(now);
                 self.settle();
                 let _ = answer.send(render(&self.counters, &self.gauges(now)));
             }
@@ -368,6 +375,23 @@ impl Control {
     /// Adds to what is known of a client's NAT.
     fn learn<T>(&mut self, peer: &PublicKey, learn: impl FnOnce(&mut Insight) -> T) -> Option<T> {
         self.insights.get_mut(peer).map(|insight| learn(Arc::make_mut(insight)))
+    }
+
+    /// Adds up for how long clients were proven reachable, by pool.
+    fn account(&mut self, now: Instant) {
+        self.health.account(now);
+        let Some(desired) = &self.desired else { return };
+        self.accounted.retain(|key, _| desired.peers.contains_key(key));
+        for (key, peer) in &desired.peers {
+            let Some(pool) = desired.pools.get(peer.pool).and_then(|pool| pool.wire.pool.as_ref()) else {
+                continue;
+            };
+            let reach = self.health.reach(key);
+            let before = self.accounted.insert(*key, reach).unwrap_or_default();
+            if reach != before {
+                self.counters.reached(&pool.name, &reach.since(&before));
+            }
+        }
     }
 
     /// Counts the causes of moves that are certain by now.
@@ -640,6 +664,7 @@ impl Control {
         }
         self.sample(now);
         self.observe_stock();
+        self.health.account(now);
         let restarts = self.neighbours.restarts(now, SystemTime::now());
         let observations = self.observations();
         let impairments = self.impairments();
@@ -696,6 +721,7 @@ impl Control {
                 rx_bytes: stats.map_or(0, |stats| stats.received.bytes),
                 tx_bytes: stats.map_or(0, |stats| stats.sent.bytes),
                 insight: self.insights.get(key).cloned(),
+                reach: self.health.reach(key),
             };
             (*key, observation)
         };

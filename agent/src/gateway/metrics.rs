@@ -10,7 +10,7 @@ use pinhole_proto::v1;
 
 use super::insight::{Costs, Insight};
 use crate::{
-    health::Phase,
+    health::{Phase, Reach},
     nat::{Cause, Class},
     tunnel::{BeatCounts, Offloads, PeerStats, PublicKey, Work},
 };
@@ -40,10 +40,17 @@ pub(super) struct Counters {
     pub(super) stock_wakes: u64,
     pub(super) nat_restarts: u64,
     pub(super) churn: BTreeMap<Cause, u64>,
+    /// By pool; a gateway's pools are all in its namespace.
+    reach: BTreeMap<String, Reach>,
     costs: Costs,
 }
 
 impl Counters {
+    /// Adds what came to the account of one of the pool's clients.
+    pub(super) fn reached(&mut self, pool: &str, added: &Reach) {
+        self.reach.entry(pool.to_owned()).or_default().add(added);
+    }
+
     /// Adds what agents spent on keepalives.
     pub(super) fn spent(&mut self, costs: Costs) {
         self.costs.wakes = self.costs.wakes.saturating_add(costs.wakes);
@@ -286,6 +293,7 @@ pub(super) fn render(counters: &Counters, gauges: &Gauges) -> String {
         counters.recalls,
     );
     render_nats(&mut page, counters, &gauges.nats);
+    render_reach(&mut page, counters);
     page.family("pinhole_gateway_send_failures_total", "counter", "Datagrams that the kernel refused.");
     for (category, count) in &counters.send_failures {
         page.sample("pinhole_gateway_send_failures_total", &[("category", category)], count);
@@ -298,6 +306,29 @@ pub(super) fn render(counters: &Counters, gauges: &Gauges) -> String {
         page.one("process_resident_memory_bytes", "gauge", "Resident memory size in bytes.", bytes);
     }
     page.text
+}
+
+fn render_reach(page: &mut Page, counters: &Counters) {
+    page.family(
+        "pinhole_gateway_reachability_seconds_total",
+        "counter",
+        "Time of clients, added up: in which each was proven reachable, and in which it was not although it should have been.",
+    );
+    for (pool, reach) in &counters.reach {
+        for (state, time) in [("proven", reach.proven), ("unproven", reach.unproven)] {
+            let labels = [("pool", pool.as_str()), ("state", state)];
+            page.sample("pinhole_gateway_reachability_seconds_total", &labels, time.as_secs_f64());
+        }
+    }
+    page.family(
+        "pinhole_gateway_longest_gap_seconds",
+        "gauge",
+        "The longest time that a client of the pool was not proven reachable, since the gateway started.",
+    );
+    for (pool, reach) in &counters.reach {
+        let gap = reach.longest_gap.as_secs_f64();
+        page.sample("pinhole_gateway_longest_gap_seconds", &[("pool", pool)], gap);
+    }
 }
 
 fn render_nats(page: &mut Page, counters: &Counters, nats: &Nats) {

@@ -9,7 +9,10 @@ use std::{
 use pinhole_proto::v1;
 
 use super::insight::Insight;
-use crate::{health::Phase, tunnel::PublicKey};
+use crate::{
+    health::{Phase, Reach},
+    tunnel::PublicKey,
+};
 
 /// Changes within this time go up together.
 pub const COALESCE: Duration = Duration::from_millis(250);
@@ -43,6 +46,8 @@ pub struct Observation {
     pub tx_bytes: u64,
     /// What is known of its NAT.
     pub insight: Option<Arc<Insight>>,
+    /// For how long it was proven reachable.
+    pub reach: Reach,
 }
 
 /// What is worth a report of its own when it changes. Counters and times are not.
@@ -78,12 +83,21 @@ impl Observation {
             session: self.session,
             endpoint_changes: self.endpoint_changes,
             last_change: self.last_change.clone(),
+            reach: self.reach.share().is_some().then(|| reach_to_wire(&self.reach)),
             ..v1::ClientReport::default()
         };
         match &self.insight {
             Some(insight) => insight.report(report),
             None => report,
         }
+    }
+}
+
+fn reach_to_wire(reach: &Reach) -> v1::ReachReport {
+    v1::ReachReport {
+        proven: reach.proven.try_into().ok(),
+        unproven: reach.unproven.try_into().ok(),
+        longest_gap: reach.longest_gap.try_into().ok(),
     }
 }
 
@@ -192,6 +206,7 @@ mod tests {
             rx_bytes,
             tx_bytes: 0,
             insight: None,
+            reach: Reach::default(),
         }
     }
 

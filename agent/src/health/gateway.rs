@@ -3,7 +3,10 @@
 use std::collections::{BTreeSet, HashMap};
 use std::time::{Duration, Instant};
 
-use super::{LONGEST_CERTAINTY, PROBE_GIVE_UP, Phase};
+use super::{
+    LONGEST_CERTAINTY, PROBE_GIVE_UP, Phase,
+    reach::{Ledger, Reach},
+};
 use crate::tunnel::PublicKey;
 
 /// What one client promised to do while it has nothing to say.
@@ -42,6 +45,7 @@ struct Peer {
     told: Option<(Instant, Phase)>,
     phase: Phase,
     deadline: Option<Instant>,
+    ledger: Ledger,
 }
 
 impl Peer {
@@ -71,6 +75,7 @@ pub struct GatewayHealth {
     peers: HashMap<PublicKey, Peer>,
     deadlines: BTreeSet<(Instant, PublicKey)>,
     silent: Vec<PublicKey>,
+    missing: BTreeSet<PublicKey>,
 }
 
 impl GatewayHealth {
@@ -83,6 +88,7 @@ impl GatewayHealth {
     pub fn handle_peers(&mut self, now: Instant, peers: &HashMap<PublicKey, Expectation>) {
         self.peers.retain(|key, _| peers.contains_key(key));
         self.silent.retain(|key| peers.contains_key(key));
+        self.missing.retain(|key| peers.contains_key(key));
         self.deadlines.retain(|(_, key)| peers.contains_key(key));
         for (key, &expectation) in peers {
             let peer = self.peers.entry(*key).or_insert_with(|| Peer {
@@ -91,6 +97,7 @@ impl GatewayHealth {
                 told: None,
                 phase: Phase::Disconnected,
                 deadline: None,
+                ledger: Ledger::default(),
             });
             peer.expectation = expectation;
             self.settle(now, key);
@@ -117,6 +124,10 @@ impl GatewayHealth {
             return false;
         }
         peer.sample = sample;
+        if let (Phase::Connected, Some(at)) = (peer.judge(now).0, sample.last_receive) {
+            peer.ledger.heard(at);
+            self.missing.remove(key);
+        }
         // A deadline that is still ahead is looked at again when it is due, which spares the set a change for
         // every packet.
         if peer.phase == Phase::Connected && peer.deadline.is_some_and(|at| at > now) {
@@ -167,6 +178,21 @@ impl GatewayHealth {
         self.peers.get(key).map_or(Phase::Disconnected, |peer| peer.phase)
     }
 
+    /// For how long a client was proven reachable, and for how long it was not, up to now.
+    pub fn reach(&self, key: &PublicKey) -> Reach {
+        self.peers.get(key).map(|peer| peer.ledger.reach()).unwrap_or_default()
+    }
+
+    /// Brings the accounts of those who are missing up to date.
+    pub fn account(&mut self, now: Instant) {
+        let peers = &mut self.peers;
+        self.missing.retain(|key| {
+            let Some(peer) = peers.get_mut(key) else { return false };
+            peer.ledger.missed(now);
+            peer.ledger.is_missing()
+        });
+    }
+
     /// How many clients are in each phase.
     pub fn count(&self) -> HashMap<Phase, usize> {
         let mut counts = HashMap::new();
@@ -186,6 +212,18 @@ impl GatewayHealth {
             self.deadlines.insert((deadline, *key));
         }
         let before = std::mem::replace(&mut peer.phase, phase);
+        match phase {
+            Phase::Disconnected => {
+                peer.ledger.left();
+                self.missing.remove(key);
+            }
+            // What the client says of itself, or silence, beyond what the last packet proves.
+            Phase::Dormant | Phase::WaitingToReconnect if before == Phase::Connected => {
+                peer.ledger.missed(now);
+                self.missing.insert(*key);
+            }
+            Phase::Connected | Phase::Dormant | Phase::WaitingToReconnect => {}
+        }
         if (before, phase) == (Phase::Connected, Phase::Dormant) {
             self.silent.push(*key);
         }
@@ -303,6 +341,23 @@ mod tests {
         health.handle_peers(now, &HashMap::new());
         assert_eq!(health.poll_timeout(), None);
         assert_eq!(health.phase(&key()), Phase::Disconnected);
+    }
+
+    #[test]
+    fn reach_is_accounted_from_the_last_packet_before_a_gap_and_a_goodbye_is_none() {
+        let (mut health, now) = with(Expectation::Every(INTERVAL));
+        health.handle_sample(now, &key(), heard(now));
+        health.handle_sample(now + INTERVAL, &key(), heard(now + INTERVAL));
+        health.handle_timeout(now + INTERVAL * 2 + PROBE_GIVE_UP);
+        assert_eq!(health.reach(&key()).unproven, INTERVAL + PROBE_GIVE_UP);
+        health.account(now + INTERVAL * 3 + PROBE_GIVE_UP);
+        assert_eq!(health.reach(&key()).unproven, INTERVAL * 2 + PROBE_GIVE_UP);
+        let back = now + INTERVAL * 4;
+        health.handle_sample(back, &key(), heard(back));
+        health.handle_told(back + SECOND, &key(), Phase::Disconnected);
+        health.account(back + INTERVAL);
+        let reach = health.reach(&key());
+        assert_eq!((reach.proven, reach.unproven, reach.longest_gap), (INTERVAL, INTERVAL * 3, INTERVAL * 3));
     }
 
     proptest! {

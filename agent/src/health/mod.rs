@@ -6,8 +6,10 @@
 pub mod client;
 pub mod gateway;
 mod jitter;
+mod reach;
 
 pub use jitter::Jitter;
+pub use reach::{AWAY, Reach};
 
 use std::fmt;
 use std::time::Duration;

@@ -19,6 +19,7 @@ use tokio::sync::{Notify, watch};
 
 pub use key::{ClientKey, GatewayKey, PoolKey, object_ref};
 pub use replica::{Proof, ReplicaView};
+pub(crate) use sighting::unproven;
 pub use sighting::{HANDSHAKE_GRAIN_SECONDS, Sighting, timestamp};
 
 use replica::Replica;

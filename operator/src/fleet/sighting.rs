@@ -3,7 +3,7 @@ use std::time::Duration;
 use k8s_openapi::jiff::Timestamp;
 use pinhole_proto::v1::{
     BindingReport, ChurnCause, ChurnEvent, ChurnOfCause, ChurnReport, ClientReport, KeepaliveReport,
-    NatReport, Phase,
+    NatReport, Phase, ReachReport,
 };
 
 /// A handshake time is news only when the last one that was told is this much older: sessions re-key every two
@@ -35,6 +35,8 @@ pub struct Sighting {
     pub churn: ChurnReport,
     /// Keepalive that a client without an agent seems to need.
     pub recommended_keepalive: Option<Duration>,
+    /// For how long it was proven reachable.
+    pub reach: Option<ReachReport>,
 }
 
 impl Sighting {
@@ -53,6 +55,7 @@ impl Sighting {
             keepalive: report.keepalive,
             churn,
             recommended_keepalive: report.recommended_keepalive.and_then(|d| Duration::try_from(d).ok()),
+            reach: report.reach,
         })
     }
 
@@ -91,7 +94,19 @@ fn measured(sighting: &Sighting) -> impl PartialEq {
         .keepalive
         .map(|k| (k.mode, k.reason, step(k.interval), k.wakes_saved.unsigned_abs().checked_ilog2()));
     let recommended = sighting.recommended_keepalive.map(|d| d.as_secs());
-    (binding, keepalive, recommended)
+    let reach = sighting.reach.map(|r| {
+        (unproven(&r).map(|share| (share.max(1e-6).ln() * 4.0).round().to_bits()), step(r.longest_gap))
+    });
+    (binding, keepalive, recommended, reach)
+}
+
+/// Share of the time in which a client was not proven reachable although it should have been. `None`: no time counted.
+pub(crate) fn unproven(report: &ReachReport) -> Option<f64> {
+    let seconds = |wire: Option<prost_types::Duration>| {
+        wire.and_then(|wire| Duration::try_from(wire).ok()).unwrap_or_default().as_secs_f64()
+    };
+    let (proven, unproven) = (seconds(report.proven), seconds(report.unproven));
+    (proven + unproven > 0.0).then(|| unproven / (proven + unproven))
 }
 
 /// Its moves and losses. A replica of an older version speaks of moves only, and not of causes.

@@ -7,7 +7,9 @@ use std::{
 
 use k8s_openapi::jiff::Timestamp;
 use kube::ResourceExt as _;
-use pinhole_crds::{BindingLifetime, Churn, KeepaliveInForce, NatBehaviour, NatClass, VPNClient};
+use pinhole_crds::{
+    BindingLifetime, Churn, KeepaliveInForce, NatBehaviour, NatClass, Reachability, VPNClient,
+};
 use serde::Serialize;
 
 use super::table::{age, table};
@@ -35,6 +37,8 @@ pub(super) struct NatRow {
     keepalive: Option<KeepaliveInForce>,
     #[serde(skip_serializing_if = "Option::is_none")]
     churn: Option<Churn>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reachability: Option<Reachability>,
     #[serde(skip)]
     moved_seconds_ago: Option<i64>,
 }
@@ -65,6 +69,7 @@ impl NatRow {
             binding: status.binding,
             keepalive: status.keepalive,
             churn: status.churn,
+            reachability: status.reachability,
         }
     }
 
@@ -90,6 +95,8 @@ impl NatRow {
             churn.map_or(0, |c| c.count).to_string(),
             dash(churn.and_then(|c| c.last_cause).map(|cause| format!("{cause:?}"))),
             dash(self.moved_seconds_ago.map(|s| format!("{} ago", age(s)))),
+            dash(self.reachability.as_ref().map(|r| r.percent.clone())),
+            dash(self.reachability.as_ref().and_then(|r| r.longest_gap).map(|gap| gap.to_string())),
         ]
     }
 }
@@ -104,7 +111,8 @@ fn bracket(binding: &BindingLifetime) -> Option<String> {
     }
 }
 
-const HEAD: [&str; 8] = ["NAT", "LIFETIME", "KEEPALIVE", "WHY", "SAVED", "CHURN", "CAUSE", "MOVED"];
+const HEAD: [&str; 10] =
+    ["NAT", "LIFETIME", "KEEPALIVE", "WHY", "SAVED", "CHURN", "CAUSE", "MOVED", "REACHABLE%", "GAP"];
 
 /// The table of `nat`; with a column for the namespace where there may be several.
 pub(super) fn nat_table(rows: &[NatRow], with_namespace: bool) -> String {
@@ -184,6 +192,7 @@ mod tests {
                 "binding": { "atLeast": "1m50s", "lessThan": "2m", "confidence": "Confirmed" },
                 "keepalive": { "interval": "1m46s", "mode": "Adaptive", "reason": "Learnt", "wakesSaved": 2640 },
                 "churn": { "count": 3, "lastCause": "NATRestart", "lastChange": "2027-01-15T07:58:30Z" },
+                "reachability": { "percent": "99.950", "longestGap": "38s" },
             },
         }))
         .unwrap();
@@ -211,6 +220,8 @@ mod tests {
                 "NATRestart",
                 "1m30s",
                 "ago",
+                "99.950",
+                "38s",
             ]
         );
         assert!(nat_table(&[], true).starts_with("NAMESPACE"));

@@ -7,7 +7,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use pinhole_proto::v1::{
     Ack, BindingReport, ChurnEvent, ChurnReport, ClientReport, EndpointChange, GatewayReport, Impairment,
-    KeepaliveReport, NatReport,
+    KeepaliveReport, NatReport, ReachReport,
 };
 use prost_types::{Duration, Timestamp};
 
@@ -94,6 +94,16 @@ fn clean_measurements(client: &mut ClientReport, now: i64) {
     });
     client.recommended_keepalive = client.recommended_keepalive.filter(is_span).filter(|d| d.seconds > 0);
     client.churn = client.churn.take().map(|churn| clean_churn(churn, now));
+    client.reach = client.reach.map(|reach| ReachReport {
+        proven: reach.proven.filter(is_whole),
+        unproven: reach.unproven.filter(is_whole),
+        longest_gap: reach.longest_gap.filter(is_span),
+    });
+}
+
+/// A sum of time, which may be that of years.
+fn is_whole(duration: &Duration) -> bool {
+    duration.seconds >= 0 && duration.nanos >= 0
 }
 
 fn clean_churn(mut churn: ChurnReport, now: i64) -> ChurnReport {

@@ -289,6 +289,7 @@ fn seen(inputs: &StatusInputs<'_>, before: &VPNClientStatus) -> VPNClientStatus 
         nat: before.nat.clone(),
         binding: before.binding.clone(),
         churn: before.churn.clone(),
+        reachability: before.reachability.clone(),
         ..VPNClientStatus::default()
     };
     let Some((replica, sighting)) = live(inputs) else { return kept };
@@ -300,6 +301,7 @@ fn seen(inputs: &StatusInputs<'_>, before: &VPNClientStatus) -> VPNClientStatus 
         nat: nat::behaviour(kept.nat.as_ref(), sighting),
         binding: nat::lifetime(kept.binding.as_ref(), sighting),
         churn: churn(kept.churn, sighting, inputs.moves_seen),
+        reachability: nat::reachability(kept.reachability, sighting),
         ..VPNClientStatus::default()
     }
 }

@@ -6,11 +6,11 @@ use std::{net::SocketAddr, time::Duration};
 use k8s_openapi::{apimachinery::pkg::apis::meta::v1::Time, jiff::Timestamp};
 use pinhole_crds::{
     BindingConfidence, BindingLifetime, ChurnCause, Finding, Interval, NatBehaviour, NatClass, NatFiltering,
-    NatMapping, PortAllocation, Vantage,
+    NatMapping, PortAllocation, Reachability, Vantage,
 };
 use pinhole_proto::v1;
 
-use crate::fleet::{Sighting, timestamp};
+use crate::fleet::{Sighting, timestamp, unproven};
 
 /// A figure that moved by less than this part of itself is as it was.
 const WOBBLE: f64 = 0.06;
@@ -89,6 +89,33 @@ pub(super) fn lifetime(before: Option<&BindingLifetime>, sighting: &Sighting) ->
         && same(before.less_than, new.less_than)
         && same(before.unpromoted, new.unpromoted);
     Some(if calm { before.clone() } else { new })
+}
+
+/// Its service level. It stays as it was until the missing share is another by a quarter of itself.
+pub(super) fn reachability(before: Option<Reachability>, sighting: &Sighting) -> Option<Reachability> {
+    /// A difference in percent that nobody would want to know of.
+    const LITTLE: f64 = 0.005;
+    let Some(report) = &sighting.reach else { return before };
+    let Some(unproven) = unproven(report) else { return before };
+    let missing = unproven * 100.0;
+    let new = Reachability {
+        percent: percent(missing),
+        longest_gap: report.longest_gap.and_then(duration).filter(|gap| !gap.is_zero()).map(whole),
+    };
+    let Some(before) = before else { return Some(new) };
+    let told = before.percent.parse::<f64>().map_or(f64::INFINITY, |percent| 100.0 - percent);
+    // A first gap is always news, and so is a replica that knows of none.
+    let calm = (told == 0.0) == (missing == 0.0) && (missing - told).abs() <= LITTLE.max(told * 0.25);
+    Some(if calm && same(before.longest_gap, new.longest_gap) { before } else { new })
+}
+
+/// What is not missing of a hundred, rounded down to a thousandth: all of it only where nothing is missing.
+fn percent(missing: f64) -> String {
+    if missing <= 0.0 {
+        return "100".to_owned();
+    }
+    let thousandths = ((100.0 - missing) * 1000.0).floor().clamp(0.0, 99_999.0);
+    format!("{:.3}", thousandths / 1000.0)
 }
 
 /// `new`, or `before` when the two are the same but for the wobble of a measurement.
@@ -222,6 +249,35 @@ mod tests {
             ..v1::ClientReport::default()
         })
         .unwrap()
+    }
+
+    fn kept(proven: u64, unproven: u64, longest_gap: u64) -> Sighting {
+        let span = |seconds| Duration::from_secs(seconds).try_into().ok();
+        let reach = v1::ReachReport {
+            proven: span(proven),
+            unproven: span(unproven),
+            longest_gap: span(longest_gap),
+        };
+        Sighting { reach: Some(reach), ..sighting() }
+    }
+
+    #[test]
+    fn reachability_is_rounded_down_and_written_anew_only_where_it_says_something_else() {
+        let first = reachability(None, &kept(1000, 0, 0)).unwrap();
+        assert_eq!((first.percent.as_str(), first.longest_gap), ("100", None));
+        assert_eq!(reachability(Some(first.clone()), &kept(90_000, 0, 0)), Some(first.clone()));
+        let gap = reachability(Some(first), &kept(1_000_000, 1, 1)).unwrap();
+        assert_eq!(
+            (gap.percent.as_str(), gap.longest_gap),
+            ("99.999", Some(Interval(Duration::from_secs(1))))
+        );
+        let much = reachability(Some(gap), &kept(900, 100, 60)).unwrap();
+        assert_eq!(much.percent, "90.000");
+        assert_eq!(reachability(Some(much.clone()), &kept(1000, 100, 61)), Some(much.clone()));
+        assert_eq!(reachability(Some(much.clone()), &kept(9000, 100, 60)).unwrap().percent, "98.901");
+        let silent = Sighting { reach: None, ..kept(0, 0, 0) };
+        assert_eq!(reachability(Some(much.clone()), &silent), Some(much.clone()));
+        assert_eq!(reachability(Some(much.clone()), &kept(0, 0, 0)), Some(much));
     }
 
     #[test]

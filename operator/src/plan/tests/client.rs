@@ -32,6 +32,7 @@ fn sighting(phase: Phase) -> Sighting {
         keepalive: None,
         churn: ChurnReport::default(),
         recommended_keepalive: None,
+        reach: None,
     }
 }
 

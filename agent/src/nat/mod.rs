@@ -15,6 +15,7 @@ mod message;
 mod policy;
 pub mod prior;
 pub mod restart;
+pub mod standby;
 pub mod stock;
 pub mod wire;
 

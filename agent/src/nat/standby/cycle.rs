@@ -2,7 +2,10 @@
 
 use std::time::{Duration, Instant};
 
-use super::{Action, GRACE, LONGEST_WAKE, Line, Mode, Preference, Standby, lifetime::enough_for};
+use super::{
+    Action, GRACE, LONGEST_WAKE, Line, Mode, Preference, Standby,
+    lifetime::{enough_for, worth_trying},
+};
 
 /// The session's wake comes so long before a scout's, in the same burst.
 const AHEAD: Duration = Duration::from_millis(500);
@@ -80,11 +83,6 @@ impl Live {
         Some(rest.after.min(now.saturating_duration_since(rest.since)))
     }
 
-    /// When the wake is due.
-    pub(super) fn due(&self) -> Option<Instant> {
-        self.rest.map(|rest| rest.since + rest.after)
-    }
-
     /// For how long it was to be silent.
     pub(super) fn rested_for(&self) -> Duration {
         self.rest.map_or(Duration::ZERO, |rest| rest.after)
@@ -160,6 +158,16 @@ impl Standby {
         self.proceed(now);
     }
 
+    /// Whether nothing but the proof of a longer age, which can be had later for less, keeps UDP up.
+    pub(super) fn rests_too_long(&self, now: Instant) -> bool {
+        let proven = self.life.interval(self.policy.longest());
+        self.mode == Mode::Udp
+            && !self.live.is_asked()
+            && self.live.rested_for() > self.life.at_least
+            && self.knows_udp(now)
+            && self.needed().is_some_and(|needed| proven >= needed)
+    }
+
     fn rest(&mut self, now: Instant) {
         if !self.live.may_rest() {
             return;
@@ -189,7 +197,7 @@ impl Standby {
         }
         let enough = enough_for(needed);
         if interval < needed {
-            if self.life.less_than.is_some_and(|end| end <= enough) {
+            if self.life.less_than.is_some_and(|end| end <= worth_trying(needed)) {
                 if !self.growth.is_due(now, &mut self.jitter) {
                     return None;
                 }
@@ -197,7 +205,7 @@ impl Standby {
             }
             return Some(self.udp.in_step(now, enough, self.life.less_than));
         }
-        let next = self.life.at_least.mul_f64(1.5).min(enough_for(longest));
+        let next = self.life.at_least.mul_f64(2.0).min(enough_for(longest));
         let tryable = next > self.life.at_least
             && next <= needed * FAR
             && self.life.less_than.is_none_or(|end| next < end)

@@ -10,6 +10,8 @@ const COARSENESS: f64 = 0.02;
 const LARGEST_SHARE: f64 = 0.25;
 /// A bracket this narrow is not worth another connection.
 const NARROW: f64 = 0.04;
+/// Nor is what an interval of this share of the longest one could grow by.
+const ENOUGH: f64 = 0.95;
 /// Growth while the end is unknown: in intervals, so that what is tried ends in a live burst.
 const GROWTH: u32 = 2;
 
@@ -45,10 +47,15 @@ impl Lifetime {
         self.at_least.saturating_sub(margin(self.at_least)).min(longest)
     }
 
+    /// Whether nothing would be gained by a longer lifetime.
+    pub(super) fn is_enough(&self, longest: Duration) -> bool {
+        self.interval(longest) >= longest.mul_f64(ENOUGH)
+    }
+
     /// The age to try next. `None`: nothing more is worth trying.
     pub(super) fn next_age(&self, longest: Duration) -> Option<Duration> {
         let interval = self.interval(longest);
-        if self.at_least.is_zero() || interval >= longest || self.is_narrow() {
+        if self.at_least.is_zero() || self.is_enough(longest) || self.is_narrow() {
             return None;
         }
         let middle = self
@@ -68,6 +75,11 @@ fn margin(age: Duration) -> Duration {
 /// The age that has to be proven for an interval.
 pub(super) fn enough_for(interval: Duration) -> Duration {
     (interval + MARGIN).div_f64(1.0 - COARSENESS) + Duration::from_millis(1)
+}
+
+/// Who knows that mappings do not live so long need not try whether they live just long enough for that interval.
+pub(super) fn worth_trying(interval: Duration) -> Duration {
+    enough_for(interval).mul_f64(1.0 + NARROW)
 }
 
 #[cfg(test)]
@@ -95,7 +107,7 @@ mod tests {
                 prop_assert!(tries < 30, "{life:?}");
             }
             prop_assert!(life.at_least <= truth);
-            prop_assert!(life.is_narrow() || life.interval(longest) >= longest, "{life:?}");
+            prop_assert!(life.is_narrow() || life.is_enough(longest), "{life:?}");
         }
     }
 }

@@ -69,6 +69,9 @@ pub struct Standby {
     scouts_after: Option<Instant>,
     strikes: Strikes,
     growth: Growth,
+    /// When the session's wake did not come at which unproven age.
+    doubt: Option<(Instant, Duration)>,
+    /// Until when data is taken to flow.
     busy: Option<Instant>,
     poked: Option<Instant>,
     /// When this network was entered.
@@ -97,6 +100,7 @@ impl Standby {
             scouts_after: None,
             strikes: Strikes::default(),
             growth: Growth::default(),
+            doubt: None,
             busy: None,
             poked: None,
             since: now,
@@ -114,6 +118,7 @@ impl Standby {
     /// The session is there, over a connection that is new.
     pub fn handle_attached(&mut self, now: Instant) {
         self.live = Live::attached(now);
+        self.settle_doubt(now);
         self.proceed(now);
     }
 
@@ -140,6 +145,7 @@ impl Standby {
     /// Anything else arrived on the session, or was sent and acknowledged: the silence begins anew, at the gateway too.
     pub fn handle_session_packet(&mut self, now: Instant) {
         self.live.heard(now);
+        self.settle_doubt(now);
         self.proceed(now);
     }
 
@@ -169,6 +175,9 @@ impl Standby {
     /// The keeper's burst begins: the radio is awake.
     pub fn handle_udp_burst(&mut self, now: Instant) {
         self.udp.burst(now);
+        if self.rests_too_long(now) {
+            self.live.forget_rest();
+        }
         self.proceed(now);
     }
 
@@ -207,6 +216,7 @@ impl Standby {
         self.strikes = Strikes::default();
         self.growth = Growth::default();
         self.scouts_after = None;
+        self.doubt = None;
         self.busy = None;
         self.poked = None;
         self.since = now;
@@ -351,12 +361,14 @@ impl Standby {
         }
         if self.life.interval(longest) >= needed {
             return match preference {
+                // It is silent for longer than was proven: not while the client depends on it.
+                _ if self.live.rested_for() > self.life.at_least => (Mode::Udp, Reason::Learning),
                 Preference::Session => (Mode::Session, Reason::Policy),
                 _ if self.knows_udp(now) => (Mode::Session, Reason::CheaperBySession),
                 _ => (Mode::Udp, Reason::Learning),
             };
         }
-        if self.life.less_than.is_some_and(|end| end <= lifetime::enough_for(needed)) {
+        if self.life.less_than.is_some_and(|end| end <= lifetime::worth_trying(needed)) {
             return (Mode::Udp, Reason::TooShort);
         }
         let lost = self.hint.is_some_and(|hint| hint.struck);

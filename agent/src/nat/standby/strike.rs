@@ -26,6 +26,8 @@ const DOUBT: f64 = 0.85;
 /// When a verdict is doubted for once, and longer ages are tried again.
 const GROWTH: [Duration; 3] = [Duration::from_hours(2), Duration::from_hours(8), Duration::from_hours(24)];
 const STEP: f64 = 1.25;
+/// A session that is dialled again within this shows that the path works.
+const SOON: Duration = Duration::from_secs(30);
 /// An end by RST after less says nothing of a lifetime.
 const FRESH: Duration = Duration::from_secs(10);
 
@@ -106,15 +108,14 @@ impl Growth {
 impl Standby {
     /// The session's wake did not come.
     pub(super) fn missed(&mut self, now: Instant) {
-        let Some(due) = self.live.due() else { return };
         let (age, idle) = (self.live.rested_for(), self.live.idle(now).unwrap_or_default());
-        let worked = self.path_worked(due);
         self.live.ask();
         self.cycles = 0;
         if self.mode == Mode::Session || age <= self.life.at_least {
             self.strike(now, idle);
-        } else if worked {
-            self.life.dead(age);
+        } else {
+            // The session's answer, or the next one, shows that it was not the path.
+            self.doubt = Some((now, age));
         }
         // Reachability comes first.
         self.choose(now);
@@ -128,8 +129,22 @@ impl Standby {
         if self.mode == Mode::Session {
             self.strike(now, idle);
         } else if ended == Ended::Reset && idle >= FRESH {
-            self.life.dead(idle);
+            self.session_died(idle);
         }
+    }
+
+    /// The path works: whatever was in doubt was gone.
+    pub(super) fn settle_doubt(&mut self, now: Instant) {
+        let Some((at, age)) = self.doubt.take() else { return };
+        if now.saturating_duration_since(at) <= SOON {
+            self.session_died(age);
+        }
+    }
+
+    /// A session did not live for so long, at a time at which nothing rested on it.
+    fn session_died(&mut self, age: Duration) {
+        let contradicts = self.hint.is_some_and(|hint| age <= hint.age);
+        self.scout_died(if contradicts { Purpose::Hint } else { Purpose::Growth }, age);
     }
 
     /// The mapping was gone at an age that was thought safe: nothing that was proven holds until it is proven again.
@@ -176,7 +191,7 @@ impl Standby {
         if next.is_some() {
             return next;
         }
-        let worth = self.hint.is_none() && self.life.interval(longest) < longest;
+        let worth = self.hint.is_none() && !self.life.is_enough(longest);
         if !worth || !self.growth.is_due(now, &mut self.jitter) {
             return None;
         }

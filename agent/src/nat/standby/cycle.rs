@@ -160,7 +160,7 @@ impl Standby {
 
     /// Whether nothing but the proof of a longer age, which can be had later for less, keeps UDP up.
     pub(super) fn rests_too_long(&self, now: Instant) -> bool {
-        let proven = self.life.interval(self.policy.longest());
+        let proven = self.life.interval(self.longest());
         self.mode == Mode::Udp
             && !self.live.is_asked()
             && self.live.rested_for() > self.life.at_least
@@ -183,7 +183,7 @@ impl Standby {
 
     /// For how long the session may be silent now. `None`: it concerns nobody.
     fn silence(&mut self, now: Instant) -> Option<Duration> {
-        let longest = self.policy.longest();
+        let longest = self.longest();
         if self.policy.preference == Preference::UdpOnly || self.strikes.has_given_up(now) {
             return None;
         }

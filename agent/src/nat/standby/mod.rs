@@ -68,6 +68,8 @@ pub struct Standby {
     /// No scout is opened before.
     scouts_after: Option<Instant>,
     strikes: Strikes,
+    /// What strikes leave of the longest interval.
+    bound: Option<Duration>,
     growth: Growth,
     /// When the session's wake did not come at which unproven age.
     doubt: Option<(Instant, Duration)>,
@@ -99,6 +101,7 @@ impl Standby {
             scouts: Vec::new(),
             scouts_after: None,
             strikes: Strikes::default(),
+            bound: None,
             growth: Growth::default(),
             doubt: None,
             busy: None,
@@ -278,7 +281,7 @@ impl Standby {
     /// The longest silence that the way in force leaves. `None`: by UDP, and its interval was not told.
     pub fn interval(&self) -> Option<Duration> {
         match self.mode {
-            Mode::Session => Some(self.life.interval(self.policy.longest())),
+            Mode::Session => Some(self.life.interval(self.longest())),
             Mode::Udp => self.udp.cost.map(|cost| cost.interval),
         }
     }
@@ -326,8 +329,15 @@ impl Standby {
         }
     }
 
+    /// The longest interval that may be chosen.
+    fn longest(&self) -> Duration {
+        let longest = self.policy.longest();
+        self.bound.map_or(longest, |bound| longest.min(bound))
+    }
+
     /// Picks the way that should be in force now.
     fn choose(&mut self, now: Instant) {
+        self.bound = self.strikes.bound(now);
         let (mode, reason) = self.best(now);
         if mode != self.mode {
             self.actions.push_back(match mode {
@@ -355,9 +365,12 @@ impl Standby {
             return (Mode::Udp, Reason::Busy);
         }
         let Some(needed) = self.needed() else { return (Mode::Udp, Reason::Learning) };
-        let longest = self.policy.longest();
-        if longest < needed {
+        let longest = self.longest();
+        if self.policy.longest() < needed {
             return (Mode::Udp, Reason::CheaperByUdp);
+        }
+        if longest < needed {
+            return (Mode::Udp, Reason::SessionLost);
         }
         if self.life.interval(longest) >= needed {
             return match preference {

@@ -23,6 +23,8 @@ const LONGEST_GIVEN_UP: Duration = Duration::from_hours(24);
 const REPEATED: usize = 3;
 const DAY: Duration = Duration::from_hours(24);
 const DOUBT: f64 = 0.85;
+/// A lost mapping leaves the client unreachable for half an interval in the mean: at most this share of all time.
+const BLIND: f64 = 0.005;
 /// When a verdict is doubted for once, and longer ages are tried again.
 const GROWTH: [Duration; 3] = [Duration::from_hours(2), Duration::from_hours(8), Duration::from_hours(24)];
 const STEP: f64 = 1.25;
@@ -63,6 +65,15 @@ impl Strikes {
 
     fn within(&self, now: Instant, time: Duration) -> usize {
         self.at.iter().flatten().filter(|at| now.saturating_duration_since(**at) <= time).count()
+    }
+
+    /// The longest interval at which mappings that are lost as often as lately cost no more than [`BLIND`].
+    /// `None`: they are not lost often enough to tell.
+    pub(super) fn bound(&self, now: Instant) -> Option<Duration> {
+        let count = u32::try_from(self.at.iter().flatten().count()).ok().filter(|count| *count >= 2)?;
+        let first = self.at.iter().flatten().min()?;
+        let apart = now.saturating_duration_since(*first) / count;
+        Some(apart.mul_f64(2.0 * BLIND))
     }
 
     fn record(&mut self, now: Instant) {
@@ -175,7 +186,7 @@ impl Standby {
             self.hint_lived();
         }
         if let Some(hint) = self.hint {
-            self.send_scout(now, Purpose::Hint, hint.age.min(enough_for(self.policy.longest())));
+            self.send_scout(now, Purpose::Hint, hint.age.min(enough_for(self.longest())));
         }
         if let Some(age) = self.age_to_try(now) {
             self.send_scout(now, Purpose::Growth, age);
@@ -186,7 +197,7 @@ impl Standby {
         if self.scouts.iter().any(|scout| scout.purpose == Purpose::Growth) {
             return None;
         }
-        let longest = self.policy.longest();
+        let longest = self.longest();
         let next = self.life.next_age(longest).filter(|age| self.hint.is_none_or(|hint| *age < hint.age));
         if next.is_some() {
             return next;

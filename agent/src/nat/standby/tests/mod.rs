@@ -181,6 +181,18 @@ fn a_session_that_is_lost_all_the_time_is_given_up_for_hours() {
     assert_eq!(world.standby.mode(), Mode::Session, "but not for ever");
 }
 
+#[test]
+fn the_more_often_mappings_are_lost_the_shorter_the_client_is_left_alone() {
+    for (apart, least) in [(3, 0.98), (24, 0.98)] {
+        let mut world = World::new(nat(7200, 58), Policy::default());
+        for n in 1..=168 / apart {
+            world.flush_in(Duration::from_hours(apart * n) + Duration::from_mins(n * 17 % 60));
+        }
+        world.run(WEEK);
+        assert!(world.success() >= least, "every {apart} h: {} {:?}", world.success(), world.standby);
+    }
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 48, ..ProptestConfig::default() })]
 

@@ -145,7 +145,7 @@ impl Udp {
 impl Standby {
     /// Something came while the radio is awake: does what can be done now.
     pub(super) fn proceed(&mut self, now: Instant) {
-        self.choose(now);
+        self.decide(now, true);
         self.send_scouts(now);
         self.rest(now);
     }
@@ -158,13 +158,22 @@ impl Standby {
         self.proceed(now);
     }
 
-    /// Whether nothing but the proof of a longer age, which can be had later for less, keeps UDP up.
-    pub(super) fn rests_too_long(&self, now: Instant) -> bool {
+    /// Whether the session must not be relied on before it rests anew: it is silent for longer than was proven, or was
+    /// so long silent while nobody depended on it that its mapping may have been lost since.
+    pub(super) fn is_stale(&self, now: Instant, can_rest: bool) -> bool {
+        let Some(idle) = self.live.idle(now) else { return !can_rest };
+        let unwatched = self.mode == Mode::Udp && !self.naps;
+        self.live.rested_for() > self.life.at_least || (unwatched && idle > GRACE)
+    }
+
+    /// Whether that is all that keeps UDP up. What is tried can be tried later for less.
+    pub(super) fn waits_for_a_fresh_rest(&self, now: Instant) -> bool {
         let proven = self.life.interval(self.longest());
         self.mode == Mode::Udp
+            && self.busy.is_none()
             && !self.live.is_asked()
-            && self.live.rested_for() > self.life.at_least
-            && self.knows_udp(now)
+            && self.is_stale(now, true)
+            && (self.policy.preference == Preference::Session || self.knows_udp(now))
             && self.needed().is_some_and(|needed| proven >= needed)
     }
 

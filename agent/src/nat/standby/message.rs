@@ -91,7 +91,7 @@ impl fmt::Display for Reason {
 /// What a UDP keepalive costs here.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct UdpCost {
-    /// The keeper's interval in force.
+    /// The keeper's interval in force. Not one that a strike has halved for the time being.
     pub interval: Duration,
     /// It follows from a measured lifetime.
     pub learnt: bool,

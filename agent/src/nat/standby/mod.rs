@@ -73,6 +73,8 @@ pub struct Standby {
     growth: Growth,
     /// When the session's wake did not come at which unproven age.
     doubt: Option<(Instant, Duration)>,
+    /// UDP is kept for the time in which data flows only.
+    naps: bool,
     /// Until when data is taken to flow.
     busy: Option<Instant>,
     poked: Option<Instant>,
@@ -104,6 +106,7 @@ impl Standby {
             bound: None,
             growth: Growth::default(),
             doubt: None,
+            naps: false,
             busy: None,
             poked: None,
             since: now,
@@ -178,7 +181,7 @@ impl Standby {
     /// The keeper's burst begins: the radio is awake.
     pub fn handle_udp_burst(&mut self, now: Instant) {
         self.udp.burst(now);
-        if self.rests_too_long(now) {
+        if self.waits_for_a_fresh_rest(now) {
             self.live.forget_rest();
         }
         self.proceed(now);
@@ -335,10 +338,15 @@ impl Standby {
         self.bound.map_or(longest, |bound| longest.min(bound))
     }
 
-    /// Picks the way that should be in force now.
+    /// Picks the way that should be in force now, but does not begin to rely on a session that does not rest.
     fn choose(&mut self, now: Instant) {
+        self.decide(now, false);
+    }
+
+    /// The same; `can_rest`: the session's rest follows at once.
+    fn decide(&mut self, now: Instant, can_rest: bool) {
         self.bound = self.strikes.bound(now);
-        let (mode, reason) = self.best(now);
+        let (mode, reason) = self.best(now, can_rest);
         if mode != self.mode {
             self.actions.push_back(match mode {
                 Mode::Session => Action::LetUdpGo,
@@ -347,10 +355,11 @@ impl Standby {
             self.udp.restart();
             self.tell(Event::Switched { mode, reason });
         }
+        self.naps = reason == Reason::Busy && (self.naps || self.mode == Mode::Session);
         (self.mode, self.reason) = (mode, reason);
     }
 
-    fn best(&self, now: Instant) -> (Mode, Reason) {
+    fn best(&self, now: Instant, can_rest: bool) -> (Mode, Reason) {
         let preference = self.policy.preference;
         if preference == Preference::UdpOnly {
             return (Mode::Udp, Reason::Policy);
@@ -374,8 +383,7 @@ impl Standby {
         }
         if self.life.interval(longest) >= needed {
             return match preference {
-                // It is silent for longer than was proven: not while the client depends on it.
-                _ if self.live.rested_for() > self.life.at_least => (Mode::Udp, Reason::Learning),
+                _ if self.is_stale(now, can_rest) => (Mode::Udp, Reason::Learning),
                 Preference::Session => (Mode::Session, Reason::Policy),
                 _ if self.knows_udp(now) => (Mode::Session, Reason::CheaperBySession),
                 _ => (Mode::Udp, Reason::Learning),

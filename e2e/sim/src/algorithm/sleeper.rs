@@ -44,7 +44,7 @@ impl Sleeper {
             while let Some(action) = self.keeper.poll_action() {
                 self.keeper_wants(now, action);
             }
-            if !self.rests {
+            if !self.rests && self.keeper.reason() != nat::Reason::Backoff {
                 let learnt = self.keeper.binding().confidence >= Confidence::Bracketed;
                 let cost = UdpCost { interval: self.keeper.interval(), learnt };
                 if self.cost.replace(cost) != Some(cost) {

@@ -119,6 +119,7 @@ proptest! {
                 }
             }
             prop_assert!(open.len() <= 2, "{open:?}");
+            prop_assert!(kept || standby.live.deadline().is_some(), "it sleeps, and nothing would wake it: {standby:?}");
             prop_assert_eq!(kept, standby.mode() == Mode::Udp);
         }
     }

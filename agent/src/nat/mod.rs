@@ -16,6 +16,7 @@ mod policy;
 pub mod prior;
 mod radio;
 pub mod restart;
+pub mod standby;
 pub mod stock;
 pub mod wire;
 

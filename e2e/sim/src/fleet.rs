@@ -10,7 +10,7 @@ use std::{
 use clap::ValueEnum;
 
 use crate::{
-    algorithm::{Cliffs, Fixed, Growth, HalfOfSearch, Oracle, Pinhole},
+    algorithm::{Cliffs, Fixed, Growth, HalfOfSearch, Oracle, Pinhole, Sleeper},
     engine::{self, Fault, Observed, Scenario, Trace},
     metrics::Reached,
     model::{Loss, Profile, Time},
@@ -157,6 +157,9 @@ impl Fleet {
         let seed = Rng::stream(self.seed, client as u64).next_u64();
         let scenario = Scenario::draw(profile, self.loss, end, seed);
         let observed = match kind {
+            Kind::Pinhole if scenario.tcp.is_some() => {
+                engine::run(&scenario, trace, |_, now| Sleeper::new(now, seed))
+            }
             Kind::Pinhole => engine::run(&scenario, trace, |_, now| Pinhole::new(now, seed)),
             Kind::Static25 => {
                 engine::run(&scenario, trace, |_, now| Fixed::new(now, Duration::from_secs(25)))

@@ -15,7 +15,7 @@ use std::time::Duration;
 pub use self::run::{Fault, FaultKind, Observed, Trace, run};
 use crate::{
     metrics,
-    model::{PortAllocation, Profile, Time, Timers},
+    model::{PortAllocation, Profile, TcpClose, Time, Timers},
     rng::Rng,
 };
 
@@ -37,6 +37,8 @@ pub struct Scenario {
     pub flushes: Vec<Time>,
     /// When its lifetime shrinks, and to what.
     pub shrink: Option<(Time, Duration)>,
+    /// How long TCP mappings live, and what becomes of packets after that. `None`: the client has no session.
+    pub tcp: Option<(Duration, TcpClose)>,
     /// When the observation ends.
     pub end: Time,
     /// What else is left to chance.
@@ -58,6 +60,9 @@ impl Scenario {
             loss: profile.loss.and(loss).probability(),
             flushes: flushes(profile.flush_per_day, end, &mut rng),
             shrink: profile.shrink_to.map(|to| (shrink_at, Duration::from_secs_f64(to))),
+            tcp: profile
+                .tcp_timeout_s
+                .map(|lifetime| (Duration::from_secs_f64(lifetime), profile.tcp_close.unwrap_or_default())),
             end,
             seed,
             ideal: false,
@@ -69,7 +74,7 @@ impl Scenario {
     pub fn for_the_oracle(&self, profile: &Profile) -> Self {
         let replied = self.timers.replied() + MOMENT;
         let plain = Profile::new(profile.name.clone(), replied.as_secs_f64(), replied.as_secs_f64());
-        Self { timers: Timers::new(&plain, 0.0), ideal: true, ..self.clone() }
+        Self { timers: Timers::new(&plain, 0.0), ideal: true, tcp: None, ..self.clone() }
     }
 
     /// The fewest wake-ups that keep the binding.

@@ -8,6 +8,7 @@ use std::{
 
 use pinhole_agent::nat::{Beat, Channel};
 
+use super::run::Occurrence;
 use crate::model::Time;
 
 /// Something that happens by itself.
@@ -21,6 +22,8 @@ pub(super) enum Event {
     WakeDue { channel: Channel, seq: u64, port: u16, copy: u8, from: Time },
     /// A packet of the gateway arrives at the NAT.
     ToClient { to: u16, packet: Downward },
+    /// Something about a TCP connection.
+    Session(Occurrence),
     /// The NAT loses its mappings.
     Flush,
     /// The NAT's lifetime shrinks.

@@ -1,13 +1,17 @@
 //! The run of one client.
 
+mod session;
+
 use std::{
     fmt,
     net::{IpAddr, Ipv4Addr, SocketAddr},
     time::{Duration, Instant},
 };
 
-use pinhole_agent::nat::{Beat, Channel, Reply, Wake};
+use pinhole_agent::nat::{Beat, Channel, Reply, Wake, standby::Line};
 
+pub(super) use self::session::Occurrence;
+use self::session::Sessions;
 use super::{
     MOMENT, Scenario,
     nat::Table,
@@ -93,6 +97,7 @@ struct Run<'s, 't, A> {
     endpoint: u16,
     queue: Queue,
     losses: Rng,
+    sessions: Option<Sessions>,
     bursts: Bursts,
     bursts_sent: Bursts,
     packets: u64,
@@ -136,6 +141,7 @@ pub(crate) fn perform<A: Algorithm>(
         endpoint: 0,
         queue: Queue::default(),
         losses: Rng::stream(scenario.seed, 2),
+        sessions: scenario.tcp.map(|_| Sessions::new(Rng::stream(scenario.seed, 3))),
         bursts: Bursts::new(Time::ZERO),
         bursts_sent: Bursts::new(Time::ZERO),
         packets: 0,
@@ -161,6 +167,9 @@ impl<A: Algorithm> Run<'_, '_, A> {
         self.endpoint = self.nat.outbound(Time::ZERO, Channel::Live);
         if self.nat.inbound(start, Channel::Live, self.endpoint) {
             self.carried(start, Channel::Live, RESPONSE);
+        }
+        if self.sessions.is_some() {
+            self.dial(Time::ZERO, Line::Live);
         }
         for flush in &self.scenario.flushes {
             self.queue.push((*flush).max(start), Event::Flush);
@@ -213,6 +222,10 @@ impl<A: Algorithm> Run<'_, '_, A> {
                 Action::Keepalive => self.send_tunnel(now, false),
                 Action::Handshake => self.send_tunnel(now, true),
                 Action::Close(channel) => self.nat.close(channel),
+                Action::Rest { line, seq, wake_after } => self.say(now, line, Some((seq, wake_after))),
+                Action::Ask => self.say(now, Line::Live, None),
+                Action::Dial(line) => self.dial(now, line),
+                Action::HangUp(line) => self.hang_up(now, line),
             }
         }
         if self.verdict.is_none() && self.algorithm.has_verdict() {
@@ -294,10 +307,16 @@ impl<A: Algorithm> Run<'_, '_, A> {
                 self.wake_due(now, channel, seq, port, copy, from);
             }
             Event::ToClient { to, packet } => self.reach_client(now, to, packet),
+            Event::Session(occurrence) => {
+                self.watch(now);
+                self.occur(now, occurrence);
+                self.watch(now);
+            }
             Event::Flush => {
                 self.watch(now);
                 self.fault(now, self.flush_kind());
                 self.nat.flush();
+                self.flush_sessions();
                 self.watch(now);
             }
             Event::Shrink { to } => {
@@ -399,8 +418,11 @@ impl<A: Algorithm> Run<'_, '_, A> {
 
     /// Follows the path from the gateway to the client, before and after anything that may change it.
     fn watch(&mut self, now: Time) {
+        let session = self.session_ends();
         let open = match self.nat.live() {
+            _ if session.is_some_and(|ends| ends > now) => true,
             Some((_, ends)) if ends <= now => {
+                let ends = session.map_or(ends, |session| session.max(ends));
                 // It closed by itself, unless it had been closed before.
                 if self.reach.is_open() {
                     self.tell(ends, format_args!("! the live mapping ended"));
@@ -411,6 +433,9 @@ impl<A: Algorithm> Run<'_, '_, A> {
             Some((port, _)) => port == self.endpoint,
             None => false,
         };
+        if let Some(ends) = session.filter(|ends| !open && *ends <= now && self.reach.is_open()) {
+            self.reach.set_open(ends, false);
+        }
         if open != self.reach.is_open() {
             self.tell(now, format_args!("! the path is {}", if open { "open" } else { "shut" }));
         }

@@ -57,6 +57,17 @@ impl Default for Refresh {
     }
 }
 
+/// What a NAT does with a packet of a TCP connection whose mapping it has forgotten.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum TcpClose {
+    /// Drops it.
+    #[default]
+    Silent,
+    /// Answers with RST.
+    Reset,
+}
+
 /// One kind of NAT. All but name and timeouts can be left out.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -94,6 +105,12 @@ pub struct Profile {
     /// Once, at a random time, `timeout_s.replied` becomes so many seconds, and `unreplied` at most that.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub shrink_to: Option<f64>,
+    /// A TCP mapping lives for so many seconds without traffic. `None`, the default: the client has no session.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tcp_timeout_s: Option<f64>,
+    /// What becomes of packets after that. Silent unless told.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tcp_close: Option<TcpClose>,
     /// Packets lost on the way to the NAT, from either side.
     #[serde(default)]
     pub loss: Loss,
@@ -136,6 +153,8 @@ impl Profile {
             sweep_s: 0.0,
             flush_per_day: 0.0,
             shrink_to: None,
+            tcp_timeout_s: None,
+            tcp_close: None,
             loss: Loss::NONE,
             rtt_ms: forty(),
         }
@@ -200,6 +219,12 @@ impl Profile {
                 lifetime,
                 "must be seconds, above zero and up to a year",
             ),
+            (
+                "tcp_timeout_s",
+                self.tcp_timeout_s.unwrap_or(1.0),
+                0.001..=LONGEST_S,
+                "must be seconds, above zero and up to a year",
+            ),
             ("rtt_ms", self.rtt_ms, 0.0..=60_000.0, "must be milliseconds, up to a minute"),
         ];
         checks
@@ -238,7 +263,7 @@ mod tests {
                  "filtering": "address-dependent", "port": "sequential",
                  "timeout_s": {"unreplied": 10, "replied": 20.5}, "promote_after_s": 2,
                  "refresh": {"inbound": false}, "sweep_s": 7, "flush_per_day": 0.5, "shrink_to": 12,
-                 "loss": 5, "rtt_ms": 80}]"#,
+                 "tcp_timeout_s": 1800, "tcp_close": "reset", "loss": 5, "rtt_ms": 80}]"#,
         )
         .unwrap();
         let mut expected = Profile::new("b", 10.0, 20.5);
@@ -251,6 +276,8 @@ mod tests {
         expected.sweep_s = 7.0;
         expected.flush_per_day = 0.5;
         expected.shrink_to = Some(12.0);
+        expected.tcp_timeout_s = Some(1800.0);
+        expected.tcp_close = Some(TcpClose::Reset);
         expected.loss = Loss::percent(5.0);
         expected.rtt_ms = 80.0;
         assert_eq!(profiles, [expected]);

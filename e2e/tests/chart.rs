@@ -28,7 +28,7 @@ const KINDS: [&str; 3] = ["VPNGateway", "VPNClientPool", "VPNClient"];
 fn main() -> ExitCode {
     let helm = program(&["helm"]);
     let lua = program(&["lua5.1", "lua5.4", "lua"]);
-    let with_helm: [(&str, WithHelm); 15] = [
+    let with_helm: [(&str, WithHelm); 16] = [
         ("the_chart_lints", the_chart_lints),
         ("the_crds_are_those_of_the_types_and_are_kept", the_crds_are_those_of_the_types_and_are_kept),
         ("crds_can_be_left_out_or_not_kept", crds_can_be_left_out_or_not_kept),

@@ -51,8 +51,6 @@ const TRIED: usize = 16;
 const TRIED_FOR: Duration = Duration::from_secs(30);
 /// How long a goodbye may take, over another connection where the first does not carry it.
 const GOODBYE: Duration = Duration::from_millis(2500);
-/// A recall costs another connection: not more often than this.
-const RECALL_PAUSE: Duration = Duration::from_secs(5);
 /// What comes to the sockets of experiments.
 const ARRIVALS: usize = 256;
 /// How long UDP gets no answer, while the session stands, until it is said to be blocked.
@@ -91,7 +89,6 @@ struct Runner<'a> {
     bulletin: Bulletin,
     radio: Arc<Radio>,
     nudges: Arc<Nudges>,
-    recalled: Option<Instant>,
     /// When the user's data last went by, as far as is known.
     data: Option<Instant>,
     /// Since when there is a route and no connection, until it was said that UDP is blocked.
@@ -184,7 +181,6 @@ pub(super) async fn run(
         bulletin: Bulletin::default(),
         radio,
         nudges,
-        recalled: None,
         data: None,
         unanswered: None,
         network: None,
@@ -346,21 +342,13 @@ impl Runner<'_> {
                 tracing::error!(reason, "the data plane ended");
                 return Err(crate::tunnel::TunnelError::Stopped.into());
             }
-            TunnelEvent::BeatAnswered { answer: Answer::Recall, .. } => self.handle_recall(now),
+            TunnelEvent::BeatAnswered { answer: Answer::Recall, .. } => self.nudges.recalled.notify_one(),
             TunnelEvent::BeatAnswered { peer, at, answer } => self.pulse.handle_answer(at, peer, answer),
             TunnelEvent::EndpointChanged { .. }
             | TunnelEvent::HandshakeTimedOut { .. }
             | TunnelEvent::WakeUnanswered { .. } => {}
         }
         Ok(())
-    }
-
-    /// The gateway has something to say and doubts that the session carries it.
-    fn handle_recall(&mut self, now: Instant) {
-        if self.recalled.is_none_or(|at| now >= at + RECALL_PAUSE) {
-            self.recalled = Some(now);
-            self.nudges.recalled.notify_one();
-        }
     }
 
     /// Asks whether the session still stands: says again what was said. TCP's acknowledgement is the answer.

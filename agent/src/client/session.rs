@@ -45,6 +45,9 @@ const PERSISTENT: u32 = 8;
 const RIDING_CAP: Duration = Duration::from_mins(30);
 /// After a recall: what the gateway said before may still be on its way.
 const ON_ITS_WAY: Duration = Duration::from_millis(300);
+/// A session that carried something so lately is asked first, by saying something: a gateway that tells ten thousand clients
+/// at once hears some of them late, and must not have them all connect again. The second recall counts.
+const LATELY: Duration = Duration::from_secs(10);
 /// How soon the gateway ends the stream after a goodbye that it heard.
 const GOODBYE_HEARD: Duration = Duration::from_millis(400);
 const CALL: Duration = Duration::from_secs(20);
@@ -242,9 +245,13 @@ impl Session {
         let mut renewal = Box::pin(sleep(self.renewal_delay()));
         let nudges = Arc::clone(&self.nudges);
         let mut doubted: Option<Instant> = None;
+        let (mut asked, mut carried) = (false, Instant::now());
         loop {
             tokio::select! {
-                message = stream.message() => match message?.map(|message| message.message).inspect(|_| doubted = None) {
+                message = stream.message() => match message?.map(|message| {
+                    (doubted, asked, carried) = (None, false, Instant::now());
+                    message.message
+                }) {
                     Some(Some(v1::session_message::Message::Config(config))) => {
                         let heard = v1::client_message::Message::Heard(v1::Heard { revision: config.revision });
                         let _ = outbox.send(v1::ClientMessage { message: Some(heard) }).await;
@@ -284,9 +291,8 @@ impl Session {
                         return Ok(End::Stop);
                     }
                     let Told { state, is_goodbye, .. } = self.told.borrow_and_update().clone();
-                    let message = v1::ClientMessage { message: Some(v1::client_message::Message::State(state)) };
                     // Where it cannot be sent, the stream has ended, and says so.
-                    let _ = outbox.send(message).await;
+                    let _ = outbox.send(state_message(state)).await;
                     if is_goodbye {
                         // Closing the own side lets the goodbye arrive before the end.
                         drop(outbox);
@@ -295,7 +301,12 @@ impl Session {
                     }
                 }
                 () = nudges.recalled.notified(), if doubted.is_none() => {
-                    doubted = Some(Instant::now() + ON_ITS_WAY);
+                    if std::mem::replace(&mut asked, true) || carried.elapsed() >= LATELY {
+                        doubted = Some(Instant::now() + ON_ITS_WAY);
+                    } else {
+                        let state = self.told.borrow().state.clone();
+                        let _ = outbox.try_send(state_message(state));
+                    }
                 }
                 () = sleep_until(doubted.unwrap_or_else(Instant::now)), if doubted.is_some() => {
                     tracing::info!("recalled: the gateway is asked again over another connection");
@@ -335,6 +346,10 @@ impl Session {
         let _ = self.proof.changed().await;
         Ok(())
     }
+}
+
+fn state_message(state: v1::ClientState) -> v1::ClientMessage {
+    v1::ClientMessage { message: Some(v1::client_message::Message::State(state)) }
 }
 
 async fn connect(

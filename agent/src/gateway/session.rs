@@ -192,13 +192,15 @@ impl Inner {
         let mut sent: Option<v1::ClientConfig> = None;
         // Nothing asks whether the connection lives while there is nothing to say, so a NAT may have forgotten it.
         let mut unheard: Option<(u64, tokio::time::Instant)> = None;
+        let mut patience = HEARD;
         loop {
             let message = next_message(&served.borrow_and_update(), &client, sent.as_ref());
             match message {
                 Next::Nothing => {}
                 Next::Config(config) => {
                     sent = Some((*config).clone());
-                    unheard = hears.then(|| (config.revision, tokio::time::Instant::now() + HEARD));
+                    patience = HEARD;
+                    unheard = hears.then(|| (config.revision, tokio::time::Instant::now() + patience));
                     let message = v1::session_message::Message::Config(*config);
                     if outbox.send(Ok(v1::SessionMessage { message: Some(message) })).await.is_err() {
                         break;
@@ -220,7 +222,8 @@ impl Inner {
                     Ok(None) | Err(_) => break,
                 },
                 () = sleep_until(unheard.map_or_else(tokio::time::Instant::now, |(_, at)| at)), if unheard.is_some() => {
-                    unheard = unheard.map(|(revision, at)| (revision, at + HEARD));
+                    patience *= 2;
+                    unheard = unheard.map(|(revision, at)| (revision, at + patience));
                     let _ = self.control.send(Command::SessionDoubtful { peer, session }).await;
                 }
                 Some(word) = said.recv() => {

@@ -15,6 +15,7 @@
 //! Everything goes when the [`Lab`] is dropped; `lab::down` also clears away what a killed process left.
 
 pub mod bench;
+pub mod capture;
 pub mod cluster;
 pub mod demo;
 pub mod device;

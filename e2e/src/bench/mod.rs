@@ -1,17 +1,21 @@
 //! Real agents behind real NATs, in real time: an adaptive client and one with a static keepalive behind each of
 //! several NATs of the same kind, and wakes at random times.
 //!
+//! What it costs is counted on the client's interface: bursts of anything between it and the world. The agent's own count has
+//! to be the same, and what the simulator says of that NAT stands beside.
+//!
 //! A wake asks the NATs whether a packet that the gateway sends now would get in; it sends none, as that would keep
 //! the mapping alive. At the end every client is woken once by a real packet, and the NATs must have told the truth.
 
 mod report;
+mod simulated;
 mod way;
 
 use std::{
     collections::HashMap,
     net::{IpAddr, SocketAddr},
     sync::{Arc, Mutex, PoisonError},
-    time::Duration,
+    time::{Duration, SystemTime},
 };
 
 use futures::future::try_join_all;
@@ -24,6 +28,7 @@ pub use self::{
     way::{Way, WayIn},
 };
 use crate::{
+    capture::{Burst, Capture},
     device::{Device, Status},
     error::{Error, Result},
     nat::{LabProfile, Truth, userspace::Random},
@@ -63,6 +68,7 @@ struct Seat {
     way: Way,
     inner: IpAddr,
     connected: Instant,
+    capture: Capture,
 }
 
 /// Where the gateway sends to, by the client's hostname.
@@ -99,7 +105,9 @@ pub async fn run(vpn: &Vpn<'_>, subnet: u8, plan: &Plan) -> Result<Report> {
     let mut rows = Vec::new();
     for profile in &plan.profiles {
         let (Some((adaptive, client)), Some((fixed, _))) = (halves.next(), halves.next()) else { break };
-        rows.push(Row { name: profile.name, truth: profile.truth(), adaptive, fixed, told: told(client) });
+        let truth = profile.truth();
+        let simulated = simulated::bursts(profile.name, &truth, adaptive.since, adaptive.span);
+        rows.push(Row { name: profile.name, truth, adaptive, fixed, simulated, told: told(client) });
     }
     drop(halves);
     try_join_all(seats.into_iter().map(|mut seat| async move { seat.device.down().await })).await?;
@@ -122,12 +130,13 @@ async fn pools(vpn: &Vpn<'_>, subnet: u8) -> Result<[String; 2]> {
 async fn take_seat(vpn: &Vpn<'_>, profile: &LabProfile, pool: &str, join: &str) -> Result<Seat> {
     let kind = pool.get(..1).unwrap_or_default();
     let host = profile.host(vpn.lab(), &format!("{}-{kind}", profile.name)).await?;
+    let capture = Capture::begin(&host).await?;
     let mut device = Device::new(host).await?;
     device.start(join, &[]).await?;
     let status = device.connected(PATIENCE).await?;
     let connected = Instant::now();
     let inner = inner_address(&status)?;
-    Ok(Seat { way: Way::of(&device).await?, device, inner, connected })
+    Ok(Seat { way: Way::of(&device).await?, device, inner, connected, capture })
 }
 
 fn inner_address(status: &Status) -> Result<IpAddr> {
@@ -162,6 +171,7 @@ impl Seat {
     async fn keep(&self, plan: &Plan, n: usize, endpoints: &Endpoints) -> Result<Kept> {
         let begun = Instant::now();
         let before = self.device.status().await?;
+        let (from, since) = (SystemTime::now(), self.connected.elapsed());
         let mut missed = Vec::new();
         for at in times(plan, n, plan.wakes) {
             sleep_until(begun + at).await;
@@ -171,8 +181,19 @@ impl Seat {
         }
         sleep_until(begun + plan.span).await;
         let status = self.device.status().await?;
-        let bursts = status.keepalive.wakes.saturating_sub(before.keepalive.wakes);
-        Ok(Kept { wakes: plan.wakes, missed, bursts, span: begun.elapsed(), status, really: None })
+        let bursts = self.capture.bursts(from, SystemTime::now())?;
+        let told = status.keepalive.wakes.saturating_sub(before.keepalive.wakes);
+        agree(self.device.host().name(), &bursts, told)?;
+        Ok(Kept {
+            wakes: plan.wakes,
+            missed,
+            bursts,
+            told,
+            since,
+            span: begun.elapsed(),
+            status,
+            really: None,
+        })
     }
 
     async fn why_not_reached(&self, endpoints: &Endpoints) -> Result<Option<String>> {
@@ -219,6 +240,22 @@ impl Seat {
         let ping = ["-n", "-c", "5", "-i", "0.2", "-W", "1", &self.inner.to_string()].map(str::to_owned);
         Ok(gateway.command("ping").args(ping).output().await?.status.success())
     }
+}
+
+/// Whether the wire and the agent counted the same: but for one in twenty, or two, as a look may fall into a burst.
+///
+/// # Errors
+/// What the wire saw.
+pub fn agree(name: &str, wire: &[Burst], told: u64) -> Result<()> {
+    let seen = u64::try_from(wire.len()).unwrap_or(u64::MAX);
+    if seen.abs_diff(told) <= (seen / 20).max(2) {
+        return Ok(());
+    }
+    let seen_too: Vec<_> = wire.iter().map(ToString::to_string).collect();
+    let list = seen_too.join("\n");
+    Err(Error::Invalid(format!(
+        "{name} counted {told} wake-ups, and on its interface there were {seen}:\n{list}"
+    )))
 }
 
 /// Times in the span of the plan, in order, at random.

@@ -6,7 +6,11 @@ use pinhole_crds::BindingLifetime;
 use serde_json::{Value, json};
 
 use super::lifetime;
-use crate::{device::Status, nat::Truth};
+use crate::{
+    capture::{Burst, Kind},
+    device::Status,
+    nat::Truth,
+};
 
 /// What became of one client.
 #[derive(Debug, Clone)]
@@ -15,9 +19,13 @@ pub struct Kept {
     pub wakes: u32,
     /// Those that would not have reached it: how long after it connected, and why not.
     pub missed: Vec<(Duration, String)>,
-    /// Wake-ups of its own: times that it sent or received something more than three seconds after the last such
-    /// time began.
-    pub bursts: u64,
+    /// Wake-ups, as its interface saw them: times that anything was sent or received more than three seconds after the last
+    /// such time began.
+    pub bursts: Vec<Burst>,
+    /// The same by the agent's own count.
+    pub told: u64,
+    /// How long it had been connected when the count began.
+    pub since: Duration,
     /// For how long it was watched.
     pub span: Duration,
     /// What it said at the end.
@@ -35,12 +43,17 @@ impl Kept {
     /// Wake-ups a minute.
     #[expect(clippy::cast_precision_loss, reason = "they are few")]
     pub fn bursts_per_minute(&self) -> f64 {
-        self.bursts as f64 * 60.0 / self.span.as_secs_f64().max(1.0)
+        self.bursts.len() as f64 * 60.0 / self.span.as_secs_f64().max(1.0)
     }
 
     /// Wakes that reached it.
     pub fn reached(&self) -> usize {
         usize::try_from(self.wakes).unwrap_or_default().saturating_sub(self.missed.len())
+    }
+
+    /// Wake-ups that a packet of this kind began.
+    pub fn begun_by(&self, kind: Kind) -> usize {
+        self.bursts.iter().filter(|burst| burst.begun_by == kind).count()
     }
 
     fn success(&self) -> String {
@@ -51,6 +64,10 @@ impl Kept {
         json!({
             "wakes": self.wakes,
             "reached": self.reached(),
+            "bursts": self.bursts.len(),
+            "burstsBegunByTCP": self.begun_by(Kind::Tcp),
+            "burstsBegunByDNS": self.begun_by(Kind::Dns),
+            "burstsAgent": self.told,
             "burstsPerMinute": self.bursts_per_minute(),
             "intervalSeconds": self.status.keepalive.interval_seconds,
             "missedAtSeconds": self.missed.iter().map(|(at, _)| at.as_secs_f64()).collect::<Vec<_>>(),
@@ -69,12 +86,17 @@ pub struct Row {
     pub adaptive: Kept,
     /// The client with a static keepalive.
     pub fixed: Kept,
+    /// Bursts of a client that learns, by the simulator.
+    pub simulated: f64,
     /// What the API server says of the adaptive client.
     pub told: Option<BindingLifetime>,
 }
 
 /// Timers of NATs count in whole seconds, and what is measured was on its way for a while.
 const TOLERANCE: Duration = Duration::from_millis(1500);
+
+/// From here on a lifetime is a long one.
+const LONG: Duration = Duration::from_mins(2);
 
 impl Row {
     /// Whether the lifetime that the client learnt is the true one, and the API server knows the same.
@@ -110,7 +132,19 @@ impl Row {
         Ok(())
     }
 
-    fn cells(&self) -> [String; 9] {
+    /// Wake-ups on the wire over what the simulator says.
+    #[expect(clippy::cast_precision_loss, reason = "they are few")]
+    pub fn over_simulated(&self) -> f64 {
+        self.adaptive.bursts.len() as f64 / self.simulated.max(1.0)
+    }
+
+    /// Whether that is no more than it may be: a tenth, half of that where the lifetime is two minutes or longer.
+    pub fn is_quiet(&self) -> bool {
+        let (lifetime, _) = lifetime(&self.truth);
+        self.over_simulated() <= if lifetime >= LONG { 1.05 } else { 1.1 }
+    }
+
+    fn cells(&self) -> [String; 11] {
         let learnt = &self.adaptive.status.binding;
         let (least, most) = lifetime(&self.truth);
         let span = |from: f64, to: Option<f64>| match to {
@@ -126,6 +160,8 @@ impl Row {
             self.adaptive.status.keepalive.interval_seconds.map_or("-".to_owned(), |k| format!("{k:.1}")),
             self.adaptive.success(),
             format!("{:.1}", self.adaptive.bursts_per_minute()),
+            format!("{:.2}", self.over_simulated()),
+            format!("{}/{}", self.adaptive.begun_by(Kind::Tcp), self.adaptive.begun_by(Kind::Dns)),
             self.fixed.success(),
             format!("{:.1}", self.fixed.bursts_per_minute()),
         ]
@@ -146,6 +182,8 @@ impl Row {
                 "confidence": learnt.confidence,
                 "promotion": learnt.promotion,
             },
+            "burstsSimulated": self.simulated,
+            "burstsOverSimulated": self.over_simulated(),
             "adaptive": self.adaptive.json(),
             "static": self.fixed.json(),
         })
@@ -163,7 +201,7 @@ pub struct Report {
     pub rows: Vec<Row>,
 }
 
-const HEADINGS: [&str; 9] = [
+const HEADINGS: [&str; 11] = [
     "NAT",
     "NEW",
     "LIFETIME",
@@ -171,6 +209,8 @@ const HEADINGS: [&str; 9] = [
     "INTERVAL",
     "WAKES REACHED",
     "BURSTS/MIN",
+    "x SIMULATED",
+    "BEGUN BY TCP/DNS",
     "STATIC 25 S",
     "BURSTS/MIN",
 ];
@@ -197,6 +237,13 @@ impl fmt::Display for Report {
                 row.iter().zip(widths).map(|(cell, width)| format!("{cell:width$}")).collect();
             writeln!(f, "{}", cells.join("  ").trim_end())?;
         }
-        Ok(())
+        let loud: Vec<_> = self.rows.iter().filter(|row| !row.is_quiet()).map(|row| row.name).collect();
+        match loud.as_slice() {
+            [] => writeln!(
+                f,
+                "On the wire nobody woke more often than the simulator says, within its tolerance."
+            ),
+            loud => writeln!(f, "More wake-ups on the wire than they may be: {}.", loud.join(", ")),
+        }
     }
 }

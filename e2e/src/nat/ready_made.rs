@@ -95,6 +95,9 @@ pub fn stock_profiles() -> Vec<LabProfile> {
         LabProfile::one("linux", NatProfile::home()),
         LabProfile::one("linux-symmetric", NatProfile::symmetric()),
         LabProfile::one("linux-flowtable", NatProfile::home().timeouts(seconds(30), seconds(30))),
+        LabProfile::one("security-group", NatProfile::home().timeouts(seconds(30), seconds(180))),
+        LabProfile::one("load-balancer", NatProfile::home().timeouts(seconds(120), seconds(120))),
+        LabProfile::one("pf", NatProfile::home().timeouts(seconds(60), seconds(60))),
         LabProfile::one("d-link", userspace(130, 130, |nat| nat.refresh = refresh)),
         LabProfile::one("carrier", userspace(15, 60, lossy_carrier)),
         LabProfile {

@@ -28,6 +28,7 @@ const PACKAGES: &[Package] = &[
     Package { name: "lua5.1", proof: &["/usr/bin/lua5.1"] },
     Package { name: "nftables", proof: &["/usr/sbin/nft", "/sbin/nft"] },
     Package { name: "runc", proof: &["/usr/sbin/runc", "/usr/bin/runc"] },
+    Package { name: "tcpdump", proof: &["/usr/bin/tcpdump", "/usr/sbin/tcpdump"] },
     Package { name: "wireguard-tools", proof: &["/usr/bin/wg"] },
 ];
 

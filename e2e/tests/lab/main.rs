@@ -18,6 +18,7 @@ mod kinds;
 mod many_clients;
 mod nats;
 mod product;
+mod quiet;
 mod resilience;
 mod sidecars;
 mod stale_mapping;
@@ -66,6 +67,7 @@ fn all() -> Vec<Test> {
         nats::tests(),
         userspace_nat::tests(),
         insight::tests(),
+        quiet::tests(),
         kinds::tests(),
         enrolment::tests(),
         first_tunnel::tests(),

@@ -41,7 +41,7 @@ use self::{
     sequence::Plan,
     strike::Strikes,
 };
-use super::{Beat, Binding, Channel, Churn, Confidence, Mode, Policy, Reply, Wake};
+use super::{Beat, Binding, Bursts, Channel, Churn, Confidence, Mode, Policy, RADIO, Reply, Wake};
 use crate::health::Jitter;
 
 /// What the shell has to do.
@@ -134,6 +134,8 @@ pub struct Stats {
     /// Times that something was sent or received more than three seconds after the last such time began: what
     /// wakes a radio.
     pub bursts: u64,
+    /// Packets in them: beats, replies and wakes.
+    pub packets: u64,
     /// Missing wakes and moved mappings.
     pub strikes: u64,
     /// Live bindings that were lost while their lifetime stayed what it was.
@@ -142,8 +144,6 @@ pub struct Stats {
     pub shrinks: u64,
 }
 
-/// A radio stays awake for about so long.
-const RADIO: Duration = Duration::from_secs(3);
 /// Interval while nothing at all is proven.
 const UNPROVEN: Duration = Duration::from_millis(2500);
 /// Share of a new lifetime's interval that is in force while it is cut and scouts try it: enough for NATs that look at
@@ -170,7 +170,7 @@ pub struct Keeper {
     proof: Option<Instant>,
     next_seq: u64,
     next_probe: u32,
-    burst_began: Option<Instant>,
+    bursts: Bursts,
     jitter: Jitter,
     stats: Stats,
     actions: VecDeque<Action>,
@@ -195,7 +195,7 @@ impl Keeper {
             proof: None,
             next_seq: 1,
             next_probe: 0,
-            burst_began: None,
+            bursts: Bursts::default(),
             jitter: Jitter::new(seed),
             stats: Stats::default(),
             actions: VecDeque::new(),
@@ -472,9 +472,8 @@ impl Keeper {
     }
 
     fn count_packet(&mut self, now: Instant) {
-        if self.burst_began.is_none_or(|began| now.saturating_duration_since(began) > RADIO) {
-            self.burst_began = Some(now);
-            self.stats.bursts += 1;
-        }
+        self.bursts.note(now);
+        self.stats.bursts = self.bursts.count();
+        self.stats.packets += 1;
     }
 }

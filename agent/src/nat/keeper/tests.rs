@@ -318,6 +318,23 @@ fn every_lifetime_is_bracketed_in_time_and_used_to_nearly_its_end() {
 }
 
 #[test]
+fn a_steady_burst_has_at_most_six_packets() {
+    let one_class = [10, 30, 60, 180, 690].map(Behaviour::one_class);
+    let others =
+        [Behaviour::two_class(30, 120, 2), Behaviour::two_class(10, 60, 0), Behaviour::two_class(30, 180, 2)];
+    for nat in one_class.into_iter().chain(others) {
+        let mut world = World::new(nat);
+        world.run(Duration::from_hours(6));
+        let before = world.keeper.stats();
+        world.run(Duration::from_hours(18));
+        let after = world.keeper.stats();
+        let (packets, bursts) = (after.packets - before.packets, after.bursts - before.bursts);
+        assert!(bursts > 50, "{nat:?}: nothing is kept");
+        assert!(packets <= bursts * 6, "{nat:?}: {packets} packets in {bursts} bursts");
+    }
+}
+
+#[test]
 fn who_waits_for_others_to_measure_is_not_out_of_reach_meanwhile() {
     for lifetime in [6, 10, 20, 24] {
         let mut world = World::new(Behaviour::one_class(lifetime));

@@ -12,7 +12,7 @@ use clap::ValueEnum;
 use crate::{
     algorithm::{Cliffs, Fixed, Growth, HalfOfSearch, Oracle, Pinhole, Sleeper},
     engine::{self, Fault, Observed, Scenario, Trace},
-    metrics::Reached,
+    metrics::{Reached, Spent},
     model::{Loss, Profile, Time},
     rng::Rng,
 };
@@ -92,6 +92,10 @@ pub struct Outcome {
     pub packets: u64,
     /// Their bytes.
     pub bytes: u64,
+    /// What they cost an LTE radio.
+    pub lte: Spent,
+    /// What they cost a Wi-Fi radio.
+    pub wifi: Spent,
     /// What its NAT did to it.
     pub faults: Vec<Fault>,
 }
@@ -195,6 +199,8 @@ fn outcome(profile: usize, scenario: &Scenario, observed: Observed) -> Outcome {
         lifetime: scenario.timers.replied(),
         packets: observed.packets,
         bytes: observed.bytes,
+        lte: observed.lte,
+        wifi: observed.wifi,
         faults: observed.faults,
     }
 }

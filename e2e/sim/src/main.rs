@@ -16,7 +16,7 @@ use std::{
 use clap::{Parser, ValueEnum};
 use pinhole_sim::{
     fleet::{Fleet, Kind},
-    metrics::Summary,
+    metrics::{Summary, compare},
     model::{Loss, Profile, ProfileError},
     profiles,
     report::{self, Style},
@@ -139,7 +139,8 @@ fn run(cli: &Cli) -> Result<(), Error> {
     if let (Some(name), Some(kind)) = (&cli.trace, algorithms.first()) {
         return trace(&fleet, *kind, name);
     }
-    let rows = algorithms.iter().map(|kind| summarise(cli, &fleet, *kind)).collect();
+    let mut rows: Vec<_> = algorithms.iter().map(|kind| summarise(cli, &fleet, *kind)).collect();
+    compare(&mut rows);
     show(cli, &fleet, rows)
 }
 

@@ -19,7 +19,7 @@ use super::{
 };
 use crate::{
     algorithm::{Action, Algorithm},
-    metrics::{Bursts, Convergence, Intervals, Reach, Reached},
+    metrics::{Awake, Bursts, Convergence, Intervals, LTE, Reach, Reached, Spent, WIFI},
     model::{PortAllocation, Time},
     rng::Rng,
 };
@@ -74,6 +74,10 @@ pub struct Observed {
     pub packets: u64,
     /// Their bytes.
     pub bytes: u64,
+    /// What they cost an LTE radio.
+    pub lte: Spent,
+    /// What they cost a Wi-Fi radio.
+    pub wifi: Spent,
     /// When the interval converged.
     pub convergence: Option<Convergence>,
     /// Wake-ups after that, but for those that were probes alone.
@@ -102,6 +106,8 @@ struct Run<'s, 't, A> {
     bursts_sent: Bursts,
     packets: u64,
     bytes: u64,
+    lte: Awake,
+    wifi: Awake,
     reach: Reach,
     intervals: Intervals,
     interval: Duration,
@@ -146,6 +152,8 @@ pub(crate) fn perform<A: Algorithm>(
         bursts_sent: Bursts::new(Time::ZERO),
         packets: 0,
         bytes: 0,
+        lte: Awake::new(LTE),
+        wifi: Awake::new(WIFI),
         reach: Reach::new(if scenario.ideal { 0.0 } else { scenario.loss }),
         intervals: Intervals::new(scenario.end),
         interval: Duration::ZERO,
@@ -412,6 +420,8 @@ impl<A: Algorithm> Run<'_, '_, A> {
 
     fn carried(&mut self, now: Time, channel: Channel, bytes: u64) {
         self.bursts.note(now, channel == Channel::Live);
+        self.lte.note(now);
+        self.wifi.note(now);
         self.packets += 1;
         self.bytes += bytes;
     }
@@ -459,6 +469,8 @@ impl<A: Algorithm> Run<'_, '_, A> {
             wakes_sent: self.bursts_sent.total(),
             packets: self.packets,
             bytes: self.bytes,
+            lte: self.lte.spent(),
+            wifi: self.wifi.spent(),
             wakes_converged: convergence.map_or(0, |convergence| self.bursts.live_since(convergence.at)),
             convergence,
             verdict: self.verdict,

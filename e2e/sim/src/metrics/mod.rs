@@ -1,5 +1,6 @@
 //! What is measured of clients and fleets, by definitions that make figures mean the same for everyone.
 
+mod awake;
 mod bursts;
 mod interval;
 mod oracle;
@@ -7,9 +8,10 @@ mod reach;
 mod summary;
 
 pub use self::{
+    awake::{Awake, LTE, Radio, Spent, WIFI},
     bursts::{BURST, Bursts},
     interval::{Convergence, Intervals},
     oracle::Oracle,
     reach::{Reach, Reached},
-    summary::{Blind, ByProfile, Faults, Summary},
+    summary::{Blind, ByProfile, Energy, Faults, Summary, compare},
 };

@@ -2,7 +2,7 @@
 
 use serde::Serialize;
 
-use super::Reached;
+use super::{Reached, Spent};
 use crate::{
     engine::{Fault, FaultKind},
     fleet::Outcome,
@@ -29,6 +29,10 @@ pub struct Summary {
     pub packets_per_client_day: f64,
     /// Their bytes.
     pub bytes_per_client_day: f64,
+    /// What they cost an LTE radio.
+    pub lte: Energy,
+    /// What they cost a Wi-Fi radio.
+    pub wifi: Energy,
     /// When the interval in force came to 90 % of its median over hours 6 to 24.
     pub converge_s_p50: Option<f64>,
     /// The same for 99 of 100 clients.
@@ -52,6 +56,43 @@ pub struct Summary {
     /// All profiles that had clients.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub profiles: Vec<ByProfile>,
+}
+
+/// What packets cost one kind of radio, per client and day.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct Energy {
+    /// Seconds that it is on.
+    pub on_s: f64,
+    /// Joules beyond those of a radio that sleeps.
+    pub joules: f64,
+    /// Share of that which a static keepalive of 25 s would have cost more, where it was run as well.
+    pub saved_of_static_25s: Option<f64>,
+}
+
+impl Energy {
+    fn new(spent: impl Iterator<Item = Spent> + Clone, per_day: impl Fn(f64) -> f64) -> Self {
+        Self {
+            on_s: per_day(spent.clone().map(|spent| spent.on.as_secs_f64()).sum()),
+            joules: per_day(spent.map(|spent| spent.joules).sum()),
+            saved_of_static_25s: None,
+        }
+    }
+
+    fn compare(&mut self, other: Self) {
+        self.saved_of_static_25s = (other.joules > 0.0).then(|| 1.0 - self.joules / other.joules);
+    }
+}
+
+/// Tells each row what it saves against a static keepalive, where there is a row of one.
+pub fn compare(rows: &mut [Summary]) {
+    let Some((lte, wifi)) = rows.iter().find(|row| row.name == "static-25s").map(|row| (row.lte, row.wifi))
+    else {
+        return;
+    };
+    for row in rows {
+        row.lte.compare(lte);
+        row.wifi.compare(wifi);
+    }
 }
 
 /// Blind times by kind of fault.
@@ -125,6 +166,8 @@ impl Summary {
             oracle_ratio_converged: whole.ratio_converged,
             packets_per_client_day: per_day(sum(outcomes, |outcome| outcome.packets)),
             bytes_per_client_day: per_day(sum(outcomes, |outcome| outcome.bytes)),
+            lte: Energy::new(outcomes.iter().map(|outcome| outcome.lte), per_day),
+            wifi: Energy::new(outcomes.iter().map(|outcome| outcome.wifi), per_day),
             converge_s_p50,
             converge_s_p99,
             verdict_s_p50,
@@ -269,6 +312,8 @@ mod tests {
             lifetime: Duration::from_secs(100),
             packets: 3 * wakes,
             bytes: 300 * wakes,
+            lte: Spent::default(),
+            wifi: Spent::default(),
             faults: Vec::new(),
         }
     }

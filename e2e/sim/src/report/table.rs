@@ -66,11 +66,27 @@ const PROFILE: [Column<ByProfile>; 6] = [
     ("converged", |row| ratio(row.oracle_ratio_converged)),
 ];
 
-/// Two tables: what it costs and brings, and how long things take. Times are seconds, median / 99th percentile.
+/// Three tables: what it costs and brings, what that is to a radio, and how long things take. Times are seconds, median /
+/// 99th percentile.
 pub fn table(rows: &[Summary], style: Style) -> String {
     let ours = |row: &Summary| row.name == "pinhole";
-    format!("{}\n{}", columns(&COST, rows, ours, style), columns(&TIME, rows, ours, style))
+    let [cost, energy, time] = [
+        columns(&COST, rows, ours, style),
+        columns(&ENERGY, rows, ours, style),
+        columns(&TIME, rows, ours, style),
+    ];
+    format!("{cost}\n{energy}\n{time}")
 }
+
+const ENERGY: [Column<Summary>; 7] = [
+    ("algorithm", |row| row.name.clone()),
+    ("LTE on, s/day", |row| format!("{:.0}", row.lte.on_s)),
+    ("J/day", |row| format!("{:.0}", row.lte.joules)),
+    ("saved of 25 s", |row| row.lte.saved_of_static_25s.map_or_else(dash, share)),
+    ("Wi-Fi on, s/day", |row| format!("{:.0}", row.wifi.on_s)),
+    ("J/day", |row| format!("{:.1}", row.wifi.joules)),
+    ("saved of 25 s", |row| row.wifi.saved_of_static_25s.map_or_else(dash, share)),
+];
 
 /// The profiles on which one algorithm succeeded least.
 pub fn worst_profiles(row: &Summary, style: Style) -> String {

@@ -43,7 +43,7 @@ spec:
     imagePullPolicy: Never
     args: {args:?}
     ports: {ports}
-    securityContext: {{ capabilities: {{ add: [NET_ADMIN] }} }}
+    securityContext: {{ runAsUser: 0, runAsGroup: 0, capabilities: {{ add: [NET_ADMIN] }} }}
     volumeMounts: [{{ name: tun, mountPath: /dev/net/tun }}]
   volumes: [{{ name: tun, hostPath: {{ path: /dev/net/tun, type: CharDevice }} }}]
 "

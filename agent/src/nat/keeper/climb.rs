@@ -225,8 +225,10 @@ impl Keeper {
 
     /// Goes on when the outstanding rungs have spoken.
     fn advance(&mut self, now: Instant) {
-        // What lives above a bracket shows that its end was lost on the way.
-        if self.stage == Stage::Refining && self.life.less_than.is_none() {
+        // What lives above a bracket shows that its end was lost on the way; a rung may say so after all was settled.
+        let open_ended = self.life.less_than.is_none();
+        let settled_too_low = self.stage == Stage::Settled && self.life.at_least < self.policy.longest();
+        if open_ended && (settled_too_low || self.stage == Stage::Refining) {
             let ages = ladder::rungs(self.life.at_least, self.top());
             return self.climb(now, ages);
         }

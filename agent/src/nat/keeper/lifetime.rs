@@ -22,7 +22,7 @@ const COARSEST: Duration = Duration::from_secs(75);
 const LEAST: f64 = 0.12;
 /// A bracket this narrow is not worth another experiment.
 const NARROW: f64 = 0.0075;
-const NARROWEST: Duration = Duration::from_millis(500);
+pub(super) const NARROWEST: Duration = Duration::from_millis(500);
 
 impl Promotion {
     /// The series that promotes a binding.

@@ -15,7 +15,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use lab::{Lab, Running, eventually};
+use lab::{Lab, eventually};
 
 const SOON: Duration = Duration::from_secs(15);
 /// What a silence of the binding's whole lifetime leaves open, at most.
@@ -25,18 +25,6 @@ const USUAL: (u32, u32) = (5, 15);
 const QUICK: (u32, u32) = (4, 8);
 const CUT: Duration = Duration::from_secs(5);
 const CLIENT: &str = "10.77.0.9";
-
-fn connect(name: &str, timeouts: (u32, u32)) -> (Lab, Running) {
-    let lab = Lab::behind_a_nat(name, timeouts);
-    let gateway = lab.gateway();
-    eventually(SOON, "the gateway is ready", || lab.readyz());
-    let up = lab.client(&["up", "--detach", "--no-dns", "--token-file", "-"], &lab.join("secret"));
-    assert!(up.status.success(), "{up:?}");
-    eventually(SOON, "beats are answered", || {
-        lab.status().is_some_and(|it| it["keepalive"]["beats"] == true)
-    });
-    (lab, gateway)
-}
 
 fn interval(lab: &Lab) -> Duration {
     Duration::from_secs_f64(lab.status().unwrap()["keepalive"]["intervalSeconds"].as_f64().unwrap())
@@ -52,7 +40,7 @@ fn gateway_says(lab: &Lab, phase: pinhole_proto::v1::Phase) -> bool {
 
 #[test]
 fn beats_learn_how_long_the_nat_waits_and_keep_the_mapping_over_idle_time_and_a_flush() {
-    let (lab, _gateway) = connect("learn", USUAL);
+    let (lab, _gateway) = Lab::connected_behind_a_nat("learn", USUAL);
     eventually(Duration::from_mins(1), "the lifetime is known", || {
         lab.status().is_some_and(|status| {
             let binding = &status["binding"];
@@ -96,7 +84,7 @@ fn beats_learn_how_long_the_nat_waits_and_keep_the_mapping_over_idle_time_and_a_
 #[test]
 fn a_path_that_is_dead_inbound_alone_is_not_called_connected_on_either_side() {
     for (name, block) in [("inbound", lab::Nat::block_inbound as fn(&lab::Nat)), ("both", lab::Nat::block)] {
-        let (lab, _gateway) = connect(name, USUAL);
+        let (lab, _gateway) = Lab::connected_behind_a_nat(name, USUAL);
         eventually(SOON, "both are connected", || {
             is_connected(&lab) && gateway_says(&lab, pinhole_proto::v1::Phase::Connected)
         });
@@ -125,7 +113,7 @@ fn a_path_that_is_dead_inbound_alone_is_not_called_connected_on_either_side() {
 
 #[test]
 fn a_client_that_was_asleep_is_dormant_at_the_gateway_asked_over_its_session_and_back_at_once() {
-    let (lab, _gateway) = connect("asleep", QUICK);
+    let (lab, _gateway) = Lab::connected_behind_a_nat("asleep", QUICK);
     eventually(SOON, "both are connected", || {
         is_connected(&lab) && gateway_says(&lab, pinhole_proto::v1::Phase::Connected)
     });
@@ -152,7 +140,7 @@ fn a_client_that_was_asleep_is_dormant_at_the_gateway_asked_over_its_session_and
 
 #[test]
 fn a_mapping_that_moves_while_all_is_quiet_is_followed_by_an_authenticated_packet() {
-    let (lab, _gateway) = connect("follow", USUAL);
+    let (lab, _gateway) = Lab::connected_behind_a_nat("follow", USUAL);
     let endpoint =
         |lab: &Lab| lab.operator.reported("laptop").map(|report| report.endpoint).unwrap_or_default();
     eventually(SOON, "the gateway knows the mapping", || endpoint(&lab).starts_with("192.0.2.2:"));
@@ -171,7 +159,7 @@ fn a_mapping_that_moves_while_all_is_quiet_is_followed_by_an_authenticated_packe
 
 #[test]
 fn a_saturated_path_is_never_called_dead_and_costs_no_beats() {
-    let (lab, _gateway) = connect("load", QUICK);
+    let (lab, _gateway) = Lab::connected_behind_a_nat("load", QUICK);
     // Rounds of refinement: 120 s with time to spare, longer where much else runs.
     eventually(Duration::from_mins(4), "the lifetime is known", || {
         lab.status().is_some_and(|status| status["binding"]["confidence"] == "Confirmed")
@@ -203,7 +191,7 @@ fn a_saturated_path_is_never_called_dead_and_costs_no_beats() {
 
 #[test]
 fn beats_without_an_answer_tear_nothing_down_under_load_and_probes_take_over_without_it() {
-    let (lab, _gateway) = connect("answers", QUICK);
+    let (lab, _gateway) = Lab::connected_behind_a_nat("answers", QUICK);
     let load = lab.saturate(Duration::from_secs(25));
     sleep(Duration::from_secs(2));
     lab.nat().block_answers();

@@ -21,14 +21,7 @@ const BOUND: Duration = Duration::from_secs(5);
 
 /// A client whose session is forgotten by its NAT, and who does not know.
 fn forgotten(name: &str) -> (Lab, Running) {
-    let lab = Lab::behind_a_nat(name, (30, 120));
-    let gateway = lab.gateway();
-    eventually(SOON, "the gateway is ready", || lab.readyz());
-    let up = lab.client(&["up", "--detach", "--no-dns", "--token-file", "-"], &lab.join("secret"));
-    assert!(up.status.success(), "{up:?}");
-    eventually(SOON, "beats are answered", || {
-        lab.status().is_some_and(|it| it["keepalive"]["beats"] == true)
-    });
+    let (lab, gateway) = Lab::connected_behind_a_nat(name, (30, 120));
     lab.nat().forget_sessions();
     assert!(lab.client_pings("10.50.0.2"));
     (lab, gateway)

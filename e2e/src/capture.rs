@@ -6,6 +6,8 @@ use std::{
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
+use pinhole_sim::metrics::BURST;
+
 use crate::{
     error::{Doing, Result},
     host::Host,
@@ -13,8 +15,6 @@ use crate::{
     state,
 };
 
-/// A radio stays awake for about so long after the first packet of a burst.
-const RADIO: Duration = Duration::from_secs(3);
 /// How long tcpdump may take to listen.
 const PATIENCE: Duration = Duration::from_secs(10);
 /// Enough for the headers of anything.
@@ -104,7 +104,7 @@ pub fn bursts(packets: impl Iterator<Item = Packet>) -> Vec<Burst> {
     let mut bursts: Vec<Burst> = Vec::new();
     for packet in packets {
         match bursts.last_mut() {
-            Some(burst) if packet.at.saturating_sub(burst.at) <= RADIO => burst.packets += 1,
+            Some(burst) if packet.at.saturating_sub(burst.at) <= BURST => burst.packets += 1,
             _ => bursts.push(Burst { at: packet.at, begun_by: packet.kind, packets: 1 }),
         }
     }

@@ -302,11 +302,11 @@ fn target_of(enrolment: &Enrolment, settings: &Settings, first: Option<PublicKey
     }
 }
 
-async fn resolve_all(replicas: Vec<Replica>, fallback: Vec<String>) -> Resolved {
+async fn resolve_all(replicas: Vec<Replica>, fallback: Vec<String>, radio: &Radio) -> Resolved {
     let (mut candidates, mut outer) = (Vec::new(), Vec::new());
     for replica in &replicas {
         for endpoint in &replica.tunnel_endpoints {
-            let addresses = resolve(endpoint).await.unwrap_or_default();
+            let addresses = resolve(endpoint, Some(radio)).await.unwrap_or_default();
             outer.extend(&addresses);
             candidates.extend(
                 addresses.into_iter().map(|endpoint| Candidate { replica: replica.public_key, endpoint }),
@@ -315,7 +315,7 @@ async fn resolve_all(replicas: Vec<Replica>, fallback: Vec<String>) -> Resolved 
     }
     let sessions = replicas.iter().flat_map(|replica| &replica.session_endpoints).chain(&fallback);
     for endpoint in sessions {
-        outer.extend(resolve(endpoint).await.unwrap_or_default());
+        outer.extend(resolve(endpoint, Some(radio)).await.unwrap_or_default());
     }
     Resolved { candidates, outer }
 }
@@ -531,13 +531,11 @@ impl Runner<'_> {
         if std::mem::replace(&mut self.resolving, true) {
             return;
         }
-        if self.settings.has_names() {
-            self.radio.packet(Instant::now());
-        }
         let (replicas, answer) = (self.settings.replicas.clone(), self.resolved.clone());
         let fallback = self.setup.enrolment.membership.endpoints.clone();
+        let radio = Arc::clone(&self.radio);
         tokio::spawn(async move {
-            let _ = answer.send(resolve_all(replicas, fallback).await).await;
+            let _ = answer.send(resolve_all(replicas, fallback, &radio).await).await;
         });
     }
 

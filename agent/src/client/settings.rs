@@ -63,15 +63,6 @@ pub struct Replica {
 }
 
 impl Settings {
-    /// Whether a name server is asked for an endpoint of the gateway.
-    pub fn has_names(&self) -> bool {
-        let endpoints = self
-            .replicas
-            .iter()
-            .flat_map(|replica| replica.tunnel_endpoints.iter().chain(&replica.session_endpoints));
-        endpoints.into_iter().any(|endpoint| endpoint.parse::<SocketAddr>().is_err())
-    }
-
     /// Checks a configuration.
     pub fn parse(wire: v1::ClientConfig) -> Result<Self, ClientError> {
         let client = wire.client.clone().ok_or_else(|| invalid("it names no client"))?;

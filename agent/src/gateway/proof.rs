@@ -52,7 +52,7 @@ impl Prober {
     /// when neither does.
     pub(super) async fn prove(&self, published: &[String], pod: SocketAddr) -> Option<Way> {
         for endpoint in published {
-            for address in resolve(endpoint).await.unwrap_or_default() {
+            for address in resolve(endpoint, None).await.unwrap_or_default() {
                 if self.shake_hands(address).await {
                     return Some(Way::PublishedEndpoint);
                 }

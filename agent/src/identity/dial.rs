@@ -104,6 +104,16 @@ pub enum Liveness {
     Quiet(Arc<Radio>),
 }
 
+impl Liveness {
+    /// Where wake-ups are counted.
+    fn radio(&self) -> Option<&Arc<Radio>> {
+        match self {
+            Self::Pinged => None,
+            Self::Quiet(radio) => Some(radio),
+        }
+    }
+}
+
 /// How long something may stay unacknowledged until a quiet connection is given up, at either end (`TCP_USER_TIMEOUT`,
 /// RFC 5482): four retransmissions at a round trip of 100 ms. What must arrive within five seconds has the rest for a new
 /// connection.
@@ -138,10 +148,8 @@ impl Dialer {
     /// Addresses that this machine has no route to come last.
     pub async fn connect(&self, endpoints: &[String]) -> Result<(Channel, SocketAddr), DialError> {
         let (mut addresses, mut failures) = (Vec::new(), Vec::new());
-        if endpoints.iter().any(|endpoint| endpoint.parse::<SocketAddr>().is_err()) {
-            self.count();
-        }
-        for resolved in join_all(endpoints.iter().map(|endpoint| resolve(endpoint))).await {
+        let radio = self.liveness.radio().map(Arc::as_ref);
+        for resolved in join_all(endpoints.iter().map(|endpoint| resolve(endpoint, radio))).await {
             match resolved {
                 Ok(found) => addresses.extend(found),
                 Err(error) => failures.push(error),
@@ -182,20 +190,17 @@ impl Dialer {
                 .keep_alive_while_idle(true),
             Liveness::Quiet(_) => channel,
         };
-        self.count();
-        let (fwmark, liveness) = (self.fwmark, self.liveness.clone());
+        let (fwmark, radio) = (self.fwmark, self.liveness.radio().cloned());
         let connector = tower::service_fn(move |_: Uri| {
-            let liveness = liveness.clone();
+            let radio = radio.clone();
             async move {
+                let count = || radio.iter().for_each(|radio| radio.packet(Instant::now()));
+                count();
                 let stream = open(address, fwmark).await?;
-                let radio = match liveness {
-                    Liveness::Pinged => None,
-                    Liveness::Quiet(radio) => {
-                        end_unacknowledged(&stream)?;
-                        radio.packet(Instant::now());
-                        Some(radio)
-                    }
-                };
+                count();
+                if radio.is_some() {
+                    end_unacknowledged(&stream)?;
+                }
                 io::Result::Ok(TokioIo::new(Metered::new(stream, radio)))
             }
         });
@@ -203,13 +208,6 @@ impl Dialer {
             .connect_with_connector(connector)
             .await
             .map_err(|error| unreachable(&address.to_string(), &reason(&error)))
-    }
-
-    /// Something is sent now.
-    fn count(&self) {
-        if let Liveness::Quiet(radio) = &self.liveness {
-            radio.packet(Instant::now());
-        }
     }
 }
 
@@ -288,11 +286,14 @@ async fn open(address: SocketAddr, fwmark: Option<u32>) -> io::Result<TcpStream>
     tokio::time::timeout(CONNECT, connect).await.map_err(|_| io::ErrorKind::TimedOut)?
 }
 
-/// The addresses of `host:port`.
-pub async fn resolve(endpoint: &str) -> Result<Vec<SocketAddr>, DialError> {
+/// The addresses of `host:port`. Where a name server is asked, `radio` counts that.
+pub async fn resolve(endpoint: &str, radio: Option<&Radio>) -> Result<Vec<SocketAddr>, DialError> {
     let unresolved = |reason: String| DialError::Unresolved { endpoint: endpoint.to_owned(), reason };
     if let Ok(address) = endpoint.parse() {
         return Ok(vec![address]);
+    }
+    if let Some(radio) = radio {
+        radio.packet(Instant::now());
     }
     let lookup = tokio::time::timeout(CONNECT, lookup_host(endpoint)).await;
     let addresses = lookup.map_err(|_| unresolved("the name server does not answer".into()))?;

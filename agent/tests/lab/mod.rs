@@ -134,6 +134,20 @@ impl Lab {
         Self::with(name, |gateway, client| Some(Nat::between(gateway, client, timeouts)))
     }
 
+    /// A client that is connected from behind such a NAT, and whose beats are answered. The gateway runs as long as the second.
+    pub(crate) fn connected_behind_a_nat(name: &str, timeouts: (u32, u32)) -> (Self, Running) {
+        const SOON: Duration = Duration::from_secs(15);
+        let lab = Self::behind_a_nat(name, timeouts);
+        let gateway = lab.gateway();
+        eventually(SOON, "the gateway is ready", || lab.readyz());
+        let up = lab.client(&["up", "--detach", "--no-dns", "--token-file", "-"], &lab.join("secret"));
+        assert!(up.status.success(), "{up:?}");
+        eventually(SOON, "beats are answered", || {
+            lab.status().is_some_and(|it| it["keepalive"]["beats"] == true)
+        });
+        (lab, gateway)
+    }
+
     fn with(name: &str, connect: impl FnOnce(&Namespace, &Namespace) -> Option<Nat>) -> Self {
         assert!(nix::unistd::geteuid().is_root(), "network namespaces need root");
         let directory = tempfile::tempdir().unwrap();

@@ -405,7 +405,7 @@ impl Keeper {
 
     /// What was counted.
     pub fn stats(&self) -> Stats {
-        self.stats
+        Stats { bursts: self.bursts.count(), ..self.stats }
     }
 
     fn begin_path(&mut self, now: Instant, prior: Option<Prior>) {
@@ -473,7 +473,6 @@ impl Keeper {
 
     fn count_packet(&mut self, now: Instant) {
         self.bursts.note(now);
-        self.stats.bursts = self.bursts.count();
         self.stats.packets += 1;
     }
 }

@@ -2,10 +2,12 @@
 
 use std::time::Duration;
 
+use pinhole_agent::nat::RADIO;
+
 use crate::model::Time;
 
 /// A burst starts at a packet more than so long after the *start* of the burst before: bursts do not chain.
-pub const BURST: Duration = Duration::from_secs(3);
+pub const BURST: Duration = RADIO;
 
 /// Counts bursts, and remembers the early ones, as it is known only later which of them count as converged.
 #[derive(Debug, Clone)]

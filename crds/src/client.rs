@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     BindingLifetime, ChurnCause, Interval, Keepalive, KeepaliveMode, NatBehaviour, Reachability,
-    addressing::addresses_schema, gateway::Moment,
+    StandbyInForce, addressing::addresses_schema, gateway::Moment,
 };
 
 /// One client of a pool. Agents make theirs when they enrol; for a stock WireGuard client, a user makes it.
@@ -172,6 +172,9 @@ pub struct VPNClientStatus {
     /// Moves and losses of its NAT mapping.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub churn: Option<Churn>,
+    /// By what it is reached while it is idle.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub standby: Option<StandbyInForce>,
     /// For how long it was proven reachable.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reachability: Option<Reachability>,
@@ -187,6 +190,8 @@ pub enum ClientPhase {
     Pending,
     /// A bidirectional exchange was confirmed on the active path, recently enough to know.
     Connected,
+    /// Asleep: it keeps no mapping for the tunnel, and is woken over its session, which was proven recently enough to know.
+    Standby,
     /// No usable path; session and address are kept.
     Dormant,
     /// A path is back, the exchange is not confirmed yet.

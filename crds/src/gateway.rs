@@ -279,6 +279,9 @@ pub struct ClientCounts {
     pub total: i64,
     /// A bidirectional exchange was confirmed lately.
     pub connected: i64,
+    /// Asleep, and woken over their sessions.
+    #[serde(default)]
+    pub standby: i64,
     /// A path is back, the exchange is not confirmed yet.
     pub waiting_to_reconnect: i64,
     /// No usable path; session and address kept.

@@ -4,7 +4,7 @@ use kube::KubeSchema;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::Interval;
+use crate::{Interval, StandbyMode};
 
 /// How keepalive intervals are chosen.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
@@ -54,6 +54,10 @@ pub struct Keepalive {
     /// keepalives are never further apart. 5s to 1h; as long as the NAT and `max` allow when unset.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub longest_blind: Option<Interval>,
+    /// By what an idle client is reached: UDP (when unset), Auto or Session. By its session, its gateway holds the first packets
+    /// and wakes it. Agents only.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub standby: Option<StandbyMode>,
 }
 
 impl Keepalive {

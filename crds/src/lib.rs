@@ -15,6 +15,7 @@ mod interval;
 mod keepalive;
 mod nat;
 mod pool;
+mod standby;
 mod trust;
 
 pub use addressing::{AddressRange, AddressRangeError};
@@ -37,6 +38,7 @@ pub use pool::{
     Dns, Enrolment, GatewayRef, JoinToken, NamespaceSelector, PoolCapacity, Sidecars, TokenState,
     TokenStatus, VPNClientPool, VPNClientPoolSpec, VPNClientPoolStatus,
 };
+pub use standby::{ReachableBy, StandbyInForce, StandbyMode};
 pub use trust::{SidecarTrust, SidecarTrustSpec};
 
 /// API group of every kind.

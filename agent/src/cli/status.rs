@@ -112,7 +112,9 @@ fn table(statuses: &[Status]) -> String {
         let _ = writeln!(text, "{}", cells.join("  ").trim_end());
     }
     for status in statuses {
-        if let Some(error) = status.last_error.as_ref().filter(|_| status.phase != "Connected") {
+        if let Some(error) =
+            status.last_error.as_ref().filter(|_| !matches!(status.phase.as_str(), "Connected" | "Standby"))
+        {
             let _ = writeln!(text, "{}: {error}", status.name);
         }
         let lacking = lacking(status);
@@ -136,6 +138,10 @@ fn row(status: &Status) -> [String; HEADINGS.len()] {
     let addresses: Vec<&str> =
         status.addresses.iter().map(|address| address.split('/').next().unwrap_or_default()).collect();
     let interval = match status.keepalive.interval_seconds {
+        _ if status.standby.interval_seconds.is_some() => {
+            let seconds = status.standby.interval_seconds.unwrap_or_default();
+            format!("{} by session ({})", span(seconds), status.standby.reason)
+        }
         Some(seconds) => format!("{seconds:.0}s ({})", status.keepalive.reason),
         None => format!("none ({})", status.keepalive.mode),
     };

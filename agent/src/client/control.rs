@@ -6,7 +6,7 @@ use std::{
     net::SocketAddr,
     os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use serde::{Deserialize, Serialize};
@@ -18,7 +18,7 @@ use tokio::{
 };
 
 use super::{ClientError, pulse::Change};
-use crate::nat;
+use crate::nat::{self, standby};
 
 /// In the tunnel's state directory.
 const SOCKET: &str = "control.sock";
@@ -74,6 +74,9 @@ pub struct Status {
     pub rtt_milliseconds: Option<f64>,
     /// The keepalive in force.
     pub keepalive: Keepalive,
+    /// By what it is reached while it is idle.
+    #[serde(default)]
+    pub standby: Standby,
     /// The NATs on the way.
     #[serde(default)]
     pub nat: Nat,
@@ -182,6 +185,44 @@ impl Binding {
             less_than_seconds: binding.less_than.map(|lifetime| lifetime.as_secs_f64()),
             confidence: format!("{:?}", binding.confidence),
             promotion: format!("{:?}", binding.promotion),
+        }
+    }
+}
+
+/// By what an idle client is reached, and how long that takes.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Standby {
+    /// `UDP`: by its binding, which is kept. `Session`: it sleeps, and is woken over its session.
+    pub reachable_by: String,
+    /// Why by that, such as `CheaperBySession`.
+    pub reason: String,
+    /// Seconds of silence on the session after which it is proven anew; none while it is not relied on.
+    pub interval_seconds: Option<f64>,
+    /// Seconds since something last came over the session.
+    pub last_proven_seconds: Option<f64>,
+    /// Milliseconds from the last call over the session to the first packet.
+    pub last_wake_milliseconds: Option<f64>,
+    /// The longest that it ever was.
+    pub worst_wake_milliseconds: Option<f64>,
+    /// The lifetime of the session's mapping.
+    pub mapping: Binding,
+}
+
+impl Standby {
+    pub(super) fn new(now: Instant, standby: &standby::Standby) -> Self {
+        let stats = standby.stats();
+        let milliseconds = |time: Option<Duration>| time.map(|time| time.as_secs_f64() * 1000.0);
+        let sleeps = standby.mode() == standby::Mode::Session;
+        let proven = standby.proven().map(|at| now.saturating_duration_since(at).as_secs_f64());
+        Standby {
+            reachable_by: if sleeps { "Session" } else { "UDP" }.to_owned(),
+            reason: standby.reason().name().to_owned(),
+            interval_seconds: standby.interval().filter(|_| sleeps).map(|interval| interval.as_secs_f64()),
+            last_proven_seconds: proven,
+            last_wake_milliseconds: milliseconds(stats.last_wake),
+            worst_wake_milliseconds: milliseconds(stats.worst_wake),
+            mapping: Binding::new(&standby.lifetime()),
         }
     }
 }

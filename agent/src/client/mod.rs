@@ -10,6 +10,7 @@ mod pulse;
 mod runner;
 mod session;
 pub mod settings;
+mod sleeper;
 
 use std::{
     fmt,

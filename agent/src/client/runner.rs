@@ -25,6 +25,7 @@ use super::{
     pulse::{Pulse, Step, Way},
     session::{self, Nudges, Session, Target, Told},
     settings::{Replica, Settings},
+    sleeper::{self, Place, Sleeper},
 };
 use crate::{
     health::{
@@ -36,7 +37,11 @@ use crate::{
         dial::{Proof, resolve},
     },
     kernel::RouteSocket,
-    nat::{Radio, wire::Answer},
+    nat::{
+        Confidence, Radio, Reason,
+        standby::{Ended, UdpCost},
+        wire::Answer,
+    },
     tunnel::{Offloads, PeerStats, PrivateKey, Probe, PublicKey, Threads, Tunnel, TunnelConfig, TunnelEvent},
     uapi::{self, Device, HandshakeClock},
 };
@@ -53,6 +58,8 @@ const TRIED_FOR: Duration = Duration::from_secs(30);
 const GOODBYE: Duration = Duration::from_millis(2500);
 /// What comes to the sockets of experiments.
 const ARRIVALS: usize = 256;
+/// What becomes of scouts, of which there are two at a time.
+const SCOUTS: usize = 8;
 /// How long UDP gets no answer, while the session stands, until it is said to be blocked.
 const BLOCKED: Duration = Duration::from_secs(20);
 const IDLE: Duration = Duration::from_hours(1);
@@ -86,6 +93,10 @@ struct Runner<'a> {
     tunnel: Tunnel,
     health: ClientHealth,
     pulse: Pulse,
+    sleeper: Sleeper,
+    /// The session's address, and how the last one ended.
+    attached: Option<SocketAddr>,
+    ended: Ended,
     bulletin: Bulletin,
     radio: Arc<Radio>,
     nudges: Arc<Nudges>,
@@ -110,6 +121,7 @@ struct Runner<'a> {
     target: watch::Sender<Target>,
     proof: watch::Sender<Proof>,
     told: watch::Sender<Told>,
+    rests: watch::Sender<Option<v1::Rest>>,
     resolved: mpsc::Sender<Resolved>,
     resolving: bool,
     enrolled: mpsc::Sender<Result<Enrolment, ClientError>>,
@@ -156,6 +168,8 @@ pub(super) async fn run(
     let (target, target_now) = watch::channel(target_of(&setup.enrolment, &settings, None, 0));
     let (proof, proof_now) = watch::channel(setup.enrolment.proof.clone());
     let (told, told_now) = watch::channel(Told::default());
+    let (rests, rests_now) = watch::channel(None);
+    let (scouted, mut scouts) = mpsc::channel(SCOUTS);
     let (arrivals, mut arrived) = mpsc::channel(ARRIVALS);
     let (session_events, mut session) = mpsc::channel(EVENTS);
     let (resolved, mut resolutions) = mpsc::channel(1);
@@ -167,6 +181,7 @@ pub(super) async fn run(
         target: target_now,
         proof: proof_now,
         told: told_now,
+        rests: rests_now,
         events: session_events,
     };
     let session_task = tokio::spawn(holder.run());
@@ -178,6 +193,15 @@ pub(super) async fn run(
     let mut runner = Runner {
         health: ClientHealth::new(settings.effective_mode(), settings.interval, Jitter::from_os()),
         pulse: Pulse::new(settings.policy, setup.store.clone(), arrivals, FWMARK, Arc::clone(&radio)),
+        sleeper: Sleeper::new(
+            settings.standby,
+            Jitter::from_os().next_u64(),
+            Arc::clone(&radio),
+            (target.subscribe(), proof.subscribe()),
+            scouted,
+        ),
+        attached: None,
+        ended: Ended::Closed,
         bulletin: Bulletin::default(),
         radio,
         nudges,
@@ -198,6 +222,7 @@ pub(super) async fn run(
         target,
         proof,
         told,
+        rests,
         resolved,
         resolving: false,
         enrolled,
@@ -225,6 +250,7 @@ pub(super) async fn run(
                 }
             }
             Some(arrival) = arrived.recv() => runner.pulse.handle_arrival(&arrival),
+            Some(news) = scouts.recv() => runner.sleeper.handle_news(&news),
             Some(resolved) = resolutions.recv() => runner.handle_resolved(resolved),
             Some(enrolled) = enrolments.recv() => {
                 if let Err(error) = runner.handle_enrolled(enrolled) {
@@ -252,6 +278,7 @@ pub(super) async fn run(
                 runner.sample(now);
                 runner.health.handle_timeout(now);
                 runner.pulse.handle_timeout(now);
+                runner.sleeper.handle_timeout(now);
             }
         }
         runner.act();
@@ -331,7 +358,10 @@ impl Runner<'_> {
             _ => {}
         }
         match event {
-            TunnelEvent::HandshakeCompleted { peer } => self.health.handle_handshake(now, peer),
+            TunnelEvent::HandshakeCompleted { peer } => {
+                self.health.handle_handshake(now, peer);
+                self.sleeper.handle_reached(now);
+            }
             TunnelEvent::ProbeAnswered { peer, id, rtt } => self.health.handle_answer(now, peer, id, rtt),
             TunnelEvent::FirstReceive { .. } => self.sample(now),
             TunnelEvent::SendFailed { category, .. } => {
@@ -343,10 +373,16 @@ impl Runner<'_> {
                 return Err(crate::tunnel::TunnelError::Stopped.into());
             }
             TunnelEvent::BeatAnswered { answer: Answer::Recall, .. } => self.nudges.recalled.notify_one(),
-            TunnelEvent::BeatAnswered { peer, at, answer } => self.pulse.handle_answer(at, peer, answer),
+            TunnelEvent::BeatAnswered { peer, at, answer } => {
+                self.sleeper.handle_burst(now);
+                self.pulse.handle_answer(at, peer, answer);
+            }
             TunnelEvent::EndpointChanged { .. }
             | TunnelEvent::HandshakeTimedOut { .. }
-            | TunnelEvent::WakeUnanswered { .. } => {}
+            // Those are for gateways.
+            | TunnelEvent::WakeUnanswered { .. }
+            | TunnelEvent::Held { .. }
+            | TunnelEvent::NotWoken { .. } => {}
         }
         Ok(())
     }
@@ -359,9 +395,18 @@ impl Runner<'_> {
     }
 
     fn handle_session(&mut self, event: session::Event) -> Result<(), ClientError> {
+        let now = Instant::now();
+        if matches!(
+            event,
+            session::Event::Config(_) | session::Event::BeatKey(..) | session::Event::Guided(..)
+        ) {
+            self.sleeper.handle_session_packet(now);
+        }
         match event {
             session::Event::Attached { replica, address } => {
                 tracing::info!(%address, "session attached");
+                self.attached = Some(address);
+                self.sleeper.handle_attached(now);
                 // Who is there again may have started anew, and then knows nothing of the tunnel's session.
                 if std::mem::replace(&mut self.held, Held::With(replica)) != Held::NotYet {
                     self.health.handle_hint(Instant::now());
@@ -373,9 +418,12 @@ impl Runner<'_> {
                     self.pulse.handle_key(Instant::now(), replica, key);
                 }
             }
-            session::Event::Poked => {
-                tracing::info!("the gateway does not hear the tunnel");
-                self.pulse.handle_poke(Instant::now());
+            session::Event::Poked(replica, initiation) => self.handle_poke(now, replica, initiation),
+            session::Event::Wake(seq) => {
+                self.sleeper.handle_wake(now, seq);
+                if self.sleeper.rests() {
+                    self.health.handle_woken(now);
+                }
             }
             session::Event::Guided(replica, guidance) => {
                 if let Some(replica) = replica {
@@ -417,8 +465,9 @@ impl Runner<'_> {
                     self.health.handle_draining(Instant::now(), replica);
                 }
             }
-            session::Event::Lost(error) => {
-                tracing::info!(error, "no session with the gateway");
+            session::Event::Lost(error, ended) => {
+                tracing::info!(error, ?ended, "no session with the gateway");
+                (self.attached, self.ended) = (None, ended);
                 self.last_error = Some(error);
                 if matches!(self.held, Held::With(_)) {
                     self.held = Held::Nowhere;
@@ -427,6 +476,22 @@ impl Runner<'_> {
             }
         }
         Ok(())
+    }
+
+    /// The gateway has something for the tunnel, or hears nothing on it.
+    fn handle_poke(&mut self, now: Instant, replica: Option<PublicKey>, initiation: Box<[u8]>) {
+        if !initiation.is_empty() {
+            if let Some(replica) = replica.or_else(|| self.only_replica()) {
+                self.radio.packet(now);
+                self.tunnel.take_initiation(&replica, initiation);
+                self.sleeper.handle_poke(now);
+            }
+        } else if self.sleeper.rests() {
+            self.health.handle_hint(now);
+        } else {
+            tracing::info!("the gateway does not hear the tunnel");
+            self.pulse.handle_poke(now);
+        }
     }
 
     /// Asks for a new certificate, once in a run with a join token (which is meant for one use), always with a
@@ -494,7 +559,9 @@ impl Runner<'_> {
         }
         let mode = self.settings.effective_mode();
         self.health.handle_policy(mode, self.settings.interval);
-        self.pulse.handle_policy(Instant::now(), self.settings.policy, mode == Mode::Loopback);
+        let now = Instant::now();
+        self.pulse.handle_policy(now, self.settings.policy, mode == Mode::Loopback);
+        self.sleeper.handle_policy(now, self.settings.standby);
         self.route_to(self.routed);
         self.install();
         self.retarget();
@@ -577,7 +644,8 @@ impl Runner<'_> {
     }
 
     fn poll_timeout(&self) -> Option<Instant> {
-        let due = [self.health.poll_timeout(), self.pulse.poll_timeout(), self.bulletin.poll_timeout()];
+        let keeping = self.pulse.poll_timeout().into_iter().chain(self.sleeper.poll_timeout()).min();
+        let due = [self.health.poll_timeout(), keeping, self.bulletin.poll_timeout()];
         due.into_iter().flatten().min()
     }
 
@@ -601,6 +669,7 @@ impl Runner<'_> {
         if let Some(data) = self.data {
             self.radio.foreign(data);
         }
+        self.sleeper.handle_traffic(now, self.data, stats.last_receive);
     }
 
     fn act(&mut self) {
@@ -627,7 +696,9 @@ impl Runner<'_> {
             _ => {}
         }
         self.take_steps(now);
-        self.health.handle_beats(now, self.pulse.interval());
+        self.sleep_or_not(now);
+        self.take_steps(now);
+        self.health.handle_beats(now, self.sleeper.patience().or(self.pulse.interval()));
         self.look_for_a_block(now);
     }
 
@@ -636,6 +707,7 @@ impl Runner<'_> {
             match step {
                 Step::Beat(replica, datagram) => {
                     self.radio.packet(now);
+                    self.sleeper.handle_burst(now);
                     self.tunnel.beat(&replica, datagram);
                 }
                 Step::Prove(replica) => {
@@ -655,6 +727,35 @@ impl Runner<'_> {
                     self.health.handle_hint(now);
                     self.ask_session();
                 }
+            }
+        }
+    }
+
+    /// Does what it takes to be reached by the session alone, where that is cheaper.
+    fn sleep_or_not(&mut self, now: Instant) {
+        let way = self.way().filter(|_| self.health.phase() == Phase::Connected);
+        let holder = match self.held {
+            Held::With(replica) => replica.or_else(|| self.only_replica()),
+            Held::NotYet | Held::Nowhere => None,
+        };
+        let place = way.map(|way| Place { replica: way.replica, network: way.network });
+        let wakes = place.as_ref().is_some_and(|place| holder == Some(place.replica));
+        let session =
+            self.attached.filter(|_| wakes && (self.sleeper.rests() || self.pulse.interval().is_some()));
+        // A session that stands while the path does not has not ended.
+        let ended = if self.attached.is_some() { Ended::Closed } else { self.ended };
+        self.sleeper.handle_ready(now, place, session, ended);
+        if let Some(interval) = self.pulse.interval().filter(|_| self.pulse.reason() != Reason::Backoff) {
+            let learnt = self.pulse.binding().0.confidence >= Confidence::Bracketed;
+            self.sleeper.handle_cost(now, UdpCost { interval, learnt });
+        }
+        while let Some(step) = self.sleeper.poll_step() {
+            match step {
+                sleeper::Step::Rest(rest) => {
+                    self.rests.send_replace(Some(rest));
+                }
+                sleeper::Step::Keep(keeping) => self.pulse.handle_keeping(now, keeping),
+                sleeper::Step::Doubt => self.health.handle_hint(now),
             }
         }
     }
@@ -763,7 +864,8 @@ impl Runner<'_> {
             }
             Phase::WaitingToReconnect if !self.was_connected => {}
             Phase::WaitingToReconnect | Phase::Dormant => (self.setup.progress)(Progress::Phase(phase)),
-            Phase::Disconnected => {}
+            // The gateway's view alone.
+            Phase::Standby | Phase::Disconnected => {}
         }
     }
 
@@ -824,6 +926,7 @@ impl Runner<'_> {
         let state = self.wire_state(now);
         if let Some(state) = self.bulletin.offer(now, state, occasion) {
             self.told.send_replace(Told { state, is_goodbye: false, rides });
+            self.sleeper.handle_session_packet(now);
         } else {
             // Nothing to say.
             self.told.send_if_modified(|told| std::mem::replace(&mut told.rides, rides) && !rides);
@@ -856,6 +959,7 @@ impl Runner<'_> {
             ..v1::ClientState::default()
         };
         self.pulse.report(now, self.health.interval(), &mut state);
+        state.standby = Some(sleeper::report(self.sleeper.standby()));
         state
     }
 
@@ -891,7 +995,7 @@ impl Runner<'_> {
         let endpoint = stats.and_then(|stats| stats.endpoint).or(active.map(|active| active.endpoint));
         Status {
             name: self.setup.name.clone(),
-            phase: self.health.phase().to_string(),
+            phase: self.phase().to_string(),
             client: format!("{}/{}", self.settings.client.namespace, self.settings.client.name),
             pool: format!("{}/{}", membership.namespace, membership.pool),
             gateway: membership.server_name.clone(),
@@ -916,6 +1020,7 @@ impl Runner<'_> {
                 probe_beats: stats_of_beats.probe_beats,
                 wakes_saved: self.pulse.wakes_saved(now),
             },
+            standby: control::Standby::new(now, self.sleeper.standby()),
             nat: control::Nat::new(&self.pulse.behaviour(), self.pulse.observed()),
             binding: control::Binding::new(&self.pulse.binding().0),
             churn: control::Churn::new(self.pulse.churn()),
@@ -923,6 +1028,14 @@ impl Runner<'_> {
             tx_bytes: all.values().map(|stats| stats.sent.bytes).sum(),
             session: matches!(self.held, Held::With(_)),
             last_error: self.last_error.clone(),
+        }
+    }
+
+    /// The phase, as it is to be called: who sleeps is not connected.
+    fn phase(&self) -> Phase {
+        match self.health.phase() {
+            Phase::Connected if self.sleeper.sleeps() => Phase::Standby,
+            phase => phase,
         }
     }
 
@@ -949,6 +1062,7 @@ fn phase_to_wire(phase: Phase) -> v1::Phase {
         Phase::Dormant => v1::Phase::Dormant,
         Phase::WaitingToReconnect => v1::Phase::WaitingToReconnect,
         Phase::Disconnected => v1::Phase::Disconnected,
+        Phase::Standby => v1::Phase::Standby,
     }
 }
 

@@ -6,6 +6,8 @@
 //! the client over UDP.
 
 use std::{
+    error::Error,
+    io,
     net::SocketAddr,
     sync::Arc,
     time::{Duration, SystemTime},
@@ -30,6 +32,7 @@ use crate::{
     },
     nat::{
         Radio,
+        standby::Ended,
         wire::{BeatKey, KeyId},
     },
     tunnel::PublicKey,
@@ -80,8 +83,10 @@ pub(super) enum Event {
     },
     /// The key of beats to the replica.
     BeatKey(Option<PublicKey>, BeatKey),
-    /// The gateway hears nothing on the tunnel.
-    Poked,
+    /// The gateway hears nothing on the tunnel; or holds packets, and this initiation for them.
+    Poked(Option<PublicKey>, Box<[u8]>),
+    /// The session was silent for as long as the rest of this number asked for.
+    Wake(u64),
     /// What this replica advises about experiments.
     Guided(Option<PublicKey>, v1::Guidance),
     /// A newer configuration.
@@ -94,8 +99,8 @@ pub(super) enum Event {
     Expired,
     /// The replica is going away.
     Draining(Option<PublicKey>),
-    /// The stream ended, or could not be had.
-    Lost(String),
+    /// The stream ended, or could not be had: what to say, and how it ended.
+    Lost(String, Ended),
 }
 
 /// What the gateway is told.
@@ -124,6 +129,8 @@ pub(super) struct Session {
     pub(super) target: watch::Receiver<Target>,
     pub(super) proof: watch::Receiver<Proof>,
     pub(super) told: watch::Receiver<Told>,
+    /// What the gateway is to be asked for while there is nothing to say. The latest counts, on the stream that stands then.
+    pub(super) rests: watch::Receiver<Option<v1::Rest>>,
     pub(super) events: mpsc::Sender<Event>,
 }
 
@@ -134,7 +141,7 @@ enum End {
     /// The goodbye was not heard.
     Unheard,
     /// It was refused or lost.
-    Lost(ClientError),
+    Lost(ClientError, Ended),
     /// Nobody needs it any more.
     Stop,
 }
@@ -153,8 +160,8 @@ impl Session {
                     self.hold().await;
                     return;
                 }
-                End::Lost(error) => {
-                    let said = self.events.send(Event::Lost(error.to_string())).await;
+                End::Lost(error, ended) => {
+                    let said = self.events.send(Event::Lost(error.to_string(), ended)).await;
                     if said.is_err() || self.told.borrow().is_goodbye {
                         return;
                     }
@@ -201,7 +208,7 @@ impl Session {
         };
         let (channel, replica, address) = match connected {
             Ok(connected) => connected,
-            Err(error) => return End::Lost(error),
+            Err(error) => return End::Lost(error, Ended::TimedOut),
         };
         match self.attached(ClientSessionClient::new(channel), replica, address).await {
             Ok(end) => end,
@@ -214,14 +221,14 @@ impl Session {
         let error = ClientError::from_status(status);
         if category == Some("GatewayDraining") {
             let _ = self.events.send(Event::Draining(replica)).await;
-            return End::Lost(error);
+            return End::Lost(error, Ended::Closed);
         }
         let for_good = matches!(error.category(), "ClientRemoved" | "ClientDeleted" | "ClientSuspended");
         if status.code() == Code::PermissionDenied && for_good {
             let cut = ClientError::Cut { category: error.category(), message: status.message().to_owned() };
             let _ = self.events.send(Event::Cut(cut)).await;
         }
-        End::Lost(error)
+        End::Lost(error, ended(status))
     }
 
     async fn attached(
@@ -238,6 +245,8 @@ impl Session {
         let answer = timeout(CALL, client.attach(Request::new(ReceiverStream::new(messages)))).await;
         let mut stream =
             answer.map_err(|_| Status::deadline_exceeded("the gateway does not answer"))??.into_inner();
+        // Those of before were for another connection.
+        self.rests.mark_unchanged();
         if self.events.send(Event::Attached { replica, address }).await.is_err() {
             return Ok(End::Stop);
         }
@@ -267,8 +276,14 @@ impl Session {
                             return Ok(End::Stop);
                         }
                     }
-                    Some(Some(v1::session_message::Message::Poke(_))) => {
-                        if self.events.send(Event::Poked).await.is_err() {
+                    Some(Some(v1::session_message::Message::Poke(poke))) => {
+                        let poked = Event::Poked(replica, poke.initiation.into());
+                        if self.events.send(poked).await.is_err() {
+                            return Ok(End::Stop);
+                        }
+                    }
+                    Some(Some(v1::session_message::Message::Wake(wake))) => {
+                        if self.events.send(Event::Wake(wake.seq)).await.is_err() {
                             return Ok(End::Stop);
                         }
                     }
@@ -299,6 +314,14 @@ impl Session {
                         let ended = timeout(GOODBYE_HEARD, async { while let Ok(Some(_)) = stream.message().await {} });
                         return Ok(if ended.await.is_ok() { End::Stop } else { End::Unheard });
                     }
+                }
+                changed = self.rests.changed() => {
+                    if changed.is_err() {
+                        return Ok(End::Stop);
+                    }
+                    let rest = self.rests.borrow_and_update().unwrap_or_default();
+                    let rest = v1::client_message::Message::Rest(rest);
+                    let _ = outbox.send(v1::ClientMessage { message: Some(rest) }).await;
                 }
                 () = nudges.recalled.notified(), if doubted.is_none() => {
                     if std::mem::replace(&mut asked, true) || carried.elapsed() >= LATELY {
@@ -346,6 +369,21 @@ impl Session {
         let _ = self.proof.changed().await;
         Ok(())
     }
+}
+
+/// How a connection ended, as far as what it told can be traced back to the kernel.
+pub(super) fn ended(status: &Status) -> Ended {
+    let mut error: Option<&(dyn Error + 'static)> = Some(status);
+    while let Some(source) = error {
+        let io = source.downcast_ref::<io::Error>();
+        let io = io.or_else(|| source.downcast_ref::<h2::Error>().and_then(h2::Error::get_io));
+        match io.map(io::Error::kind) {
+            Some(io::ErrorKind::TimedOut) => return Ended::TimedOut,
+            Some(io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe) => return Ended::Reset,
+            _ => error = source.source(),
+        }
+    }
+    Ended::Closed
 }
 
 fn state_message(state: v1::ClientState) -> v1::ClientMessage {

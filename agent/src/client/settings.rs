@@ -13,7 +13,10 @@ use pinhole_proto::v1;
 use super::ClientError;
 use crate::{
     health::Mode,
-    nat::{self, Policy},
+    nat::{
+        self, Policy,
+        standby::{self, Preference},
+    },
     tunnel::{PeerConfig, PublicKey},
 };
 
@@ -45,6 +48,8 @@ pub struct Settings {
     pub interval_reason: &'static str,
     /// What the user allows of what is learnt.
     pub policy: Policy,
+    /// By what it is reached while it is idle.
+    pub standby: standby::Policy,
 }
 
 /// One gateway replica.
@@ -90,6 +95,7 @@ impl Settings {
             interval,
             interval_reason,
             policy: policy(wire.keepalive.as_ref(), interval),
+            standby: standby(wire.keepalive.as_ref()),
         };
         if settings.addresses.is_empty() {
             return Err(invalid("it gives no address"));
@@ -181,6 +187,17 @@ fn policy(wire: Option<&v1::KeepalivePolicy>, interval: Duration) -> Policy {
     let min = duration(wire.min).unwrap_or(unlimited.min);
     let max = duration(wire.max).unwrap_or(unlimited.max).max(min);
     Policy { mode, interval, min, max, longest_blind: duration(wire.longest_blind) }
+}
+
+fn standby(wire: Option<&v1::KeepalivePolicy>) -> standby::Policy {
+    use v1::keepalive_policy::Standby;
+    let preference = match wire.map(v1::KeepalivePolicy::standby).unwrap_or_default() {
+        Standby::Auto => Preference::Auto,
+        Standby::Session => Preference::Session,
+        Standby::Udp | Standby::Unspecified => Preference::UdpOnly,
+    };
+    let longest_blind = wire.and_then(|wire| duration(wire.longest_blind));
+    standby::Policy { preference, longest_blind, ..standby::Policy::default() }
 }
 
 fn interval(policy: Option<&v1::KeepalivePolicy>) -> (Duration, &'static str) {

@@ -1,6 +1,6 @@
 //! What the gateway's parts tell its control loop.
 
-use std::net::SocketAddr;
+use std::{net::SocketAddr, time::Duration};
 
 use pinhole_proto::v1;
 use tokio::sync::{mpsc, oneshot};
@@ -28,6 +28,24 @@ pub(super) enum Command {
         peer: PublicKey,
         /// Its own view.
         state: Box<v1::ClientState>,
+    },
+    /// A client has nothing to say for a while.
+    SessionRests {
+        /// The client.
+        peer: PublicKey,
+        /// Which of its sessions.
+        session: u64,
+        /// It speaks again within this, and a little more.
+        wake_after: Duration,
+        /// It lets its binding go: nothing that is sent gets there once it was silent for so long.
+        hold_after: Option<Duration>,
+    },
+    /// Something passed on the session of a client that rests: its silence begins anew.
+    SessionStirred {
+        /// The client.
+        peer: PublicKey,
+        /// How long the silence is.
+        wake_after: Duration,
     },
     /// A client did not say that it heard what its session told it.
     SessionDoubtful {
@@ -69,8 +87,8 @@ pub(super) struct Opened {
 /// What a client's agent is told.
 #[derive(Debug)]
 pub(super) enum Word {
-    /// To give a sign of life on the tunnel.
-    Poke,
+    /// To give a sign of life on the tunnel; with an initiation to answer, where packets are held for it.
+    Poke(Option<Box<[u8]>>),
     /// What its neighbours know.
     Guidance(v1::Guidance),
 }

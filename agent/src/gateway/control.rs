@@ -114,6 +114,8 @@ pub(super) struct Control {
     sessions: HashMap<PublicKey, Attached>,
     /// Clients that run an agent, with the keepalive interval that it told.
     agents: HashMap<PublicKey, Agent>,
+    /// Clients that once let their binding go, after how long a silence.
+    sleepers: HashMap<PublicKey, Duration>,
     changes: HashMap<PublicKey, v1::EndpointChange>,
     /// What of each client's account is in the sums.
     accounted: HashMap<PublicKey, Reach>,
@@ -146,6 +148,7 @@ impl Control {
             operator: None,
             sessions: HashMap::new(),
             agents: HashMap::new(),
+            sleepers: HashMap::new(),
             changes: HashMap::new(),
             accounted: HashMap::new(),
             insights: HashMap::new(),
@@ -204,6 +207,7 @@ impl Control {
         let desired = Arc::new(desired);
         let now = Instant::now();
         self.changes.retain(|key, _| desired.peers.contains_key(key));
+        self.sleepers.retain(|key, _| desired.peers.contains_key(key));
         self.insights.retain(|key, _| desired.peers.contains_key(key));
         for key in desired.peers.keys() {
             self.insights.entry(*key).or_insert_with(|| Arc::new(Insight::new(SystemTime::now())));
@@ -323,6 +327,10 @@ impl Control {
                 self.changed(now);
             }
             Command::SessionTold { peer, state } => self.handle_told(now, peer, &state),
+            Command::SessionRests { peer, session, wake_after, hold_after } => {
+                self.handle_rest(now, peer, session, (wake_after, hold_after));
+            }
+            Command::SessionStirred { peer, wake_after } => self.health.handle_stir(now, &peer, wake_after),
             Command::SessionDoubtful { peer, session } => {
                 let attached = self.sessions.get_mut(&peer).filter(|attached| attached.session == session);
                 if let (Some(tunnel), Some(attached)) = (&self.tunnel, attached) {
@@ -333,6 +341,10 @@ impl Control {
             Command::SessionClosed { peer, session } => {
                 if self.sessions.get(&peer).is_some_and(|attached| attached.session == session) {
                     self.sessions.remove(&peer);
+                    // Nobody could wake it any more.
+                    if let Some(tunnel) = &self.tunnel {
+                        tunnel.hold_after(&peer, None);
+                    }
                     self.neighbours.handle_detached(now, &peer);
                     self.health.handle_session_end(now, &peer);
                     self.changed(now);
@@ -352,6 +364,11 @@ impl Control {
     }
 
     fn handle_told(&mut self, now: Instant, peer: PublicKey, state: &v1::ClientState) {
+        if state.standby.is_some_and(|standby| keeps_its_binding(&standby))
+            && self.health.handle_awake(now, &peer)
+        {
+            self.changed(now);
+        }
         let interval = state.keepalive.as_ref().and_then(|keepalive| keepalive.interval);
         let interval = interval.and_then(|interval| Duration::try_from(interval).ok());
         // Whatever it says, it is not called connected for hours.
@@ -370,6 +387,36 @@ impl Control {
         if self.health.handle_told(now, &peer, phase_from_wire(state.phase())) || news {
             self.changed(now);
         }
+    }
+
+    /// A client goes to sleep on its session, or does not say when it would.
+    fn handle_rest(
+        &mut self,
+        now: Instant,
+        peer: PublicKey,
+        session: u64,
+        (wake_after, hold_after): (Duration, Option<Duration>),
+    ) {
+        let is_current = self.sessions.get(&peer).is_some_and(|attached| attached.session == session);
+        let (Some(tunnel), Some(hold_after), true) = (&self.tunnel, hold_after, is_current) else { return };
+        self.sleepers.insert(peer, hold_after);
+        tunnel.hold_after(&peer, Some(hold_after));
+        if self.health.handle_rest(now, &peer, wake_after) {
+            self.changed(now);
+        }
+    }
+
+    /// Packets are held for a client: its session brings it the initiation.
+    fn wake(&mut self, peer: &PublicKey, initiation: &[u8]) {
+        let Some(attached) = self.sessions.get(peer) else { return };
+        if attached.words.try_send(Word::Poke(Some(initiation.into()))).is_ok() {
+            self.counters.session_wakes += 1;
+        }
+    }
+
+    /// Whether a client's binding ended because it sleeps, as it was silent for `idle`.
+    fn slept(&self, peer: &PublicKey, idle: Option<Duration>) -> bool {
+        self.sleepers.get(peer).zip(idle).is_some_and(|(after, idle)| idle > *after)
     }
 
     /// Adds to what is known of a client's NAT.
@@ -410,7 +457,7 @@ impl Control {
             return;
         }
         attached.poked = Some(now);
-        if attached.words.try_send(Word::Poke).is_ok() {
+        if attached.words.try_send(Word::Poke(None)).is_ok() {
             self.counters.pokes += 1;
         }
     }
@@ -451,6 +498,8 @@ impl Control {
                 }
             }
             TunnelEvent::FirstReceive { .. } => self.sample(now),
+            // It let that mapping go: that is no churn.
+            TunnelEvent::EndpointChanged { peer, idle, .. } if self.slept(&peer, idle) => self.changed(now),
             TunnelEvent::EndpointChanged { peer, from: Some(from), to, idle } => {
                 tracing::debug!(%from, %to, ?idle, "a client's mapping moved");
                 let moved = Move { at: SystemTime::now(), from: Some(from), to: Some(to), idle };
@@ -472,6 +521,13 @@ impl Control {
                 self.oversized |= category == crate::tunnel::SendFailure::TooLarge;
             }
             TunnelEvent::WakeUnanswered { peer } => self.poke(now, &peer),
+            TunnelEvent::Held { peer, ref initiation } => self.wake(&peer, initiation),
+            TunnelEvent::NotWoken { peer } => {
+                self.counters.not_woken += 1;
+                if self.health.handle_awake(now, &peer) {
+                    self.changed(now);
+                }
+            }
             TunnelEvent::HandshakeTimedOut { .. }
             | TunnelEvent::ProbeAnswered { .. }
             | TunnelEvent::BeatAnswered { .. }
@@ -721,6 +777,7 @@ impl Control {
                 rx_bytes: stats.map_or(0, |stats| stats.received.bytes),
                 tx_bytes: stats.map_or(0, |stats| stats.sent.bytes),
                 insight: self.insights.get(key).cloned(),
+                last_rest: self.health.rested(key).map(time),
                 reach: self.health.reach(key),
             };
             (*key, observation)
@@ -735,4 +792,10 @@ impl Control {
             tracing::debug!("the stream to the operator has no room");
         }
     }
+}
+
+/// Whether a client says that it is not to be woken by its session.
+fn keeps_its_binding(standby: &v1::StandbyReport) -> bool {
+    standby.reachable_by() == v1::keepalive_policy::Standby::Udp
+        && standby.reason() != v1::StandbyReason::Busy
 }

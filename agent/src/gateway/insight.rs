@@ -85,6 +85,7 @@ pub struct Insight {
     nat: Option<v1::NatReport>,
     binding: Option<v1::BindingReport>,
     keepalive: Option<v1::KeepaliveReport>,
+    standby: Option<v1::StandbyReport>,
     recommended: Option<Duration>,
     tales: Vec<Tale>,
     fresh: Vec<Fresh>,
@@ -116,6 +117,7 @@ impl Insight {
             nat: None,
             binding: None,
             keepalive: None,
+            standby: None,
             recommended: None,
             tales: Vec::new(),
             fresh: Vec::new(),
@@ -166,6 +168,7 @@ impl Insight {
         self.binding = state.binding.or(self.binding);
         let costs = state.keepalive.map(|keepalive| self.spent(&keepalive)).unwrap_or_default();
         self.keepalive = state.keepalive.or(self.keepalive);
+        self.standby = state.standby.or(self.standby);
         if let Some(churn) = &state.churn {
             self.handle_churn(now, churn);
         }
@@ -270,6 +273,7 @@ impl Insight {
             nat: self.nat.clone(),
             binding: self.binding,
             keepalive: self.keepalive,
+            standby: self.standby,
             churn: Some(self.churn()),
             recommended_keepalive: self.recommended.and_then(|interval| interval.try_into().ok()),
             ..report

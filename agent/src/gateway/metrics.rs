@@ -19,7 +19,8 @@ use crate::{
 const EDGES: [f64; 15] =
     [5.0, 10.0, 15.0, 20.0, 30.0, 45.0, 60.0, 90.0, 120.0, 180.0, 240.0, 300.0, 600.0, 1200.0, 3600.0];
 
-const PHASES: [Phase; 4] = [Phase::Connected, Phase::Dormant, Phase::WaitingToReconnect, Phase::Disconnected];
+const PHASES: [Phase; 5] =
+    [Phase::Connected, Phase::Standby, Phase::Dormant, Phase::WaitingToReconnect, Phase::Disconnected];
 
 /// Counters that only grow, also when clients come and go.
 #[derive(Debug, Default)]
@@ -37,6 +38,8 @@ pub(super) struct Counters {
     pub(super) proofs_failed: u64,
     pub(super) pokes: u64,
     pub(super) recalls: u64,
+    pub(super) session_wakes: u64,
+    pub(super) not_woken: u64,
     pub(super) stock_wakes: u64,
     pub(super) nat_restarts: u64,
     pub(super) churn: BTreeMap<Cause, u64>,
@@ -291,6 +294,18 @@ pub(super) fn render(counters: &Counters, gauges: &Gauges) -> String {
         "counter",
         "Clients asked over UDP to make their session anew, as it did not carry what they were to be told.",
         counters.recalls,
+    );
+    page.one(
+        "pinhole_gateway_session_wakes_total",
+        "counter",
+        "Initiations brought over the session to clients that sleep, as packets were held for them.",
+        counters.session_wakes,
+    );
+    page.one(
+        "pinhole_gateway_not_woken_total",
+        "counter",
+        "Times that such a client did not come within two seconds.",
+        counters.not_woken,
     );
     render_nats(&mut page, counters, &gauges.nats);
     render_reach(&mut page, counters);

@@ -14,6 +14,7 @@ mod neighbours;
 mod probes;
 mod proof;
 pub mod report;
+mod rest;
 mod session;
 mod tls;
 

@@ -46,6 +46,8 @@ pub struct Observation {
     pub tx_bytes: u64,
     /// What is known of its NAT.
     pub insight: Option<Arc<Insight>>,
+    /// When it last spoke on its session, where it sleeps.
+    pub last_rest: Option<SystemTime>,
     /// For how long it was proven reachable.
     pub reach: Reach,
 }
@@ -83,6 +85,7 @@ impl Observation {
             session: self.session,
             endpoint_changes: self.endpoint_changes,
             last_change: self.last_change.clone(),
+            last_rest: self.last_rest.map(Into::into),
             reach: self.reach.share().is_some().then(|| reach_to_wire(&self.reach)),
             ..v1::ClientReport::default()
         };
@@ -107,6 +110,7 @@ pub fn phase_to_wire(phase: Phase) -> v1::Phase {
         Phase::Connected => v1::Phase::Connected,
         Phase::Dormant => v1::Phase::Dormant,
         Phase::WaitingToReconnect => v1::Phase::WaitingToReconnect,
+        Phase::Standby => v1::Phase::Standby,
         Phase::Disconnected => v1::Phase::Disconnected,
     }
 }
@@ -117,6 +121,7 @@ pub fn phase_from_wire(phase: v1::Phase) -> Phase {
         v1::Phase::Connected => Phase::Connected,
         v1::Phase::Dormant => Phase::Dormant,
         v1::Phase::WaitingToReconnect => Phase::WaitingToReconnect,
+        v1::Phase::Standby => Phase::Standby,
         v1::Phase::Disconnected | v1::Phase::Unspecified => Phase::Disconnected,
     }
 }
@@ -206,6 +211,7 @@ mod tests {
             rx_bytes,
             tx_bytes: 0,
             insight: None,
+            last_rest: None,
             reach: Reach::default(),
         }
     }

@@ -26,6 +26,7 @@ use super::{
     command::{Command, Opened, Word},
     desired::Desired,
     link::{OperatorAccess, Relay},
+    rest::Rest,
 };
 use crate::{
     health::Jitter,
@@ -42,6 +43,8 @@ const APPEARANCE: Duration = Duration::from_secs(5);
 const RELAY: Duration = Duration::from_secs(8);
 /// Enrolments under way at once; each costs the operator a few writes.
 const ENROLMENTS: usize = 32;
+/// Connections under way at once that clients try for how long they live; each is but a timer.
+const SCOUTS: usize = 16_384;
 /// Messages that wait for a slow client.
 const OUTBOX: usize = 4;
 /// How long a client may take to say that it heard: longer than TCP needs to repeat a packet, short enough for another
@@ -93,6 +96,7 @@ struct Inner {
     control: mpsc::Sender<Command>,
     draining: CancellationToken,
     enrolments: Semaphore,
+    scouts: Semaphore,
     counter: AtomicU64,
     keys: AtomicU32,
 }
@@ -109,8 +113,9 @@ impl Sessions {
         let enrolments = Semaphore::new(ENROLMENTS);
         // From where chance has it, so that the numbers of two replicas hardly ever meet at a client.
         let keys = AtomicU32::new((Jitter::from_os().next_u64() >> 32) as u32);
-        let inner =
-            Inner { access, relay, served, control, draining, enrolments, counter: AtomicU64::new(1), keys };
+        let counter = AtomicU64::new(1);
+        let scouts = Semaphore::new(SCOUTS);
+        let inner = Inner { access, relay, served, control, draining, enrolments, scouts, counter, keys };
         Sessions { inner: Arc::new(inner) }
     }
 }
@@ -169,6 +174,13 @@ impl Inner {
         Err(refuse(Code::Unavailable, "OperatorUnreachable", message))
     }
 
+    /// Something passes on a session: a silence that was agreed on begins anew.
+    async fn stir(&self, peer: PublicKey, rest: &mut Rest) {
+        if let Some(wake_after) = rest.passed(Instant::now()) {
+            let _ = self.control.send(Command::SessionStirred { peer, wake_after }).await;
+        }
+    }
+
     async fn serve(
         self: Arc<Self>,
         peer: PublicKey,
@@ -193,6 +205,7 @@ impl Inner {
         // Nothing asks whether the connection lives while there is nothing to say, so a NAT may have forgotten it.
         let mut unheard: Option<(u64, tokio::time::Instant)> = None;
         let mut patience = HEARD;
+        let mut rest = Rest::default();
         loop {
             let message = next_message(&served.borrow_and_update(), &client, sent.as_ref());
             match message {
@@ -201,6 +214,7 @@ impl Inner {
                     sent = Some((*config).clone());
                     patience = HEARD;
                     unheard = hears.then(|| (config.revision, tokio::time::Instant::now() + patience));
+                    self.stir(peer, &mut rest).await;
                     let message = v1::session_message::Message::Config(*config);
                     if outbox.send(Ok(v1::SessionMessage { message: Some(message) })).await.is_err() {
                         break;
@@ -215,10 +229,25 @@ impl Inner {
             tokio::select! {
                 changed = served.changed() => if changed.is_err() { break },
                 message = incoming.message() => match message {
-                    Ok(Some(v1::ClientMessage { message: Some(v1::client_message::Message::Heard(told)) })) => {
-                        unheard = unheard.filter(|(revision, _)| told.revision < *revision);
+                    Ok(Some(message)) => {
+                        self.stir(peer, &mut rest).await;
+                        match message.message {
+                            Some(v1::client_message::Message::Heard(told)) => {
+                                unheard = unheard.filter(|(revision, _)| told.revision < *revision);
+                            }
+                            Some(v1::client_message::Message::Rest(asked)) => {
+                                let wake_after = rest.take(Instant::now(), &asked);
+                                let hold_after = asked.hold_after.and_then(|after| after.try_into().ok());
+                                let rests = Command::SessionRests { peer, session, wake_after, hold_after };
+                                let _ = self.control.send(rests).await;
+                            }
+                            Some(v1::client_message::Message::State(state)) => {
+                                let told = Command::SessionTold { peer, state: Box::new(state) };
+                                let _ = self.control.send(told).await;
+                            }
+                            Some(v1::client_message::Message::Hello(_)) | None => {}
+                        }
                     }
-                    Ok(Some(message)) => self.heard(peer, message).await,
                     Ok(None) | Err(_) => break,
                 },
                 () = sleep_until(unheard.map_or_else(tokio::time::Instant::now, |(_, at)| at)), if unheard.is_some() => {
@@ -226,9 +255,19 @@ impl Inner {
                     unheard = unheard.map(|(revision, at)| (revision, at + patience));
                     let _ = self.control.send(Command::SessionDoubtful { peer, session }).await;
                 }
+                () = sleep_until(rest.due().unwrap_or_else(Instant::now).into()), if rest.due().is_some() => {
+                    if let Some(seq) = rest.wake(Instant::now()) {
+                        let message = v1::session_message::Message::Wake(v1::Wake { seq });
+                        let _ = outbox.try_send(Ok(v1::SessionMessage { message: Some(message) }));
+                    }
+                }
                 Some(word) = said.recv() => {
+                    self.stir(peer, &mut rest).await;
                     let message = match word {
-                        Word::Poke => v1::session_message::Message::Poke(v1::Poke {}),
+                        Word::Poke(initiation) => {
+                            let initiation = initiation.unwrap_or_default().into_vec();
+                            v1::session_message::Message::Poke(v1::Poke { initiation })
+                        }
                         Word::Guidance(guidance) => v1::session_message::Message::Guidance(guidance),
                     };
                     // A client that takes nothing is told with the next one.
@@ -243,11 +282,6 @@ impl Inner {
             }
         }
         let _ = self.control.send(Command::SessionClosed { peer, session }).await;
-    }
-
-    async fn heard(&self, peer: PublicKey, message: v1::ClientMessage) {
-        let Some(v1::client_message::Message::State(state)) = message.message else { return };
-        let _ = self.control.send(Command::SessionTold { peer, state: Box::new(state) }).await;
     }
 }
 
@@ -317,6 +351,25 @@ impl ClientSession for Sessions {
         let (outbox, messages) = mpsc::channel(OUTBOX);
         tokio::spawn(Arc::clone(&self.inner).serve(peer, client, source, hello.hears, incoming, outbox));
         Ok(Response::new(Box::pin(ReceiverStream::new(messages))))
+    }
+
+    async fn scout(&self, request: Request<v1::Rest>) -> Result<Response<v1::Wake>, Status> {
+        let client = caller(&request)?;
+        let Ok(_permit) = self.inner.scouts.try_acquire() else {
+            let message = "too many connections are being tried now";
+            return Err(refuse(Code::ResourceExhausted, "ScoutsBusy", message));
+        };
+        self.inner.peer_of(&client).await?;
+        let asked = request.into_inner();
+        let now = Instant::now();
+        let mut rest = Rest::default();
+        rest.take(now, &asked);
+        tokio::select! {
+            () = sleep_until(rest.due().unwrap_or(now).into()) => Ok(Response::new(v1::Wake { seq: asked.seq })),
+            () = self.inner.draining.cancelled() => {
+                Err(refuse(Code::Unavailable, "GatewayDraining", "this gateway replica is going away"))
+            }
+        }
     }
 
     async fn renew(

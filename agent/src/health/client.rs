@@ -227,6 +227,11 @@ impl ClientHealth {
         }
     }
 
+    /// The session woke the client, which is all that it is reached by now: as good as an answered beat.
+    pub fn handle_woken(&mut self, now: Instant) {
+        self.sample.last_beat = self.sample.last_beat.max(Some(now));
+    }
+
     /// Beats stay unanswered. Hand in a fresh [`Sample`] first: while data comes, the path is not to blame.
     pub fn handle_beat_lost(&mut self, now: Instant) {
         if self.sample.last_receive.is_some_and(|at| now < at + PROBE_GIVE_UP) {

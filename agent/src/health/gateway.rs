@@ -43,6 +43,8 @@ struct Peer {
     sample: Sample,
     /// What the client's own agent says, and when it said it.
     told: Option<(Instant, Phase)>,
+    /// It sleeps: when it last said so, and until when that is believed.
+    rests: Option<(Instant, Instant)>,
     phase: Phase,
     deadline: Option<Instant>,
     ledger: Ledger,
@@ -61,9 +63,11 @@ impl Peer {
             Some((at, Phase::Disconnected)) if last <= at => return (Phase::Disconnected, None),
             _ => {}
         }
+        let rests = self.rests.map(|(_, until)| until).filter(|until| now < *until);
         match (heard, self.sample.last_handshake) {
             (true, Some(_)) => (Phase::Connected, Some(until)),
             (true, None) => (Phase::WaitingToReconnect, Some(until)),
+            (false, _) if rests.is_some() => (Phase::Standby, rests),
             (false, _) => (Phase::Dormant, None),
         }
     }
@@ -95,6 +99,7 @@ impl GatewayHealth {
                 expectation,
                 sample: Sample::default(),
                 told: None,
+                rests: None,
                 phase: Phase::Disconnected,
                 deadline: None,
                 ledger: Ledger::default(),
@@ -143,9 +148,44 @@ impl GatewayHealth {
         self.settle(now, key)
     }
 
+    /// The client lets its binding go and says so on its session, where it speaks again within `wake_after` and
+    /// [`PROBE_GIVE_UP`]. Returns whether its phase changed.
+    pub fn handle_rest(&mut self, now: Instant, key: &PublicKey, wake_after: Duration) -> bool {
+        let Some(peer) = self.peers.get_mut(key) else { return false };
+        peer.rests = Some((now, now + wake_after + PROBE_GIVE_UP));
+        if peer.judge(now).0 == Phase::Standby {
+            peer.ledger.heard(now);
+            self.missing.remove(key);
+        }
+        self.settle(now, key)
+    }
+
+    /// Something passed on the session of a client that may sleep: it speaks again within `wake_after` of that.
+    pub fn handle_stir(&mut self, now: Instant, key: &PublicKey, wake_after: Duration) {
+        let Some(peer) = self.peers.get_mut(key) else { return };
+        if let Some((_, until)) = &mut peer.rests {
+            *until = now + wake_after + PROBE_GIVE_UP;
+            self.settle(now, key);
+        }
+    }
+
+    /// It is not to be woken by its session any more: it keeps its binding again, or was called and did not come. Returns
+    /// whether its phase changed.
+    pub fn handle_awake(&mut self, now: Instant, key: &PublicKey) -> bool {
+        let Some(peer) = self.peers.get_mut(key) else { return false };
+        peer.rests = None;
+        self.settle(now, key)
+    }
+
+    /// When a sleeping client was last proven to be there, by its session.
+    pub fn rested(&self, key: &PublicKey) -> Option<Instant> {
+        self.peers.get(key).and_then(|peer| peer.rests).map(|(at, _)| at)
+    }
+
     /// The client's session stream ended without a word: what it said last is no longer known to be so.
     pub fn handle_session_end(&mut self, now: Instant, key: &PublicKey) -> bool {
         let Some(peer) = self.peers.get_mut(key) else { return false };
+        peer.rests = None;
         if peer.told.is_some_and(|(_, phase)| phase == Phase::Disconnected) {
             return false;
         }
@@ -218,13 +258,15 @@ impl GatewayHealth {
                 self.missing.remove(key);
             }
             // What the client says of itself, or silence, beyond what the last packet proves.
-            Phase::Dormant | Phase::WaitingToReconnect if before == Phase::Connected => {
+            Phase::Dormant | Phase::WaitingToReconnect
+                if matches!(before, Phase::Connected | Phase::Standby) =>
+            {
                 peer.ledger.missed(now);
                 self.missing.insert(*key);
             }
-            Phase::Connected | Phase::Dormant | Phase::WaitingToReconnect => {}
+            Phase::Connected | Phase::Standby | Phase::Dormant | Phase::WaitingToReconnect => {}
         }
-        if (before, phase) == (Phase::Connected, Phase::Dormant) {
+        if matches!(before, Phase::Connected | Phase::Standby) && phase == Phase::Dormant {
             self.silent.push(*key);
         }
         before != phase
@@ -280,6 +322,49 @@ mod tests {
         assert!(health.handle_timeout(end));
         assert_eq!(health.phase(&key()), Phase::Dormant);
         assert_eq!((health.take_silent(), health.take_silent()), (vec![key()], vec![]));
+    }
+
+    #[test]
+    fn a_sleeper_is_standby_once_its_packets_prove_nothing_any_more_and_for_as_long_as_its_session_does() {
+        let (mut health, now) = with(Expectation::Every(INTERVAL));
+        health.handle_sample(now, &key(), heard(now));
+        let hour = Duration::from_hours(1);
+        assert!(!health.handle_rest(now, &key(), hour));
+        assert_eq!(health.phase(&key()), Phase::Connected);
+        assert!(health.handle_timeout(now + INTERVAL + PROBE_GIVE_UP));
+        assert_eq!((health.phase(&key()), health.rested(&key())), (Phase::Standby, Some(now)));
+        // It spoke again, and then did not.
+        health.handle_rest(now + hour, &key(), hour);
+        let end = now + hour * 2 + PROBE_GIVE_UP;
+        assert_eq!(health.poll_timeout(), Some(end));
+        assert!(health.handle_timeout(end));
+        assert_eq!((health.phase(&key()), health.take_silent()), (Phase::Dormant, vec![key()]));
+        health.account(end);
+        let reach = health.reach(&key());
+        assert_eq!(
+            (reach.proven, reach.unproven),
+            (hour, Duration::from_mins(15)),
+            "of a gap no more counts"
+        );
+    }
+
+    #[test]
+    fn a_sleeper_is_lost_with_its_session_or_when_it_does_not_come() {
+        type Fault = fn(&mut GatewayHealth, Instant) -> bool;
+        let ended: Fault = |health, now| health.handle_session_end(now, &key());
+        let called: Fault = |health, now| health.handle_awake(now, &key());
+        for fault in [ended, called] {
+            let (mut health, now) = with(Expectation::Every(INTERVAL));
+            health.handle_sample(now, &key(), heard(now));
+            health.handle_rest(now, &key(), Duration::from_hours(1));
+            let later = now + INTERVAL * 2;
+            health.handle_timeout(later);
+            assert_eq!(health.phase(&key()), Phase::Standby);
+            assert!(fault(&mut health, later));
+            assert_eq!(health.phase(&key()), Phase::Dormant);
+            assert!(health.handle_sample(later, &key(), heard(later)));
+            assert_eq!(health.phase(&key()), Phase::Connected);
+        }
     }
 
     #[test]

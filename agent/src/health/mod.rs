@@ -34,6 +34,8 @@ pub enum Phase {
     Dormant,
     /// A path is back or still there, the exchange over it is not confirmed.
     WaitingToReconnect,
+    /// Asleep: it keeps no binding for the tunnel, and is woken over its session, which was proven recently enough to know.
+    Standby,
     /// Never seen, or said goodbye.
     #[default]
     Disconnected,
@@ -45,6 +47,7 @@ impl fmt::Display for Phase {
             Phase::Connected => "Connected",
             Phase::Dormant => "Dormant",
             Phase::WaitingToReconnect => "WaitingToReconnect",
+            Phase::Standby => "Standby",
             Phase::Disconnected => "Disconnected",
         })
     }

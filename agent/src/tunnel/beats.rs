@@ -145,6 +145,14 @@ impl Beats {
         }
     }
 
+    /// Sends no wake to the peer's tunnel any more before it asks again.
+    pub(super) fn let_sleep(&mut self, peer: &PublicKey) {
+        let Some(client) = self.peers.get_mut(peer) else { return };
+        let Some(wake) = client.wakes.remove(&Channel::Live) else { return };
+        self.deadlines.remove(&(wake.next(), *peer, Channel::Live));
+        self.pending -= 1;
+    }
+
     /// Checks a datagram that begins like one of these messages.
     pub(super) fn open(&mut self, datagram: &[u8]) -> Option<(PublicKey, Heard)> {
         let Some((kind, id)) = wire::peek(datagram) else {

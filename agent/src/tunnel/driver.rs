@@ -291,6 +291,10 @@ impl Driver {
                 Command::Datagram(peer, datagram) => {
                     self.shard.send_datagram(&peer, &datagram, &mut self.outbox);
                 }
+                Command::HoldAfter(peer, after) => self.shard.hold_after(&peer, after),
+                Command::Initiation(peer, initiation) => {
+                    self.shard.take_initiation(now, &peer, &initiation, &mut self.outbox);
+                }
                 Command::Identity(key) => self.shard.set_identity(now, &key),
                 Command::Endpoint(peer, to) => self.shard.set_endpoint(&peer, to),
                 Command::PersistentKeepalive(peer, interval) => {

@@ -66,6 +66,19 @@ pub enum TunnelEvent {
         /// The client.
         peer: PublicKey,
     },
+    /// Packets are held for a peer that does not hear datagrams now ([`Tunnel::hold_after`](super::Tunnel::hold_after)):
+    /// bring it this initiation ([`Tunnel::take_initiation`](super::Tunnel::take_initiation)). Told again while they are.
+    Held {
+        /// The peer.
+        peer: PublicKey,
+        /// A handshake initiation, without secrets.
+        initiation: Box<[u8]>,
+    },
+    /// It did not come within two seconds, and what was held for it was dropped.
+    NotWoken {
+        /// The peer.
+        peer: PublicKey,
+    },
     /// The kernel refused a datagram to the peer. Told once, until something
     /// authenticated comes from the peer, its endpoint changes, or the reason does.
     SendFailed {

@@ -55,6 +55,8 @@ pub(super) enum Command {
     Probe(PublicKey, Probe),
     BeatKey(PublicKey, BeatKey, Role),
     Datagram(PublicKey, Vec<u8>),
+    HoldAfter(PublicKey, Option<Duration>),
+    Initiation(PublicKey, Box<[u8]>),
     Identity(PrivateKey),
     Endpoint(PublicKey, SocketAddr),
     PersistentKeepalive(PublicKey, Option<Duration>),
@@ -285,6 +287,18 @@ impl Tunnel {
     /// where the peer is.
     pub fn beat(&self, peer: &PublicKey, beat: Vec<u8>) {
         self.tell(peer, Command::Datagram(*peer, beat));
+    }
+
+    /// The peer keeps no binding of its own accord: once nothing came from it for `after`, packets to it are held for up to
+    /// two seconds, and [`TunnelEvent::Held`] asks to wake it. Ends with `None`, and when the peer asks for a wake by UDP.
+    pub fn hold_after(&self, peer: &PublicKey, after: Option<Duration>) {
+        self.tell(peer, Command::HoldAfter(*peer, after));
+    }
+
+    /// Takes a peer's handshake initiation that came by other means than UDP. The answer goes by UDP to the peer's
+    /// endpoint. An authentic one only; it counts for no sign of life.
+    pub fn take_initiation(&self, peer: &PublicKey, initiation: Box<[u8]>) {
+        self.tell(peer, Command::Initiation(*peer, initiation));
     }
 
     /// The figures of all peers, in no order, as of their last batch of packets.

@@ -8,6 +8,7 @@
 //! deadlines (`timers`), a small queue (`waiting`) and probes; `gate` stands in front of handshakes, which
 //! wait in `line` for time that data does not need. `beats` are the messages of NAT intelligence on the same port.
 
+mod asleep;
 mod beats;
 mod checksum;
 mod clamp;

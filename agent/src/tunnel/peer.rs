@@ -13,6 +13,7 @@ use boringtun::{
 
 use super::{
     PresharedKey, PublicKey, SILENCE, SendFailure, TunnelEvent,
+    asleep::{self, Asleep},
     clamp::clamp_mss,
     message::{DATA_OVERHEAD, INITIATION, Message},
     output::Output,
@@ -42,6 +43,8 @@ pub(super) struct Surroundings {
     pub(super) jitter: Jitter,
     /// Packets that wait for sessions now.
     pub(super) waiting: usize,
+    /// Bytes held for sleeping peers now.
+    pub(super) held: usize,
 }
 
 /// Spreads retries. No secret depends on it.
@@ -103,6 +106,7 @@ pub(super) struct Peer {
     /// Whether the owner ever said where it is.
     is_told: bool,
     waiting: Waiting,
+    asleep: Asleep,
     probes: Pending,
     stats: PeerStats,
     published: Published,
@@ -134,6 +138,7 @@ impl Peer {
             endpoint: None,
             is_told: false,
             waiting: Waiting::default(),
+            asleep: Asleep::default(),
             probes: Pending::default(),
             stats: PeerStats::new(key),
             published,
@@ -164,6 +169,19 @@ impl Peer {
 
     pub(super) fn waiting(&self) -> usize {
         self.waiting.len()
+    }
+
+    pub(super) const fn held(&self) -> usize {
+        self.asleep.bytes()
+    }
+
+    /// Holds packets, and tells the owner of them, once nothing came from the peer for `after`.
+    pub(super) fn hold_after(&mut self, after: Option<Duration>) {
+        self.asleep.set(after);
+    }
+
+    fn is_asleep(&self, now: Instant) -> bool {
+        self.asleep.is(now, self.seen_there)
     }
 
     /// Begins anew with other keys; the figures and the endpoint stay.
@@ -210,7 +228,7 @@ impl Peer {
 
     /// The next time at which something is due.
     pub(super) fn deadline(&self) -> Option<Instant> {
-        self.timers.next().map(|(at, _)| at)
+        self.timers.next().map(|(at, _)| at).into_iter().chain(self.asleep.deadline()).min()
     }
 
     /// Shows the figures to the owner. `false`: try again later.
@@ -228,6 +246,14 @@ impl Peer {
         common: &mut Surroundings,
         out: &mut O,
     ) {
+        if self.is_asleep(now) {
+            while let Some(packet) = packets.make_next() {
+                clamp_mss(packet, common.mtu);
+                let held = self.asleep.hold(now, packet, &mut common.held);
+                self.stats.dropped += u64::from(!held);
+            }
+            return self.see_to_held(now, common, out);
+        }
         let Some(endpoint) = self.endpoint else {
             self.stats.dropped += 1;
             return;
@@ -321,6 +347,7 @@ impl Peer {
                     self.unconfirmed = None;
                     self.session_ready(now, keys.since, false, common, out);
                 }
+                self.release(now, common, out);
                 if self.timers.renew_on_receive(now) {
                     self.initiate(now, common, out);
                 }
@@ -331,8 +358,30 @@ impl Peer {
         }
     }
 
+    /// Takes an initiation that came to the owner by other means. Its answer goes by UDP to where the peer is, so that it
+    /// opens a binding. Nothing is proven by it: nobody came here.
+    pub(super) fn take_initiation<O: Output>(
+        &mut self,
+        now: Instant,
+        initiation: &[u8],
+        common: &mut Surroundings,
+        out: &mut O,
+    ) {
+        let mut room = [0; INITIATION];
+        self.poll_if_stale(now, common, out);
+        let made = self.make_tunn(common).decapsulate(None, initiation, &mut room);
+        let TunnResult::WriteToNetwork(reply) = made else {
+            self.stats.dropped += 1;
+            return;
+        };
+        self.unconfirmed = Message::sender(reply).map(|index| Unconfirmed { index, since: now });
+        self.timers.keys_derived(now);
+        self.transmit(now, reply, common, out);
+    }
+
     /// Does what is due.
     pub(super) fn timeout<O: Output>(&mut self, now: Instant, common: &mut Surroundings, out: &mut O) {
+        self.see_to_held(now, common, out);
         while let Some((_, due)) = self.timers.next().filter(|&(at, _)| at <= now) {
             // `Tunn` may see to it itself; then another thing is due afterwards, at another time.
             self.poll(now, common, out);
@@ -521,6 +570,46 @@ impl Peer {
         for packet in packets {
             self.encrypt(now, endpoint.path, &packet, out);
         }
+        self.release(now, common, out);
+    }
+
+    /// Wakes the peer for what is held, or lets that go.
+    fn see_to_held<O: Output>(&mut self, now: Instant, common: &mut Surroundings, out: &mut O) {
+        self.release(now, common, out);
+        while let Some(due) = self.asleep.take_due(now, &mut common.held) {
+            match due {
+                asleep::Due::Knock if self.is_asleep(now) => self.knock(now, common, out),
+                asleep::Due::Knock => self.initiate(now, common, out),
+                asleep::Due::GivenUp(dropped) => {
+                    self.stats.dropped += dropped;
+                    if self.is_asleep(now) {
+                        out.event(TunnelEvent::NotWoken { peer: self.key });
+                    }
+                }
+            }
+        }
+    }
+
+    /// Hands the owner an initiation that no datagram would bring to the peer.
+    fn knock<O: Output>(&mut self, now: Instant, common: &mut Surroundings, out: &mut O) {
+        self.poll_if_stale(now, common, out);
+        let mut room = [0; INITIATION];
+        if let TunnResult::WriteToNetwork(initiation) =
+            self.make_tunn(common).format_handshake_initiation(&mut room, true)
+        {
+            out.event(TunnelEvent::Held { peer: self.key, initiation: (&*initiation).into() });
+        }
+    }
+
+    /// Sends what was held, once the peer is seen and there is a session.
+    fn release<O: Output>(&mut self, now: Instant, common: &mut Surroundings, out: &mut O) {
+        if !self.asleep.holds() || !self.has_session || self.is_asleep(now) {
+            return;
+        }
+        let Some(endpoint) = self.endpoint else { return };
+        while let Some(packet) = self.asleep.pop(&mut common.held) {
+            self.encrypt(now, endpoint.path, &packet, out);
+        }
     }
 
     /// Sends what `Tunn` itself held back.
@@ -575,6 +664,7 @@ impl Peer {
     fn initiate<O: Output>(&mut self, now: Instant, common: &mut Surroundings, out: &mut O) {
         let mut room = [0; INITIATION];
         if self.endpoint.is_some()
+            && !self.is_asleep(now)
             && let TunnResult::WriteToNetwork(message) =
                 self.make_tunn(common).format_handshake_initiation(&mut room, true)
         {
@@ -623,7 +713,9 @@ impl Peer {
         let mut room = [0; INITIATION];
         let result = tunn.update_timers(&mut room);
         let has_session = tunn.time_since_last_handshake().is_some();
-        if let TunnResult::WriteToNetwork(message) = result {
+        if let TunnResult::WriteToNetwork(message) = result
+            && !self.is_asleep(now)
+        {
             self.transmit(now, message, common, out);
         }
         if self.has_session && !has_session {

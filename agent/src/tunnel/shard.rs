@@ -26,7 +26,10 @@ use super::{
     stats::{Board, Discards, PeerStats},
     team::{Number, Place, Stray},
 };
-use crate::nat::wire::{self, BeatKey, CookieMint};
+use crate::nat::{
+    Channel,
+    wire::{self, BeatKey, CookieMint},
+};
 
 /// What a shard is made from.
 pub(super) struct ShardConfig {
@@ -84,6 +87,7 @@ impl Shard {
                 magic: Magic(magic.unwrap_or_default()),
                 jitter: Jitter(seed.map_or(1, u64::from_ne_bytes) | 1),
                 waiting: 0,
+                held: 0,
             },
             board,
             discards: Discards::default(),
@@ -237,6 +241,10 @@ impl Shard {
         touch(&mut self.touched, slot, peer);
         match heard {
             Heard::Request(id, request) => {
+                if request.beat.channel == Channel::Live && request.beat.wake.is_some() {
+                    // It keeps its binding again.
+                    peer.hold_after(None);
+                }
                 let is_endpoint = peer.is_at(from.remote);
                 self.beats.answer(now, from, (id, request), is_endpoint, out);
             }
@@ -361,6 +369,28 @@ impl Shard {
         self.with(key, |peer, common| peer.keep_alive(now, interval, common, out));
     }
 
+    /// The peer lets its binding go: once nothing came from it for `after`, packets to it are held. Until it asks for a wake
+    /// by UDP again, or `None`.
+    pub(super) fn hold_after(&mut self, key: &PublicKey, after: Option<Duration>) {
+        if after.is_some() {
+            self.beats.let_sleep(key);
+        }
+        self.with(key, |peer, _| peer.hold_after(after));
+    }
+
+    /// Takes an initiation that the owner got by other means.
+    pub(super) fn take_initiation<O: Output>(
+        &mut self,
+        now: Instant,
+        key: &PublicKey,
+        initiation: &[u8],
+        out: &mut O,
+    ) {
+        if Message::parse(initiation) == Some(Message::Initiation) {
+            self.with(key, |peer, common| peer.take_initiation(now, initiation, common, out));
+        }
+    }
+
     /// Begins a handshake.
     pub(super) fn handshake<O: Output>(&mut self, now: Instant, key: &PublicKey, out: &mut O) {
         self.with(key, |peer, common| peer.handshake(now, common, out));
@@ -472,6 +502,7 @@ impl Shard {
         let Some(peer) = self.peers.get_mut(usize::from(slot)).and_then(Option::take) else { return };
         debug_assert_eq!(peer.key(), key);
         self.common.waiting -= peer.waiting();
+        self.common.held -= peer.held();
         if let Some(at) = peer.scheduled {
             self.deadlines.remove(&(at, slot));
         }
@@ -493,6 +524,8 @@ fn touch(touched: &mut Vec<Slot>, slot: Slot, peer: &mut Peer) {
     }
 }
 
+#[cfg(test)]
+mod asleep_tests;
 #[cfg(test)]
 mod beat_tests;
 #[cfg(test)]

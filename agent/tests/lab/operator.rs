@@ -7,6 +7,7 @@ use std::{
     pin::Pin,
     sync::{Arc, Mutex},
     thread::JoinHandle,
+    time::Duration,
 };
 
 use futures::Stream;
@@ -176,6 +177,19 @@ impl Operator {
             for replica in &mut desired.replicas {
                 replica.tunnel_endpoints = vec![endpoint.into()];
             }
+        });
+    }
+
+    /// A keepalive that learns nothing, and by what idle clients are to be reached.
+    pub(crate) fn standby(&self, keepalive: Duration, standby: v1::keepalive_policy::Standby) {
+        self.inner.desired.send_modify(|desired| {
+            desired.revision += 1;
+            desired.pools[0].keepalive = Some(v1::KeepalivePolicy {
+                mode: v1::keepalive_policy::Mode::Fixed.into(),
+                interval: keepalive.try_into().ok(),
+                standby: standby.into(),
+                ..Default::default()
+            });
         });
     }
 

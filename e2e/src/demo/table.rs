@@ -82,7 +82,7 @@ fn row(client: &Client) -> [Cell; 6] {
 fn phase(client: &Client) -> Cell {
     let Some(phase) = client.phase else { return ("starting".to_owned(), DIM) };
     let colour = match phase {
-        ClientPhase::Connected => GREEN,
+        ClientPhase::Connected | ClientPhase::Standby => GREEN,
         ClientPhase::Pending | ClientPhase::WaitingToReconnect => YELLOW,
         ClientPhase::Dormant | ClientPhase::Disconnected | ClientPhase::Suspended | ClientPhase::Unknown => {
             RED

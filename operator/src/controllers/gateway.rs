@@ -178,6 +178,7 @@ impl Context {
             let counts = world.count(pool);
             sum.total += counts.total;
             sum.connected += counts.connected;
+            sum.standby += counts.standby;
             sum.waiting_to_reconnect += counts.waiting_to_reconnect;
             sum.dormant += counts.dormant;
             sum.disconnected += counts.disconnected;

@@ -3,7 +3,7 @@ use std::time::Duration;
 use k8s_openapi::jiff::Timestamp;
 use pinhole_proto::v1::{
     BindingReport, ChurnCause, ChurnEvent, ChurnOfCause, ChurnReport, ClientReport, KeepaliveReport,
-    NatReport, Phase, ReachReport,
+    NatReport, Phase, ReachReport, StandbyReport,
 };
 
 /// A handshake time is news only when the last one that was told is this much older: sessions re-key every two
@@ -35,6 +35,10 @@ pub struct Sighting {
     pub churn: ChurnReport,
     /// Keepalive that a client without an agent seems to need.
     pub recommended_keepalive: Option<Duration>,
+    /// By what it is reached while it is idle.
+    pub standby: Option<StandbyReport>,
+    /// When it last spoke on its session, where it sleeps.
+    pub last_rest: Option<Timestamp>,
     /// For how long it was proven reachable.
     pub reach: Option<ReachReport>,
 }
@@ -55,6 +59,8 @@ impl Sighting {
             keepalive: report.keepalive,
             churn,
             recommended_keepalive: report.recommended_keepalive.and_then(|d| Duration::try_from(d).ok()),
+            standby: report.standby,
+            last_rest: report.last_rest.and_then(timestamp),
             reach: report.reach,
         })
     }
@@ -97,7 +103,18 @@ fn measured(sighting: &Sighting) -> impl PartialEq {
     let reach = sighting.reach.map(|r| {
         (unproven(&r).map(|share| (share.max(1e-6).ln() * 4.0).round().to_bits()), step(r.longest_gap))
     });
-    (binding, keepalive, recommended, reach)
+    let standby = sighting.standby.map(|s| {
+        let wakes = (step(s.last_wake), step(s.worst_wake));
+        (
+            s.reachable_by,
+            s.reason,
+            step(s.interval),
+            wakes,
+            step(s.session_at_least),
+            step(s.session_less_than),
+        )
+    });
+    (binding, keepalive, recommended, reach, standby, grain(sighting.last_rest))
 }
 
 /// Share of the time in which a client was not proven reachable although it should have been. `None`: no time counted.

@@ -7,7 +7,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use pinhole_proto::v1::{
     Ack, BindingReport, ChurnEvent, ChurnReport, ClientReport, EndpointChange, GatewayReport, Impairment,
-    KeepaliveReport, NatReport, ReachReport,
+    KeepaliveReport, NatReport, ReachReport, StandbyReport,
 };
 use prost_types::{Duration, Timestamp};
 
@@ -94,6 +94,15 @@ fn clean_measurements(client: &mut ClientReport, now: i64) {
     });
     client.recommended_keepalive = client.recommended_keepalive.filter(is_span).filter(|d| d.seconds > 0);
     client.churn = client.churn.take().map(|churn| clean_churn(churn, now));
+    client.last_rest = client.last_rest.filter(|t| is_past(*t, now));
+    client.standby = client.standby.map(|standby| StandbyReport {
+        interval: standby.interval.filter(is_span),
+        last_wake: standby.last_wake.filter(is_span),
+        worst_wake: standby.worst_wake.filter(is_span),
+        session_at_least: standby.session_at_least.filter(is_span),
+        session_less_than: standby.session_less_than.filter(is_span),
+        ..standby
+    });
     client.reach = client.reach.map(|reach| ReachReport {
         proven: reach.proven.filter(is_whole),
         unproven: reach.unproven.filter(is_whole),

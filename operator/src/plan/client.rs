@@ -9,7 +9,7 @@ use pinhole_crds::{
 };
 use pinhole_proto::v1::Phase;
 
-use super::{condition::Conditions, keepalive, keys::KeyError, nat, overlap::Overlap};
+use super::{condition::Conditions, keepalive, keys::KeyError, nat, overlap::Overlap, standby};
 use crate::{
     fleet::{ClientView, HANDSHAKE_GRAIN_SECONDS, Hearing, Sighting, timestamp},
     ipam::Denied,
@@ -105,6 +105,7 @@ pub fn count(counts: &mut ClientCounts, phase: Option<ClientPhase>) {
     counts.total += 1;
     let field = match phase {
         Some(ClientPhase::Connected) => &mut counts.connected,
+        Some(ClientPhase::Standby) => &mut counts.standby,
         Some(ClientPhase::WaitingToReconnect) => &mut counts.waiting_to_reconnect,
         Some(ClientPhase::Dormant) => &mut counts.dormant,
         Some(ClientPhase::Suspended) => &mut counts.suspended,
@@ -197,6 +198,7 @@ fn phase(inputs: &StatusInputs<'_>, before: &VPNClientStatus, provision: &Provis
         },
         (Hearing::Live, Some((_, sighting))) => match sighting.phase {
             Phase::Connected => ClientPhase::Connected,
+            Phase::Standby => ClientPhase::Standby,
             Phase::Dormant => ClientPhase::Dormant,
             Phase::WaitingToReconnect => ClientPhase::WaitingToReconnect,
             Phase::Disconnected | Phase::Unspecified => ClientPhase::Disconnected,
@@ -226,6 +228,11 @@ fn connected(
         ClientPhase::Connected => {
             (Some(true), "ExchangeConfirmed", "packets were exchanged in both directions lately")
         }
+        ClientPhase::Standby => (
+            Some(false),
+            "Standby",
+            "asleep, and reachable: its gateway wakes it over its session, proven lately (see status.standby)",
+        ),
         ClientPhase::Dormant => (Some(false), "Dormant", "no usable path; its session and address are kept"),
         ClientPhase::WaitingToReconnect => {
             (Some(false), "WaitingToReconnect", "it was heard again; the exchange is not confirmed yet")
@@ -289,6 +296,7 @@ fn seen(inputs: &StatusInputs<'_>, before: &VPNClientStatus) -> VPNClientStatus 
         nat: before.nat.clone(),
         binding: before.binding.clone(),
         churn: before.churn.clone(),
+        standby: before.standby.clone(),
         reachability: before.reachability.clone(),
         ..VPNClientStatus::default()
     };
@@ -301,6 +309,7 @@ fn seen(inputs: &StatusInputs<'_>, before: &VPNClientStatus) -> VPNClientStatus 
         nat: nat::behaviour(kept.nat.as_ref(), sighting),
         binding: nat::lifetime(kept.binding.as_ref(), sighting),
         churn: churn(kept.churn, sighting, inputs.moves_seen),
+        standby: standby::in_force(kept.standby.as_ref(), sighting),
         reachability: nat::reachability(kept.reachability, sighting),
         ..VPNClientStatus::default()
     }
@@ -352,6 +361,7 @@ fn calm_measurements(
         nat: before.nat.clone(),
         binding: before.binding.clone(),
         keepalive: before.keepalive.clone(),
+        standby: before.standby.clone(),
         ..status.clone()
     };
     if held != *before || *status == *before {

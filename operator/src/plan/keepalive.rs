@@ -1,9 +1,13 @@
 use std::time::Duration;
 
 use pinhole_crds::{
-    Interval, Keepalive, KeepaliveInForce, KeepaliveMode, VPNClientPoolSpec, VPNClientSpec, VPNGatewaySpec,
+    Interval, Keepalive, KeepaliveInForce, KeepaliveMode, StandbyMode, VPNClientPoolSpec, VPNClientSpec,
+    VPNGatewaySpec,
 };
-use pinhole_proto::v1::{KeepalivePolicy, KeepaliveReason, KeepaliveReport, keepalive_policy::Mode};
+use pinhole_proto::v1::{
+    KeepalivePolicy, KeepaliveReason, KeepaliveReport,
+    keepalive_policy::{Mode, Standby},
+};
 
 use super::nat;
 
@@ -36,6 +40,12 @@ pub fn policy(keepalive: Option<&Keepalive>) -> KeepalivePolicy {
         min: Some(wire(keepalive.min_or_default())),
         max: Some(wire(keepalive.max_or_default())),
         longest_blind: keepalive.longest_blind.map(|blind| wire(blind.0)),
+        standby: match keepalive.standby.unwrap_or_default() {
+            StandbyMode::UDP => Standby::Udp,
+            StandbyMode::Auto => Standby::Auto,
+            StandbyMode::Session => Standby::Session,
+        }
+        .into(),
     }
 }
 

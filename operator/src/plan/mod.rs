@@ -12,6 +12,7 @@ mod object;
 mod overlap;
 mod service;
 mod settings;
+mod standby;
 mod workload;
 
 pub mod client;

@@ -153,7 +153,7 @@ pub(super) fn duration(wire: prost_types::Duration) -> Option<Duration> {
     Duration::try_from(wire).ok()
 }
 
-fn seconds(time: Timestamp) -> Time {
+pub(super) fn seconds(time: Timestamp) -> Time {
     Time(Timestamp::from_second(time.as_second()).unwrap_or(time))
 }
 

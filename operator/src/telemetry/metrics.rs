@@ -132,6 +132,7 @@ impl Metrics {
         let given = counts.unwrap_or_default();
         for (phase, n) in [
             ("Connected", given.connected),
+            ("Standby", given.standby),
             ("WaitingToReconnect", given.waiting_to_reconnect),
             ("Dormant", given.dormant),
             ("Disconnected", given.disconnected),

@@ -30,6 +30,7 @@ use self::{
     suspect::{Suspect, Verdict},
     verdicts::{Place, Verdicts},
 };
+use super::sleeper::Keeping;
 use crate::{
     health::Jitter,
     identity::Store,
@@ -114,6 +115,7 @@ struct Moved {
 pub(super) struct Pulse {
     policy: Policy,
     enabled: bool,
+    keeping: Keeping,
     keys: HashMap<PublicKey, VecDeque<BeatKey>>,
     keeper: Option<Keeper>,
     /// What a replica advised before there was a path to it.
@@ -160,6 +162,7 @@ impl Pulse {
         Pulse {
             policy,
             enabled: true,
+            keeping: Keeping::Always,
             keys: HashMap::new(),
             keeper: None,
             guidance: None,
@@ -272,6 +275,15 @@ impl Pulse {
         let busy = self.beaten.is_some_and(|at| now < at + POKE_PAUSE);
         if self.way.is_some() && !busy {
             self.keep(now, Path::Up);
+            self.drain(now);
+        }
+    }
+
+    /// The binding need not be kept for a while, is opened for data, or has to be kept again.
+    pub(super) fn handle_keeping(&mut self, now: Instant, keeping: Keeping) {
+        self.keeping = keeping;
+        if self.way.is_some() {
+            self.keep(now, if keeping == Keeping::Never { Path::Down } else { Path::Up });
             self.drain(now);
         }
     }
@@ -599,7 +611,9 @@ impl Pulse {
             Channel::Live => {
                 self.beaten = Some(now);
                 tracing::trace!(?beat, "sent");
-                let datagram = self.ledger.write(&key, beat, way.local());
+                // Who sleeps again by then is not to be woken.
+                let wake = beat.wake.filter(|_| self.keeping == Keeping::Always);
+                let datagram = self.ledger.write(&key, &Beat { wake, ..*beat }, way.local());
                 self.steps.push_back(Step::Beat(way.replica, datagram));
             }
             Channel::Probe(number) => {

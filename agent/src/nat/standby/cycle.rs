@@ -218,6 +218,7 @@ impl Standby {
         let tryable = next > self.life.at_least
             && next <= needed * FAR
             && self.life.less_than.is_none_or(|end| next < end)
+            && !self.naps
             && !self.knows_udp(now);
         Some(if tryable { self.udp.in_step(now, next, self.life.less_than) } else { interval })
     }

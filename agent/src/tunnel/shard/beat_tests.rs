@@ -295,3 +295,23 @@ proptest::proptest! {
         }
     }
 }
+
+#[test]
+fn a_client_that_goes_to_sleep_is_not_woken_by_udp_and_one_that_beats_again_is_not_held() {
+    let mut pair = Pair::new();
+    let from = pair.client.address;
+    let cookie = pair.ask(from, Channel::Live, None, Cookie::default()).cookie;
+    pair.ask(from, Channel::Live, Some(MS * 1000), cookie);
+    let sleeper = pair.client.key;
+    pair.gateway.shard.hold_after(&sleeper, Some(MS * 500));
+    pair.now += MS * 5000;
+    pair.gateway.shard.handle_timeout(pair.now, &mut pair.gateway.made);
+    assert!(pair.gateway.made.datagrams.is_empty() && pair.gateway.made.events.is_empty());
+    pair.gateway.sends(pair.now, &pair.client, 1);
+    assert!(matches!(pair.gateway.made.events.as_slice(), [TunnelEvent::Held { .. }]));
+    pair.gateway.made = Made::default();
+    pair.ask(from, Channel::Live, Some(MS * 1000), cookie);
+    pair.now += MS * 900;
+    pair.gateway.sends(pair.now, &pair.client, 2);
+    assert!(!pair.gateway.made.datagrams.is_empty());
+}

@@ -1,7 +1,8 @@
 use pinhole_crds::{CONNECTED, ClientPhase, READY, RECONCILING, STALLED, VPNClientStatus};
 use pinhole_proto::v1::{
     ChurnCause, ChurnEvent, ChurnOfCause, ChurnReport, KeepaliveReason, KeepaliveReport, Phase,
-    keepalive_policy::Mode,
+    StandbyReason, StandbyReport,
+    keepalive_policy::{Mode, Standby},
 };
 
 use super::*;
@@ -32,6 +33,8 @@ fn sighting(phase: Phase) -> Sighting {
         keepalive: None,
         churn: ChurnReport::default(),
         recommended_keepalive: None,
+        standby: None,
+        last_rest: None,
         reach: None,
     }
 }
@@ -310,6 +313,45 @@ fn learnt(seconds: u64, reason: KeepaliveReason, saved: i64) -> Sighting {
         ..KeepaliveReport::default()
     };
     Sighting { keepalive: Some(keepalive), ..sighting(Phase::Connected) }
+}
+
+fn asleep(interval: u64, wake: u64, rested: i64) -> Sighting {
+    let span = |millis| prost_types::Duration::try_from(Duration::from_millis(millis)).ok();
+    let standby = StandbyReport {
+        reachable_by: Standby::Session.into(),
+        reason: StandbyReason::CheaperBySession.into(),
+        interval: span(interval * 1000),
+        last_wake: span(wake),
+        worst_wake: span(wake),
+        session_at_least: span(interval * 1020),
+        session_less_than: None,
+    };
+    Sighting { standby: Some(standby), last_rest: Some(at(rested)), ..sighting(Phase::Standby) }
+}
+
+#[test]
+fn who_sleeps_is_called_so_with_its_last_proof_and_how_long_a_wake_takes() {
+    let case = Case::new();
+    let mut client = connected(&case);
+    client.status = Some(case.judge(&client, &heard(asleep(1700, 140, 200))));
+    let status = client.status.clone().unwrap();
+    assert_eq!(status.phase, Some(ClientPhase::Standby));
+    let connected = status.conditions.iter().find(|c| c.type_ == CONNECTED).unwrap();
+    assert_eq!((connected.status.as_str(), connected.reason.as_str()), ("False", "Standby"));
+    let standby = status.standby.unwrap();
+    assert_eq!(
+        (standby.interval.unwrap().to_string().as_str(), standby.reason.as_str()),
+        ("28m20s", "CheaperBySession")
+    );
+    assert_eq!(standby.last_proven.unwrap().0, at(200));
+    assert_eq!(standby.worst_wake.unwrap().to_string(), "140ms");
+    // A newer proof alone is written now and then only.
+    assert_eq!(Some(case.judge(&client, &heard(asleep(1700, 140, 790)))), client.status);
+    let later = case.judge(&client, &heard(asleep(1700, 140, 801))).standby.unwrap();
+    assert_eq!(later.last_proven.unwrap().0, at(801));
+    // A replica of an older version says nothing of it: what was known stays.
+    let older = case.judge(&client, &heard(sighting(Phase::Connected)));
+    assert_eq!((older.phase, older.standby), (Some(ClientPhase::Connected), client.status.unwrap().standby));
 }
 
 #[test]

@@ -8,7 +8,9 @@
     reason = "a failed expectation is a failed test"
 )]
 
+#[path = "../lab/mod.rs"]
 mod lab;
+mod standby;
 
 use std::{
     thread::sleep,

@@ -1,0 +1,317 @@
+//! Carries out what [`Standby`] decides: rests on the session, scouts, and whether the keeper of the UDP binding rests.
+
+mod scouts;
+
+use std::{
+    collections::VecDeque,
+    net::SocketAddr,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use pinhole_proto::v1;
+use tokio::sync::{mpsc, watch};
+
+use self::scouts::Scouts;
+pub(super) use self::scouts::{News, Whereto};
+use super::session::Target;
+use crate::{
+    identity::dial::Proof,
+    nat::{
+        Radio,
+        standby::{Action, Ended, Event, Line, Mode, Policy, Reason, Standby, UdpCost},
+    },
+    tunnel::PublicKey,
+};
+
+/// Share of the UDP interval after whose silence packets are held: when [`Standby`] takes data to be over.
+const OVER: f64 = 0.9;
+/// So long after a poke something has to come through the tunnel, or the path is asked.
+const WOKEN: Duration = Duration::from_millis(2500);
+
+/// Where the client is, as far as what was learnt of its session's mapping depends on it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Place {
+    /// The gateway.
+    pub(super) replica: PublicKey,
+    /// From which local network, as [`local_network`](super::network::local_network) names it.
+    pub(super) network: String,
+}
+
+/// What the keeper of the UDP binding does.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) enum Keeping {
+    /// It keeps it.
+    #[default]
+    Always,
+    /// It opens it for data, which keeps it afterwards: the gateway is not asked for wakes.
+    Opened,
+    /// It rests.
+    Never,
+}
+
+/// What the owner has to do.
+#[derive(Debug, PartialEq)]
+pub(super) enum Step {
+    /// Tell the gateway on the session.
+    Rest(v1::Rest),
+    /// What the keeper of the UDP binding does from now on.
+    Keep(Keeping),
+    /// The gateway holds something, and nothing came: ask whether the path works.
+    Doubt,
+}
+
+pub(super) struct Sleeper {
+    machine: Standby,
+    place: Option<Place>,
+    /// The session stands with whom the tunnel leads to, and the tunnel works.
+    ready: bool,
+    keeping: Keeping,
+    cost: Option<UdpCost>,
+    data: Option<Instant>,
+    poked: Option<Instant>,
+    scouts: Scouts,
+    steps: VecDeque<Step>,
+}
+
+impl Sleeper {
+    /// For a client that keeps its binding. What becomes of scouts goes to `news`, for [`Self::handle_news`].
+    pub(super) fn new(
+        policy: Policy,
+        seed: u64,
+        radio: Arc<Radio>,
+        (target, proof): (watch::Receiver<Target>, watch::Receiver<Proof>),
+        news: mpsc::Sender<News>,
+    ) -> Self {
+        Sleeper {
+            machine: Standby::new(Instant::now(), policy, None, seed),
+            place: None,
+            ready: false,
+            keeping: Keeping::Always,
+            cost: None,
+            data: None,
+            poked: None,
+            scouts: Scouts::new(Whereto { target, proof, radio }, news),
+            steps: VecDeque::new(),
+        }
+    }
+
+    pub(super) fn handle_policy(&mut self, now: Instant, policy: Policy) {
+        self.machine.handle_policy(now, policy);
+    }
+
+    /// Whether the client could be woken by its session: that stands at `session`, with the replica to which the tunnel
+    /// leads and works.
+    pub(super) fn handle_ready(
+        &mut self,
+        now: Instant,
+        place: Option<Place>,
+        session: Option<SocketAddr>,
+        ended: Ended,
+    ) {
+        if let Some(place) = place
+            && self.place.as_ref() != Some(&place)
+            && self.place.replace(place).is_some()
+        {
+            self.cost = None;
+            self.machine.handle_network(now, None);
+            self.ready = false;
+        }
+        self.scouts.lead_to(session);
+        match (session.is_some(), std::mem::replace(&mut self.ready, session.is_some())) {
+            (true, false) => self.machine.handle_attached(now),
+            (false, true) => self.machine.handle_detached(now, ended),
+            _ => {}
+        }
+    }
+
+    /// The session stands over a connection that is new.
+    pub(super) fn handle_attached(&mut self, now: Instant) {
+        if self.ready {
+            self.machine.handle_attached(now);
+        }
+    }
+
+    /// Something came on the session, or was sent there.
+    pub(super) fn handle_session_packet(&mut self, now: Instant) {
+        if self.ready {
+            self.machine.handle_session_packet(now);
+        }
+    }
+
+    /// The session was silent for as long as was asked for.
+    pub(super) fn handle_wake(&mut self, now: Instant, seq: u64) {
+        if self.ready {
+            self.machine.handle_wake(now, Line::Live, seq);
+        }
+    }
+
+    /// The gateway holds packets.
+    pub(super) fn handle_poke(&mut self, now: Instant) {
+        self.poked = self.poked.or(Some(now));
+        self.machine.handle_poke(now);
+    }
+
+    /// An authenticated packet came through the tunnel.
+    pub(super) fn handle_reached(&mut self, now: Instant) {
+        if self.poked.take().is_some() {
+            self.machine.handle_reached(now);
+        }
+    }
+
+    /// When user data last went by, as far as is known, and when an authenticated packet last came.
+    pub(super) fn handle_traffic(&mut self, now: Instant, data: Option<Instant>, received: Option<Instant>) {
+        if let Some(received) = received.filter(|at| self.poked.is_some_and(|poked| *at > poked)) {
+            self.handle_reached(received);
+        }
+        // What was there before is not new.
+        let before = self.data;
+        self.data = before.max(data);
+        if before.is_some() && self.data > before {
+            self.machine.handle_busy(now);
+        }
+    }
+
+    /// A beat left, or a wake of the live binding came.
+    pub(super) fn handle_burst(&mut self, now: Instant) {
+        self.machine.handle_udp_burst(now);
+    }
+
+    /// What keeping the binding costs, where that is known.
+    pub(super) fn handle_cost(&mut self, now: Instant, cost: UdpCost) {
+        if self.keeping == Keeping::Always && self.cost.replace(cost) != Some(cost) {
+            self.machine.handle_udp(now, cost);
+        }
+    }
+
+    /// What became of a scout.
+    pub(super) fn handle_news(&mut self, news: &News) {
+        let now = Instant::now();
+        match *news {
+            News::Attached(scout) => self.machine.handle_scout_attached(now, scout),
+            News::Woken(scout, seq) => self.machine.handle_wake(now, Line::Scout(scout), seq),
+            News::Ended(scout, ended) => self.machine.handle_scout_ended(now, scout, ended),
+        }
+    }
+
+    pub(super) fn handle_timeout(&mut self, now: Instant) {
+        if self.machine.poll_timeout().is_some_and(|at| at <= now) {
+            self.machine.handle_timeout(now);
+        }
+        if self.poked.is_some_and(|at| now >= at + WOKEN) {
+            self.poked = None;
+            self.steps.push_back(Step::Doubt);
+        }
+    }
+
+    pub(super) fn poll_timeout(&self) -> Option<Instant> {
+        let doubt = self.poked.map(|at| at + WOKEN);
+        self.machine.poll_timeout().into_iter().chain(doubt).min()
+    }
+
+    /// The next thing to do.
+    pub(super) fn poll_step(&mut self) -> Option<Step> {
+        while let Some(action) = self.machine.poll_action() {
+            self.act(action);
+        }
+        let keeping = match self.machine.mode() {
+            Mode::Session => Keeping::Never,
+            Mode::Udp if self.rests() && self.is_busy() => Keeping::Opened,
+            Mode::Udp => Keeping::Always,
+        };
+        if std::mem::replace(&mut self.keeping, keeping) != keeping {
+            tracing::debug!(?keeping, reason = %self.machine.reason(), "by what this client is reached");
+            // Before the rest that tells the gateway.
+            self.steps.push_front(Step::Keep(keeping));
+        }
+        self.steps.pop_front()
+    }
+
+    /// The longest silence on the session while it is relied on. `None`: the binding is kept.
+    pub(super) fn patience(&self) -> Option<Duration> {
+        self.rests().then(|| self.machine.lifetime().at_least)
+    }
+
+    /// Whether the session is relied on, be it that data flows for a while.
+    pub(super) fn rests(&self) -> bool {
+        self.keeping != Keeping::Always
+    }
+
+    /// Whether the client is reached by its session alone.
+    pub(super) fn sleeps(&self) -> bool {
+        self.keeping == Keeping::Never
+    }
+
+    /// The machine, to be looked at.
+    pub(super) fn standby(&self) -> &Standby {
+        &self.machine
+    }
+
+    fn is_busy(&self) -> bool {
+        self.ready && self.machine.reason() == Reason::Busy
+    }
+
+    fn act(&mut self, action: Action) {
+        match action {
+            Action::Rest { line: Line::Live, seq, wake_after } => {
+                let held = self.cost.filter(|_| self.machine.mode() == Mode::Session);
+                let hold_after = held.and_then(|cost| cost.interval.mul_f64(OVER).try_into().ok());
+                let wake_after = wake_after.try_into().ok();
+                self.steps.push_back(Step::Rest(v1::Rest { seq, wake_after, hold_after }));
+            }
+            Action::Rest { line: Line::Scout(scout), seq, wake_after } => {
+                let wake_after = wake_after.try_into().ok();
+                self.scouts.rest(scout, v1::Rest { seq, wake_after, hold_after: None });
+            }
+            Action::Open { scout } => self.scouts.open(scout),
+            Action::Close { scout } => self.scouts.close(scout),
+            // A rest of no time is answered at once.
+            Action::Ask => {
+                let now = Some(prost_types::Duration::default());
+                self.steps.push_back(Step::Rest(v1::Rest { seq: 0, wake_after: now, hold_after: None }));
+            }
+            // What is in force is seen from the mode.
+            Action::LetUdpGo | Action::KeepUdp => {}
+            Action::Event(event) => tell(event),
+        }
+    }
+}
+
+/// By what the client is reached, in the protocol's words.
+pub(super) fn report(standby: &Standby) -> v1::StandbyReport {
+    use v1::{StandbyReason as Said, keepalive_policy::Standby as By};
+    let span = |span: Option<Duration>| span.and_then(|span| span.try_into().ok());
+    let (stats, lifetime, sleeps) = (standby.stats(), standby.lifetime(), standby.mode() == Mode::Session);
+    v1::StandbyReport {
+        reachable_by: if sleeps { By::Session } else { By::Udp }.into(),
+        reason: match standby.reason() {
+            Reason::Policy => Said::Policy,
+            Reason::Learning => Said::Learning,
+            Reason::CheaperByUdp => Said::CheaperByUdp,
+            Reason::CheaperBySession => Said::CheaperBySession,
+            Reason::Busy => Said::Busy,
+            Reason::SessionLost => Said::SessionLost,
+            Reason::SessionClosed => Said::SessionClosed,
+            Reason::TooShort => Said::TooShort,
+        }
+        .into(),
+        interval: span(standby.interval().filter(|_| sleeps)),
+        last_wake: span(stats.last_wake),
+        worst_wake: span(stats.worst_wake),
+        session_at_least: span(Some(lifetime.at_least).filter(|age| !age.is_zero())),
+        session_less_than: span(lifetime.less_than),
+    }
+}
+
+fn tell(event: Event) {
+    match event {
+        Event::Switched { mode, reason } => tracing::debug!(?mode, %reason, "standby"),
+        Event::MappingLost { idle } => {
+            tracing::info!(idle = idle.as_secs(), "the session's mapping was lost");
+        }
+        Event::LifetimeShrank { from } => {
+            tracing::info!(from = from.as_secs(), "mappings of sessions live shorter than they did");
+        }
+        Event::Woken { after } => tracing::debug!(?after, "woken"),
+    }
+}

@@ -1,0 +1,76 @@
+//! A client that lets its UDP binding go and is woken over its session.
+
+use std::{thread::sleep, time::Duration};
+
+use pinhole_proto::v1::{Phase, keepalive_policy::Standby};
+
+use super::{
+    CLIENT, gateway_says,
+    lab::{Lab, Running, eventually},
+};
+
+/// How long the NAT keeps a mapping of UDP that is new, and one in use.
+const TIMEOUTS: (u32, u32) = (5, 12);
+const KEEPALIVE: Duration = Duration::from_secs(8);
+/// A first proof takes half a minute.
+const PROVEN: Duration = Duration::from_secs(75);
+/// After the last packet, WireGuard's own ten seconds later, no mapping is left.
+const FORGOTTEN: Duration = Duration::from_secs(24);
+
+/// A client that sleeps, and whose mapping is gone.
+fn asleep(name: &str) -> (Lab, Running) {
+    let (lab, gateway) = Lab::connected_behind_a_nat(name, TIMEOUTS);
+    lab.operator.standby(KEEPALIVE, Standby::Session);
+    eventually(PROVEN, "the client sleeps", || is(&lab, "Standby"));
+    eventually(KEEPALIVE + FORGOTTEN, "the gateway says so", || gateway_says(&lab, Phase::Standby));
+    sleep(FORGOTTEN);
+    (lab, gateway)
+}
+
+fn is(lab: &Lab, phase: &str) -> bool {
+    lab.status().is_some_and(|status| status["phase"] == phase)
+}
+
+fn churn(lab: &Lab) -> u64 {
+    lab.operator.reported("laptop").unwrap().churn.unwrap_or_default().count
+}
+
+fn counted(lab: &Lab, name: &str) -> u32 {
+    let metrics = lab.metrics();
+    let line = metrics.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+    line.unwrap_or("0").parse().unwrap()
+}
+
+#[test]
+fn packets_to_a_sleeping_client_wake_it_and_arrive_and_it_sleeps_again() {
+    let (lab, _gateway) = asleep("zwake");
+    for round in 1..=2 {
+        let before = lab.status().unwrap();
+        assert!(lab.gateway_pings(CLIENT), "{before:#}\n{:#}\n{}", lab.status().unwrap(), lab.client_log());
+        let status = lab.status().unwrap();
+        assert_eq!(status["phase"], "Connected", "awake while data flows: {status:#}");
+        assert!(status["standby"]["lastWakeMilliseconds"].as_f64().is_some_and(|wake| wake < 500.0));
+        assert!(counted(&lab, "pinhole_gateway_session_wakes_total") >= round);
+        assert_eq!(status["churn"]["count"], 0, "what was let go is no churn: {status:#}");
+        eventually(FORGOTTEN, "it sleeps", || is(&lab, "Standby"));
+        sleep(FORGOTTEN);
+        assert!(is(&lab, "Standby"), "{:#}\n{}", lab.status().unwrap(), lab.client_log());
+        let report = lab.operator.reported("laptop").unwrap();
+        assert_eq!(report.phase(), Phase::Standby, "{report:#?}\n{}", lab.client_log());
+    }
+    assert!(lab.client_pings("10.50.0.2"), "it need not be woken to speak");
+    assert_eq!(churn(&lab), 0);
+}
+
+#[test]
+fn a_sleeper_whose_session_was_forgotten_is_called_lost_with_the_first_packet_and_is_back_by_itself() {
+    let (lab, _gateway) = asleep("zlost");
+    lab.nat().forget_sessions();
+    assert!(!lab.gateway_pings(CLIENT), "nobody can reach it now");
+    eventually(Duration::from_secs(5), "the gateway says so", || gateway_says(&lab, Phase::Dormant));
+    let interval = lab.status().unwrap()["standby"]["intervalSeconds"].as_f64().unwrap();
+    let bound = Duration::from_secs_f64(interval + 8.0);
+    eventually(bound, "it keeps its binding again", || lab.gateway_pings(CLIENT));
+    eventually(Duration::from_secs(5), "the gateway says so", || gateway_says(&lab, Phase::Connected));
+    assert_eq!(churn(&lab), 0, "its binding was let go, not lost");
+}

@@ -41,6 +41,8 @@ pub struct Status {
     pub rx_bytes: u64,
     /// The keepalive in force.
     pub keepalive: Keepalive,
+    /// By what it is reached while it is idle.
+    pub standby: Standby,
     /// What was learnt of the NATs' bindings.
     pub binding: Binding,
     /// What became of the tunnel's own.
@@ -59,6 +61,20 @@ pub struct Keepalive {
     pub beats: bool,
     /// Wake-ups that it has cost.
     pub wakes: u64,
+}
+
+/// By what a client is reached, as `pinhole status` has it.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Standby {
+    /// `UDP` or `Session`.
+    pub reachable_by: String,
+    /// Why by that.
+    pub reason: String,
+    /// Silence on the session while it is relied on.
+    pub interval_seconds: Option<f64>,
+    /// From the last call over it to the first packet.
+    pub last_wake_milliseconds: Option<f64>,
 }
 
 /// A learnt lifetime, as `pinhole status` has it.

@@ -680,6 +680,10 @@ impl Runner<'_> {
             }
         }
         self.publish_state();
+        // Who speaks is awake, and may have more to do.
+        let now = Instant::now();
+        self.sleep_or_not(now);
+        self.take_steps(now);
     }
 
     /// Does what keeps the binding.

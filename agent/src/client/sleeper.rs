@@ -141,6 +141,7 @@ impl Sleeper {
 
     /// The session was silent for as long as was asked for.
     pub(super) fn handle_wake(&mut self, now: Instant, seq: u64) {
+        tracing::debug!(seq, "standby: woken by the session");
         if self.ready {
             self.machine.handle_wake(now, Line::Live, seq);
         }
@@ -186,6 +187,7 @@ impl Sleeper {
 
     /// What became of a scout.
     pub(super) fn handle_news(&mut self, news: &News) {
+        tracing::debug!(?news, "standby");
         let now = Instant::now();
         match *news {
             News::Attached(scout) => self.machine.handle_scout_attached(now, scout),
@@ -252,6 +254,7 @@ impl Sleeper {
     }
 
     fn act(&mut self, action: Action) {
+        tracing::debug!(?action, mode = ?self.machine.mode(), "standby");
         match action {
             Action::Rest { line: Line::Live, seq, wake_after } => {
                 let held = self.cost.filter(|_| self.machine.mode() == Mode::Session);
@@ -305,13 +308,12 @@ pub(super) fn report(standby: &Standby) -> v1::StandbyReport {
 
 fn tell(event: Event) {
     match event {
-        Event::Switched { mode, reason } => tracing::debug!(?mode, %reason, "standby"),
+        Event::Switched { .. } | Event::Woken { .. } => {}
         Event::MappingLost { idle } => {
             tracing::info!(idle = idle.as_secs(), "the session's mapping was lost");
         }
         Event::LifetimeShrank { from } => {
             tracing::info!(from = from.as_secs(), "mappings of sessions live shorter than they did");
         }
-        Event::Woken { after } => tracing::debug!(?after, "woken"),
     }
 }

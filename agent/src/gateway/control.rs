@@ -51,6 +51,8 @@ const PROOF_LIFETIME: Duration = Duration::from_secs(90);
 const SAMPLE: Duration = Duration::from_millis(100);
 /// A client is poked at most this often.
 const POKE_PAUSE: Duration = Duration::from_secs(5);
+/// Nobody's packets are held while it was heard so lately, whatever it asks for.
+const SHORTEST_HOLD: Duration = Duration::from_secs(2);
 const TUNNEL_RETRY: Duration = Duration::from_secs(10);
 const EVENTS: usize = 8192;
 
@@ -399,6 +401,7 @@ impl Control {
     ) {
         let is_current = self.sessions.get(&peer).is_some_and(|attached| attached.session == session);
         let (Some(tunnel), Some(hold_after), true) = (&self.tunnel, hold_after, is_current) else { return };
+        let hold_after = hold_after.max(SHORTEST_HOLD);
         self.sleepers.insert(peer, hold_after);
         tunnel.hold_after(&peer, Some(hold_after));
         if self.health.handle_rest(now, &peer, wake_after) {

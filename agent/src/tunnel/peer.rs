@@ -15,6 +15,7 @@ use super::{
     PresharedKey, PublicKey, SILENCE, SendFailure, TunnelEvent,
     asleep::{self, Asleep},
     clamp::clamp_mss,
+    gate::{Allowance, Bucket},
     message::{DATA_OVERHEAD, INITIATION, Message},
     output::Output,
     path::Path,
@@ -29,6 +30,9 @@ use super::{
 
 /// `Tunn` stamps everything with the time of its last poll, so it must have been polled this recently.
 const CLOCK: Duration = Duration::from_millis(250);
+/// Initiations for sleeping peers in a second, in the whole shard: each costs about as much as a hundred datagrams. Whoever
+/// sends to ten thousand sleepers at once wakes them one after the other, and leaves the others their tunnel.
+const KNOCKS: Allowance = Allowance { rate: 1000, burst: 500 };
 /// Packets that may wait for sessions in the whole shard, about 12 MB.
 const WAITING_TOGETHER: usize = 8192;
 
@@ -45,6 +49,8 @@ pub(super) struct Surroundings {
     pub(super) waiting: usize,
     /// Bytes held for sleeping peers now.
     pub(super) held: usize,
+    /// What is left for waking them.
+    pub(super) knocks: Bucket,
 }
 
 /// Spreads retries. No secret depends on it.
@@ -592,6 +598,9 @@ impl Peer {
 
     /// Hands the owner an initiation that no datagram would bring to the peer.
     fn knock<O: Output>(&mut self, now: Instant, common: &mut Surroundings, out: &mut O) {
+        if !common.knocks.take(now, KNOCKS) {
+            return;
+        }
         self.poll_if_stale(now, common, out);
         let mut room = [0; INITIATION];
         if let TunnResult::WriteToNetwork(initiation) =

@@ -12,7 +12,7 @@ use ring::rand::{SecureRandom, SystemRandom};
 use super::{
     PeerConfig, PresharedKey, PrivateKey, PublicKey, SendFailure, TunnelError, TunnelEvent,
     beats::{Beats, Heard, Role},
-    gate::{HandshakeGate, Verdict},
+    gate::{Bucket, HandshakeGate, Verdict},
     handle::Probe,
     inner,
     line::{Caller, Line, Turn},
@@ -88,6 +88,7 @@ impl Shard {
                 jitter: Jitter(seed.map_or(1, u64::from_ne_bytes) | 1),
                 waiting: 0,
                 held: 0,
+                knocks: Bucket::full(now),
             },
             board,
             discards: Discards::default(),

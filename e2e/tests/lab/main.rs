@@ -22,6 +22,7 @@ mod quiet;
 mod resilience;
 mod sidecars;
 mod stale_mapping;
+mod standby;
 mod stock;
 mod uninstall;
 mod userspace_nat;
@@ -68,6 +69,7 @@ fn all() -> Vec<Test> {
         userspace_nat::tests(),
         insight::tests(),
         quiet::tests(),
+        standby::tests(),
         kinds::tests(),
         enrolment::tests(),
         first_tunnel::tests(),

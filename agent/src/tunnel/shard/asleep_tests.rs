@@ -167,3 +167,30 @@ fn what_is_held_goes_with_its_peer() {
     gateway.shard.set_peers(&[]);
     assert_eq!(gateway.shard.common.held, 0);
 }
+
+#[test]
+fn a_crowd_of_sleepers_is_woken_at_a_pace() {
+    let now = Instant::now();
+    let mut gateway = End::new(1);
+    let clients: Vec<_> = (0..1200_u32)
+        .map(|n| {
+            let inner = std::net::Ipv4Addr::from(0x0a00_0100 + n);
+            let public_key = crate::tunnel::PrivateKey::generate().unwrap().public();
+            let allowed_ips = vec![std::net::IpAddr::from(inner).into()];
+            (inner, PeerConfig { public_key, preshared_key: None, allowed_ips, endpoints: Vec::new() })
+        })
+        .collect();
+    gateway.shard.set_peers(&clients.iter().map(|(_, peer)| peer.clone()).collect::<Vec<_>>());
+    for (inner, peer) in &clients {
+        gateway.shard.hold_after(&peer.public_key, Some(AFTER));
+        let mut packet = super::tests::packet(gateway.inner, *inner, 1);
+        gateway.sends_packet(now, &mut packet);
+    }
+    gateway.shard.settle();
+    assert!((490..=500).contains(&held(&mut gateway.made).len()));
+    pass(now + MS * 1999, &mut gateway);
+    assert!(held(&mut gateway.made).len() <= 2000);
+    assert_eq!(gateway.shard.common.held, 1200 * 85);
+    pass(now + MS * 2000, &mut gateway);
+    assert_eq!(gateway.shard.common.held, 0);
+}

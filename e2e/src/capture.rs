@@ -78,7 +78,7 @@ impl Capture {
         std::fs::create_dir_all(&directory).doing(|| format!("making {}", directory.display()))?;
         let file = directory.join("eth0.pcap");
         let command = Command::new("tcpdump")
-            .args(["-i", "eth0", "-n", "-U", "-Z", "root", "-s", SNAPLEN, "-w"])
+            .args(["-i", "eth0", "-n", "-U", "--immediate-mode", "-Z", "root", "-s", SNAPLEN, "-w"])
             .arg(&file)
             .arg(FILTER);
         let tcpdump = host.spawn("tcpdump", &command).await?;

@@ -436,6 +436,10 @@ impl Control {
             let Some(pool) = desired.pools.get(peer.pool).and_then(|pool| pool.wire.pool.as_ref()) else {
                 continue;
             };
+            if let Some(wake) = self.insights.get(key).and_then(|insight| insight.worst_wake()) {
+                let worst = self.counters.worst_wakes.entry(pool.name.clone()).or_default();
+                *worst = wake.max(*worst);
+            }
             let reach = self.health.reach(key);
             let before = self.accounted.insert(*key, reach).unwrap_or_default();
             if reach != before {

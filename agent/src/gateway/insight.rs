@@ -94,6 +94,9 @@ pub struct Insight {
     told: Option<v1::ChurnReport>,
 }
 
+/// Nobody is waited for longer, whatever an agent says.
+const BELIEVABLE_WAKE: Duration = Duration::from_mins(1);
+
 /// What keepalives cost, as agents count it.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Costs {
@@ -265,6 +268,12 @@ impl Insight {
     /// The keepalive in force.
     pub fn keepalive(&self) -> Option<&v1::KeepaliveReport> {
         self.keepalive.as_ref()
+    }
+
+    /// The longest that waking it over its session ever took.
+    pub fn worst_wake(&self) -> Option<Duration> {
+        let told = self.standby?.worst_wake.and_then(|wake| Duration::try_from(wake).ok());
+        told.map(|wake| wake.min(BELIEVABLE_WAKE))
     }
 
     /// All of it, as the operator is told.

@@ -38,6 +38,8 @@ pub(super) struct Counters {
     pub(super) proofs_failed: u64,
     pub(super) pokes: u64,
     pub(super) recalls: u64,
+    /// The longest that waking a client took, by pool.
+    pub(super) worst_wakes: BTreeMap<String, Duration>,
     pub(super) session_wakes: u64,
     pub(super) not_woken: u64,
     pub(super) stock_wakes: u64,
@@ -309,6 +311,7 @@ pub(super) fn render(counters: &Counters, gauges: &Gauges) -> String {
     );
     render_nats(&mut page, counters, &gauges.nats);
     render_reach(&mut page, counters);
+    render_wakes(&mut page, counters);
     page.family("pinhole_gateway_send_failures_total", "counter", "Datagrams that the kernel refused.");
     for (category, count) in &counters.send_failures {
         page.sample("pinhole_gateway_send_failures_total", &[("category", category)], count);
@@ -343,6 +346,17 @@ fn render_reach(page: &mut Page, counters: &Counters) {
     for (pool, reach) in &counters.reach {
         let gap = reach.longest_gap.as_secs_f64();
         page.sample("pinhole_gateway_longest_gap_seconds", &[("pool", pool)], gap);
+    }
+}
+
+fn render_wakes(page: &mut Page, counters: &Counters) {
+    page.family(
+        "pinhole_gateway_worst_wake_seconds",
+        "gauge",
+        "The longest time from a call over its session to the first packet of a client of the pool that slept.",
+    );
+    for (pool, wake) in &counters.worst_wakes {
+        page.sample("pinhole_gateway_worst_wake_seconds", &[("pool", pool)], wake.as_secs_f64());
     }
 }
 

@@ -8,7 +8,8 @@ use std::{
 use k8s_openapi::jiff::Timestamp;
 use kube::ResourceExt as _;
 use pinhole_crds::{
-    BindingLifetime, Churn, KeepaliveInForce, NatBehaviour, NatClass, Reachability, VPNClient,
+    BindingLifetime, Churn, KeepaliveInForce, NatBehaviour, NatClass, Reachability, ReachableBy,
+    StandbyInForce, VPNClient,
 };
 use serde::Serialize;
 
@@ -39,6 +40,8 @@ pub(super) struct NatRow {
     churn: Option<Churn>,
     #[serde(skip_serializing_if = "Option::is_none")]
     reachability: Option<Reachability>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    standby: Option<StandbyInForce>,
     #[serde(skip)]
     moved_seconds_ago: Option<i64>,
 }
@@ -70,6 +73,7 @@ impl NatRow {
             keepalive: status.keepalive,
             churn: status.churn,
             reachability: status.reachability,
+            standby: status.standby,
         }
     }
 
@@ -86,17 +90,20 @@ impl NatRow {
         let dash = |text: Option<String>| text.unwrap_or_else(|| "-".to_owned());
         let keepalive = self.keepalive.as_ref();
         let churn = self.churn.as_ref();
+        // Who sleeps keeps its session alone.
+        let asleep = self.standby.as_ref().filter(|s| s.reachable_by == ReachableBy::Session);
         vec![
             format!("{:?}", self.class),
             dash(self.binding.as_ref().and_then(bracket)),
-            dash(keepalive.map(|k| k.interval.to_string())),
-            dash(keepalive.map(|k| k.reason.clone())),
+            dash(asleep.and_then(|s| s.interval).or(keepalive.map(|k| k.interval)).map(|i| i.to_string())),
+            dash(asleep.map(|s| s.reason.clone()).or(keepalive.map(|k| k.reason.clone()))),
             dash(keepalive.and_then(|k| k.wakes_saved).map(|saved| saved.to_string())),
             churn.map_or(0, |c| c.count).to_string(),
             dash(churn.and_then(|c| c.last_cause).map(|cause| format!("{cause:?}"))),
             dash(self.moved_seconds_ago.map(|s| format!("{} ago", age(s)))),
             dash(self.reachability.as_ref().map(|r| r.percent.clone())),
             dash(self.reachability.as_ref().and_then(|r| r.longest_gap).map(|gap| gap.to_string())),
+            dash(self.standby.as_ref().and_then(|s| s.worst_wake).map(|wake| wake.to_string())),
         ]
     }
 }
@@ -111,8 +118,19 @@ fn bracket(binding: &BindingLifetime) -> Option<String> {
     }
 }
 
-const HEAD: [&str; 10] =
-    ["NAT", "LIFETIME", "KEEPALIVE", "WHY", "SAVED", "CHURN", "CAUSE", "MOVED", "REACHABLE%", "GAP"];
+const HEAD: [&str; 11] = [
+    "NAT",
+    "LIFETIME",
+    "KEEPALIVE",
+    "WHY",
+    "SAVED",
+    "CHURN",
+    "CAUSE",
+    "MOVED",
+    "REACHABLE%",
+    "GAP",
+    "WORST-WAKE",
+];
 
 /// The table of `nat`; with a column for the namespace where there may be several.
 pub(super) fn nat_table(rows: &[NatRow], with_namespace: bool) -> String {
@@ -222,9 +240,25 @@ mod tests {
                 "ago",
                 "99.950",
                 "38s",
+                "-",
             ]
         );
         assert!(nat_table(&[], true).starts_with("NAMESPACE"));
+    }
+
+    #[test]
+    fn of_a_sleeper_it_is_the_session_that_is_kept_and_how_long_a_wake_took_at_worst() {
+        let mut asleep = row("laptop", Some("198.51.100.7:40000"));
+        asleep.standby = Some(StandbyInForce {
+            reachable_by: ReachableBy::Session,
+            reason: "CheaperBySession".to_owned(),
+            interval: "28m20s".parse().ok(),
+            worst_wake: "140ms".parse().ok(),
+            ..StandbyInForce::default()
+        });
+        let text = nat_table(&[asleep], false);
+        assert!(text.contains(" 28m20s ") && text.contains(" CheaperBySession "), "{text}");
+        assert!(text.trim_end().ends_with(" 140ms"), "{text}");
     }
 
     #[test]

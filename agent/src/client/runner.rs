@@ -196,6 +196,7 @@ pub(super) async fn run(
         sleeper: Sleeper::new(
             settings.standby,
             Jitter::from_os().next_u64(),
+            setup.store.clone(),
             Arc::clone(&radio),
             (target.subscribe(), proof.subscribe()),
             scouted,
@@ -287,6 +288,7 @@ pub(super) async fn run(
     runner.health.handle_stop();
     runner.say_goodbye();
     runner.pulse.save();
+    runner.sleeper.save();
     let _ = tokio::time::timeout(GOODBYE, session_task).await;
     let status = runner.status();
     drop(wg_socket);

@@ -1,22 +1,23 @@
 //! Carries out what [`Standby`] decides: rests on the session, scouts, and whether the keeper of the UDP binding rests.
 
+mod kept;
 mod scouts;
 
 use std::{
     collections::VecDeque,
     net::SocketAddr,
     sync::Arc,
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime},
 };
 
 use pinhole_proto::v1;
 use tokio::sync::{mpsc, watch};
 
-use self::scouts::Scouts;
 pub(super) use self::scouts::{News, Whereto};
+use self::{kept::Kept, scouts::Scouts};
 use super::session::Target;
 use crate::{
-    identity::dial::Proof,
+    identity::{Store, dial::Proof},
     nat::{
         Radio,
         standby::{Action, Ended, Event, Line, Mode, Policy, Reason, Standby, UdpCost},
@@ -28,6 +29,9 @@ use crate::{
 const OVER: f64 = 0.9;
 /// So long after a poke something has to come through the tunnel, or the path is asked.
 const WOKEN: Duration = Duration::from_millis(2500);
+
+/// What was learnt is written at most this often.
+const SAVE_PAUSE: Duration = Duration::from_mins(1);
 
 /// Where the client is, as far as what was learnt of its session's mapping depends on it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -71,6 +75,9 @@ pub(super) struct Sleeper {
     data: Option<Instant>,
     poked: Option<Instant>,
     scouts: Scouts,
+    store: Store,
+    kept: Kept,
+    unsaved: Option<Instant>,
     steps: VecDeque<Step>,
 }
 
@@ -79,6 +86,7 @@ impl Sleeper {
     pub(super) fn new(
         policy: Policy,
         seed: u64,
+        store: Store,
         radio: Arc<Radio>,
         (target, proof): (watch::Receiver<Target>, watch::Receiver<Proof>),
         news: mpsc::Sender<News>,
@@ -92,6 +100,9 @@ impl Sleeper {
             data: None,
             poked: None,
             scouts: Scouts::new(Whereto { target, proof, radio }, news),
+            kept: Kept::load(&store),
+            store,
+            unsaved: None,
             steps: VecDeque::new(),
         }
     }
@@ -111,10 +122,11 @@ impl Sleeper {
     ) {
         if let Some(place) = place
             && self.place.as_ref() != Some(&place)
-            && self.place.replace(place).is_some()
         {
+            let prior = self.kept.prior(SystemTime::now(), &place.network);
+            self.place = Some(place);
             self.cost = None;
-            self.machine.handle_network(now, None);
+            self.machine.handle_network(now, prior);
             self.ready = false;
         }
         self.scouts.lead_to(session);
@@ -200,6 +212,9 @@ impl Sleeper {
         if self.machine.poll_timeout().is_some_and(|at| at <= now) {
             self.machine.handle_timeout(now);
         }
+        if self.unsaved.is_some_and(|at| at <= now) {
+            self.save();
+        }
         if self.poked.is_some_and(|at| now >= at + WOKEN) {
             self.poked = None;
             self.steps.push_back(Step::Doubt);
@@ -208,13 +223,28 @@ impl Sleeper {
 
     pub(super) fn poll_timeout(&self) -> Option<Instant> {
         let doubt = self.poked.map(|at| at + WOKEN);
-        self.machine.poll_timeout().into_iter().chain(doubt).min()
+        [self.machine.poll_timeout(), doubt, self.unsaved].into_iter().flatten().min()
+    }
+
+    /// Keeps what was learnt and not written yet.
+    pub(super) fn save(&mut self) {
+        if self.unsaved.take().is_some() {
+            self.kept.save(&self.store);
+        }
+    }
+
+    fn learn(&mut self) {
+        let (Some(place), Some(prior)) = (&self.place, self.machine.prior()) else { return };
+        if self.kept.note(SystemTime::now(), &place.network, prior) {
+            self.unsaved.get_or_insert(Instant::now() + SAVE_PAUSE);
+        }
     }
 
     /// The next thing to do.
     pub(super) fn poll_step(&mut self) -> Option<Step> {
         while let Some(action) = self.machine.poll_action() {
             self.act(action);
+            self.learn();
         }
         let keeping = match self.machine.mode() {
             Mode::Session => Keeping::Never,

@@ -86,6 +86,8 @@ struct Attached {
     poked: Option<Instant>,
     /// How often it was recalled.
     recalls: u64,
+    /// It was called to the tunnel, and has not come yet as far as is known.
+    called: bool,
 }
 
 impl Attached {
@@ -323,7 +325,8 @@ impl Control {
                 if let (Some(tunnel), Some(key)) = (&self.tunnel, &key) {
                     tunnel.answer_beats(&peer, key);
                 }
-                self.sessions.insert(peer, Attached { session, key, words, poked: None, recalls: 0 });
+                self.sessions
+                    .insert(peer, Attached { session, key, words, poked: None, recalls: 0, called: false });
                 self.expect(now, peer, Agent::Silent);
                 self.neighbours.handle_attached(now, peer, source);
                 self.changed(now);
@@ -411,9 +414,19 @@ impl Control {
 
     /// Packets are held for a client: its session brings it the initiation.
     fn wake(&mut self, peer: &PublicKey, initiation: &[u8]) {
-        let Some(attached) = self.sessions.get(peer) else { return };
+        let Some(attached) = self.sessions.get_mut(peer) else { return };
         if attached.words.try_send(Word::Poke(Some(initiation.into()))).is_ok() {
+            attached.called = true;
             self.counters.session_wakes += 1;
+        }
+    }
+
+    /// A client did not come in time, which is its fault only if it was called at all.
+    fn not_woken(&mut self, now: Instant, peer: &PublicKey) {
+        let called = self.sessions.get_mut(peer).is_some_and(|attached| std::mem::take(&mut attached.called));
+        self.counters.not_woken += 1;
+        if called && self.health.handle_awake(now, peer) {
+            self.changed(now);
         }
     }
 
@@ -500,6 +513,9 @@ impl Control {
         match *event {
             TunnelEvent::HandshakeCompleted { peer } => {
                 self.counters.handshakes += 1;
+                if let Some(attached) = self.sessions.get_mut(&peer) {
+                    attached.called = false;
+                }
                 if peer != self.setup.prober.public_key() {
                     self.sample(now);
                 }
@@ -529,12 +545,7 @@ impl Control {
             }
             TunnelEvent::WakeUnanswered { peer } => self.poke(now, &peer),
             TunnelEvent::Held { peer, ref initiation } => self.wake(&peer, initiation),
-            TunnelEvent::NotWoken { peer } => {
-                self.counters.not_woken += 1;
-                if self.health.handle_awake(now, &peer) {
-                    self.changed(now);
-                }
-            }
+            TunnelEvent::NotWoken { peer } => self.not_woken(now, &peer),
             TunnelEvent::HandshakeTimedOut { .. }
             | TunnelEvent::ProbeAnswered { .. }
             | TunnelEvent::BeatAnswered { .. }

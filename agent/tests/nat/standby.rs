@@ -74,3 +74,17 @@ fn a_sleeper_whose_session_was_forgotten_is_called_lost_with_the_first_packet_an
     eventually(Duration::from_secs(5), "the gateway says so", || gateway_says(&lab, Phase::Connected));
     assert_eq!(churn(&lab), 0, "its binding was let go, not lost");
 }
+
+#[test]
+fn a_sleeper_whose_network_blocks_udp_by_now_is_called_lost_on_both_sides_and_is_back_when_it_does_not() {
+    let (lab, _gateway) = asleep("zblock");
+    lab.nat().block();
+    assert!(!lab.gateway_pings(CLIENT), "it is called, and cannot come");
+    eventually(Duration::from_secs(5), "the gateway says so", || gateway_says(&lab, Phase::Dormant));
+    let asked = Duration::from_secs(15);
+    eventually(asked, "the client sees it", || is(&lab, "WaitingToReconnect"));
+    eventually(asked, "and says so", || gateway_says(&lab, Phase::WaitingToReconnect));
+    lab.nat().unblock();
+    eventually(Duration::from_secs(45), "it is back", || lab.gateway_pings(CLIENT));
+    eventually(asked, "the gateway says so", || gateway_says(&lab, Phase::Connected));
+}

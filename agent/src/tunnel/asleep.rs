@@ -23,6 +23,19 @@ const FRESH: Duration = Duration::from_secs(2);
 const KNOCKS: [Duration; 4] =
     [Duration::ZERO, Duration::from_millis(250), Duration::from_millis(600), Duration::from_millis(1200)];
 
+/// A binding that saw packets for so long counts as one in use, with the lifetime that the client tells of: the keeper's
+/// companion comes 2.5 s after its first packet for that, and Linux asks for two seconds.
+const PROMOTED: Duration = Duration::from_secs(2);
+/// No NAT was heard of that keeps a new binding for less than five seconds.
+const UNPROMOTED: Duration = Duration::from_millis(4500);
+
+/// Packets from one place, between which its binding lived.
+#[derive(Debug, Clone, Copy)]
+struct Contact {
+    began: Instant,
+    last: Instant,
+}
+
 /// What is due.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Due {
@@ -42,6 +55,7 @@ struct Knocking {
 #[derive(Debug, Default)]
 pub(super) struct Asleep {
     after: Option<Duration>,
+    contact: Option<Contact>,
     packets: VecDeque<(Instant, Box<[u8]>)>,
     bytes: usize,
     knocking: Option<Knocking>,
@@ -53,10 +67,22 @@ impl Asleep {
         self.after = after;
     }
 
-    /// Whether datagrams are lost on it, as it was last `seen` at its endpoint.
-    pub(super) fn is(&self, now: Instant, seen: Option<Instant>) -> bool {
-        let silent = |after| seen.is_none_or(|seen| now.saturating_duration_since(seen) > after);
-        self.after.is_some_and(silent)
+    /// Something came from the peer's endpoint, which is another than before where it `moved`.
+    pub(super) fn seen(&mut self, now: Instant, moved: bool) {
+        let same = self.contact.filter(|contact| !moved && !self.is_over(contact, now));
+        self.contact = Some(Contact { began: same.map_or(now, |contact| contact.began), last: now });
+    }
+
+    /// Whether datagrams are lost on it.
+    pub(super) fn is(&self, now: Instant) -> bool {
+        self.after.is_some() && self.contact.is_none_or(|contact| self.is_over(&contact, now))
+    }
+
+    fn is_over(&self, contact: &Contact, now: Instant) -> bool {
+        let in_use = contact.last.saturating_duration_since(contact.began) >= PROMOTED;
+        let after = self.after.unwrap_or(Duration::MAX);
+        let lifetime = if in_use { after } else { after.min(UNPROMOTED) };
+        now.saturating_duration_since(contact.last) > lifetime
     }
 
     /// Holds a packet, unless there is no room. `together` counts what is held in the whole shard.
@@ -129,11 +155,32 @@ mod tests {
     #[test]
     fn who_said_nothing_of_sleep_is_never_asleep() {
         let (mut asleep, now) = (Asleep::default(), Instant::now());
-        assert!(!asleep.is(now, None));
+        assert!(!asleep.is(now));
         asleep.set(Some(ms(20_000)));
-        assert!(asleep.is(now, None));
-        assert!(!asleep.is(now + ms(20_000), Some(now)));
-        assert!(asleep.is(now + ms(20_001), Some(now)));
+        assert!(asleep.is(now));
+        asleep.seen(now, false);
+        asleep.seen(now + ms(2500), false);
+        assert!(!asleep.is(now + ms(22_500)));
+        assert!(asleep.is(now + ms(22_501)));
+        asleep.set(None);
+        assert!(!asleep.is(now + ms(99_000)));
+    }
+
+    #[test]
+    fn a_binding_that_is_new_is_not_trusted_for_long() {
+        let (mut asleep, now) = (Asleep::default(), Instant::now());
+        asleep.set(Some(ms(20_000)));
+        // A keepalive of WireGuard alone, such as ten seconds after data.
+        asleep.seen(now, false);
+        asleep.seen(now + ms(40), false);
+        assert!(!asleep.is(now + ms(4540)) && asleep.is(now + ms(4541)));
+        // In use, and then from another place.
+        asleep.seen(now + ms(10_000), false);
+        asleep.seen(now + ms(12_500), false);
+        asleep.seen(now + ms(30_000), false);
+        assert!(!asleep.is(now + ms(50_000)), "it lived in between");
+        asleep.seen(now + ms(30_000), true);
+        assert!(asleep.is(now + ms(35_000)));
     }
 
     #[test]

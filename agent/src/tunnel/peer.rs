@@ -187,7 +187,7 @@ impl Peer {
     }
 
     fn is_asleep(&self, now: Instant) -> bool {
-        self.asleep.is(now, self.seen_there)
+        self.asleep.is(now)
     }
 
     /// Begins anew with other keys; the figures and the endpoint stay.
@@ -436,6 +436,7 @@ impl Peer {
         self.stats.last_beat = Some(now);
         if self.is_at(from) {
             self.seen_there = Some(now);
+            self.asleep.seen(now, false);
         }
         self.heard(now, out);
     }
@@ -538,6 +539,7 @@ impl Peer {
         // next change of networks.
         let path = Path { local: from.local.filter(|_| !self.is_told), ..from };
         let before = self.endpoint();
+        self.asleep.seen(now, before != Some(from.remote));
         self.endpoint = Some(Endpoint { path, origin: Origin::Settled });
         if before != Some(from.remote) {
             self.stats.endpoint_changes += u64::from(before.is_some());

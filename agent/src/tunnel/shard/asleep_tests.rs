@@ -133,9 +133,12 @@ fn who_was_seen_lately_is_sent_to() {
     let (now, mut client, mut gateway) = asleep();
     client.sends(now, &gateway, 9);
     exchange(now, &mut client, &mut gateway);
-    gateway.sends(now + AFTER, &client, 1);
+    let later = now + MS * 2500;
+    client.sends(later, &gateway, 9);
+    exchange(later, &mut client, &mut gateway);
+    gateway.sends(later + AFTER, &client, 1);
     assert!(held(&mut gateway.made).is_empty());
-    exchange(now + AFTER, &mut client, &mut gateway);
+    exchange(later + AFTER, &mut client, &mut gateway);
     assert_eq!(client.numbers(), [1]);
 }
 

@@ -50,13 +50,24 @@ impl Nat {
         let _ = self.command("conntrack").args(["-D", "-p", "udp"]).output();
     }
 
+    /// Forgets a connection of TCP after so many seconds of silence, and drops in silence what belongs to none that it
+    /// knows.
+    pub(crate) fn keep_sessions_for(&self, seconds: u32) {
+        self.sysctl("net.netfilter.nf_conntrack_tcp_timeout_established", seconds);
+        self.drop_strays();
+    }
+
     /// Forgets all connections of TCP, and from now on drops in silence what belongs to none it has seen begin.
     pub(crate) fn forget_sessions(&self) {
-        self.sysctl("net.netfilter.nf_conntrack_tcp_loose", 0);
-        self.nft("add rule ip fault forward ct state invalid drop");
+        self.drop_strays();
         let forgotten =
             self.command("conntrack").args(["-D", "-p", "tcp"]).output().expect("`conntrack` runs");
         assert!(forgotten.status.success(), "there was none: {forgotten:?}");
+    }
+
+    fn drop_strays(&self) {
+        self.sysctl("net.netfilter.nf_conntrack_tcp_loose", 0);
+        self.nft("add rule ip fault forward ct state invalid drop");
     }
 
     /// Gives mappings other public ports from now on than the client's own.

@@ -88,3 +88,20 @@ fn a_sleeper_whose_network_blocks_udp_by_now_is_called_lost_on_both_sides_and_is
     eventually(Duration::from_secs(45), "it is back", || lab.gateway_pings(CLIENT));
     eventually(asked, "the gateway says so", || gateway_says(&lab, Phase::Connected));
 }
+
+#[test]
+fn the_lifetime_of_sessions_is_bracketed_by_scouts_while_the_client_sleeps_on() {
+    let (lab, _gateway) = Lab::connected_behind_a_nat("zlife", TIMEOUTS);
+    lab.nat().keep_sessions_for(45);
+    lab.operator.standby(KEEPALIVE, Standby::Session);
+    eventually(PROVEN, "the client sleeps", || is(&lab, "Standby"));
+    let mapping = || lab.status().unwrap()["standby"]["mapping"].clone();
+    eventually(Duration::from_mins(2), "a scout finds the end", || {
+        mapping()["lessThanSeconds"].as_f64().is_some()
+    });
+    let (least, most) = (mapping()["atLeastSeconds"].as_f64(), mapping()["lessThanSeconds"].as_f64());
+    assert!(least.is_some_and(|least| (30.0..45.0).contains(&least)), "{:#}", mapping());
+    assert!(most.is_some_and(|most| (45.0..65.0).contains(&most)), "{:#}", mapping());
+    assert!(is(&lab, "Standby"), "nothing rests on what was not proven: {:#}", lab.status().unwrap());
+    assert!(lab.gateway_pings(CLIENT), "and it can be woken: {:#}", lab.status().unwrap());
+}

@@ -40,6 +40,7 @@ impl Keeper {
         self.retry_blind(now);
         self.live.wake_missed =
             self.live.wake_due.is_some_and(|due| now >= due + Beat::WAKES[1]) && self.live.is_resting();
+        self.live.missed = self.live.asked.zip(self.live.wake_due).filter(|_| self.live.wake_missed);
         self.live.wake_due = None;
         self.live.asked = None;
         self.live.interval = self.jittered(self.interval());
@@ -172,19 +173,33 @@ impl Keeper {
     }
 
     pub(super) fn live_wake(&mut self, now: Instant, seq: u64) {
-        if !self.live.is_resting()
-            || self.live.wake_due.is_none()
-            || self.live.asked.is_none_or(|asked| seq > asked)
-        {
+        if let Some((missed, due)) = self.live.missed.filter(|(missed, _)| *missed == seq) {
+            return self.wake_came_late(now, missed, due);
+        }
+        if !self.live.is_resting() || self.live.asked.is_none_or(|asked| seq > asked) {
             return;
         }
-        self.live.wake_due = None;
+        let Some(due) = self.live.wake_due.take() else { return };
+        self.link.woken(now.saturating_duration_since(due), true);
         if let Some(sent) = self.live.last_sent {
-            let age = now.saturating_duration_since(sent);
+            // It may have waited for the radio, behind the NAT.
+            let age = now.min(due).saturating_duration_since(sent);
             self.life.alive(age);
             self.strikes.heard(age);
         }
         self.begin_burst(now);
+    }
+
+    /// The wake came after our own timer had begun the burst: it was on its way to a radio that slept.
+    fn wake_came_late(&mut self, now: Instant, seq: u64, due: Instant) {
+        self.live.missed = None;
+        self.link.woken(now.saturating_duration_since(due), true);
+        let Activity::Burst(sequence) = &self.live.activity else { return };
+        let [.., last] = Beat::WAKES;
+        // Unless what came is a repetition that our own beat let in.
+        if self.live.asked.is_none_or(|asked| asked != seq) && sequence.begun() >= due + last {
+            self.live.wake_missed = false;
+        }
     }
 
     /// The interval or the anchor is another than before.
@@ -245,7 +260,7 @@ impl Keeper {
     /// How long before the own timer the wake is to come.
     fn lead(&self) -> Duration {
         let least = if self.link.loss() < LOSSY { LEAD } else { LEAD_WHERE_LOSSY };
-        least + self.link.deviation() * 4
+        least + self.link.deviation() * 4 + self.link.late()
     }
 
     /// When the companion follows: as late as the burst allows, with room for repetitions where packets get lost.

@@ -68,7 +68,7 @@ impl Experiment {
     pub(super) fn deadline(&self, link: &Link) -> Option<Instant> {
         match self.state {
             State::Promoting => self.sequence.deadline(),
-            State::Aging => Some(self.expected()? + patience(link)),
+            State::Aging => self.expected().map(|expected| expected + patience(link) + link.paging(expected)),
             State::Suspect => None,
         }
     }
@@ -105,9 +105,14 @@ impl Experiment {
         }
     }
 
-    /// The age that a wake proves.
+    /// The age that a wake proves: not more than was asked for, as it may have waited for the radio behind the NAT.
     pub(super) fn age_at(&self, now: Instant) -> Option<Duration> {
-        self.sequence.last_sent().map(|sent| now.saturating_duration_since(sent))
+        self.sequence.last_sent().map(|sent| now.saturating_duration_since(sent).min(self.age))
+    }
+
+    /// By how much a wake that comes now is late.
+    pub(super) fn late_at(&self, now: Instant) -> Duration {
+        self.expected().map(|expected| now.saturating_duration_since(expected)).unwrap_or_default()
     }
 
     /// Whether a live exchange begun at `proof` shows that the path worked when the wake did not come.
@@ -116,7 +121,7 @@ impl Experiment {
     }
 }
 
-/// How long after the expected time a wake may still come.
+/// How long after the expected time a wake may still come to a radio that is awake.
 fn patience(link: &Link) -> Duration {
     let [.., last] = Beat::WAKES;
     last + link.rtt() / 2 + link.deviation() * 4 + Duration::from_millis(150)

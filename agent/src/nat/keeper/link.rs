@@ -1,12 +1,23 @@
 //! Round trips and losses, as the beats show them.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
+
+use crate::nat::Beat;
 
 const SHORTEST_RESEND: Duration = Duration::from_millis(100);
 const LONGEST_RESEND: Duration = Duration::from_secs(1);
 const UNKNOWN_RESEND: Duration = Duration::from_millis(500);
 /// Samples over which a loss is remembered.
 const MEMORY: f64 = 256.0;
+/// A radio of LTE sleeps no sooner after a packet: its tail takes 10 to 11.6 s.
+const TAIL: Duration = Duration::from_secs(10);
+/// What it then takes to hear of the next at most: the longest paging cycle is 2.56 s (3GPP TS 36.331,
+/// `defaultPagingCycle`).
+const PAGED: Duration = Duration::from_millis(2600);
+/// Nobody waits longer for a radio.
+const LATEST: Duration = Duration::from_secs(3);
+/// Lateness is forgotten by this part with each wake that comes sooner.
+const FADES: u32 = 64;
 
 /// What is known of the path's quality.
 #[derive(Debug, Clone, Default)]
@@ -15,6 +26,8 @@ pub(super) struct Link {
     deviation: Duration,
     samples: f64,
     unanswered: f64,
+    late: Duration,
+    passed: Option<Instant>,
 }
 
 impl Link {
@@ -33,6 +46,31 @@ impl Link {
     /// A beat had to be sent again.
     pub(super) fn unanswered(&mut self) {
         self.count(1.0);
+    }
+
+    /// A packet left or came.
+    pub(super) fn passed(&mut self, at: Instant) {
+        self.passed = self.passed.max(Some(at));
+    }
+
+    /// How long a packet of this time may take to get a radio's attention.
+    pub(super) fn paging(&self, at: Instant) -> Duration {
+        let awake = self.passed.is_some_and(|passed| at.saturating_duration_since(passed) < TAIL);
+        if awake { Duration::ZERO } else { PAGED }
+    }
+
+    /// A wake came so much after it was due. What it took to be repeated does not count. Only one that nothing went before
+    /// shows that wakes come sooner than they did.
+    pub(super) fn woken(&mut self, late: Duration, is_first: bool) {
+        let [.., last] = Beat::WAKES;
+        let late = late.saturating_sub(last + self.deviation * 4).min(LATEST);
+        let less = if is_first { self.late.saturating_sub(late) / FADES } else { Duration::ZERO };
+        self.late = self.late.saturating_sub(less).max(late);
+    }
+
+    /// How late wakes may be: a radio that sleeps has to be paged first.
+    pub(super) fn late(&self) -> Duration {
+        self.late
     }
 
     /// Smoothed round trip; zero before the first.

@@ -35,6 +35,8 @@ pub(super) struct Live {
     pub(super) asked: Option<u64>,
     /// When the wake is due that was asked for, and did not come yet.
     pub(super) wake_due: Option<Instant>,
+    /// Which wake that was, and when it was due: it may only be late.
+    pub(super) missed: Option<(u64, Instant)>,
     /// The interval that the present burst asked the gateway to wake before.
     pub(super) interval: Duration,
     /// The gateway is asked to begin the next burst.
@@ -55,6 +57,7 @@ impl Live {
             last_sent: None,
             asked: None,
             wake_due: None,
+            missed: None,
             interval: Duration::ZERO,
             wants_wake: false,
             wake_missed: false,

@@ -278,6 +278,7 @@ impl Keeper {
                     let experiment = self.experiments.swap_remove(at);
                     self.actions.push_back(Action::Close(wake.channel));
                     let age = experiment.age_at(now).unwrap_or_default();
+                    self.link.woken(experiment.late_at(now), false);
                     self.lived(now, experiment.purpose, age);
                 }
             }
@@ -288,6 +289,9 @@ impl Keeper {
     /// Hand this in before [`Self::handle_timeout`]: what data keeps alive needs no beats.
     pub fn handle_traffic(&mut self, now: Instant, answered: Option<Instant>, received: Option<Instant>) {
         self.live_heard(received, answered);
+        if let Some(at) = received.max(answered) {
+            self.link.passed(at);
+        }
         if answered <= self.live.anchor || !self.live.is_resting() {
             return;
         }
@@ -473,6 +477,7 @@ impl Keeper {
 
     fn count_packet(&mut self, now: Instant) {
         self.bursts.note(now);
+        self.link.passed(now);
         self.stats.packets += 1;
     }
 }

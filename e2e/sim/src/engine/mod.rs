@@ -6,6 +6,7 @@
 mod nat;
 mod queue;
 pub(crate) mod run;
+mod weather;
 
 #[cfg(test)]
 mod tests;
@@ -15,7 +16,7 @@ use std::time::Duration;
 pub use self::run::{Fault, FaultKind, Observed, Trace, run};
 use crate::{
     metrics,
-    model::{PortAllocation, Profile, TcpClose, Time, Timers},
+    model::{LossBursts, Paging, PortAllocation, Profile, TcpClose, Time, Timers},
     rng::Rng,
 };
 
@@ -33,6 +34,10 @@ pub struct Scenario {
     pub rtt: Duration,
     /// The probability that a packet gets lost.
     pub loss: f64,
+    /// Times in which more do.
+    pub bursts: Option<LossBursts>,
+    /// What it takes to reach the radio while it sleeps.
+    pub paging: Option<Paging>,
     /// When the NAT loses all its mappings.
     pub flushes: Vec<Time>,
     /// When its lifetime shrinks, and to what.
@@ -58,6 +63,8 @@ impl Scenario {
             port: profile.port,
             rtt: profile.rtt(),
             loss: profile.loss.and(loss).probability(),
+            bursts: profile.loss_bursts,
+            paging: profile.paging,
             flushes: flushes(profile.flush_per_day, end, &mut rng),
             shrink: profile.shrink_to.map(|to| (shrink_at, Duration::from_secs_f64(to))),
             tcp: profile
@@ -74,7 +81,14 @@ impl Scenario {
     pub fn for_the_oracle(&self, profile: &Profile) -> Self {
         let replied = self.timers.replied() + MOMENT;
         let plain = Profile::new(profile.name.clone(), replied.as_secs_f64(), replied.as_secs_f64());
-        Self { timers: Timers::new(&plain, 0.0), ideal: true, tcp: None, ..self.clone() }
+        Self {
+            timers: Timers::new(&plain, 0.0),
+            ideal: true,
+            tcp: None,
+            bursts: None,
+            paging: None,
+            ..self.clone()
+        }
     }
 
     /// The fewest wake-ups that keep the binding.

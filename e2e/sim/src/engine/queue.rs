@@ -22,6 +22,10 @@ pub(super) enum Event {
     WakeDue { channel: Channel, seq: u64, port: u16, copy: u8, from: Time },
     /// A packet of the gateway arrives at the NAT.
     ToClient { to: u16, packet: Downward },
+    /// A packet that passed the NAT reaches a radio that was paged for it.
+    Paged { to: u16, packet: Downward },
+    /// A burst of loss begins or ends.
+    Weather,
     /// Something about a TCP connection.
     Session(Occurrence),
     /// The NAT loses its mappings.
@@ -39,6 +43,16 @@ pub(super) enum Downward {
     Wake { channel: Channel, seq: u64 },
     /// The answer to a handshake initiation.
     Handshake,
+}
+
+impl Downward {
+    /// For which socket it is.
+    pub(super) fn channel(self) -> Channel {
+        match self {
+            Self::Reply { channel, .. } | Self::Wake { channel, .. } => channel,
+            Self::Handshake => Channel::Live,
+        }
+    }
 }
 
 /// Events in order; those of the same time in the order in which they were put in.

@@ -16,6 +16,7 @@ use super::{
     MOMENT, Scenario,
     nat::Table,
     queue::{Downward, Event, Queue},
+    weather::{Pager, Weather},
 };
 use crate::{
     algorithm::{Action, Algorithm},
@@ -101,6 +102,8 @@ struct Run<'s, 't, A> {
     endpoint: u16,
     queue: Queue,
     losses: Rng,
+    weather: Option<Weather>,
+    pager: Option<Pager>,
     sessions: Option<Sessions>,
     bursts: Bursts,
     bursts_sent: Bursts,
@@ -147,6 +150,8 @@ pub(crate) fn perform<A: Algorithm>(
         endpoint: 0,
         queue: Queue::default(),
         losses: Rng::stream(scenario.seed, 2),
+        weather: scenario.bursts.map(|bursts| Weather::new(bursts, Rng::stream(scenario.seed, 4))),
+        pager: scenario.paging.map(|paging| Pager::new(paging, Rng::stream(scenario.seed, 5))),
         sessions: scenario.tcp.map(|_| Sessions::new(Rng::stream(scenario.seed, 3))),
         bursts: Bursts::new(Time::ZERO),
         bursts_sent: Bursts::new(Time::ZERO),
@@ -154,7 +159,7 @@ pub(crate) fn perform<A: Algorithm>(
         bytes: 0,
         lte: Awake::new(LTE),
         wifi: Awake::new(WIFI),
-        reach: Reach::new(if scenario.ideal { 0.0 } else { scenario.loss }),
+        reach: Reach::new(if scenario.ideal { 0.0 } else { scenario.loss }, scenario.bursts),
         intervals: Intervals::new(scenario.end),
         interval: Duration::ZERO,
         verdict: None,
@@ -178,6 +183,9 @@ impl<A: Algorithm> Run<'_, '_, A> {
         }
         if self.sessions.is_some() {
             self.dial(Time::ZERO, Line::Live);
+        }
+        if let Some(weather) = &self.weather {
+            self.queue.push(weather.until(), Event::Weather);
         }
         for flush in &self.scenario.flushes {
             self.queue.push((*flush).max(start), Event::Flush);
@@ -274,7 +282,7 @@ impl<A: Algorithm> Run<'_, '_, A> {
         if channel == Channel::Live {
             self.answer_faults(now);
         }
-        if self.is_lost() {
+        if self.is_lost(now) {
             self.tell(now, format_args!("  lost before the NAT"));
             return None;
         }
@@ -303,8 +311,23 @@ impl<A: Algorithm> Run<'_, '_, A> {
         }
     }
 
-    fn is_lost(&mut self) -> bool {
-        !self.scenario.ideal && self.losses.chance(self.scenario.loss)
+    fn is_lost(&mut self, now: Time) -> bool {
+        let loss = self.loss(now);
+        !self.scenario.ideal && self.losses.chance(loss)
+    }
+
+    /// The probability of loss now or a little later.
+    fn loss(&self, at: Time) -> f64 {
+        let usual = self.scenario.loss;
+        self.weather.as_ref().map_or(usual, |weather| weather.loss(at, usual))
+    }
+
+    fn turn_weather(&mut self, now: Time) {
+        let Some(weather) = &mut self.weather else { return };
+        let bad = weather.turn();
+        self.queue.push(weather.until(), Event::Weather);
+        self.reach.set_bad(now, bad);
+        self.tell(now, format_args!("! {}", if bad { "a burst of loss" } else { "the burst is over" }));
     }
 
     fn handle(&mut self, now: Time, event: Event) {
@@ -315,6 +338,11 @@ impl<A: Algorithm> Run<'_, '_, A> {
                 self.wake_due(now, channel, seq, port, copy, from);
             }
             Event::ToClient { to, packet } => self.reach_client(now, to, packet),
+            Event::Paged { to, packet } => self.deliver(now, to, packet),
+            Event::Weather => {
+                self.watch(now);
+                self.turn_weather(now);
+            }
             Event::Session(occurrence) => {
                 self.watch(now);
                 self.occur(now, occurrence);
@@ -382,17 +410,14 @@ impl<A: Algorithm> Run<'_, '_, A> {
     }
 
     fn answer(&mut self, now: Time, to: u16, packet: Downward) {
-        if self.is_lost() {
+        if self.is_lost(now) {
             return self.tell(now, format_args!("| {packet:?} is lost"));
         }
         self.queue.push(now + self.scenario.rtt / 2, Event::ToClient { to, packet });
     }
 
     fn reach_client(&mut self, now: Time, to: u16, packet: Downward) {
-        let (channel, size) = match packet {
-            Downward::Reply { channel, .. } | Downward::Wake { channel, .. } => (channel, BEAT),
-            Downward::Handshake => (Channel::Live, RESPONSE),
-        };
+        let channel = packet.channel();
         if channel == Channel::Live {
             self.watch(now);
         }
@@ -400,6 +425,18 @@ impl<A: Algorithm> Run<'_, '_, A> {
             self.tell(now, format_args!("| {packet:?} ends at the NAT"));
             return;
         }
+        match self.pager.as_mut().and_then(|pager| pager.delays(now)) {
+            Some(later) => self.queue.push(later, Event::Paged { to, packet }),
+            None => self.deliver(now, to, packet),
+        }
+    }
+
+    fn deliver(&mut self, now: Time, to: u16, packet: Downward) {
+        let channel = packet.channel();
+        let size = match packet {
+            Downward::Reply { .. } | Downward::Wake { .. } => BEAT,
+            Downward::Handshake => RESPONSE,
+        };
         self.tell(now, format_args!("< {packet:?}"));
         self.carried(now, channel, size);
         let at = self.really(now);
@@ -420,6 +457,9 @@ impl<A: Algorithm> Run<'_, '_, A> {
 
     fn carried(&mut self, now: Time, channel: Channel, bytes: u64) {
         self.bursts.note(now, channel == Channel::Live);
+        if let Some(pager) = &mut self.pager {
+            pager.note(now);
+        }
         self.lte.note(now);
         self.wifi.note(now);
         self.packets += 1;

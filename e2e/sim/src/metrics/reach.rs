@@ -2,7 +2,7 @@
 
 use std::{collections::VecDeque, time::Duration};
 
-use crate::model::Time;
+use crate::model::{LossBursts, Time};
 
 /// The packets of one wake test, after its start. It succeeds if one passes.
 const TEST: [Duration; 3] = [Duration::ZERO, Duration::from_millis(500), Duration::from_secs(1)];
@@ -15,6 +15,8 @@ const TEST: [Duration; 3] = [Duration::ZERO, Duration::from_millis(500), Duratio
 #[derive(Debug, Clone)]
 pub struct Reach {
     loss: f64,
+    bursts: Option<LossBursts>,
+    bad: Switch,
     /// Tests that start before this are done.
     tested: Time,
     open: Switch,
@@ -46,10 +48,12 @@ impl std::ops::AddAssign for Reached {
 }
 
 impl Reach {
-    /// An open path, from the beginning on, with a probability of loss for each packet.
-    pub fn new(loss: f64) -> Self {
+    /// An open path, from the beginning on, with a probability of loss for each packet, and bursts of more.
+    pub fn new(loss: f64, bursts: Option<LossBursts>) -> Self {
         Self {
             loss,
+            bursts,
+            bad: Switch::new(false),
             tested: Time::ZERO,
             open: Switch::new(true),
             excluded: Switch::new(false),
@@ -64,6 +68,17 @@ impl Reach {
         }
         self.test_until(at - TEST[2]);
         self.open.set(at, open);
+    }
+
+    /// A burst of loss begins or ends at `at`. Times never go back.
+    pub fn set_bad(&mut self, at: Time, bad: bool) {
+        self.test_until(at - TEST[2]);
+        self.bad.set(at, bad);
+    }
+
+    fn loss(&self, at: Time) -> f64 {
+        let bursts = self.bursts.filter(|_| self.bad.at(at));
+        bursts.map_or(self.loss, |bursts| bursts.loss.probability().max(self.loss))
     }
 
     /// Whether it was open at last.
@@ -95,8 +110,8 @@ impl Reach {
             let mut failure = 1.0;
             for delay in TEST {
                 let at = start + delay;
-                failure *= if self.open.at(at) { self.loss } else { 1.0 };
-                next = next.min(self.open.next_change(at) - delay);
+                failure *= if self.open.at(at) { self.loss(at) } else { 1.0 };
+                next = next.min(self.open.next_change(at) - delay).min(self.bad.next_change(at) - delay);
             }
             if !self.excluded.at(start) {
                 let span = next.since(start).as_secs_f64();
@@ -105,6 +120,7 @@ impl Reach {
             }
             self.tested = next;
             self.open.forget_before(next);
+            self.bad.forget_before(next);
             self.excluded.forget_before(next);
         }
     }
@@ -170,13 +186,13 @@ mod tests {
 
     #[test]
     fn a_path_that_is_always_open_fails_by_loss_alone() {
-        close(Reach::new(0.0).finish(at(100.0)).success(), 1.0);
-        close(Reach::new(0.1).finish(at(100.0)).success(), 0.999);
+        close(Reach::new(0.0, None).finish(at(100.0)).success(), 1.0);
+        close(Reach::new(0.1, None).finish(at(100.0)).success(), 0.999);
     }
 
     #[test]
     fn a_test_succeeds_if_one_of_its_packets_passes() {
-        let mut reach = Reach::new(0.0);
+        let mut reach = Reach::new(0.0, None);
         reach.set_open(at(10.0), false);
         reach.set_open(at(14.0), true);
         let reached = reach.finish(at(101.0));
@@ -184,7 +200,7 @@ mod tests {
         // Tests that start in the last second of the gap still reach the client.
         close(reached.failed_s, 3.0);
 
-        let mut reach = Reach::new(0.0);
+        let mut reach = Reach::new(0.0, None);
         reach.set_open(at(10.0), false);
         reach.set_open(at(10.9), true);
         close(reach.finish(at(100.0)).failed_s, 0.0);
@@ -192,7 +208,7 @@ mod tests {
 
     #[test]
     fn a_gap_between_two_packets_costs_only_what_falls_into_it() {
-        let mut reach = Reach::new(0.5);
+        let mut reach = Reach::new(0.5, None);
         reach.set_open(at(10.0), false);
         reach.set_open(at(10.2), true);
         // 0.2 s of starts for each of the three packets, in which two of them have a chance.
@@ -201,7 +217,7 @@ mod tests {
 
     #[test]
     fn excluded_tests_count_neither_way() {
-        let mut reach = Reach::new(0.0);
+        let mut reach = Reach::new(0.0, None);
         reach.exclude_from(at(10.0));
         reach.set_open(at(10.0), false);
         reach.include_from(at(30.04));
@@ -213,7 +229,7 @@ mod tests {
 
     #[test]
     fn a_fault_right_after_another_goes_on_excluding() {
-        let mut reach = Reach::new(0.0);
+        let mut reach = Reach::new(0.0, None);
         reach.exclude_from(at(10.0));
         reach.include_from(at(20.0));
         reach.exclude_from(at(19.0));
@@ -223,7 +239,7 @@ mod tests {
 
     #[test]
     fn what_is_still_shut_after_the_exclusion_counts() {
-        let mut reach = Reach::new(0.0);
+        let mut reach = Reach::new(0.0, None);
         reach.exclude_from(at(10.0));
         reach.set_open(at(10.0), false);
         reach.include_from(at(20.0));
@@ -234,7 +250,7 @@ mod tests {
     #[test]
     fn it_is_what_many_random_tests_would_find() {
         let mut rng = Rng::new(3);
-        let mut reach = Reach::new(0.2);
+        let mut reach = Reach::new(0.2, None);
         let (mut gaps, mut now) = (Vec::new(), 0.0);
         while now < 900.0 {
             let shut = now + rng.exponential(4.0);

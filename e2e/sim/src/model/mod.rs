@@ -12,6 +12,6 @@ pub use self::{
     binding::{Binding, Timers},
     error::ProfileError,
     loss::Loss,
-    profile::{Dependence, PortAllocation, Profile, Refresh, TcpClose, Timeouts},
+    profile::{Dependence, LossBursts, Paging, PortAllocation, Profile, Refresh, TcpClose, Timeouts},
     time::Time,
 };

@@ -68,6 +68,28 @@ pub enum TcpClose {
     Reset,
 }
 
+/// Times in which most packets get lost, both ways (Gilbert 1960, Elliott 1963).
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LossBursts {
+    /// How long they last in the mean, in seconds.
+    pub mean_s: f64,
+    /// How long it is until the next in the mean, in seconds.
+    pub every_s: f64,
+    /// How many packets are lost in them, unless more are at all times.
+    pub loss: Loss,
+}
+
+/// How long the first packet to a sleeping radio takes beyond its way: anything between the two, in seconds.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Paging {
+    /// At least.
+    pub least_s: f64,
+    /// At most.
+    pub most_s: f64,
+}
+
 /// One kind of NAT. All but name and timeouts can be left out.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -114,6 +136,12 @@ pub struct Profile {
     /// Packets lost on the way to the NAT, from either side.
     #[serde(default)]
     pub loss: Loss,
+    /// Bursts of more. `None`, the default: none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub loss_bursts: Option<LossBursts>,
+    /// The client's radio sleeps 11.6 s after the last packet, and is paged for the next. `None`, the default: it never sleeps.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub paging: Option<Paging>,
     /// Round trip between client and gateway, in milliseconds. 40 unless told.
     #[serde(default = "forty")]
     pub rtt_ms: f64,
@@ -156,6 +184,8 @@ impl Profile {
             tcp_timeout_s: None,
             tcp_close: None,
             loss: Loss::NONE,
+            loss_bursts: None,
+            paging: None,
             rtt_ms: forty(),
         }
     }
@@ -194,7 +224,12 @@ impl Profile {
         if !self.refresh.outbound && !self.refresh.inbound {
             return Some(("refresh", "must be true for one direction", "false for both".to_owned()));
         }
+        if let Some(paging) = self.paging.filter(|paging| paging.least_s > paging.most_s) {
+            return Some(("paging", "must be least_s up to most_s", format!("{paging:?}")));
+        }
         let lifetime = 0.001..=LONGEST_S;
+        let bursts = self.loss_bursts.unwrap_or(LossBursts { mean_s: 1.0, every_s: 1.0, loss: Loss::NONE });
+        let paging = self.paging.unwrap_or(Paging { least_s: 0.0, most_s: 0.0 });
         let span = 0.0..=LONGEST_S;
         let checks = [
             ("weight", self.weight, 0.0..=1e9, "must be a number from 0 on"),
@@ -210,6 +245,20 @@ impl Profile {
                 lifetime.clone(),
                 "must be seconds, above zero and up to a year",
             ),
+            (
+                "loss_bursts.mean_s",
+                bursts.mean_s,
+                lifetime.clone(),
+                "must be seconds, above zero and up to a year",
+            ),
+            (
+                "loss_bursts.every_s",
+                bursts.every_s,
+                lifetime.clone(),
+                "must be seconds, above zero and up to a year",
+            ),
+            ("paging.least_s", paging.least_s, 0.0..=60.0, "must be seconds, up to a minute"),
+            ("paging.most_s", paging.most_s, 0.0..=60.0, "must be seconds, up to a minute"),
             ("promote_after_s", self.promote_after_s, span.clone(), "must be seconds, up to a year"),
             ("sweep_s", self.sweep_s, span, "must be seconds, up to a year"),
             ("flush_per_day", self.flush_per_day, 0.0..=86_400.0, "must be from 0 to 86400"),
@@ -263,7 +312,9 @@ mod tests {
                  "filtering": "address-dependent", "port": "sequential",
                  "timeout_s": {"unreplied": 10, "replied": 20.5}, "promote_after_s": 2,
                  "refresh": {"inbound": false}, "sweep_s": 7, "flush_per_day": 0.5, "shrink_to": 12,
-                 "tcp_timeout_s": 1800, "tcp_close": "reset", "loss": 5, "rtt_ms": 80}]"#,
+                 "tcp_timeout_s": 1800, "tcp_close": "reset", "loss": 5, "rtt_ms": 80,
+                 "loss_bursts": {"mean_s": 3, "every_s": 300, "loss": 80},
+                 "paging": {"least_s": 0.3, "most_s": 2}}]"#,
         )
         .unwrap();
         let mut expected = Profile::new("b", 10.0, 20.5);
@@ -280,6 +331,8 @@ mod tests {
         expected.tcp_close = Some(TcpClose::Reset);
         expected.loss = Loss::percent(5.0);
         expected.rtt_ms = 80.0;
+        expected.loss_bursts = Some(LossBursts { mean_s: 3.0, every_s: 300.0, loss: Loss::percent(80.0) });
+        expected.paging = Some(Paging { least_s: 0.3, most_s: 2.0 });
         assert_eq!(profiles, [expected]);
     }
 
@@ -326,6 +379,15 @@ mod tests {
             (
                 r#"[{"name": "a", "timeout_s": {"unreplied": 1, "replied": 1}, "loss": 120}]"#,
                 "loss must be a probability below 1, or percent",
+            ),
+            (
+                r#"[{"name": "a", "timeout_s": {"unreplied": 1, "replied": 1}, "paging": {"least_s": 2, "most_s": 1}}]"#,
+                "paging must be least_s up to most_s",
+            ),
+            (
+                r#"[{"name": "a", "timeout_s": {"unreplied": 1, "replied": 1},
+                     "loss_bursts": {"mean_s": 0, "every_s": 9, "loss": 50}}]"#,
+                "loss_bursts.mean_s must be seconds, above zero",
             ),
         ];
         for (json, expected) in cases {

@@ -89,7 +89,7 @@ impl<A: Algorithm> Run<'_, '_, A> {
     pub(super) fn dial(&mut self, now: Time, line: Line) {
         self.tell(now, format_args!("> dials {line:?}"));
         self.sent(now, Channel::Live, HANDSHAKE);
-        let delay = self.through().map_or(REDIAL, |delay| delay + self.scenario.rtt * 3);
+        let delay = self.through(now).map_or(REDIAL, |delay| delay + self.scenario.rtt * 3);
         self.after(now, delay, Occurrence::Attached(line));
     }
 
@@ -108,7 +108,7 @@ impl<A: Algorithm> Run<'_, '_, A> {
         if line == Line::Live {
             self.answer_faults(now);
         }
-        let delay = self.through();
+        let delay = self.through(now);
         let alive = delay.is_some_and(|delay| self.has_mapping(line, now + delay));
         let (rtt, resets) = (self.scenario.rtt, self.resets());
         let Some(connection) = self.sessions.as_mut().and_then(|sessions| sessions.find(line)) else {
@@ -189,6 +189,9 @@ impl<A: Algorithm> Run<'_, '_, A> {
                 if self.numbered(number).is_none() {
                     return;
                 }
+                if let Some(later) = self.pager.as_mut().and_then(|pager| pager.delays(now)) {
+                    return self.queue.push(later, Event::Session(occurrence));
+                }
                 self.tell(now, format_args!("< {line:?}: wake {wake:?}"));
                 self.carried(now, Channel::Live, MESSAGE + ACK);
                 match wake {
@@ -201,7 +204,7 @@ impl<A: Algorithm> Run<'_, '_, A> {
 
     /// The gateway says something: it passes the NAT when it arrives there.
     fn send_down(&mut self, now: Time, line: Line, number: u64, wake: Option<u64>) {
-        let delay = self.through().map(|delay| delay + self.scenario.rtt / 2);
+        let delay = self.through(now).map(|delay| delay + self.scenario.rtt / 2);
         let passes = delay.filter(|delay| self.has_mapping(line, now + *delay));
         let Some(own) = self.numbered(number) else { return };
         own.heard = now;
@@ -230,10 +233,10 @@ impl<A: Algorithm> Run<'_, '_, A> {
     }
 
     /// How long until a segment gets through. `None`: not before its sender gives up.
-    fn through(&mut self) -> Option<Duration> {
-        let loss = self.scenario.loss;
+    fn through(&mut self, now: Time) -> Option<Duration> {
+        let losses = RETRANSMISSIONS.map(|after| (after, self.loss(now + after)));
         let sessions = self.sessions.as_mut()?;
-        RETRANSMISSIONS.into_iter().find(|_| !sessions.losses.chance(loss))
+        losses.into_iter().find(|(_, loss)| !sessions.losses.chance(*loss)).map(|(after, _)| after)
     }
 
     fn after(&mut self, now: Time, delay: Duration, occurrence: Occurrence) {

@@ -965,7 +965,7 @@ impl Runner<'_> {
             ..v1::ClientState::default()
         };
         self.pulse.report(now, self.health.interval(), &mut state);
-        state.standby = Some(sleeper::report(self.sleeper.standby()));
+        state.standby = Some(self.sleeper.report());
         state
     }
 

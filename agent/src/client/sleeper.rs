@@ -71,6 +71,8 @@ pub(super) struct Sleeper {
     /// The session stands with whom the tunnel leads to, and the tunnel works.
     ready: bool,
     keeping: Keeping,
+    /// Why it last slept, and how long a silence it left.
+    asleep: Option<(Reason, Duration)>,
     cost: Option<UdpCost>,
     data: Option<Instant>,
     poked: Option<Instant>,
@@ -96,6 +98,7 @@ impl Sleeper {
             place: None,
             ready: false,
             keeping: Keeping::Always,
+            asleep: None,
             cost: None,
             data: None,
             poked: None,
@@ -251,6 +254,9 @@ impl Sleeper {
             Mode::Udp if self.rests() && self.is_busy() => Keeping::Opened,
             Mode::Udp => Keeping::Always,
         };
+        if keeping == Keeping::Never {
+            self.asleep = self.machine.interval().map(|interval| (self.machine.reason(), interval));
+        }
         if std::mem::replace(&mut self.keeping, keeping) != keeping {
             tracing::debug!(?keeping, reason = %self.machine.reason(), "by what this client is reached");
             // Before the rest that tells the gateway.
@@ -272,6 +278,24 @@ impl Sleeper {
     /// Whether the client is reached by its session alone.
     pub(super) fn sleeps(&self) -> bool {
         self.keeping == Keeping::Never
+    }
+
+    /// By what the client is reached, in the protocol's words. That data flows for a while is not worth a message.
+    pub(super) fn report(&self) -> v1::StandbyReport {
+        use v1::keepalive_policy::Standby as By;
+        let span = |span: Option<Duration>| span.and_then(|span| span.try_into().ok());
+        let (stats, lifetime) = (self.machine.stats(), self.machine.lifetime());
+        let asleep = self.asleep.filter(|_| self.rests());
+        let reason = asleep.map_or(self.machine.reason(), |(reason, _)| reason);
+        v1::StandbyReport {
+            reachable_by: if asleep.is_some() { By::Session } else { By::Udp }.into(),
+            reason: reason_to_wire(reason).into(),
+            interval: span(asleep.map(|(_, interval)| interval)),
+            last_wake: span(stats.last_wake),
+            worst_wake: span(stats.worst_wake),
+            session_at_least: span(Some(lifetime.at_least).filter(|age| !age.is_zero())),
+            session_less_than: span(lifetime.less_than),
+        }
     }
 
     /// The machine, to be looked at.
@@ -310,29 +334,16 @@ impl Sleeper {
     }
 }
 
-/// By what the client is reached, in the protocol's words.
-pub(super) fn report(standby: &Standby) -> v1::StandbyReport {
-    use v1::{StandbyReason as Said, keepalive_policy::Standby as By};
-    let span = |span: Option<Duration>| span.and_then(|span| span.try_into().ok());
-    let (stats, lifetime, sleeps) = (standby.stats(), standby.lifetime(), standby.mode() == Mode::Session);
-    v1::StandbyReport {
-        reachable_by: if sleeps { By::Session } else { By::Udp }.into(),
-        reason: match standby.reason() {
-            Reason::Policy => Said::Policy,
-            Reason::Learning => Said::Learning,
-            Reason::CheaperByUdp => Said::CheaperByUdp,
-            Reason::CheaperBySession => Said::CheaperBySession,
-            Reason::Busy => Said::Busy,
-            Reason::SessionLost => Said::SessionLost,
-            Reason::SessionClosed => Said::SessionClosed,
-            Reason::TooShort => Said::TooShort,
-        }
-        .into(),
-        interval: span(standby.interval().filter(|_| sleeps)),
-        last_wake: span(stats.last_wake),
-        worst_wake: span(stats.worst_wake),
-        session_at_least: span(Some(lifetime.at_least).filter(|age| !age.is_zero())),
-        session_less_than: span(lifetime.less_than),
+fn reason_to_wire(reason: Reason) -> v1::StandbyReason {
+    match reason {
+        Reason::Policy => v1::StandbyReason::Policy,
+        Reason::Learning => v1::StandbyReason::Learning,
+        Reason::CheaperByUdp => v1::StandbyReason::CheaperByUdp,
+        Reason::CheaperBySession => v1::StandbyReason::CheaperBySession,
+        Reason::Busy => v1::StandbyReason::Busy,
+        Reason::SessionLost => v1::StandbyReason::SessionLost,
+        Reason::SessionClosed => v1::StandbyReason::SessionClosed,
+        Reason::TooShort => v1::StandbyReason::TooShort,
     }
 }
 

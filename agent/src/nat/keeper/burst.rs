@@ -172,7 +172,7 @@ impl Keeper {
         }
     }
 
-    pub(super) fn live_wake(&mut self, now: Instant, seq: u64) {
+    pub(super) fn live_wake(&mut self, now: Instant, seq: u64, slept: bool) {
         if let Some((missed, due)) = self.live.missed.filter(|(missed, _)| *missed == seq) {
             return self.wake_came_late(now, missed, due);
         }
@@ -180,7 +180,7 @@ impl Keeper {
             return;
         }
         let Some(due) = self.live.wake_due.take() else { return };
-        self.link.woken(now.saturating_duration_since(due), true);
+        self.link.woken(now.saturating_duration_since(due), slept);
         if let Some(sent) = self.live.last_sent {
             // It may have waited for the radio, behind the NAT.
             let age = now.min(due).saturating_duration_since(sent);
@@ -193,7 +193,7 @@ impl Keeper {
     /// The wake came after our own timer had begun the burst: it was on its way to a radio that slept.
     fn wake_came_late(&mut self, now: Instant, seq: u64, due: Instant) {
         self.live.missed = None;
-        self.link.woken(now.saturating_duration_since(due), true);
+        self.link.woken(now.saturating_duration_since(due), false);
         let Activity::Burst(sequence) = &self.live.activity else { return };
         let [.., last] = Beat::WAKES;
         // Unless what came is a repetition that our own beat let in.

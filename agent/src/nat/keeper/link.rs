@@ -14,6 +14,8 @@ const TAIL: Duration = Duration::from_secs(10);
 /// What it then takes to hear of the next at most: the longest paging cycle is 2.56 s (3GPP TS 36.331,
 /// `defaultPagingCycle`).
 const PAGED: Duration = Duration::from_millis(2600);
+/// After so many wakes that came on time there is no radio that has to be paged.
+const PUNCTUAL: u32 = 3;
 /// Nobody waits longer for a radio.
 const LATEST: Duration = Duration::from_secs(3);
 /// Lateness is forgotten by this part with each wake that comes sooner.
@@ -27,6 +29,8 @@ pub(super) struct Link {
     samples: f64,
     unanswered: f64,
     late: Duration,
+    /// Wakes in a row that a sleeping radio heard on time.
+    punctual: u32,
     passed: Option<Instant>,
 }
 
@@ -53,19 +57,33 @@ impl Link {
         self.passed = self.passed.max(Some(at));
     }
 
-    /// How long a packet of this time may take to get a radio's attention.
-    pub(super) fn paging(&self, at: Instant) -> Duration {
-        let awake = self.passed.is_some_and(|passed| at.saturating_duration_since(passed) < TAIL);
-        if awake { Duration::ZERO } else { PAGED }
+    /// Whether a radio would sleep at this time.
+    pub(super) fn may_sleep(&self, at: Instant) -> bool {
+        self.passed.is_none_or(|passed| at.saturating_duration_since(passed) >= TAIL)
     }
 
-    /// A wake came so much after it was due. What it took to be repeated does not count. Only one that nothing went before
-    /// shows that wakes come sooner than they did.
-    pub(super) fn woken(&mut self, late: Duration, is_first: bool) {
+    /// How long a packet of this time may take to get a radio's attention.
+    pub(super) fn paging(&self, at: Instant) -> Duration {
+        if self.may_sleep(at) && self.punctual < PUNCTUAL { PAGED } else { Duration::ZERO }
+    }
+
+    /// A wake came so much after it was due. What it took to be repeated does not count. Only one to a radio that `slept` shows
+    /// that wakes come sooner than they did.
+    pub(super) fn woken(&mut self, late: Duration, slept: bool) {
         let [.., last] = Beat::WAKES;
         let late = late.saturating_sub(last + self.deviation * 4).min(LATEST);
-        let less = if is_first { self.late.saturating_sub(late) / FADES } else { Duration::ZERO };
+        let less = if slept { self.late.saturating_sub(late) / FADES } else { Duration::ZERO };
         self.late = self.late.saturating_sub(less).max(late);
+        match (late.is_zero(), slept) {
+            (true, true) => self.punctual = self.punctual.saturating_add(1),
+            (true, false) => {}
+            (false, _) => self.punctual = 0,
+        }
+    }
+
+    /// The path is another, and so may be the radio.
+    pub(super) fn forget_radio(&mut self) {
+        (self.late, self.punctual, self.passed) = (Duration::ZERO, 0, None);
     }
 
     /// How late wakes may be: a radio that sleeps has to be paged first.

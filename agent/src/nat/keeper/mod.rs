@@ -268,17 +268,18 @@ impl Keeper {
 
     /// The gateway sent a packet by itself, as it was asked to.
     pub fn handle_wake(&mut self, now: Instant, wake: Wake) {
+        let slept = self.link.may_sleep(now);
         self.count_packet(now);
         self.stats.wakes += 1;
         match wake.channel {
-            Channel::Live => self.live_wake(now, wake.seq),
+            Channel::Live => self.live_wake(now, wake.seq, slept),
             Channel::Probe(id) => {
                 let found = self.experiments.iter().position(|experiment| experiment.id == id);
                 if let Some(at) = found {
                     let experiment = self.experiments.swap_remove(at);
                     self.actions.push_back(Action::Close(wake.channel));
                     let age = experiment.age_at(now).unwrap_or_default();
-                    self.link.woken(experiment.late_at(now), false);
+                    self.link.woken(experiment.late_at(now), slept);
                     self.lived(now, experiment.purpose, age);
                 }
             }
@@ -414,6 +415,7 @@ impl Keeper {
 
     fn begin_path(&mut self, now: Instant, prior: Option<Prior>) {
         self.close_all();
+        self.link.forget_radio();
         self.life = Lifetime::default();
         self.confidence = Confidence::Unknown;
         self.strikes = Strikes::default();

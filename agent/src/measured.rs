@@ -1,10 +1,13 @@
-//! What was measured of bindings in the protocol's words, which client and gateway share.
+//! What was measured of bindings, and phases, in the protocol's words, which client and gateway share.
 
 use std::time::{Duration, SystemTime};
 
 use pinhole_proto::v1;
 
-use crate::nat::{Binding, Confidence, Promotion};
+use crate::{
+    health::Phase,
+    nat::{Binding, Confidence, Promotion},
+};
 
 /// When a Linux NAT promotes a binding.
 const SHORT_PROMOTION: Duration = Duration::from_secs(2);
@@ -59,6 +62,28 @@ pub(crate) fn binding_from_wire(wire: &v1::BindingReport) -> Option<Binding> {
         Some(_) => Promotion::Long,
     };
     Some(Binding { at_least, less_than, promotion, confidence })
+}
+
+/// A phase as the protocol names it.
+pub(crate) fn phase_to_wire(phase: Phase) -> v1::Phase {
+    match phase {
+        Phase::Connected => v1::Phase::Connected,
+        Phase::Dormant => v1::Phase::Dormant,
+        Phase::WaitingToReconnect => v1::Phase::WaitingToReconnect,
+        Phase::Standby => v1::Phase::Standby,
+        Phase::Disconnected => v1::Phase::Disconnected,
+    }
+}
+
+/// What the protocol's phase means here.
+pub(crate) fn phase_from_wire(phase: v1::Phase) -> Phase {
+    match phase {
+        v1::Phase::Connected => Phase::Connected,
+        v1::Phase::Dormant => Phase::Dormant,
+        v1::Phase::WaitingToReconnect => Phase::WaitingToReconnect,
+        v1::Phase::Standby => Phase::Standby,
+        v1::Phase::Disconnected | v1::Phase::Unspecified => Phase::Disconnected,
+    }
 }
 
 #[cfg(test)]

@@ -27,12 +27,6 @@ fn forgotten(name: &str) -> (Lab, Running) {
     (lab, gateway)
 }
 
-fn recalls(lab: &Lab) -> u32 {
-    let metrics = lab.metrics();
-    let line = metrics.lines().find_map(|line| line.strip_prefix("pinhole_gateway_recalls_total "));
-    line.unwrap_or("0").parse().unwrap()
-}
-
 #[test]
 fn a_client_that_is_cut_hears_of_it_although_its_session_was_forgotten() {
     let (lab, _gateway) = forgotten("scut");
@@ -46,7 +40,7 @@ fn a_configuration_arrives_although_the_session_was_forgotten() {
     let (lab, _gateway) = forgotten("sconf");
     lab.operator.expose("192.0.2.1:51999");
     eventually(BOUND, "the client has it", || lab.client_config().contains("51999"));
-    assert!(recalls(&lab) > 0, "the gateway had to ask over UDP");
+    assert!(lab.counted("pinhole_gateway_recalls_total") > 0, "the gateway had to ask over UDP");
     eventually(SOON, "its session stands", || lab.status().is_some_and(|status| status["session"] == true));
 }
 

@@ -5,6 +5,7 @@ pub mod control;
 mod dns;
 pub mod enrolment;
 mod error;
+mod memory;
 mod network;
 mod pulse;
 mod runner;

@@ -37,6 +37,7 @@ use crate::{
         dial::{Proof, resolve},
     },
     kernel::RouteSocket,
+    measured::phase_to_wire,
     nat::{
         Confidence, Radio, Reason,
         standby::{Ended, UdpCost},
@@ -739,12 +740,14 @@ impl Runner<'_> {
 
     /// Does what it takes to be reached by the session alone, where that is cheaper.
     fn sleep_or_not(&mut self, now: Instant) {
-        let way = self.way().filter(|_| self.health.phase() == Phase::Connected);
+        let active = self.health.active().filter(|_| self.health.phase() == Phase::Connected);
         let holder = match self.held {
             Held::With(replica) => replica.or_else(|| self.only_replica()),
             Held::NotYet | Held::Nowhere => None,
         };
-        let place = way.map(|way| Place { replica: way.replica, network: way.network });
+        let place = active
+            .zip(self.network.clone())
+            .map(|(active, network)| Place { replica: active.replica, network });
         let wakes = place.as_ref().is_some_and(|place| holder == Some(place.replica));
         let session =
             self.attached.filter(|_| wakes && (self.sleeper.rests() || self.pulse.interval().is_some()));
@@ -1059,16 +1062,6 @@ impl Runner<'_> {
         }
         self.routes.remove();
         self.tunnel.shutdown();
-    }
-}
-
-fn phase_to_wire(phase: Phase) -> v1::Phase {
-    match phase {
-        Phase::Connected => v1::Phase::Connected,
-        Phase::Dormant => v1::Phase::Dormant,
-        Phase::WaitingToReconnect => v1::Phase::WaitingToReconnect,
-        Phase::Disconnected => v1::Phase::Disconnected,
-        Phase::Standby => v1::Phase::Standby,
     }
 }
 

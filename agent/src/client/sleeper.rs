@@ -15,7 +15,7 @@ use tokio::sync::{mpsc, watch};
 
 pub(super) use self::scouts::{News, Whereto};
 use self::{kept::Kept, scouts::Scouts};
-use super::session::Target;
+use super::{memory::SAVE_PAUSE, session::Target};
 use crate::{
     identity::{Store, dial::Proof},
     nat::{
@@ -30,9 +30,6 @@ const OVER: f64 = 0.9;
 /// So long after a poke something has to come through the tunnel, or the path is asked.
 const WOKEN: Duration = Duration::from_millis(2500);
 
-/// What was learnt is written at most this often.
-const SAVE_PAUSE: Duration = Duration::from_mins(1);
-
 /// Where the client is, as far as what was learnt of its session's mapping depends on it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Place {
@@ -43,10 +40,9 @@ pub(super) struct Place {
 }
 
 /// What the keeper of the UDP binding does.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Keeping {
     /// It keeps it.
-    #[default]
     Always,
     /// It opens it for data, which keeps it afterwards: the gateway is not asked for wakes.
     Opened,

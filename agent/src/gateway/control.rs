@@ -24,7 +24,7 @@ use super::{
     metrics::{Counters, Gauges, Nats, render},
     neighbours::{Finding, Neighbours, guidance_to_wire},
     proof::{Prober, Way},
-    report::{Observation, Reporter, phase_from_wire},
+    report::{Observation, Reporter},
     session::Served,
 };
 use crate::{
@@ -32,6 +32,7 @@ use crate::{
         Reach,
         gateway::{GatewayHealth, Sample},
     },
+    measured::phase_from_wire,
     nat::{
         Beat,
         wire::{self, BeatKey},

@@ -11,6 +11,7 @@ use pinhole_proto::v1;
 use super::insight::Insight;
 use crate::{
     health::{Phase, Reach},
+    measured::phase_to_wire,
     tunnel::PublicKey,
 };
 
@@ -101,28 +102,6 @@ fn reach_to_wire(reach: &Reach) -> v1::ReachReport {
         proven: reach.proven.try_into().ok(),
         unproven: reach.unproven.try_into().ok(),
         longest_gap: reach.longest_gap.try_into().ok(),
-    }
-}
-
-/// A phase as the protocol names it.
-pub fn phase_to_wire(phase: Phase) -> v1::Phase {
-    match phase {
-        Phase::Connected => v1::Phase::Connected,
-        Phase::Dormant => v1::Phase::Dormant,
-        Phase::WaitingToReconnect => v1::Phase::WaitingToReconnect,
-        Phase::Standby => v1::Phase::Standby,
-        Phase::Disconnected => v1::Phase::Disconnected,
-    }
-}
-
-/// What the protocol's phase means here.
-pub fn phase_from_wire(phase: v1::Phase) -> Phase {
-    match phase {
-        v1::Phase::Connected => Phase::Connected,
-        v1::Phase::Dormant => Phase::Dormant,
-        v1::Phase::WaitingToReconnect => Phase::WaitingToReconnect,
-        v1::Phase::Standby => Phase::Standby,
-        v1::Phase::Disconnected | v1::Phase::Unspecified => Phase::Disconnected,
     }
 }
 

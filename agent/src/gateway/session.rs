@@ -15,7 +15,7 @@ use futures::Stream;
 use pinhole_proto::{CATEGORY_METADATA, v1};
 use tokio::{
     sync::{Semaphore, mpsc, watch},
-    time::{sleep_until, timeout},
+    time::{sleep, sleep_until, timeout},
 };
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
@@ -361,11 +361,9 @@ impl ClientSession for Sessions {
         };
         self.inner.peer_of(&client).await?;
         let asked = request.into_inner();
-        let now = Instant::now();
-        let mut rest = Rest::default();
-        rest.take(now, &asked);
+        let wake_after = Rest::default().take(Instant::now(), &asked);
         tokio::select! {
-            () = sleep_until(rest.due().unwrap_or(now).into()) => Ok(Response::new(v1::Wake { seq: asked.seq })),
+            () = sleep(wake_after) => Ok(Response::new(v1::Wake { seq: asked.seq })),
             () = self.inner.draining.cancelled() => {
                 Err(refuse(Code::Unavailable, "GatewayDraining", "this gateway replica is going away"))
             }

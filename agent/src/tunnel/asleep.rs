@@ -13,7 +13,7 @@ use std::{
 /// Inner bytes held for one peer. Beyond it the newest are dropped: what came first is what others wait for.
 const HELD: usize = 64 << 10;
 /// The same for the whole shard.
-pub(super) const HELD_TOGETHER: usize = 64 << 20;
+const HELD_TOGETHER: usize = 64 << 20;
 /// What a packet takes up beside its bytes.
 const OVERHEAD: usize = 64;
 /// A packet is not held for longer.

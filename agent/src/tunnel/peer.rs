@@ -380,9 +380,7 @@ impl Peer {
             self.stats.dropped += 1;
             return;
         };
-        self.unconfirmed = Message::sender(reply).map(|index| Unconfirmed { index, since: now });
-        self.timers.keys_derived(now);
-        self.transmit(now, reply, common, out);
+        self.respond(now, reply, common, out);
     }
 
     /// Does what is due.
@@ -476,13 +474,17 @@ impl Peer {
         self.stats.received_messages.count(datagram.len());
         self.authenticated(now, from, false, out);
         if message == Message::Initiation {
-            self.unconfirmed = Message::sender(reply).map(|index| Unconfirmed { index, since: now });
-            self.timers.keys_derived(now);
-            self.transmit(now, reply, common, out);
-            return;
+            return self.respond(now, reply, common, out);
         }
         self.transmit(now, reply, common, out);
         self.session_ready(now, now, true, common, out);
+    }
+
+    /// Sends the response that an authentic initiation calls for.
+    fn respond<O: Output>(&mut self, now: Instant, response: &[u8], common: &mut Surroundings, out: &mut O) {
+        self.unconfirmed = Message::sender(response).map(|index| Unconfirmed { index, since: now });
+        self.timers.keys_derived(now);
+        self.transmit(now, response, common, out);
     }
 
     /// Decrypts. `false` where the message is not authentic, or its packet not the peer's to send.

@@ -376,6 +376,13 @@ impl Lab {
     pub(crate) fn metrics(&self) -> String {
         self.get("/metrics").unwrap_or_default()
     }
+
+    /// A counter of the gateway that has no labels.
+    pub(crate) fn counted(&self, name: &str) -> u32 {
+        let metrics = self.metrics();
+        let line = metrics.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+        line.unwrap_or("0").parse().unwrap()
+    }
 }
 
 impl Drop for Lab {

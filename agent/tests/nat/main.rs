@@ -32,8 +32,12 @@ fn interval(lab: &Lab) -> Duration {
     Duration::from_secs_f64(lab.status().unwrap()["keepalive"]["intervalSeconds"].as_f64().unwrap())
 }
 
+fn is(lab: &Lab, phase: &str) -> bool {
+    lab.status().is_some_and(|status| status["phase"] == phase)
+}
+
 fn is_connected(lab: &Lab) -> bool {
-    lab.status().is_some_and(|status| status["phase"] == "Connected")
+    is(lab, "Connected")
 }
 
 fn gateway_says(lab: &Lab, phase: pinhole_proto::v1::Phase) -> bool {

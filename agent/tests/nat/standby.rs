@@ -5,7 +5,7 @@ use std::{thread::sleep, time::Duration};
 use pinhole_proto::v1::{Phase, keepalive_policy::Standby};
 
 use super::{
-    CLIENT, gateway_says,
+    CLIENT, gateway_says, is,
     lab::{Lab, Running, eventually},
 };
 
@@ -27,18 +27,8 @@ fn asleep(name: &str) -> (Lab, Running) {
     (lab, gateway)
 }
 
-fn is(lab: &Lab, phase: &str) -> bool {
-    lab.status().is_some_and(|status| status["phase"] == phase)
-}
-
 fn churn(lab: &Lab) -> u64 {
     lab.operator.reported("laptop").unwrap().churn.unwrap_or_default().count
-}
-
-fn counted(lab: &Lab, name: &str) -> u32 {
-    let metrics = lab.metrics();
-    let line = metrics.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
-    line.unwrap_or("0").parse().unwrap()
 }
 
 #[test]
@@ -50,7 +40,7 @@ fn packets_to_a_sleeping_client_wake_it_and_arrive_and_it_sleeps_again() {
         let status = lab.status().unwrap();
         assert_eq!(status["phase"], "Connected", "awake while data flows: {status:#}");
         assert!(status["standby"]["lastWakeMilliseconds"].as_f64().is_some_and(|wake| wake < 500.0));
-        assert!(counted(&lab, "pinhole_gateway_session_wakes_total") >= round);
+        assert!(lab.counted("pinhole_gateway_session_wakes_total") >= round);
         assert_eq!(status["churn"]["count"], 0, "what was let go is no churn: {status:#}");
         eventually(FORGOTTEN, "it sleeps", || is(&lab, "Standby"));
         sleep(FORGOTTEN);

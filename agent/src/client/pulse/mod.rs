@@ -30,7 +30,7 @@ use self::{
     suspect::{Suspect, Verdict},
     verdicts::{Place, Verdicts},
 };
-use super::sleeper::Keeping;
+use super::{memory::SAVE_PAUSE, sleeper::Keeping};
 use crate::{
     health::Jitter,
     identity::Store,
@@ -46,8 +46,6 @@ use crate::{
 const KEYS: usize = 2;
 /// A poke is of no use while beats are under way anyway.
 const POKE_PAUSE: Duration = Duration::from_secs(4);
-/// What was learnt is written at most this often.
-const SAVE_PAUSE: Duration = Duration::from_mins(1);
 
 /// A path that carries the tunnel.
 #[derive(Debug, Clone, PartialEq, Eq)]

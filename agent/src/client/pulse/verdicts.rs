@@ -2,20 +2,15 @@
 
 use std::{
     net::{IpAddr, SocketAddr},
-    time::{Duration, SystemTime, UNIX_EPOCH},
+    time::{Duration, SystemTime},
 };
 
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    identity::Store,
+    client::memory::{Entry, Memory, milliseconds, seconds},
     nat::{Binding, Confidence, Prior, Promotion},
 };
-
-/// In the tunnel's state directory.
-const FILE: &str = "bindings.json";
-const MOST: usize = 64;
-const LIFETIME: Duration = Duration::from_hours(24 * 30);
 
 /// Behind which NATs something was learnt.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -39,7 +34,7 @@ enum KeptPromotion {
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
-struct Verdict {
+pub(super) struct Verdict {
     #[serde(flatten)]
     place: Place,
     at_least_ms: u64,
@@ -50,25 +45,23 @@ struct Verdict {
     at: u64,
 }
 
+impl Entry for Verdict {
+    const FILE: &'static str = "bindings.json";
+    const UNKEPT: &'static str = "what was learnt of this NAT is not kept for a restart";
+
+    fn at(&self) -> u64 {
+        self.at
+    }
+
+    fn is_of_the_place_of(&self, other: &Self) -> bool {
+        self.place == other.place
+    }
+}
+
 /// All verdicts, the newest last.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-pub(super) struct Verdicts(Vec<Verdict>);
+pub(super) type Verdicts = Memory<Verdict>;
 
 impl Verdicts {
-    /// What was kept. What is damaged is learnt again.
-    pub(super) fn load(store: &Store) -> Self {
-        let kept = store.read(FILE).ok().flatten();
-        kept.and_then(|kept| serde_json::from_slice(&kept).ok()).unwrap_or_default()
-    }
-
-    /// Keeps all of it.
-    pub(super) fn save(&self, store: &Store) {
-        let written = serde_json::to_vec(self).map(|content| store.write(FILE, &content));
-        if let Ok(Err(error)) = written {
-            tracing::warn!(%error, "what was learnt of this NAT is not kept for a restart");
-        }
-    }
-
     /// What is known of a place; where its public address is not known yet, of the last one like it.
     pub(super) fn prior(
         &self,
@@ -82,7 +75,7 @@ impl Verdicts {
             place.network == network
                 && place.gateway == gateway
                 && public.is_none_or(|public| public == place.public)
-                && is_fresh(verdict, now)
+                && verdict.is_fresh(now)
         };
         let verdict = self.0.iter().rev().find(fits)?;
         Some((verdict.place.public, Prior { binding: verdict.binding() }))
@@ -93,18 +86,13 @@ impl Verdicts {
         let verdict = Verdict::new(place, binding, seconds(now));
         let same = |known: &Verdict| Verdict { at: verdict.at, ..known.clone() } == verdict;
         let is_news = !self.0.iter().any(same);
-        self.0.retain(|known| known.place != verdict.place && is_fresh(known, now));
-        if self.0.len() >= MOST {
-            self.0.remove(0);
-        }
-        self.0.push(verdict);
+        self.put(now, verdict);
         is_news
     }
 }
 
 impl Verdict {
     fn new(place: Place, binding: &Binding, at: u64) -> Self {
-        let milliseconds = |span: Duration| u64::try_from(span.as_millis()).unwrap_or(u64::MAX);
         Verdict {
             place,
             at_least_ms: milliseconds(binding.at_least),
@@ -139,17 +127,13 @@ impl Verdict {
     }
 }
 
-fn is_fresh(verdict: &Verdict, now: SystemTime) -> bool {
-    seconds(now).saturating_sub(verdict.at) < LIFETIME.as_secs()
-}
-
-fn seconds(at: SystemTime) -> u64 {
-    at.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::{
+        client::memory::{LIFETIME, MOST},
+        identity::Store,
+    };
 
     fn place(network: &str, public: [u8; 4]) -> Place {
         Place { network: network.into(), public: public.into(), gateway: ([192, 0, 2, 1], 51820).into() }
@@ -192,7 +176,7 @@ mod tests {
     fn the_oldest_goes_when_there_are_too_many_and_damage_is_no_error() {
         let directory = tempfile::tempdir().unwrap();
         let store = Store::open(directory.path()).unwrap();
-        store.write(FILE, b"{").unwrap();
+        store.write(Verdict::FILE, b"{").unwrap();
         let mut verdicts = Verdicts::load(&store);
         for n in 0..100 {
             verdicts.keep(SystemTime::now(), place("home", [203, 0, 113, n]), &binding(30));

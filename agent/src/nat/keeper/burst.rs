@@ -173,8 +173,8 @@ impl Keeper {
     }
 
     pub(super) fn live_wake(&mut self, now: Instant, seq: u64, slept: bool) {
-        if let Some((missed, due)) = self.live.missed.filter(|(missed, _)| *missed == seq) {
-            return self.wake_came_late(now, missed, due);
+        if let Some((_, due)) = self.live.missed.take_if(|(missed, _)| *missed == seq) {
+            return self.wake_came_late(now, due);
         }
         if !self.live.is_resting() || self.live.asked.is_none_or(|asked| seq > asked) {
             return;
@@ -191,13 +191,12 @@ impl Keeper {
     }
 
     /// The wake came after our own timer had begun the burst: it was on its way to a radio that slept.
-    fn wake_came_late(&mut self, now: Instant, seq: u64, due: Instant) {
-        self.live.missed = None;
+    fn wake_came_late(&mut self, now: Instant, due: Instant) {
         self.link.woken(now.saturating_duration_since(due), false);
         let Activity::Burst(sequence) = &self.live.activity else { return };
         let [.., last] = Beat::WAKES;
         // Unless what came is a repetition that our own beat let in.
-        if self.live.asked.is_none_or(|asked| asked != seq) && sequence.begun() >= due + last {
+        if sequence.begun() >= due + last {
             self.live.wake_missed = false;
         }
     }

@@ -4,6 +4,7 @@
 //! arrives. Packets get lost before the NAT, from either side.
 
 mod nat;
+mod pager;
 mod queue;
 pub(crate) mod run;
 mod weather;

@@ -15,8 +15,9 @@ use self::session::Sessions;
 use super::{
     MOMENT, Scenario,
     nat::Table,
+    pager::Pager,
     queue::{Downward, Event, Queue},
-    weather::{Pager, Weather},
+    weather::Weather,
 };
 use crate::{
     algorithm::{Action, Algorithm},

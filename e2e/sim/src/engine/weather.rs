@@ -1,10 +1,9 @@
-//! Loss that comes in bursts, and radios that have to be paged.
+//! Loss that comes in bursts.
 
 use std::time::Duration;
 
 use crate::{
-    metrics::LTE,
-    model::{LossBursts, Paging, Time},
+    model::{LossBursts, Time},
     rng::Rng,
 };
 
@@ -40,47 +39,12 @@ impl Weather {
     /// The probability of loss now or a little later, where it is `usual` in good times.
     pub(super) fn loss(&self, at: Time, usual: f64) -> f64 {
         let turned = at >= self.until;
-        if self.bad == turned { usual } else { usual.max(self.bursts.loss.probability()) }
+        if self.bad == turned { usual } else { self.bursts.loss_beside(usual) }
     }
 }
 
 fn span(rng: &mut Rng, mean_s: f64) -> Duration {
     Duration::from_secs_f64(rng.exponential(mean_s).min(1e9))
-}
-
-/// A radio that sleeps once its tail is over, and hears the next packet for it only after it was paged.
-#[derive(Debug)]
-pub(super) struct Pager {
-    paging: Paging,
-    rng: Rng,
-    /// When something last passed, or it woke.
-    awake: Time,
-    /// When those that it is paged for now reach it.
-    paged: Time,
-}
-
-impl Pager {
-    pub(super) fn new(paging: Paging, rng: Rng) -> Self {
-        Self { paging, rng, awake: Time::ZERO, paged: Time::ZERO }
-    }
-
-    /// Something passed.
-    pub(super) fn note(&mut self, now: Time) {
-        self.awake = self.awake.max(now);
-    }
-
-    /// When a packet that is for the client now reaches it. `None`: at once.
-    pub(super) fn delays(&mut self, now: Time) -> Option<Time> {
-        if self.paged <= now {
-            let since = now.since(self.awake.max(self.paged));
-            if since <= LTE.tail {
-                return None;
-            }
-            let (least, most) = (self.paging.least_s, self.paging.most_s);
-            self.paged = now + Duration::from_secs_f64(self.rng.between(least, most));
-        }
-        Some(self.paged)
-    }
 }
 
 #[cfg(test)]
@@ -105,17 +69,5 @@ mod tests {
         }
         let share = bad.as_secs_f64() / last.as_secs_f64();
         assert!((share - 0.1).abs() < 0.005, "{share}");
-    }
-
-    #[test]
-    fn a_sleeping_radio_is_paged_once_for_all_that_come_meanwhile() {
-        let mut pager = Pager::new(Paging { least_s: 1.0, most_s: 1.0 }, Rng::new(1));
-        let at = |seconds| Time::from_secs_f64(seconds);
-        pager.note(at(100.0));
-        assert_eq!(pager.delays(at(105.0)), None);
-        assert_eq!(pager.delays(at(120.0)), Some(at(121.0)));
-        assert_eq!(pager.delays(at(120.5)), Some(at(121.0)));
-        assert_eq!(pager.delays(at(121.0)), None, "what is delivered then passes");
-        assert_eq!(pager.delays(at(133.0)), Some(at(134.0)));
     }
 }

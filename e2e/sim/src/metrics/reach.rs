@@ -78,7 +78,7 @@ impl Reach {
 
     fn loss(&self, at: Time) -> f64 {
         let bursts = self.bursts.filter(|_| self.bad.at(at));
-        bursts.map_or(self.loss, |bursts| bursts.loss.probability().max(self.loss))
+        bursts.map_or(self.loss, |bursts| bursts.loss_beside(self.loss))
     }
 
     /// Whether it was open at last.

@@ -80,6 +80,13 @@ pub struct LossBursts {
     pub loss: Loss,
 }
 
+impl LossBursts {
+    /// The probability of loss in one, where it is `usual` at other times.
+    pub fn loss_beside(self, usual: f64) -> f64 {
+        usual.max(self.loss.probability())
+    }
+}
+
 /// How long the first packet to a sleeping radio takes beyond its way: anything between the two, in seconds.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]

@@ -747,7 +747,7 @@ impl Peer {
         self.stats.sent_messages.count(message.len());
         match Message::parse(message) {
             Some(Message::Initiation) => {
-                self.timers.initiation_sent(now, common.jitter.next());
+                self.timers.initiation_sent(now, common.jitter.next(), self.waiting.len() > 0);
                 self.stats.last_send = Some(now);
             }
             _ => self.sent(now, false),

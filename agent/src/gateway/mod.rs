@@ -17,6 +17,7 @@ pub mod report;
 mod rest;
 mod session;
 mod tls;
+pub mod told;
 
 use std::{
     net::{IpAddr, Ipv6Addr, SocketAddr},
@@ -134,7 +135,7 @@ pub async fn run(options: Options, stop: CancellationToken) -> Result<(), Gatewa
         Sessions::new(options.operator, relay_now, served_now.clone(), control.clone(), draining.clone());
     let session_service = tonic::transport::Server::builder()
         .max_concurrent_streams(STREAMS)
-        .add_service(ClientSessionServer::new(service))
+        .add_service(ClientSessionServer::new(service).max_decoding_message_size(told::LARGEST_MESSAGE))
         .serve_with_incoming_shutdown(listen::accept(sessions, tls), draining.clone().cancelled_owned());
 
     let mut tasks = tokio::task::JoinSet::new();

@@ -1,5 +1,8 @@
 //! The control loop: the only place where tunnel, health, sessions and reports meet.
 
+#[cfg(test)]
+mod hostile;
+
 use std::{
     collections::HashMap,
     net::SocketAddr,
@@ -207,18 +210,8 @@ impl Control {
     pub(super) fn apply(&mut self, wire: v1::DesiredState) -> Result<(), GatewayError> {
         let keep = wire.clone();
         let (desired, problem) = Desired::parse(wire)?;
-        let desired = Arc::new(desired);
         let now = Instant::now();
-        self.changes.retain(|key, _| desired.peers.contains_key(key));
-        self.sleepers.retain(|key, _| desired.peers.contains_key(key));
-        self.insights.retain(|key, _| desired.peers.contains_key(key));
-        for key in desired.peers.keys() {
-            self.insights.entry(*key).or_insert_with(|| Arc::new(Insight::new(SystemTime::now())));
-        }
-        self.agents.retain(|key, _| desired.peers.contains_key(key));
-        self.neighbours.handle_clients(now, &desired, |key| self.agents.contains_key(key));
-        self.health.handle_peers(now, &desired.expectations(&self.agents));
-        self.desired = Some(Arc::clone(&desired));
+        let desired = self.adopt(now, desired);
         let result = self.apply_tunnel(&desired);
         self.setup.served.send_modify(|served| served.take(Arc::clone(&desired)));
         self.setup.running.send_replace(Running {
@@ -231,6 +224,23 @@ impl Control {
         result?;
         self.counters.desired_applied += 1;
         problem.map_or(Ok(()), Err)
+    }
+
+    /// Goes by another snapshot from now on. Nothing is kept of clients that it does not have.
+    fn adopt(&mut self, now: Instant, desired: Desired) -> Arc<Desired> {
+        let desired = Arc::new(desired);
+        self.changes.retain(|key, _| desired.peers.contains_key(key));
+        self.sleepers.retain(|key, _| desired.peers.contains_key(key));
+        self.insights.retain(|key, _| desired.peers.contains_key(key));
+        for key in desired.peers.keys() {
+            self.insights.entry(*key).or_insert_with(|| Arc::new(Insight::new(SystemTime::now())));
+        }
+        self.agents.retain(|key, _| desired.peers.contains_key(key));
+        self.neighbours.handle_clients(now, &desired, |key| self.agents.contains_key(key));
+        self.health.handle_peers(now, &desired.expectations(&self.agents));
+        self.counters.keep_pools(&desired);
+        self.desired = Some(Arc::clone(&desired));
+        desired
     }
 
     fn apply_tunnel(&mut self, desired: &Desired) -> Result<(), GatewayError> {
@@ -615,9 +625,14 @@ impl Control {
 
     fn sample(&mut self, now: Instant) {
         let Some(tunnel) = &self.tunnel else { return };
+        let stats = tunnel.stats();
+        self.take_stats(now, stats);
+    }
+
+    fn take_stats(&mut self, now: Instant, mut stats: Vec<PeerStats>) {
         let prober = self.setup.prober.public_key();
-        self.stats = tunnel.stats();
-        self.stats.retain(|stats| stats.public_key != prober);
+        stats.retain(|stats| stats.public_key != prober);
+        self.stats = stats;
         self.sampled = Some(now);
         self.counters.add(&self.stats);
         let mut changed = false;

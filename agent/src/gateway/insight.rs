@@ -267,6 +267,12 @@ impl Insight {
         !self.fresh.is_empty() || self.settled != Settled::default()
     }
 
+    /// How many things are remembered, of which each is of a fixed size.
+    #[cfg(test)]
+    pub(super) fn entries(&self) -> usize {
+        self.tales.len() + self.fresh.len() + self.told.as_ref().map_or(0, |told| told.causes().len())
+    }
+
     /// How long its NAT keeps a mapping.
     pub fn binding(&self) -> Option<&BindingTold> {
         self.binding.as_ref()

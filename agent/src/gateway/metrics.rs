@@ -11,7 +11,10 @@ use pinhole_proto::{
     v1,
 };
 
-use super::insight::{Costs, Insight};
+use super::{
+    desired::Desired,
+    insight::{Costs, Insight},
+};
 use crate::{
     health::{Phase, Reach},
     nat::{Cause, Class},
@@ -57,6 +60,16 @@ impl Counters {
     /// Adds what came to the account of one of the pool's clients.
     pub(super) fn reached(&mut self, pool: &str, added: &Reach) {
         self.reach.entry(pool.to_owned()).or_default().add(added);
+    }
+
+    /// Forgets what was counted by pools that are gone.
+    pub(super) fn keep_pools(&mut self, desired: &Desired) {
+        let stays = |name: &String| {
+            let names = desired.pools.iter().filter_map(|pool| pool.wire.pool.as_ref());
+            names.into_iter().any(|pool| pool.name == *name)
+        };
+        self.worst_wakes.retain(|name, _| stays(name));
+        self.reach.retain(|name, _| stays(name));
     }
 
     /// Adds what agents spent on keepalives.

@@ -249,6 +249,19 @@ impl Neighbours {
         }
     }
 
+    /// How many things are remembered, of which each is of a fixed size: of the clients there are, and of whomever they
+    /// name.
+    #[cfg(test)]
+    pub(super) fn entries(&self) -> (usize, usize) {
+        let causes: usize = self.told.values().map(|told| told.causes().len()).sum();
+        let clients =
+            [self.pools.len(), self.places.len(), self.seen.len(), self.told.len(), self.since.len()];
+        (
+            clients.iter().sum::<usize>() + causes + self.findings.len(),
+            self.priors.entries() + self.restarts.entries(),
+        )
+    }
+
     fn come(&mut self, now: Instant, peer: PublicKey, address: IpAddr) {
         let Some(pool) = self.pools.get(&peer) else { return };
         let place = Place { pool: Arc::clone(pool), address: address.to_canonical(), port: self.port };

@@ -199,7 +199,7 @@ fn a_silence_of_all_time_is_no_silence_that_anybody_computes_with() {
                 from: "192.0.2.1:1".into(),
                 to: "192.0.2.1:1".into(),
                 idle: forever,
-                ..v1::ChurnEvent::default()
+                at: Some(SystemTime::now().into()),
             };
             let cause = v1::ChurnCause::MappingLost.into();
             let causes = vec![v1::ChurnOfCause { cause, count, last: Some(last) }];

@@ -111,21 +111,20 @@ mod tests {
     use super::*;
     use crate::v1::NatMapping;
 
-    fn wire(seconds: i64, nanos: i32) -> Option<prost_types::Duration> {
-        Some(prost_types::Duration { seconds, nanos })
+    fn believed(seconds: i64, nanos: i32) -> Option<Duration> {
+        span(Some(prost_types::Duration { seconds, nanos }), LONGEST_SPAN)
     }
 
     #[test]
     fn a_span_is_never_longer_than_it_may_be_nor_negative() {
-        let week = LONGEST_SPAN;
-        assert_eq!(span(wire(30, 5), week), Some(Duration::new(30, 5)));
+        assert_eq!(believed(30, 5), Some(Duration::new(30, 5)));
         for (seconds, nanos) in [(i64::MAX, i32::MAX), (i64::MAX, 0), (604_800, 1)] {
-            assert_eq!(span(wire(seconds, nanos), week), Some(week));
+            assert_eq!(believed(seconds, nanos), Some(LONGEST_SPAN));
         }
         for (seconds, nanos) in [(-1, 0), (i64::MIN, i32::MIN), (0, -1)] {
-            assert_eq!(span(wire(seconds, nanos), week), None);
+            assert_eq!(believed(seconds, nanos), None);
         }
-        assert_eq!(span(None, week), None);
+        assert_eq!(span(None, LONGEST_SPAN), None);
     }
 
     #[test]

@@ -4,7 +4,7 @@
 
 use std::collections::BTreeMap;
 
-use prost::Message as _;
+use prost::{Message as _, encoding::encode_varint as varint};
 use prost_types::{
     DescriptorProto, FieldDescriptorProto, FileDescriptorSet,
     field_descriptor_proto::{Label, Type},
@@ -176,14 +176,6 @@ impl Hostile {
     fn pick<T: Copy + Default>(&mut self, from: &[T]) -> T {
         from.get(self.below(from.len())).copied().unwrap_or_default()
     }
-}
-
-fn varint(mut value: u64, bytes: &mut Vec<u8>) {
-    while value >= 0x80 {
-        bytes.push((value & 0x7f) as u8 | 0x80);
-        value >>= 7;
-    }
-    bytes.push(value as u8);
 }
 
 #[cfg(test)]

@@ -37,6 +37,7 @@ const MOST_ROUTES: usize = 16_384;
 /// Characters of a name, and of a `host:port`.
 const LONGEST_NAME: usize = 253;
 const LONGEST_ENDPOINT: usize = 262;
+const LONGEST_QUOTE: usize = 64;
 
 /// All that a client's tunnel needs.
 #[derive(Debug, Clone, PartialEq)]
@@ -183,8 +184,9 @@ impl Settings {
 
 impl Replica {
     fn parse(wire: v1::GatewayReplica) -> Result<Self, ClientError> {
-        let key = <[u8; 32]>::try_from(wire.public_key)
-            .map_err(|_| invalid(format!("the key of replica {:?} is not 32 bytes long", wire.name)))?;
+        let key = <[u8; 32]>::try_from(wire.public_key).map_err(|_| {
+            invalid(format!("the key of replica {} is not 32 bytes long", quoted(&wire.name)))
+        })?;
         few(wire.tunnel_addresses.len(), MOST_FEW, "addresses of a replica")?;
         let endpoints = |texts: Vec<String>| {
             let fit =
@@ -194,7 +196,7 @@ impl Replica {
         let address = |text: &String| {
             // Also with a prefix length, as the gateway itself is told.
             let host = text.split('/').next().unwrap_or_default();
-            host.parse().map_err(|error| invalid(format!("tunnel address {text:?}: {error}")))
+            host.parse().map_err(|error| invalid(format!("tunnel address {}: {error}", quoted(text))))
         };
         Ok(Replica {
             name: bounds::printable(&wire.name, LONGEST_NAME),
@@ -264,8 +266,14 @@ fn is_domain(text: &str) -> bool {
 }
 
 fn parse_all<T: FromStr<Err: Display>>(texts: &[String], what: &str) -> Result<Vec<T>, ClientError> {
-    let parse = |text: &String| text.parse().map_err(|error| invalid(format!("{what} {text:?}: {error}")));
+    let parse =
+        |text: &String| text.parse().map_err(|error| invalid(format!("{what} {}: {error}", quoted(text))));
     texts.iter().map(parse).collect()
+}
+
+/// A text that is not what it should be, as far as it is worth showing.
+fn quoted(text: &str) -> String {
+    format!("`{}`", bounds::printable(text, LONGEST_QUOTE))
 }
 
 fn invalid(why: impl Into<String>) -> ClientError {

@@ -14,6 +14,8 @@ use crate::{
     tunnel::{PeerConfig, PresharedKey, PublicKey},
 };
 
+/// Characters of a text that is not what it should be, when it is shown.
+const LONGEST_QUOTE: usize = 64;
 /// Until an operator says otherwise.
 const DEFAULT_INTERVAL: Duration = Duration::from_secs(25);
 
@@ -293,7 +295,10 @@ fn positive(duration: prost_types::Duration) -> Option<Duration> {
 }
 
 fn parse_all<T: FromStr<Err: Display>>(texts: &[String], what: &str) -> Result<Vec<T>, GatewayError> {
-    let parse = |text: &String| text.parse().map_err(|error| invalid(format!("{what} {text:?}: {error}")));
+    let parse = |text: &String| {
+        let quoted = bounds::printable(text, LONGEST_QUOTE);
+        text.parse().map_err(|error| invalid(format!("{what} `{quoted}`: {error}")))
+    };
     texts.iter().map(parse).collect()
 }
 

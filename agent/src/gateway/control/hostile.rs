@@ -181,7 +181,7 @@ fn run(seed: u64, steps: usize) {
     assert!(clients <= usize::from(CLIENTS) * A_CLIENT, "{clients} things of {CLIENTS} clients");
     assert!(named <= NAMED, "{named} things that clients named");
     let page = gateway.scrape();
-    assert!(page.lines().all(|line| line.starts_with('#') || line.starts_with("p")), "{page}");
+    assert!(page.lines().all(|line| line.starts_with('#') || line.starts_with('p')), "{page}");
 }
 
 #[tokio::test]

@@ -204,6 +204,22 @@ pub enum ClientPhase {
     Unknown,
 }
 
+impl ClientPhase {
+    /// As it is written.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Pending => "Pending",
+            Self::Connected => "Connected",
+            Self::Standby => "Standby",
+            Self::Dormant => "Dormant",
+            Self::WaitingToReconnect => "WaitingToReconnect",
+            Self::Disconnected => "Disconnected",
+            Self::Suspended => "Suspended",
+            Self::Unknown => "Unknown",
+        }
+    }
+}
+
 /// The keepalive interval in force.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]

@@ -7,6 +7,10 @@ pub mod v1 {
     tonic::include_proto!("pinhole.v1");
 }
 
+pub mod bounds;
+#[cfg(any(test, feature = "hostile"))]
+pub mod hostile;
+
 /// The encoded `FileDescriptorSet` of the protocol, to compare a build with another for breaking changes.
 pub const FILE_DESCRIPTOR_SET: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/pinhole.v1.bin"));
 

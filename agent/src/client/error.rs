@@ -1,6 +1,9 @@
 //! Why a client is not connected.
 
-use pinhole_proto::CATEGORY_METADATA;
+use pinhole_proto::{
+    CATEGORY_METADATA,
+    bounds::{self, LONGEST_TEXT},
+};
 use tonic::{Code, Status};
 
 use crate::{
@@ -159,7 +162,7 @@ impl ClientError {
             (_, Code::Unavailable | Code::DeadlineExceeded | Code::Cancelled) => "OperatorUnreachable",
             _ => "Refused",
         };
-        let said = status.message();
+        let said = bounds::printable(status.message(), LONGEST_TEXT);
         let message = match category {
             "TokenInvalid" => "the join token is not valid: ask for another".to_owned(),
             "TokenExpired" => "the join token has expired: ask for another".to_owned(),

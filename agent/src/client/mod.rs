@@ -5,6 +5,7 @@ pub mod control;
 mod dns;
 pub mod enrolment;
 mod error;
+mod heard;
 mod memory;
 mod network;
 mod pulse;

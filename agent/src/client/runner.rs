@@ -430,7 +430,7 @@ impl Runner<'_> {
             }
             session::Event::Guided(replica, guidance) => {
                 if let Some(replica) = replica {
-                    self.pulse.handle_guidance(Instant::now(), replica, &guidance);
+                    self.pulse.handle_guidance(Instant::now(), replica, guidance);
                 }
             }
             session::Event::Config(config) => self.handle_config(*config),

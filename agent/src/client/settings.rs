@@ -8,7 +8,10 @@ use std::{
 };
 
 use ipnet::IpNet;
-use pinhole_proto::v1;
+use pinhole_proto::{
+    bounds::{self, LONGEST_SPAN, Word},
+    v1,
+};
 
 use super::ClientError;
 use crate::{
@@ -22,6 +25,19 @@ use crate::{
 
 const DEFAULT_INTERVAL: Duration = Duration::from_secs(25);
 const DEFAULT_MTU: u16 = 1420;
+/// What every IPv4 host takes.
+const SMALLEST_MTU: u16 = 576;
+/// Nothing is done more often, whatever a policy says.
+const SHORTEST_INTERVAL: Duration = Duration::from_secs(1);
+/// Twice what a gateway has.
+const MOST_REPLICAS: usize = 32;
+/// Endpoints of one replica, and of everything else that a client has a few of.
+const MOST_FEW: usize = 64;
+const MOST_ROUTES: usize = 16_384;
+/// Characters of a name, and of a `host:port`.
+const LONGEST_NAME: usize = 253;
+const LONGEST_ENDPOINT: usize = 262;
+const LONGEST_QUOTE: usize = 64;
 
 /// All that a client's tunnel needs.
 #[derive(Debug, Clone, PartialEq)]
@@ -70,15 +86,27 @@ pub struct Replica {
 impl Settings {
     /// Checks a configuration.
     pub fn parse(wire: v1::ClientConfig) -> Result<Self, ClientError> {
-        let client = wire.client.clone().ok_or_else(|| invalid("it names no client"))?;
-        let mode = match wire.health() {
-            v1::HealthMode::LinkStatus => Mode::LinkStatus,
-            v1::HealthMode::Loopback | v1::HealthMode::Unspecified => Mode::Loopback,
+        let client = wire.client.as_ref().ok_or_else(|| invalid("it names no client"))?;
+        let name = |text: &str| bounds::printable(text, LONGEST_NAME);
+        let (namespace, uid) = (name(&client.namespace), name(&client.uid));
+        let client = v1::ObjectRef { namespace, name: name(&client.name), uid };
+        few(wire.addresses.len(), MOST_FEW, "addresses")?;
+        few(wire.routes.len(), MOST_ROUTES, "routes")?;
+        few(wire.dns_servers.len(), MOST_FEW, "DNS servers")?;
+        few(wire.replicas.len(), MOST_REPLICAS, "replicas")?;
+        let mode = match Word::from(wire.health) {
+            Word::Known(v1::HealthMode::LinkStatus) => Mode::LinkStatus,
+            // Where a path need not be proven, proving it does no harm.
+            Word::Known(v1::HealthMode::Loopback | v1::HealthMode::Unspecified) | Word::Newer(_) => {
+                Mode::Loopback
+            }
         };
         let (interval, interval_reason) = interval(wire.keepalive.as_ref());
         let mtu = match wire.mtu {
             0 => DEFAULT_MTU,
-            mtu => u16::try_from(mtu).map_err(|_| invalid(format!("an MTU of {mtu} is too large")))?,
+            mtu => u16::try_from(mtu)
+                .map_err(|_| invalid(format!("an MTU of {mtu} is too large")))?
+                .max(SMALLEST_MTU),
         };
         let settings = Settings {
             client,
@@ -156,33 +184,51 @@ impl Settings {
 
 impl Replica {
     fn parse(wire: v1::GatewayReplica) -> Result<Self, ClientError> {
-        let key = <[u8; 32]>::try_from(wire.public_key)
-            .map_err(|_| invalid(format!("the key of replica {:?} is not 32 bytes long", wire.name)))?;
+        let key = <[u8; 32]>::try_from(wire.public_key).map_err(|_| {
+            invalid(format!("the key of replica {} is not 32 bytes long", quoted(&wire.name)))
+        })?;
+        few(wire.tunnel_addresses.len(), MOST_FEW, "addresses of a replica")?;
+        let endpoints = |texts: Vec<String>| {
+            let fit =
+                |text: &String| text.len() <= LONGEST_ENDPOINT && text.bytes().all(|b| b.is_ascii_graphic());
+            texts.into_iter().filter(fit).take(MOST_FEW).collect()
+        };
         let address = |text: &String| {
             // Also with a prefix length, as the gateway itself is told.
             let host = text.split('/').next().unwrap_or_default();
-            host.parse().map_err(|error| invalid(format!("tunnel address {text:?}: {error}")))
+            host.parse().map_err(|error| invalid(format!("tunnel address {}: {error}", quoted(text))))
         };
         Ok(Replica {
-            name: wire.name,
+            name: bounds::printable(&wire.name, LONGEST_NAME),
             public_key: PublicKey::from_bytes(key),
-            tunnel_endpoints: wire.tunnel_endpoints,
-            session_endpoints: wire.session_endpoints,
+            tunnel_endpoints: endpoints(wire.tunnel_endpoints),
+            session_endpoints: endpoints(wire.session_endpoints),
             tunnel_addresses: wire.tunnel_addresses.iter().map(address).collect::<Result<_, _>>()?,
         })
     }
 }
 
+/// An interval between [`SHORTEST_INTERVAL`] and [`LONGEST_SPAN`].
 fn duration(wire: Option<prost_types::Duration>) -> Option<Duration> {
-    wire.and_then(|wire| Duration::try_from(wire).ok()).filter(|duration| !duration.is_zero())
+    let duration = bounds::span(wire, LONGEST_SPAN).filter(|duration| !duration.is_zero());
+    duration.map(|duration| duration.max(SHORTEST_INTERVAL))
+}
+
+/// A list that is longer is no configuration: cut short, it would be another one.
+fn few(length: usize, most: usize, what: &str) -> Result<(), ClientError> {
+    if length > most {
+        return Err(invalid(format!("it has {length} {what}, and at most {most} are taken")));
+    }
+    Ok(())
 }
 
 fn policy(wire: Option<&v1::KeepalivePolicy>, interval: Duration) -> Policy {
     let unlimited = Policy { interval, ..Policy::default() };
     let Some(wire) = wire else { return unlimited };
-    let mode = match wire.mode() {
-        v1::keepalive_policy::Mode::Fixed => nat::Mode::Fixed,
-        v1::keepalive_policy::Mode::Adaptive | v1::keepalive_policy::Mode::Unspecified => nat::Mode::Adaptive,
+    let mode = match Word::from(wire.mode) {
+        Word::Known(v1::keepalive_policy::Mode::Fixed) => nat::Mode::Fixed,
+        Word::Known(v1::keepalive_policy::Mode::Adaptive | v1::keepalive_policy::Mode::Unspecified)
+        | Word::Newer(_) => nat::Mode::Adaptive,
     };
     let min = duration(wire.min).unwrap_or(unlimited.min);
     let max = duration(wire.max).unwrap_or(unlimited.max).max(min);
@@ -191,10 +237,11 @@ fn policy(wire: Option<&v1::KeepalivePolicy>, interval: Duration) -> Policy {
 
 fn standby(wire: Option<&v1::KeepalivePolicy>) -> standby::Policy {
     use v1::keepalive_policy::Standby;
-    let preference = match wire.map(v1::KeepalivePolicy::standby).unwrap_or_default() {
-        Standby::Auto => Preference::Auto,
-        Standby::Session => Preference::Session,
-        Standby::Udp | Standby::Unspecified => Preference::UdpOnly,
+    let preference = match wire.map(|wire| Word::from(wire.standby)).unwrap_or_default() {
+        Word::Known(Standby::Auto) => Preference::Auto,
+        Word::Known(Standby::Session) => Preference::Session,
+        // A way that is newer than this client is none that it could be reached by.
+        Word::Known(Standby::Udp | Standby::Unspecified) | Word::Newer(_) => Preference::UdpOnly,
     };
     let longest_blind = wire.and_then(|wire| duration(wire.longest_blind));
     standby::Policy { preference, longest_blind, ..standby::Policy::default() }
@@ -219,8 +266,14 @@ fn is_domain(text: &str) -> bool {
 }
 
 fn parse_all<T: FromStr<Err: Display>>(texts: &[String], what: &str) -> Result<Vec<T>, ClientError> {
-    let parse = |text: &String| text.parse().map_err(|error| invalid(format!("{what} {text:?}: {error}")));
+    let parse =
+        |text: &String| text.parse().map_err(|error| invalid(format!("{what} {}: {error}", quoted(text))));
     texts.iter().map(parse).collect()
+}
+
+/// A text that is not what it should be, as far as it is worth showing.
+fn quoted(text: &str) -> String {
+    format!("`{}`", bounds::printable(text, LONGEST_QUOTE))
 }
 
 fn invalid(why: impl Into<String>) -> ClientError {
@@ -299,6 +352,18 @@ mod tests {
     }
 
     proptest! {
+        #[test]
+        fn whatever_is_configured_is_within_bounds(seed: u64) {
+            let config = pinhole_proto::hostile::Hostile::new(seed).readable::<v1::ClientConfig>("ClientConfig");
+            if let Ok(settings) = Settings::parse(v1::ClientConfig { mtu: 1, ..config }) {
+                let policy = settings.policy;
+                for span in [settings.interval, policy.interval, policy.min, policy.max] {
+                    prop_assert!((SHORTEST_INTERVAL..=LONGEST_SPAN).contains(&span));
+                }
+                prop_assert!(settings.replicas.len() <= MOST_REPLICAS && settings.mtu == SMALLEST_MTU);
+            }
+        }
+
         #[test]
         fn any_configuration_is_parsed_or_refused_without_a_panic(
             addresses in proptest::collection::vec(".{0,30}", 0..3),

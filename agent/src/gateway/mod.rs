@@ -18,6 +18,7 @@ pub mod report;
 mod rest;
 mod session;
 mod tls;
+pub mod told;
 
 use std::{
     net::{IpAddr, Ipv6Addr, SocketAddr},
@@ -144,7 +145,7 @@ pub async fn run(options: Options, stop: CancellationToken) -> Result<(), Gatewa
         .initial_stream_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
         .http2_max_header_list_size(HEADERS)
-        .add_service(ClientSessionServer::new(service))
+        .add_service(ClientSessionServer::new(service).max_decoding_message_size(told::LARGEST_MESSAGE))
         .serve_with_incoming_shutdown(listen::accept(sessions, tls), draining.clone().cancelled_owned());
 
     let mut tasks = tokio::task::JoinSet::new();

@@ -72,8 +72,8 @@ pub(super) struct Timers {
 impl Timers {
     /// Those of a peer with other keys: nothing is under way, and the persistent keepalive stays.
     pub(super) fn anew(&self) -> Self {
-        let &Self { persistent, traversed, answered_in, .. } = self;
-        Self { persistent, traversed, answered_in, ..Self::default() }
+        let &Self { answered_in, persistent, traversed, .. } = self;
+        Self { answered_in, persistent, traversed, ..Self::default() }
     }
 
     /// Asks for a message at least this often. Whether it was not asked for before.
@@ -242,14 +242,14 @@ mod tests {
 
     /// When the initiations of an attempt go out, in milliseconds, until the sixth.
     fn attempt(timers: &mut Timers, start: Instant, urgent: bool) -> Vec<u128> {
-        let mut now = start;
-        let mut times = Vec::new();
-        while times.len() < 6 {
-            times.push(now.saturating_duration_since(start).as_millis());
-            timers.initiation_sent(now, Duration::ZERO, urgent);
-            now = timers.next().unwrap().0;
+        let mut at = start;
+        let mut sent = Vec::new();
+        while sent.len() < 6 {
+            sent.push(at.saturating_duration_since(start).as_millis());
+            timers.initiation_sent(at, Duration::ZERO, urgent);
+            at = timers.next().unwrap().0;
         }
-        times
+        sent
     }
 
     #[test]

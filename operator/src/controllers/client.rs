@@ -200,7 +200,7 @@ impl Context {
     /// What the pool's and the gateway's summaries count.
     fn count_rebinds(&self, client: &VPNClient, status: &VPNClientStatus) {
         let count = |s: &VPNClientStatus| s.churn.as_ref().map_or(0, |c| c.count);
-        let news = count(status) - client.status.as_ref().map_or(0, count);
+        let news = count(status).saturating_sub(client.status.as_ref().map_or(0, count));
         if let Some(news) = u64::try_from(news).ok().filter(|news| *news > 0) {
             let mut rebinds = self.rebinds.lock().unwrap_or_else(PoisonError::into_inner);
             rebinds.entry(pool_of(client)).or_default().count(Instant::now(), news);

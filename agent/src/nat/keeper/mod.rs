@@ -116,9 +116,23 @@ pub enum Reason {
     Backoff,
 }
 
+impl Reason {
+    /// A stable, low-cardinality name.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Policy => "Policy",
+            Self::Initial => "Initial",
+            Self::Learning => "Learning",
+            Self::Learnt => "Learnt",
+            Self::Cached => "Cached",
+            Self::Backoff => "Backoff",
+        }
+    }
+}
+
 impl fmt::Display for Reason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        fmt::Debug::fmt(self, f)
+        f.write_str(self.name())
     }
 }
 

@@ -72,6 +72,17 @@ fn is_label(label: &str) -> bool {
         && !label.ends_with('-')
 }
 
+/// Whether `text` can name an object of Kubernetes, of whatever kind: small letters, digits, dashes and dots, 253 at
+/// most, a letter or digit at both ends. What can is no path and no option.
+pub fn is_object_name(text: &str) -> bool {
+    let is_end = |b: Option<&u8>| b.is_some_and(|b| b.is_ascii_lowercase() || b.is_ascii_digit());
+    let bytes = text.as_bytes();
+    bytes.len() <= MAX_NAME
+        && is_end(bytes.first())
+        && is_end(bytes.last())
+        && bytes.iter().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || matches!(b, b'-' | b'.'))
+}
+
 /// By what a gateway is reached: an address or a name.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Host {
@@ -184,6 +195,16 @@ mod tests {
     }
 
     #[test]
+    fn objects_are_named_in_small_letters_digits_dashes_and_dots() {
+        for text in ["a", "1", "edge-0", "web.1", &"a".repeat(253)] {
+            assert!(is_object_name(text), "{text}");
+        }
+        for text in ["", "-a", "a.", "A", "a_b", "a/b", &"a".repeat(254)] {
+            assert!(!is_object_name(text), "{text}");
+        }
+    }
+
+    #[test]
     fn an_endpoint_is_written_as_it_was_read() {
         for text in ["192.0.2.1:51820", "[2001:db8::1]:51820", "vpn.example.org:1", "edge-0.vpn.svc:65535"] {
             assert_eq!(text.parse::<HostPort>().unwrap().to_string(), text);
@@ -200,6 +221,7 @@ mod tests {
             assert!(text.parse::<DomainName>().is_err(), "{text:?}");
             assert!(text.parse::<Host>().is_err(), "{text:?}");
             assert!(text.parse::<HostPort>().is_err(), "{text:?}");
+            assert!(!is_object_name(&text), "{text:?}");
             assert!(format!("{text}:51820").parse::<HostPort>().is_err(), "{text:?}");
         }
     }

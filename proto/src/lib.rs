@@ -4,7 +4,7 @@
 mod domain;
 mod printable;
 
-pub use domain::{DomainName, DomainNameError, Host, HostPort, HostPortError};
+pub use domain::{DomainName, DomainNameError, Host, HostPort, HostPortError, is_object_name};
 pub use printable::printable;
 
 /// The generated messages, clients and servers.

@@ -5,9 +5,12 @@
 
 use std::net::{IpAddr, SocketAddr};
 
-use pinhole_proto::v1::{
-    Ack, BindingReport, ChurnEvent, ChurnReport, ClientReport, EndpointChange, GatewayReport, Impairment,
-    KeepaliveReport, NatReport, ReachReport, StandbyReport,
+use pinhole_proto::{
+    is_object_name,
+    v1::{
+        Ack, BindingReport, ChurnEvent, ChurnReport, ClientReport, EndpointChange, GatewayReport, Impairment,
+        KeepaliveReport, NatReport, ReachReport, StandbyReport,
+    },
 };
 use prost_types::{Duration, Timestamp};
 
@@ -60,7 +63,7 @@ pub(super) fn accepted_ack(ack: Ack) -> Ack {
 
 /// At most [`TEXT_CHARS`] characters, none of which moves a terminal's cursor.
 pub(super) fn printable(text: &str) -> String {
-    text.chars().take(TEXT_CHARS).map(|c| if c.is_control() { ' ' } else { c }).collect()
+    pinhole_proto::printable(text, TEXT_CHARS)
 }
 
 fn clean_client(client: &mut ClientReport, now: i64) {
@@ -157,11 +160,8 @@ fn is_category(text: &str) -> bool {
 }
 
 fn is_reference(name: &str, uid: &str) -> bool {
-    let allowed = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-' || b == b'.';
-    (1..=253).contains(&name.len())
-        && name.bytes().all(allowed)
-        && (1..=64).contains(&uid.len())
-        && uid.is_ascii()
+    let is_uid = |uid: &str| uid.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-');
+    is_object_name(name) && (1..=64).contains(&uid.len()) && is_uid(uid)
 }
 
 #[cfg(test)]

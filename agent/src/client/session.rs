@@ -23,7 +23,10 @@ use tonic::{Code, Request, Status, transport::Channel};
 use v1::client_session_client::ClientSessionClient;
 use zeroize::Zeroizing;
 
-use super::{ClientError, error::known_category};
+use super::{
+    ClientError,
+    error::{known_category, said},
+};
 use crate::{
     health::Jitter,
     identity::{
@@ -225,7 +228,7 @@ impl Session {
         }
         let for_good = matches!(error.category(), "ClientRemoved" | "ClientDeleted" | "ClientSuspended");
         if status.code() == Code::PermissionDenied && for_good {
-            let cut = ClientError::Cut { category: error.category(), message: status.message().to_owned() };
+            let cut = ClientError::Cut { category: error.category(), message: said(status.message()) };
             let _ = self.events.send(Event::Cut(cut)).await;
         }
         End::Lost(error, ended(status))
@@ -294,7 +297,7 @@ impl Session {
                     }
                     Some(Some(v1::session_message::Message::Cut(cut))) => {
                         let category = known_category(&cut.category);
-                        let cut = ClientError::Cut { category, message: cut.message };
+                        let cut = ClientError::Cut { category, message: said(&cut.message) };
                         let _ = self.events.send(Event::Cut(cut)).await;
                         return Err(Status::permission_denied("cut off"));
                     }

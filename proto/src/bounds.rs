@@ -55,16 +55,6 @@ pub fn difference(wire: i64) -> i64 {
     wire.clamp(-MOST, MOST)
 }
 
-/// At most `most` characters, none of which moves a terminal's cursor or changes the direction of what follows.
-pub fn printable(text: &str, most: usize) -> String {
-    text.chars().take(most).map(|c| if c.is_control() || is_formatting(c) { ' ' } else { c }).collect()
-}
-
-/// Invisible characters that reorder or hide their neighbours.
-const fn is_formatting(c: char) -> bool {
-    matches!(c, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}')
-}
-
 /// A number that stands for one of `E`, or for a word that came after this program was made.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Word<E> {
@@ -141,11 +131,5 @@ mod tests {
         assert_eq!(Word::from(5), Word::Known(NatMapping::EndpointDependent));
         let newer = Word::<NatMapping>::from(77);
         assert_eq!((newer.known(), newer.number()), (None, 77));
-    }
-
-    #[test]
-    fn a_text_neither_moves_the_cursor_nor_turns_round() {
-        assert_eq!(printable("a\x1b[2J\u{202e}b\n", 9), "a [2J b ");
-        assert_eq!(printable(&"ä".repeat(900), LONGEST_TEXT).chars().count(), LONGEST_TEXT);
     }
 }

@@ -1,15 +1,20 @@
 //! `pinhole.v1`: what operator, gateways and clients say to each other. The `.proto` files beside this crate
-//! carry the documentation of every message.
+//! carry the documentation of every message. What such a message may name is here as types that hold nothing else.
+
+pub mod bounds;
+mod domain;
+#[cfg(any(test, feature = "hostile"))]
+pub mod hostile;
+mod printable;
+
+pub use domain::{DomainName, DomainNameError, Host, HostPort, HostPortError, is_object_name};
+pub use printable::printable;
 
 /// The generated messages, clients and servers.
 #[allow(missing_docs, unreachable_pub, clippy::pedantic, clippy::large_enum_variant)]
 pub mod v1 {
     tonic::include_proto!("pinhole.v1");
 }
-
-pub mod bounds;
-#[cfg(any(test, feature = "hostile"))]
-pub mod hostile;
 
 /// The encoded `FileDescriptorSet` of the protocol, to compare a build with another for breaking changes.
 pub const FILE_DESCRIPTOR_SET: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/pinhole.v1.bin"));
@@ -30,3 +35,7 @@ pub const OPERATOR_SERVER_NAME: &str = "operator.pinhole.dev";
 pub fn gateway_server_name(namespace: &str, gateway: &str) -> String {
     format!("{gateway}.{namespace}.gateway.pinhole.dev")
 }
+
+#[cfg(test)]
+#[path = "../tests/hostile/mod.rs"]
+mod hostile_texts;

@@ -92,6 +92,9 @@ pub struct Status {
     pub tx_bytes: u64,
     /// Whether the session stream to the gateway stands.
     pub session: bool,
+    /// What of the gateway's configuration is not used, and why.
+    #[serde(default)]
+    pub left_out: Vec<String>,
     /// The last thing that went wrong.
     pub last_error: Option<String>,
 }

@@ -3,10 +3,7 @@
 //! Configurations are the exception: they are kept on disk as they came, and parsed by [`Settings`](super::settings::Settings)
 //! wherever they come from.
 
-use pinhole_proto::{
-    bounds::{self, LONGEST_TEXT},
-    v1,
-};
+use pinhole_proto::{bounds::LONGEST_TEXT, v1};
 use tonic::transport::Channel;
 use v1::client_session_client::ClientSessionClient;
 use zeroize::Zeroizing;
@@ -75,7 +72,7 @@ impl From<v1::SessionMessage> for Heard {
 
 /// The end of the right to connect, with a reason that can be shown.
 pub(super) fn cut_off(category: &'static str, message: &str) -> ClientError {
-    ClientError::Cut { category, message: bounds::printable(message, LONGEST_TEXT) }
+    ClientError::Cut { category, message: pinhole_proto::printable(message, LONGEST_TEXT) }
 }
 
 /// A certificate that was asked for: its chain, and the bundle to trust from now on, which is empty where the old one stays.
@@ -134,7 +131,11 @@ mod tests {
 
     fn config() -> v1::ClientConfig {
         v1::ClientConfig {
-            client: Some(v1::ObjectRef::default()),
+            client: Some(v1::ObjectRef {
+                namespace: "vpn".into(),
+                name: "laptop".into(),
+                uid: String::new(),
+            }),
             addresses: vec!["10.77.0.9/32".into()],
             ..v1::ClientConfig::default()
         }

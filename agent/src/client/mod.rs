@@ -6,6 +6,7 @@ mod dns;
 pub mod enrolment;
 mod error;
 mod heard;
+mod left_out;
 mod memory;
 mod network;
 mod pulse;
@@ -28,6 +29,7 @@ use tokio_util::sync::CancellationToken;
 pub use control::{Question, Status};
 pub use enrolment::{Credential, Invitation, Membership, hostname};
 pub use error::ClientError;
+pub use left_out::LeftOut;
 
 use self::{
     control::Socket,

@@ -296,7 +296,7 @@ fn positive(duration: prost_types::Duration) -> Option<Duration> {
 
 fn parse_all<T: FromStr<Err: Display>>(texts: &[String], what: &str) -> Result<Vec<T>, GatewayError> {
     let parse = |text: &String| {
-        let quoted = bounds::printable(text, LONGEST_QUOTE);
+        let quoted = pinhole_proto::printable(text, LONGEST_QUOTE);
         text.parse().map_err(|error| invalid(format!("{what} `{quoted}`: {error}")))
     };
     texts.iter().map(parse).collect()

@@ -11,6 +11,7 @@ use kube::{
     runtime::events::EventType,
 };
 use pinhole_crds::{ClientPod, EnrolmentMethod, VPNClient, VPNClientPool, VPNClientStatus, VPNGateway};
+use pinhole_proto::is_object_name;
 
 use super::{
     allocation::Assignment,
@@ -239,6 +240,10 @@ impl Context {
         let Some(pod) = sidecar.and_then(|e| e.pod.as_ref()) else { return Ok(false) };
         if self.hub.world().has_sidecar_pod(&pod.uid) {
             return Ok(false);
+        }
+        // A record that somebody wrote by hand is no path into the API: no pod has such a name.
+        if !is_object_name(&pod.namespace) || !is_object_name(&pod.name) {
+            return Ok(true);
         }
         let api: Api<Pod> = Api::namespaced(self.client.clone(), &pod.namespace);
         let what = || format!("reading Pod {}/{}", pod.namespace, pod.name);

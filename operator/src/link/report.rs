@@ -7,6 +7,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use pinhole_proto::{
     bounds::{self, LONGEST_SPAN, LONGEST_SUM, LONGEST_TEXT, LONGEST_TRIP},
+    is_object_name,
     v1::{
         Ack, BindingReport, ChurnEvent, ChurnOfCause, ChurnReport, ClientReport, EndpointChange,
         GatewayReport, Impairment, KeepaliveReport, NatReport, ReachReport, StandbyReport,
@@ -62,7 +63,7 @@ pub(super) fn accepted_ack(ack: Ack) -> Ack {
 
 /// A text for people.
 pub(super) fn printable(text: &str) -> String {
-    bounds::printable(text, LONGEST_TEXT)
+    pinhole_proto::printable(text, LONGEST_TEXT)
 }
 
 fn clean_client(client: &mut ClientReport, now: i64) {
@@ -173,11 +174,8 @@ fn is_category(text: &str) -> bool {
 }
 
 fn is_reference(name: &str, uid: &str) -> bool {
-    let allowed = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-' || b == b'.';
-    (1..=253).contains(&name.len())
-        && name.bytes().all(allowed)
-        && (1..=64).contains(&uid.len())
-        && uid.is_ascii()
+    let is_uid = |uid: &str| uid.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-');
+    is_object_name(name) && (1..=64).contains(&uid.len()) && is_uid(uid)
 }
 
 #[cfg(test)]

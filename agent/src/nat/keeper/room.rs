@@ -4,15 +4,15 @@ use std::time::Instant;
 
 use super::{Keeper, Stage};
 
-/// Fewer than so many do not fill a table.
-const FEW: usize = 4;
+/// Of fewer than these, as many get lost where one in ten packets does.
+const FEW: usize = 8;
 /// What is left of a ladder that did not fit.
 const SHARE: usize = 4;
 const LEAST: usize = 2;
 
 /// What the first beats of a ladder show. Where a table is full the next mapping is refused, or takes the place of
-/// another one: many are not answered at once, although the path works: more than two
-/// in five, as packets that get lost would not do.
+/// another one: many are not answered at once, although the path works: more than two in five, as packets that get lost would
+/// not do.
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct Room {
     /// So many, as more did not fit. `None`: no table was full yet.
@@ -86,7 +86,7 @@ mod tests {
         assert_eq!(after(32, 13, true), 8);
         assert_eq!(after(32, 12, true), usize::MAX, "packets get lost");
         assert_eq!(after(32, 32, false), usize::MAX, "the path does not work");
-        assert_eq!(after(3, 3, true), usize::MAX, "too few to fill a table");
-        assert_eq!(after(5, 5, true), LEAST);
+        assert_eq!(after(7, 7, true), usize::MAX, "too few to tell it from loss");
+        assert_eq!(after(8, 4, true), LEAST);
     }
 }

@@ -218,7 +218,7 @@ pub struct VPNGatewayStatus {
     /// Generation of the spec that this status is about.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub observed_generation: Option<i64>,
-    /// Ready, and Reconciling or Stalled while True.
+    /// Ready, and Reconciling, Stalled or PartiallyInvalid while True.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["type".into()]))]
     pub conditions: Vec<Condition>,

@@ -569,7 +569,7 @@ impl Peer {
     ) {
         self.has_session = true;
         self.stats.last_handshake = Some(now);
-        self.timers.session_ready(since, initiator);
+        self.timers.session_ready(now, since, initiator);
         out.event(TunnelEvent::HandshakeCompleted { peer: self.key });
         let Some(endpoint) = self.endpoint else { return };
         self.drain_tunn(now, endpoint.path, common, out);

@@ -14,7 +14,7 @@ pub(super) const REKEY_TIMEOUT: Duration = Duration::from_secs(5);
 pub(super) const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
 /// Where data waits, so many retries come sooner. The paper has none of these: it gives up the first five seconds of a
 /// conversation to one lost packet, and an idle peer's session is always too old to be used.
-const SOONER: u32 = 2;
+const SOONER: u32 = 3;
 /// The first of them, at the least. Each later one waits twice as long.
 const SOONEST: Duration = Duration::from_millis(300);
 /// The first of them to a peer that never answered (RFC 6298, section 2.1).
@@ -62,7 +62,8 @@ pub(super) struct Timers {
     owing_since: Option<Instant>,
     keys_since: Option<Instant>,
     keys_dropped: bool,
-    /// How long the last attempt took. A lost packet adds to it, so no retry is sent where the answer is only slow.
+    /// How long the last handshake took from this end's message to the other's. A lost packet adds to it, so no retry is sent
+    /// where the answer is only slow.
     answered_in: Option<Duration>,
     persistent: Option<Duration>,
     /// When a message last went either way, authenticated.
@@ -120,12 +121,12 @@ impl Timers {
         self.keys_dropped = false;
     }
 
-    /// A session can be used whose keys were derived at `since`.
-    pub(super) fn session_ready(&mut self, since: Instant, initiator: bool) {
+    /// A session can be used whose keys were derived at `since`. The initiator's first message with them answers the response.
+    pub(super) fn session_ready(&mut self, now: Instant, since: Instant, initiator: bool) {
         self.keys_derived(since);
-        let attempt = self.attempt.take().filter(|_| initiator);
-        self.answered_in =
-            attempt.map(|attempt| since.saturating_duration_since(attempt.since)).or(self.answered_in);
+        let attempt = self.attempt.take().map(|attempt| attempt.since);
+        let asked = if initiator { attempt } else { Some(since) };
+        self.answered_in = asked.map(|asked| now.saturating_duration_since(asked)).or(self.answered_in);
         self.session = Some(Session { since, initiator });
     }
 
@@ -253,19 +254,20 @@ mod tests {
     }
 
     #[test]
-    fn for_data_that_waits_two_retries_come_sooner_by_what_the_last_answer_took() {
+    fn for_data_that_waits_three_retries_come_sooner_by_what_the_last_answer_took() {
         let start = Instant::now();
         let mut timers = Timers::default();
-        assert_eq!(attempt(&mut timers, start, true), [0, 1000, 3000, 8000, 13_000, 18_000]);
+        assert_eq!(attempt(&mut timers, start, true), [0, 1000, 3000, 7000, 12_000, 17_000]);
         for (took, expected) in [
-            (40, [0, 300, 900, 5900, 10_900, 15_900]),
-            (600, [0, 1200, 3600, 8600, 13_600, 18_600]),
+            (40, [0, 300, 900, 2100, 7100, 12_100]),
+            (600, [0, 1200, 3600, 8400, 13_400, 18_400]),
             (1500, [0, 3000, 8000, 13_000, 18_000, 23_000]),
             (4000, [0, 5000, 10_000, 15_000, 20_000, 25_000]),
         ] {
             let mut timers = Timers::default();
             timers.initiation_sent(start, Duration::ZERO, false);
-            timers.session_ready(start + Duration::from_millis(took), true);
+            let answered = start + Duration::from_millis(took);
+            timers.session_ready(answered, answered, true);
             assert_eq!(attempt(&mut timers, start, true), expected, "{took}");
             timers.abandon_attempt();
             assert_eq!(attempt(&mut timers, start, false), [0, 5000, 10_000, 15_000, 20_000, 25_000]);
@@ -273,19 +275,19 @@ mod tests {
     }
 
     #[test]
-    fn what_another_began_says_nothing_of_how_long_answers_take() {
+    fn who_responds_learns_from_the_first_message_with_the_new_keys_how_long_answers_take() {
         let start = Instant::now();
         let mut timers = Timers::default();
-        timers.initiation_sent(start, Duration::ZERO, false);
-        timers.session_ready(start + seconds(4), false);
-        assert_eq!(attempt(&mut timers, start, true)[1], 1000);
+        timers.keys_derived(start + seconds(4));
+        timers.session_ready(start + seconds(5), start + seconds(4), false);
+        assert_eq!(attempt(&mut timers, start + seconds(9), true)[1], 2000);
     }
 
     #[test]
     fn an_answered_exchange_leaves_only_the_end_of_the_keys() {
         let start = Instant::now();
         let mut timers = Timers::default();
-        timers.session_ready(start, true);
+        timers.session_ready(start, start, true);
         timers.sent(start, true);
         timers.received(start, true);
         timers.sent(start, false);
@@ -303,7 +305,7 @@ mod tests {
     fn silence_counts_from_the_first_unanswered_packet() {
         let start = Instant::now();
         let mut timers = Timers::default();
-        timers.session_ready(start, true);
+        timers.session_ready(start, start, true);
         timers.received(start, false);
         for at in [60, 61, 70] {
             timers.sent(start + seconds(at), true);
@@ -349,7 +351,7 @@ mod tests {
     fn only_the_initiator_renews_and_only_one_attempt_runs() {
         let start = Instant::now();
         let mut initiator = Timers::default();
-        initiator.session_ready(start, true);
+        initiator.session_ready(start, start, true);
         assert!(!initiator.renew_on_send(start + seconds(119)));
         assert!(initiator.renew_on_send(start + seconds(120)));
         assert!(!initiator.renew_on_receive(start + seconds(164)));
@@ -357,7 +359,7 @@ mod tests {
         initiator.initiation_sent(start + seconds(120), Duration::ZERO, false);
         assert!(!initiator.renew_on_send(start + seconds(121)));
         let mut responder = Timers::default();
-        responder.session_ready(start, false);
+        responder.session_ready(start, start, false);
         assert!(!responder.renew_on_send(start + seconds(170)));
     }
 }

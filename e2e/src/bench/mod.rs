@@ -235,8 +235,8 @@ impl Seat {
     }
 
     async fn answers(&self, gateway: &Netns) -> Result<bool> {
-        // Enough to get through loss, too few to meet a keepalive.
-        let ping = ["-n", "-c", "5", "-i", "0.2", "-W", "1", &self.inner.to_string()].map(str::to_owned);
+        // Enough to get through loss, also of the handshake that an idle client needs; too few to meet a keepalive.
+        let ping = ["-n", "-c", "6", "-i", "0.5", "-W", "1", &self.inner.to_string()].map(str::to_owned);
         Ok(gateway.command("ping").args(ping).output().await?.status.success())
     }
 }

@@ -5,9 +5,11 @@ pub mod bounds;
 mod domain;
 #[cfg(any(test, feature = "hostile"))]
 pub mod hostile;
+mod parted;
 mod printable;
 
 pub use domain::{DomainName, DomainNameError, Host, HostPort, HostPortError, is_object_name};
+pub use parted::{parted, quoted};
 pub use printable::printable;
 
 /// The generated messages, clients and servers.

@@ -1,6 +1,6 @@
 //! Why a client is not connected.
 
-use pinhole_proto::{CATEGORY_METADATA, printable};
+use pinhole_proto::{CATEGORY_METADATA, bounds::LONGEST_TEXT, printable};
 use tonic::{Code, Status};
 
 use crate::{
@@ -105,12 +105,9 @@ const KNOWN: [(&str, u8); 26] = [
     ("PodNotSelected", 25),
 ];
 
-/// Longest text of another end that is repeated, characters.
-const LONGEST: usize = 512;
-
 /// A text from the wire, as it can be shown and logged.
 pub(super) fn said(text: &str) -> String {
-    printable(text, LONGEST)
+    printable(text, LONGEST_TEXT)
 }
 
 /// A category from the wire as one of ours, so that it stays low in cardinality.
@@ -223,7 +220,7 @@ mod tests {
             let error = ClientError::from_status(&Status::internal(text.clone()));
             let shown = error.to_string();
             assert!(!shown.chars().any(char::is_control) && !shown.contains('\u{202e}'), "{shown:?}");
-            assert!(shown.chars().count() < LONGEST + 100, "{text:?}");
+            assert!(shown.chars().count() < LONGEST_TEXT + 100, "{text:?}");
         }
     }
 

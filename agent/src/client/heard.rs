@@ -3,12 +3,15 @@
 //! Configurations are the exception: they are kept on disk as they came, and parsed by [`Settings`](super::settings::Settings)
 //! wherever they come from.
 
-use pinhole_proto::{bounds::LONGEST_TEXT, v1};
+use pinhole_proto::v1;
 use tonic::transport::Channel;
 use v1::client_session_client::ClientSessionClient;
 use zeroize::Zeroizing;
 
-use super::{ClientError, error::known_category};
+use super::{
+    ClientError,
+    error::{known_category, said},
+};
 use crate::{
     identity::certificate,
     measured::binding_from_wire,
@@ -72,7 +75,7 @@ impl From<v1::SessionMessage> for Heard {
 
 /// The end of the right to connect, with a reason that can be shown.
 pub(super) fn cut_off(category: &'static str, message: &str) -> ClientError {
-    ClientError::Cut { category, message: pinhole_proto::printable(message, LONGEST_TEXT) }
+    ClientError::Cut { category, message: said(message) }
 }
 
 /// A certificate that was asked for: its chain, and the bundle to trust from now on, which is empty where the old one stays.

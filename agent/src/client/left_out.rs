@@ -1,13 +1,5 @@
 //! What of a gateway's configuration cannot be used: it is left out and said, and the rest is in force. Pure.
 
-use std::str::FromStr;
-
-use pinhole_proto::printable;
-
-/// Texts that are quoted, and the longest part of one that is, characters.
-const QUOTES: usize = 3;
-const QUOTE: usize = 48;
-
 /// A part of a configuration that is left out.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum LeftOut {
@@ -43,17 +35,6 @@ impl LeftOut {
             Self::Endpoints { .. } => "EndpointInvalid",
         }
     }
-}
-
-/// Those of `texts` that are what they should be, and the others in words. None: there are no others.
-pub(super) fn parted<T: FromStr>(texts: &[String]) -> (Vec<T>, Option<String>) {
-    let good = texts.iter().filter_map(|text| text.parse().ok()).collect();
-    let bad: Vec<&String> = texts.iter().filter(|text| text.parse::<T>().is_err()).collect();
-    let quotes: Vec<String> =
-        bad.iter().take(QUOTES).map(|text| format!("'{}'", printable(text, QUOTE))).collect();
-    let more = bad.len().saturating_sub(QUOTES);
-    let more = if more == 0 { String::new() } else { format!(" (and {more} more)") };
-    (good, (!bad.is_empty()).then(|| format!("{}{more}", quotes.join(", "))))
 }
 
 /// At most `most` of `all`, and whether that is less than all.

@@ -11,13 +11,10 @@ use ipnet::IpNet;
 use pinhole_proto::{
     DomainName, HostPort,
     bounds::{self, LONGEST_SPAN, Word},
-    is_object_name, printable, v1,
+    is_object_name, parted, printable, v1,
 };
 
-use super::{
-    ClientError, LeftOut,
-    left_out::{limited, parted},
-};
+use super::{ClientError, LeftOut, error::said, left_out::limited};
 use crate::{
     health::Mode,
     nat::{
@@ -46,8 +43,6 @@ const MOST_ADDRESSES: usize = 16;
 const MOST_ROUTES: usize = 16_384;
 const MOST_REPLICAS: usize = 64;
 const MOST_ENDPOINTS: usize = 64;
-/// Longest reason that is given for a refusal, characters.
-const REASON: usize = 512;
 
 /// All that a client's tunnel needs.
 #[derive(Debug, Clone, PartialEq)]
@@ -114,7 +109,8 @@ impl Settings {
         let (dns_search, more_domains) = limited(dns_search, "search domains", MOST_SEARCH);
         let dns_servers = parse_all(&wire.dns_servers, "DNS server")?;
         let (dns_servers, more_servers) = limited(dns_servers, "name servers", MOST_SERVERS);
-        let mut left_out: Vec<LeftOut> = no_domains.map(LeftOut::SearchDomains).into_iter().collect();
+        let no_domains = no_domains.map(|texts| LeftOut::SearchDomains(pinhole_proto::quoted(&texts)));
+        let mut left_out: Vec<LeftOut> = no_domains.into_iter().collect();
         left_out.extend(more_domains.into_iter().chain(more_servers));
         let replica = |wire| Replica::parse(wire, &mut left_out);
         let replicas =
@@ -227,7 +223,10 @@ impl Replica {
         let (tunnel_endpoints, no_tunnel) = parted(&wire.tunnel_endpoints);
         let (session_endpoints, no_session) = parted(&wire.session_endpoints);
         let none = no_tunnel.into_iter().chain(no_session);
-        left_out.extend(none.map(|endpoints| LeftOut::Endpoints { replica: wire.name.clone(), endpoints }));
+        left_out.extend(none.map(|texts| {
+            let endpoints = pinhole_proto::quoted(&texts);
+            LeftOut::Endpoints { replica: wire.name.clone(), endpoints }
+        }));
         Ok(Replica {
             name: wire.name,
             public_key: PublicKey::from_bytes(key),
@@ -300,7 +299,7 @@ fn quoted(text: &str) -> String {
 }
 
 fn invalid(why: impl Into<String>) -> ClientError {
-    ClientError::Config(printable(&why.into(), REASON))
+    ClientError::Config(said(&why.into()))
 }
 
 #[cfg(test)]

@@ -7,9 +7,11 @@
 
 use std::{
     collections::{HashMap, VecDeque},
-    net::{IpAddr, Ipv6Addr},
+    net::IpAddr,
     time::{Duration, Instant},
 };
+
+use crate::tunnel::place;
 
 /// Guests at a time. Each costs up to about 100 KiB.
 const INSIDE: usize = 256;
@@ -115,9 +117,10 @@ impl Guests {
         let ends = self.sources.values().flat_map(|source| {
             [after(source.inside.front(), LONGEST_STAY), after(source.waiting.front(), LONGEST_WAIT)]
         });
-        let crowds = self.sources.iter().filter(|(_, source)| !source.waiting.is_empty());
-        let crowds = crowds.filter_map(|(from, _)| self.sources.get(&self.makes_room_for(*from)?));
-        let rooms = crowds.map(|crowd| after(crowd.inside.front(), UNDISTURBED));
+        let crowd = self.crowd().and_then(|crowd| self.sources.get(&crowd));
+        let waiting = self.sources.values().filter(|source| !source.waiting.is_empty());
+        let makes_room = |source| if Source::is_full(source) { Some(source) } else { crowd };
+        let rooms = waiting.filter_map(makes_room).map(|source| after(source.inside.front(), UNDISTURBED));
         ends.chain(rooms).flatten().min()
     }
 
@@ -150,10 +153,14 @@ impl Guests {
         if self.sources.get(&from).is_some_and(Source::is_full) {
             return Some(from);
         }
-        if self.inside >= INSIDE { self.most_crowded() } else { None }
+        self.crowd()
     }
 
-    fn most_crowded(&self) -> Option<IpAddr> {
+    /// The source that has the most inside, where all places are taken.
+    fn crowd(&self) -> Option<IpAddr> {
+        if self.inside < INSIDE {
+            return None;
+        }
         let oldest = |source: &Source| source.inside.front().map(|guest| std::cmp::Reverse(guest.since));
         self.sources
             .iter()
@@ -169,17 +176,6 @@ fn is_disturbed(guest: &Guest, now: Instant) -> bool {
 
 fn age(guest: &Guest, now: Instant) -> Duration {
     now.saturating_duration_since(guest.since)
-}
-
-/// Who counts as one source: an IPv4 address, or the /64 that an IPv6 host can pick addresses from.
-fn place(from: IpAddr) -> IpAddr {
-    match from.to_canonical() {
-        IpAddr::V6(address) => {
-            let [a, b, c, d, ..] = address.segments();
-            Ipv6Addr::new(a, b, c, d, 0, 0, 0, 0).into()
-        }
-        v4 @ IpAddr::V4(_) => v4,
-    }
 }
 
 #[cfg(test)]

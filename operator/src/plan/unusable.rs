@@ -2,13 +2,9 @@
 //! is left out and said, and the rest is in force.
 
 use pinhole_crds::{PARTIALLY_INVALID, VPNClientPool, VPNGateway};
-use pinhole_proto::{DomainName, Host, printable};
+use pinhole_proto::{DomainName, Host, parted, quoted};
 
 use super::condition::Conditions;
-
-/// Texts that are quoted in a message, and the longest part of one that is, characters.
-const QUOTES: usize = 3;
-const QUOTE: usize = 48;
 
 /// Texts of one field that are left out.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -52,18 +48,4 @@ pub fn search_domains(pool: &VPNClientPool) -> (Vec<DomainName>, Option<Unusable
 pub fn exposure_hosts(gateway: &VPNGateway) -> (Vec<Host>, Option<Unusable>) {
     let (good, bad) = parted(&gateway.spec.exposure.addresses);
     (good, bad.map(Unusable::ExposureAddresses))
-}
-
-fn parted<T: std::str::FromStr>(texts: &[String]) -> (Vec<T>, Option<Vec<String>>) {
-    let good = texts.iter().filter_map(|text| text.parse().ok()).collect();
-    let bad: Vec<String> = texts.iter().filter(|text| text.parse::<T>().is_err()).cloned().collect();
-    (good, Some(bad).filter(|bad| !bad.is_empty()))
-}
-
-fn quoted(texts: &[String]) -> String {
-    let quotes: Vec<String> =
-        texts.iter().take(QUOTES).map(|text| format!("'{}'", printable(text, QUOTE))).collect();
-    let more = texts.len().saturating_sub(QUOTES);
-    let more = if more == 0 { String::new() } else { format!(" (and {more} more)") };
-    format!("{}{more}", quotes.join(", "))
 }

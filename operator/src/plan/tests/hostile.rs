@@ -1,14 +1,14 @@
 //! Objects that hold what the schema forbids, as those may that are older than it: nothing of it crosses into what is
 //! rendered, and the rest is rendered.
 
-use pinhole_crds::{ClientCounts, PARTIALLY_INVALID, PoolCapacity};
+use pinhole_crds::{ClientCounts, PARTIALLY_INVALID};
 
-use super::*;
+use super::{pool::judged, *};
 use crate::{
     fleet::GatewayView,
     hostile,
     plan::{
-        self, pool,
+        self,
         wgquick::{ClientKey, ConfigInputs, render},
     },
 };
@@ -72,20 +72,8 @@ fn a_hostile_search_domain_is_left_out_of_every_configuration_and_the_others_sta
 
 #[test]
 fn a_pool_says_which_search_domains_it_leaves_out_and_is_as_ready_as_before() {
-    let judged = |pool: &VPNClientPool| {
-        pool::status(pool::StatusInputs {
-            pool,
-            gateway: Some(&load_balancer()),
-            overlap: None,
-            capacity: PoolCapacity::default(),
-            shortage: None,
-            clients: ClientCounts::default(),
-            nat: None,
-            tokens: vec![],
-            now: at(100),
-        })
-        .conditions
-    };
+    let gateway = load_balancer();
+    let judged = |pool: &VPNClientPool| judged(pool, Some(&gateway), None, None).conditions;
     let good = judged(&searching(&["cluster.local"]));
     assert!(good.iter().all(|c| c.type_ != PARTIALLY_INVALID), "{good:?}");
     for text in hostile::strings() {
@@ -185,18 +173,7 @@ fn a_reference_that_names_nothing_is_said_in_one_line() {
     for text in hostile::strings() {
         let mut staff = searching(&[]);
         staff.spec.gateway_ref.name.clone_from(&text);
-        let inputs = pool::StatusInputs {
-            pool: &staff,
-            gateway: None,
-            overlap: None,
-            capacity: PoolCapacity::default(),
-            shortage: None,
-            clients: ClientCounts::default(),
-            nat: None,
-            tokens: vec![],
-            now: at(1),
-        };
-        let conditions = pool::status(inputs).conditions;
+        let conditions = judged(&staff, None, None, None).conditions;
         let ready = find(&conditions, pinhole_crds::READY);
         assert_eq!(ready.reason, "GatewayNotFound");
         assert!(!ready.message.chars().any(char::is_control), "{:?}", ready.message);

@@ -24,7 +24,7 @@ use std::{
     net::{IpAddr, Ipv6Addr, SocketAddr},
     path::PathBuf,
     sync::Arc,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use pinhole_proto::v1;
@@ -47,7 +47,7 @@ use self::{
     tls::ServerTls,
 };
 use crate::{
-    identity::Store,
+    identity::{Store, possession::Challenger},
     tunnel::{PrivateKey, Threads},
     uapi,
 };
@@ -105,6 +105,7 @@ pub async fn run(options: Options, stop: CancellationToken) -> Result<(), Gatewa
     let tls = Arc::new(ServerTls::default());
     let draining = CancellationToken::new();
     let public_key = options.private_key.public();
+    let challenger = Challenger::generate(Instant::now())?;
     let own_peer = Prober::new(PrivateKey::generate()?, public_key);
 
     let (_wg_socket, questions) = uapi::open_or_say(&options.tun_name);
@@ -138,8 +139,14 @@ pub async fn run(options: Options, stop: CancellationToken) -> Result<(), Gatewa
         tls: Arc::clone(&tls),
         store: store.clone(),
     };
-    let service =
-        Sessions::new(options.operator, relay_now, served_now.clone(), control.clone(), draining.clone());
+    let service = Sessions::new(
+        options.operator,
+        relay_now,
+        served_now.clone(),
+        control.clone(),
+        draining.clone(),
+        challenger,
+    );
     let session_service = tonic::transport::Server::builder()
         .max_concurrent_streams(STREAMS)
         .initial_stream_window_size(STREAM_WINDOW)

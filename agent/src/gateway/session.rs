@@ -31,7 +31,10 @@ use super::{
 };
 use crate::{
     health::Jitter,
-    identity::certificate,
+    identity::{
+        certificate,
+        possession::{Challenger, PossessionError},
+    },
     nat::wire::{BeatKey, KeyId},
     tunnel::PublicKey,
 };
@@ -100,6 +103,7 @@ struct Inner {
     scouts: Semaphore,
     counter: AtomicU64,
     keys: AtomicU32,
+    challenger: Challenger,
 }
 
 impl Sessions {
@@ -110,13 +114,15 @@ impl Sessions {
         served: watch::Receiver<Served>,
         control: mpsc::Sender<Command>,
         draining: CancellationToken,
+        challenger: Challenger,
     ) -> Self {
         let enrolments = Semaphore::new(ENROLMENTS);
         // From where chance has it, so that the numbers of two replicas hardly ever meet at a client.
         let keys = AtomicU32::new((Jitter::from_os().next_u64() >> 32) as u32);
         let counter = AtomicU64::new(1);
         let scouts = Semaphore::new(SCOUTS);
-        let inner = Inner { access, relay, served, control, draining, enrolments, scouts, counter, keys };
+        let inner =
+            Inner { access, relay, served, control, draining, enrolments, scouts, counter, keys, challenger };
         Sessions { inner: Arc::new(inner) }
     }
 }
@@ -316,12 +322,21 @@ fn caller<T>(request: &Request<T>) -> Result<v1::ObjectRef, Status> {
 impl ClientSession for Sessions {
     type AttachStream = Pin<Box<dyn Stream<Item = Result<v1::SessionMessage, Status>> + Send>>;
 
+    async fn challenge(
+        &self,
+        _: Request<v1::ChallengeRequest>,
+    ) -> Result<Response<v1::EnrolmentChallenge>, Status> {
+        Ok(Response::new(self.inner.challenger.challenge(Instant::now())))
+    }
+
     async fn enrol(&self, request: Request<v1::EnrolRequest>) -> Result<Response<v1::EnrolResponse>, Status> {
+        let request = request.into_inner();
+        self.inner.challenger.check(Instant::now(), &request).map_err(unproven)?;
         let Ok(_permit) = self.inner.enrolments.try_acquire() else {
             let message = "too many clients are enrolling now, try again in a moment";
             return Err(refuse(Code::ResourceExhausted, "EnrolmentBusy", message));
         };
-        let relayed = v1::RelayEnrolRequest { request: Some(request.into_inner()) };
+        let relayed = v1::RelayEnrolRequest { request: Some(request), key_proven: true };
         let mut operator = self.inner.operator().await?;
         let relayed = self.inner.authorised(relayed)?;
         let response = operator.relay_enrol(relayed).await.map_err(|status| relayed_error(&status))?;
@@ -378,6 +393,16 @@ impl ClientSession for Sessions {
         let issued = operator.relay_renew(relayed).await.map_err(|status| relayed_error(&status))?;
         Ok(Response::new(issued.into_inner()))
     }
+}
+
+/// Nobody is enrolled under a key that may be somebody else's.
+fn unproven(error: PossessionError) -> Status {
+    let code = match error {
+        PossessionError::Missing => Code::FailedPrecondition,
+        PossessionError::Expired => Code::Aborted,
+        PossessionError::Refuted => Code::Unauthenticated,
+    };
+    refuse(code, error.category(), error.to_string())
 }
 
 /// The operator's refusal, with its category and nothing else of its metadata.

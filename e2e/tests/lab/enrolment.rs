@@ -34,7 +34,7 @@ use pinhole_operator::{
 };
 use pinhole_proto::{
     GATEWAY_AUDIENCE, OPERATOR_AUDIENCE,
-    v1::{self, EnrolRequest, JoinCredential, enrol_request::Credential},
+    v1::{self, EnrolRequest, JoinCredential, RelayEnrolRequest, enrol_request::Credential},
 };
 use rcgen::{CertificateParams, KeyPair};
 use serde_json::{Value, from_value, json};
@@ -293,8 +293,10 @@ impl Desk {
             public_key: vec![key; 32],
             csr: csr()?,
             hostname: "laptop".into(),
+            proof: None,
         };
-        let response = match self.enroller.enrol(&self.caller, request).await {
+        let relayed = RelayEnrolRequest { request: Some(request), key_proven: true };
+        let response = match self.enroller.enrol(&self.caller, relayed).await {
             Ok(response) => response,
             Err(error) => return Ok(Err(error)),
         };

@@ -379,12 +379,17 @@ async fn an_enrolment_is_relayed_and_a_refusal_has_its_category() {
             public_key: vec![7; 32],
             csr: csr(),
             hostname: "laptop".into(),
+            proof: None,
         }),
+        key_proven: true,
     };
     let status = client.relay_enrol(with_token(TOKEN, request("wrong"))).await.unwrap_err();
     assert_eq!((status.code(), category(&status)), (Code::Unauthenticated, "TokenInvalid"));
     let status = client.relay_enrol(with_token(TOKEN, RelayEnrolRequest::default())).await.unwrap_err();
     assert_eq!((status.code(), category(&status)), (Code::InvalidArgument, "RequestInvalid"));
+    let unproven = RelayEnrolRequest { key_proven: false, ..request("right") };
+    let status = client.relay_enrol(with_token(TOKEN, unproven)).await.unwrap_err();
+    assert_eq!((status.code(), category(&status)), (Code::FailedPrecondition, "GatewayOutdated"));
     let response = client.relay_enrol(with_token(TOKEN, request("right"))).await.unwrap().into_inner();
     assert_eq!(response.config.unwrap().addresses, ["10.77.0.2/32"]);
 }

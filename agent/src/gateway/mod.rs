@@ -5,6 +5,7 @@ mod access;
 mod command;
 mod control;
 pub mod desired;
+mod ends;
 mod error;
 mod guests;
 pub mod insight;

@@ -69,11 +69,13 @@ pub(super) struct Served {
 }
 
 impl Served {
-    /// A newer snapshot is in force.
-    pub(super) fn take(&mut self, desired: Arc<Desired>) {
+    /// A newer snapshot is in force, without those of its clients that have come to their end.
+    pub(super) fn take(&mut self, desired: Arc<Desired>, ended: Vec<String>) {
         self.removed.retain(|uid| !desired.knows(uid));
         let former = self.desired.as_ref().map(|former| former.missing_from(&desired)).unwrap_or_default();
         self.removed.extend(former);
+        let ended: Vec<String> = ended.into_iter().filter(|uid| !self.removed.contains(uid)).collect();
+        self.removed.extend(ended);
         self.removed.drain(..self.removed.len().saturating_sub(REMEMBERED));
         self.desired = Some(desired);
     }

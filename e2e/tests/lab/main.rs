@@ -19,6 +19,7 @@ mod many_clients;
 mod nats;
 mod product;
 mod quiet;
+mod reach;
 mod resilience;
 mod sidecars;
 mod stale_mapping;
@@ -75,6 +76,7 @@ fn all() -> Vec<Test> {
         first_tunnel::tests(),
         access::tests(),
         stock::tests(),
+        reach::tests(),
         many_clients::tests(),
         sidecars::tests(),
         resilience::tests(),

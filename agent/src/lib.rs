@@ -13,3 +13,7 @@ pub mod profile;
 pub mod tunnel;
 pub mod uapi;
 pub mod wg;
+
+#[cfg(test)]
+#[path = "../../proto/tests/hostile/mod.rs"]
+mod hostile;

@@ -2,7 +2,10 @@
 
 use std::time::{Duration, SystemTime};
 
-use pinhole_proto::v1;
+use pinhole_proto::{
+    bounds::{self, LONGEST_SPAN, Word},
+    v1,
+};
 
 use crate::{
     health::Phase,
@@ -42,21 +45,31 @@ pub(crate) fn binding_to_wire(
     }
 }
 
-/// The binding that is meant; `None` where it makes no sense.
+/// The binding that is meant; `None` where it makes no sense. No lifetime is longer than [`LONGEST_SPAN`].
 pub(crate) fn binding_from_wire(wire: &v1::BindingReport) -> Option<Binding> {
-    let at_least = wire.at_least.and_then(|at_least| Duration::try_from(at_least).ok())?;
-    let less_than = wire.less_than.and_then(|end| Duration::try_from(end).ok());
+    let span = |wire| bounds::span(wire, LONGEST_SPAN);
+    let lifetime = (span(wire.at_least)?, span(wire.less_than));
+    binding(lifetime, span(wire.promoted_after), wire.confidence.into())
+}
+
+/// The same of what was read already.
+pub(crate) fn binding(
+    (at_least, less_than): (Duration, Option<Duration>),
+    promoted_after: Option<Duration>,
+    confidence: Word<v1::BindingConfidence>,
+) -> Option<Binding> {
     if less_than.is_some_and(|end| end <= at_least) {
         return None;
     }
-    let confidence = match wire.confidence() {
-        v1::BindingConfidence::Unknown => Confidence::Unknown,
-        v1::BindingConfidence::Growing => Confidence::Growing,
-        v1::BindingConfidence::Bracketed => Confidence::Bracketed,
-        v1::BindingConfidence::Confirmed => Confidence::Confirmed,
+    let confidence = match confidence {
+        Word::Known(v1::BindingConfidence::Growing) => Confidence::Growing,
+        Word::Known(v1::BindingConfidence::Bracketed) => Confidence::Bracketed,
+        Word::Known(v1::BindingConfidence::Confirmed) => Confidence::Confirmed,
+        // What a newer word promises is not known: nobody builds on it.
+        Word::Known(v1::BindingConfidence::Unknown) | Word::Newer(_) => Confidence::Unknown,
     };
     // "Not known" and "nothing needed" are one on the wire: the first is the cautious reading.
-    let promotion = match wire.promoted_after.and_then(|after| Duration::try_from(after).ok()) {
+    let promotion = match promoted_after {
         None => Promotion::Unknown,
         Some(after) if after <= SHORT_PROMOTION => Promotion::Short,
         Some(_) => Promotion::Long,
@@ -75,14 +88,15 @@ pub(crate) fn phase_to_wire(phase: Phase) -> v1::Phase {
     }
 }
 
-/// What the protocol's phase means here.
-pub(crate) fn phase_from_wire(phase: v1::Phase) -> Phase {
+/// What the protocol's phase means here. `None`: nothing was said, or in a word that is newer.
+pub(crate) fn phase_from_wire(phase: Word<v1::Phase>) -> Option<Phase> {
     match phase {
-        v1::Phase::Connected => Phase::Connected,
-        v1::Phase::Dormant => Phase::Dormant,
-        v1::Phase::WaitingToReconnect => Phase::WaitingToReconnect,
-        v1::Phase::Standby => Phase::Standby,
-        v1::Phase::Disconnected | v1::Phase::Unspecified => Phase::Disconnected,
+        Word::Known(v1::Phase::Connected) => Some(Phase::Connected),
+        Word::Known(v1::Phase::Dormant) => Some(Phase::Dormant),
+        Word::Known(v1::Phase::WaitingToReconnect) => Some(Phase::WaitingToReconnect),
+        Word::Known(v1::Phase::Standby) => Some(Phase::Standby),
+        Word::Known(v1::Phase::Disconnected) => Some(Phase::Disconnected),
+        Word::Known(v1::Phase::Unspecified) | Word::Newer(_) => None,
     }
 }
 

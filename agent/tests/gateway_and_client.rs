@@ -156,6 +156,28 @@ fn a_stock_client_reaches_what_its_pool_names_whatever_it_believes() {
 }
 
 #[test]
+fn strangers_that_fill_the_session_port_keep_no_client_out_and_cannot_stay() {
+    let lab = Lab::new("strange");
+    let _gateway = lab.gateway();
+    eventually(SOON, "the gateway is ready", || lab.readyz());
+    let mut strangers = lab.strangers(700);
+    let begun = Instant::now();
+    let up = lab.client(&["up", "--detach", "--no-dns", "--token-file", "-"], &lab.join("secret"));
+    assert!(up.status.success(), "{up:?}");
+    assert!(begun.elapsed() < PROMPT * 2, "it took {:?} with strangers around", begun.elapsed());
+    assert!(lab.client_pings("10.50.0.2"));
+    eventually(SOON * 3, "all strangers are shown out", || {
+        strangers.retain_mut(|stranger| {
+            stranger.set_nonblocking(true).unwrap();
+            let read = std::io::Read::read(stranger, &mut [0]);
+            matches!(read, Err(error) if error.kind() == std::io::ErrorKind::WouldBlock)
+        });
+        strangers.is_empty()
+    });
+    assert!(lab.status().is_some_and(|status| status["session"] == true), "and the client is attached still");
+}
+
+#[test]
 fn a_client_that_knows_no_way_keeps_its_session_and_learns_one_over_it() {
     let lab = Lab::new("nowhere");
     let _gateway = lab.gateway();

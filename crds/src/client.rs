@@ -7,7 +7,10 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     BindingLifetime, ChurnCause, Interval, Keepalive, KeepaliveMode, NatBehaviour, Reachability,
-    StandbyInForce, addressing::addresses_schema, gateway::Moment,
+    StandbyInForce,
+    addressing::addresses_schema,
+    gateway::Moment,
+    naming::{LABEL, LETTERED_LABEL, SUBDOMAIN, UID, WORD},
 };
 
 /// One client of a pool. Agents make theirs when they enrol; for a stock WireGuard client, a user makes it.
@@ -75,7 +78,7 @@ pub struct VPNClientSpec {
     pub keepalive: Option<Keepalive>,
     /// Group that it belongs to.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(length(min = 1, max = 63))]
+    #[schemars(length(min = 1, max = 63), regex(pattern = WORD))]
     pub group: Option<String>,
     /// How an agent enrolled; written by the operator at enrolment. Unset: a stock WireGuard client.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -87,7 +90,7 @@ pub struct VPNClientSpec {
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize, KubeSchema)]
 pub struct PoolRef {
     /// Its name.
-    #[schemars(length(min = 1, max = 40))]
+    #[schemars(length(min = 1, max = 40), regex(pattern = LETTERED_LABEL))]
     pub name: String,
 }
 
@@ -99,13 +102,14 @@ pub struct ClientEnrolment {
     pub method: EnrolmentMethod,
     /// Method Token: the token's name.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 40), regex(pattern = LABEL))]
     pub token: Option<String>,
     /// Method ServiceAccount: the pod that carries the sidecar. The client goes when the pod does.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pod: Option<ClientPod>,
-    /// What the machine called itself.
+    /// What the machine called itself; `-` stands for what is no letter, digit, `.` or `_`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(length(max = 253))]
+    #[schemars(length(min = 1, max = 253), regex(pattern = WORD))]
     pub hostname: Option<String>,
 }
 
@@ -123,10 +127,13 @@ pub enum EnrolmentMethod {
 #[serde(rename_all = "camelCase")]
 pub struct ClientPod {
     /// Its namespace.
+    #[schemars(length(min = 1, max = 63), regex(pattern = LABEL))]
     pub namespace: String,
     /// Its name.
+    #[schemars(length(min = 1, max = 253), regex(pattern = SUBDOMAIN))]
     pub name: String,
     /// Its UID: a pod made anew under the name is another client.
+    #[schemars(length(min = 1, max = 64), regex(pattern = UID))]
     pub uid: String,
 }
 
@@ -202,6 +209,22 @@ pub enum ClientPhase {
     Suspended,
     /// The gateway's reports stopped: nobody knows.
     Unknown,
+}
+
+impl ClientPhase {
+    /// As it is written.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Pending => "Pending",
+            Self::Connected => "Connected",
+            Self::Standby => "Standby",
+            Self::Dormant => "Dormant",
+            Self::WaitingToReconnect => "WaitingToReconnect",
+            Self::Disconnected => "Disconnected",
+            Self::Suspended => "Suspended",
+            Self::Unknown => "Unknown",
+        }
+    }
 }
 
 /// The keepalive interval in force.

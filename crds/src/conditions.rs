@@ -15,6 +15,10 @@ pub const STALLED: &str = "Stalled";
 /// Condition of a client: a bidirectional exchange was confirmed recently enough to know.
 pub const CONNECTED: &str = "Connected";
 
+/// Condition: some of what the spec says cannot be used and is left out, and the rest is in force. Present only when
+/// True (as the Gateway API has it).
+pub const PARTIALLY_INVALID: &str = "PartiallyInvalid";
+
 /// Puts `new` in the list, in place of the one of its type; the transition time moves only when the status does.
 /// The list stays sorted by type, so that the same conditions are always the same bytes.
 pub fn set_condition(conditions: &mut Vec<Condition>, mut new: Condition, now: Timestamp) {

@@ -8,7 +8,10 @@ use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::{Keepalive, NatSummary};
+use crate::{
+    Keepalive, NatSummary,
+    naming::{IMAGE, QUALIFIED, SUBDOMAIN, is_domain, labels_schema},
+};
 
 /// A VPN gateway: WireGuard endpoints in this cluster for clients that live behind NATs.
 #[derive(CustomResource, Clone, Debug, PartialEq, Deserialize, Serialize, KubeSchema)]
@@ -89,12 +92,12 @@ pub struct Exposure {
     /// behind an address translator of its own.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 16), inner(length(min = 1, max = 253)))]
-    #[x_kube(validation = Rule::new("self.all(a, isIP(a) || a.matches('^[a-zA-Z0-9]([-a-zA-Z0-9.]*[a-zA-Z0-9])?$'))")
+    #[x_kube(validation = Rule::new(format!("self.all(a, isIP(a) || {})", is_domain("a")))
         .message("addresses: holds what is neither an IP address nor a DNS name: write hosts only, ports are set in spec.ports"))]
     pub addresses: Vec<String>,
     /// Type LoadBalancer: the implementation to use. The cluster's default when unset.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(length(min = 1, max = 253))]
+    #[schemars(length(min = 1, max = 253), regex(pattern = QUALIFIED))]
     pub load_balancer_class: Option<String>,
     /// Annotations for the Services, as load balancers want them.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
@@ -175,13 +178,14 @@ pub enum NetworkAccess {
 pub struct GatewayPod {
     /// Image of the agent. The operator's own default when unset.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(length(min = 1, max = 512))]
+    #[schemars(length(min = 1, max = 512), regex(pattern = IMAGE))]
     pub image: Option<String>,
     /// Requests and limits.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub resources: Option<ResourceRequirements>,
     /// Nodes that may run a replica.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    #[schemars(schema_with = "labels_schema")]
     pub node_selector: BTreeMap<String, String>,
     /// Taints that replicas tolerate.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -195,10 +199,11 @@ pub struct GatewayPod {
     pub annotations: BTreeMap<String, String>,
     /// Further labels on the pods.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    #[schemars(schema_with = "labels_schema")]
     pub labels: BTreeMap<String, String>,
     /// Priority class of the pods.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(length(min = 1, max = 253))]
+    #[schemars(length(min = 1, max = 253), regex(pattern = SUBDOMAIN))]
     pub priority_class_name: Option<String>,
     /// Set the pod sysctl `net.ipv6.conf.all.forwarding=1`, which IPv6 clients need to reach beyond the
     /// gateway. The kubelet must allow it (`--allowed-unsafe-sysctls`).
@@ -213,7 +218,7 @@ pub struct VPNGatewayStatus {
     /// Generation of the spec that this status is about.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub observed_generation: Option<i64>,
-    /// Ready, and Reconciling or Stalled while True.
+    /// Ready, and Reconciling, Stalled or PartiallyInvalid while True.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["type".into()]))]
     pub conditions: Vec<Condition>,

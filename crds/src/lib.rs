@@ -13,6 +13,7 @@ mod conditions;
 mod gateway;
 mod interval;
 mod keepalive;
+mod naming;
 mod nat;
 mod pool;
 mod standby;
@@ -23,7 +24,7 @@ pub use client::{
     Churn, ClientEnrolment, ClientPhase, ClientPod, EnrolmentMethod, KeepaliveInForce, PoolRef, VPNClient,
     VPNClientSpec, VPNClientStatus,
 };
-pub use conditions::{CONNECTED, READY, RECONCILING, STALLED, set_condition};
+pub use conditions::{CONNECTED, PARTIALLY_INVALID, READY, RECONCILING, STALLED, set_condition};
 pub use gateway::{
     ClientCounts, Exposure, ExposureType, GatewayPod, GatewayPorts, HealthMode, NetworkAccess, NodePorts,
     PathProof, ReplicaStatus, VPNGateway, VPNGatewaySpec, VPNGatewayStatus,

@@ -54,6 +54,20 @@ impl NatClass {
         Self::AddressDependent,
         Self::AddressAndPortDependent,
     ];
+
+    /// As it is written.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Unknown => "Unknown",
+            Self::NoNAT => "NoNAT",
+            Self::NAT => "NAT",
+            Self::EndpointIndependent => "EndpointIndependent",
+            Self::NotPortDependent => "NotPortDependent",
+            Self::EndpointDependent => "EndpointDependent",
+            Self::AddressDependent => "AddressDependent",
+            Self::AddressAndPortDependent => "AddressAndPortDependent",
+        }
+    }
 }
 
 /// How a NAT chooses the public side of a mapping (RFC 4787, section 4.1).
@@ -245,6 +259,21 @@ impl ChurnCause {
         Self::HelperInterference,
         Self::GatewayMoved,
     ];
+
+    /// As it is written.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Unknown => "Unknown",
+            Self::MappingChanged => "MappingChanged",
+            Self::MappingLost => "MappingLost",
+            Self::LifetimeShrank => "LifetimeShrank",
+            Self::NATRestart => "NATRestart",
+            Self::Roam => "Roam",
+            Self::UDPBlocked => "UDPBlocked",
+            Self::HelperInterference => "HelperInterference",
+            Self::GatewayMoved => "GatewayMoved",
+        }
+    }
 }
 
 /// The NATs of many clients. Figures are rounded and follow with some delay; the exact ones are in the metrics.

@@ -10,6 +10,7 @@ use crate::{
     AddressRange, ClientCounts, HealthMode, Keepalive, NatSummary,
     addressing::{addresses_schema, cidr_schema, cidrs_schema, pool_cidrs_schema},
     gateway::Moment,
+    naming::{LABEL, LETTERED_LABEL, WORD, is_domain, labels_schema},
 };
 
 /// A pool of clients of one gateway: their addresses, routes, DNS, and who may enrol.
@@ -104,7 +105,7 @@ pub struct VPNClientPoolSpec {
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize, KubeSchema)]
 pub struct GatewayRef {
     /// Its name.
-    #[schemars(length(min = 1, max = 40))]
+    #[schemars(length(min = 1, max = 40), regex(pattern = LETTERED_LABEL))]
     pub name: String,
 }
 
@@ -118,9 +119,12 @@ pub struct Dns {
     #[x_kube(validation = Rule::new("self.all(a, isIP(a))")
         .message("dns.servers: holds what is not an IP address: write addresses, such as the cluster DNS 10.96.0.10"))]
     pub servers: Vec<std::net::IpAddr>,
-    /// Search domains.
+    /// Search domains, such as `svc.cluster.local`; at most 32, of which C libraries before glibc 2.26 and musl use
+    /// the first six.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 32), inner(length(min = 1, max = 253)))]
+    #[x_kube(validation = Rule::new(format!("self.all(d, {})", is_domain("d")))
+        .message("dns.search: holds what is no domain name: write each as svc.cluster.local: labels of at most 63 letters, digits, '-' and '_', none of which begins or ends with '-', the last one no number"))]
     pub search: Vec<String>,
 }
 
@@ -143,7 +147,7 @@ pub struct Enrolment {
 #[serde(rename_all = "camelCase")]
 pub struct JoinToken {
     /// Name of the token within the pool.
-    #[schemars(length(min = 1, max = 40), regex(pattern = "^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"))]
+    #[schemars(length(min = 1, max = 40), regex(pattern = LABEL))]
     pub name: String,
     /// How many clients may enrol with it, ever. Any number when unset.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -157,7 +161,7 @@ pub struct JoinToken {
     pub revoked: Option<bool>,
     /// Group that clients enrolled with it belong to.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(length(min = 1, max = 63))]
+    #[schemars(length(min = 1, max = 63), regex(pattern = WORD))]
     pub group: Option<String>,
 }
 
@@ -176,10 +180,11 @@ pub struct Sidecars {
 pub struct NamespaceSelector {
     /// Names of namespaces.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[schemars(length(max = 256), inner(length(min = 1, max = 63)))]
+    #[schemars(length(max = 256), inner(length(min = 1, max = 63), regex(pattern = LABEL)))]
     pub names: Vec<String>,
     /// Labels that a namespace must carry, all of them.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    #[schemars(schema_with = "labels_schema")]
     pub match_labels: BTreeMap<String, String>,
 }
 
@@ -190,7 +195,7 @@ pub struct VPNClientPoolStatus {
     /// Generation of the spec that this status is about.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub observed_generation: Option<i64>,
-    /// Ready and AddressesAvailable, and Reconciling or Stalled while True.
+    /// Ready and AddressesAvailable, and Reconciling, Stalled or PartiallyInvalid while True.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["type".into()]))]
     pub conditions: Vec<Condition>,

@@ -10,3 +10,7 @@ pub mod kubectl;
 pub mod link;
 pub mod plan;
 pub mod telemetry;
+
+#[cfg(test)]
+#[path = "../../proto/tests/hostile/mod.rs"]
+mod hostile;

@@ -1,5 +1,16 @@
 //! `pinhole.v1`: what operator, gateways and clients say to each other. The `.proto` files beside this crate
-//! carry the documentation of every message.
+//! carry the documentation of every message. What such a message may name is here as types that hold nothing else.
+
+pub mod bounds;
+mod domain;
+#[cfg(any(test, feature = "hostile"))]
+pub mod hostile;
+mod parted;
+mod printable;
+
+pub use domain::{DomainName, DomainNameError, Host, HostPort, HostPortError, is_object_name};
+pub use parted::{parted, quoted};
+pub use printable::printable;
 
 /// The generated messages, clients and servers.
 #[allow(missing_docs, unreachable_pub, clippy::pedantic, clippy::large_enum_variant)]
@@ -26,3 +37,7 @@ pub const OPERATOR_SERVER_NAME: &str = "operator.pinhole.dev";
 pub fn gateway_server_name(namespace: &str, gateway: &str) -> String {
     format!("{gateway}.{namespace}.gateway.pinhole.dev")
 }
+
+#[cfg(test)]
+#[path = "../tests/hostile/mod.rs"]
+mod hostile_texts;

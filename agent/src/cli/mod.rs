@@ -9,10 +9,14 @@ mod wg;
 use std::{path::PathBuf, process::ExitCode};
 
 use clap::{Args, Parser, Subcommand};
+use pinhole_proto::printable;
 use tokio_util::sync::CancellationToken;
 use tracing_subscriber::EnvFilter;
 
 use crate::{client::ClientError, gateway::GatewayError};
+
+/// Longest message that ends a command, characters: it may quote another end.
+const LONGEST_MESSAGE: usize = 4096;
 
 /// Both ends of a Pinhole VPN.
 #[derive(Parser, Debug)]
@@ -114,8 +118,7 @@ fn finish(result: Result<ExitCode, Failure>) -> ExitCode {
     match result {
         Ok(code) => code,
         Err(failure) => {
-            let line = failure.message.replace(['\n', '\r'], " ");
-            eprintln!("pinhole: {line} [{}]", failure.category);
+            eprintln!("pinhole: {} [{}]", printable(&failure.message, LONGEST_MESSAGE), failure.category);
             ExitCode::from(failure.code)
         }
     }

@@ -3,8 +3,9 @@
 use std::{fmt::Write, process::ExitCode, time::Duration};
 
 use clap::{Args, ValueEnum};
+use pinhole_proto::printable;
 
-use super::{Failure, Tunnel};
+use super::{Failure, LONGEST_MESSAGE, Tunnel};
 use crate::{
     client::{
         self, ClientError, Question, Status,
@@ -81,6 +82,9 @@ fn ask(name: &str, state_root: &std::path::Path, question: Question) -> Result<S
     runtime.block_on(client::ask(name, state_root, question))
 }
 
+/// Longest cell, characters: the name of an object.
+const CELL: usize = 253;
+
 const HEADINGS: [&str; 12] = [
     "NAME",
     "PHASE",
@@ -98,7 +102,8 @@ const HEADINGS: [&str; 12] = [
 
 fn table(statuses: &[Status]) -> String {
     let mut rows = vec![HEADINGS.map(str::to_owned)];
-    rows.extend(statuses.iter().map(row));
+    // A gateway has its say in some of them: nothing in a cell acts on the terminal.
+    rows.extend(statuses.iter().map(|status| row(status).map(|cell| printable(&cell, CELL))));
     let mut widths = [0; HEADINGS.len()];
     for row in &rows {
         for (width, cell) in widths.iter_mut().zip(row) {
@@ -115,7 +120,10 @@ fn table(statuses: &[Status]) -> String {
         if let Some(error) =
             status.last_error.as_ref().filter(|_| !matches!(status.phase.as_str(), "Connected" | "Standby"))
         {
-            let _ = writeln!(text, "{}: {error}", status.name);
+            let _ = writeln!(text, "{}: {}", status.name, printable(error, LONGEST_MESSAGE));
+        }
+        for left_out in &status.left_out {
+            let _ = writeln!(text, "{}: {}", status.name, printable(left_out, LONGEST_MESSAGE));
         }
         let lacking = lacking(status);
         if !lacking.is_empty() {
@@ -202,6 +210,7 @@ fn bytes(count: u64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::hostile;
 
     #[test]
     fn the_table_has_a_row_for_each_tunnel_and_says_what_is_wrong() {
@@ -234,6 +243,26 @@ mod tests {
         assert!(lines[1].contains("28-31s (Confirmed)") && lines[1].contains("3 (MappingLost 70s ago)"));
         assert_eq!(lines[2], "pinhole0: no route");
     }
+    #[test]
+    fn what_is_hostile_stays_in_its_cell_and_its_line() {
+        for text in hostile::strings() {
+            let status = Status {
+                name: "pinhole0".into(),
+                phase: "Dormant".into(),
+                replica: Some(text.clone()),
+                endpoint: Some(text.clone()),
+                left_out: vec![text.clone()],
+                last_error: Some(text.clone()),
+                ..Status::default()
+            };
+            let shown = table(&[status]);
+            assert_eq!(shown.lines().count(), 4, "{text:?}");
+            assert!(shown.chars().all(|c| c == '\n' || !c.is_control()), "{text:?}");
+            assert!(!shown.contains(['\u{202e}', '\u{200b}', '\u{2028}']), "{text:?}");
+            assert!(shown.len() < 4 * LONGEST_MESSAGE, "{text:?}");
+        }
+    }
+
     #[test]
     fn offloads_that_are_missing_are_told_and_others_are_not() {
         let with = |offloads: Option<&[&str]>| {

@@ -10,6 +10,7 @@ use std::{
 };
 
 use clap::{ArgAction, Args};
+use pinhole_proto::{is_object_name, printable};
 use zeroize::Zeroizing;
 
 use super::{Failure, Log, Tunnel, background};
@@ -169,6 +170,8 @@ pub(super) struct Sidecar {
 impl Sidecar {
     pub(super) fn run(self) -> Result<(), Failure> {
         self.log.start("info");
+        // They come from the pod's label and annotation.
+        check_pool(&self.pool_namespace, &self.pool)?;
         let membership = Membership {
             namespace: self.pool_namespace,
             pool: self.pool,
@@ -191,6 +194,16 @@ impl Sidecar {
     }
 }
 
+fn check_pool(namespace: &str, pool: &str) -> Result<(), ClientError> {
+    if is_object_name(namespace) && is_object_name(pool) {
+        return Ok(());
+    }
+    Err(ClientError::Setting(format!(
+        "pool {pool:?} of namespace {namespace:?} cannot exist: correct the label pinhole.dev/pool and the annotation \
+         pinhole.dev/pool-namespace of the pod"
+    )))
+}
+
 /// Nobody reads on: what is left to say goes to a file.
 fn leave_terminal(log: &Path) {
     let Ok(log) = File::options().create(true).append(true).open(log) else { return };
@@ -210,7 +223,7 @@ fn bring_up(options: Options) -> Result<(), Failure> {
             return;
         }
         let mut output = std::io::stdout();
-        let _ = writeln!(output, "{progress}");
+        let _ = writeln!(output, "{}", printable(&progress.to_string(), super::LONGEST_MESSAGE));
         if is_background && matches!(progress, Progress::Connected { .. }) {
             background::say_ready();
             said_ready.store(true, Ordering::Relaxed);
@@ -221,4 +234,19 @@ fn bring_up(options: Options) -> Result<(), Failure> {
         }
     };
     super::run(2, async |stop| client::up(options, &progress, stop).await)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::hostile;
+
+    #[test]
+    fn a_pod_that_asks_for_what_cannot_be_a_pool_is_told() {
+        assert!(check_pool("vpn", "staff").is_ok());
+        for text in hostile::strings() {
+            assert_eq!(check_pool("vpn", &text).unwrap_err().category(), "SettingInvalid", "{text:?}");
+            assert_eq!(check_pool(&text, "staff").unwrap_err().category(), "SettingInvalid", "{text:?}");
+        }
+    }
 }

@@ -92,6 +92,9 @@ pub struct Status {
     pub tx_bytes: u64,
     /// Whether the session stream to the gateway stands.
     pub session: bool,
+    /// What of the gateway's configuration is not used, and why.
+    #[serde(default)]
+    pub left_out: Vec<String>,
     /// The last thing that went wrong.
     pub last_error: Option<String>,
 }
@@ -149,13 +152,13 @@ pub struct Nat {
 
 impl Nat {
     pub(super) fn new(behaviour: &nat::Behaviour, observed: Option<SocketAddr>) -> Self {
-        let finding = |finding: nat::Finding| format!("{finding:?}");
+        let finding = |finding: nat::Finding| finding.name().to_owned();
         Nat {
             class: behaviour.class().to_string(),
             public_endpoint: observed.map(|observed| observed.to_string()),
-            mapping: format!("{:?}", behaviour.mapping),
-            filtering: format!("{:?}", behaviour.filtering),
-            port_allocation: format!("{:?}", behaviour.port_allocation),
+            mapping: behaviour.mapping.name().to_owned(),
+            filtering: behaviour.filtering.name().to_owned(),
+            port_allocation: behaviour.port_allocation.name().to_owned(),
             hairpin: finding(behaviour.hairpin),
             two_class: finding(behaviour.two_class),
             helper_interference: finding(behaviour.helper_interference),
@@ -183,8 +186,8 @@ impl Binding {
         Binding {
             at_least_seconds: binding.at_least.as_secs_f64(),
             less_than_seconds: binding.less_than.map(|lifetime| lifetime.as_secs_f64()),
-            confidence: format!("{:?}", binding.confidence),
-            promotion: format!("{:?}", binding.promotion),
+            confidence: binding.confidence.name().to_owned(),
+            promotion: binding.promotion.name().to_owned(),
         }
     }
 }

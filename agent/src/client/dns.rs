@@ -7,6 +7,8 @@ use std::{
     process::{Command, Stdio},
 };
 
+use pinhole_proto::DomainName;
+
 use crate::identity::Store;
 
 const RESOLV_CONF: &str = "/etc/resolv.conf";
@@ -25,7 +27,7 @@ enum Manager {
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct Wanted {
     pub(super) servers: Vec<IpAddr>,
-    pub(super) search: Vec<String>,
+    pub(super) search: Vec<DomainName>,
 }
 
 /// The name servers of one tunnel.
@@ -80,14 +82,10 @@ impl Dns {
     }
 
     fn set_resolved(&self, wanted: &Wanted) -> Result<(), String> {
-        let mut servers = Command::new("resolvectl");
-        servers.args(["dns", &self.device]).args(wanted.servers.iter().map(ToString::to_string));
-        run(&mut servers, "")?;
-        if wanted.search.is_empty() {
-            // All names, as there is nothing to tell the tunnel's own by.
-            return run(Command::new("resolvectl").args(["domain", &self.device, "~."]), "");
+        for arguments in resolvectl(&self.device, wanted) {
+            run(Command::new("resolvectl").args(arguments), "")?;
         }
-        run(Command::new("resolvectl").args(["domain", &self.device]).args(&wanted.search), "")
+        Ok(())
     }
 
     fn set_file(&self, wanted: &Wanted) -> Result<(), String> {
@@ -125,11 +123,26 @@ fn on_path(program: &str) -> bool {
     std::env::split_paths(&path).any(|directory| directory.join(program).is_file())
 }
 
+/// The arguments of the calls of resolvectl that set what is wanted. None can be an option: the device's name is checked,
+/// and the others are addresses and names.
+fn resolvectl(device: &str, wanted: &Wanted) -> [Vec<String>; 2] {
+    let mut servers = vec!["dns".to_owned(), device.to_owned()];
+    servers.extend(wanted.servers.iter().map(ToString::to_string));
+    let mut domains = vec!["domain".to_owned(), device.to_owned()];
+    domains.extend(wanted.search.iter().map(ToString::to_string));
+    if wanted.search.is_empty() {
+        // All names, as there is nothing to tell the tunnel's own by.
+        domains.push("~.".to_owned());
+    }
+    [servers, domains]
+}
+
 fn resolv_conf(wanted: &Wanted) -> String {
     let mut lines: Vec<String> =
         wanted.servers.iter().map(|server| format!("nameserver {server}\n")).collect();
     if !wanted.search.is_empty() {
-        lines.push(format!("search {}\n", wanted.search.join(" ")));
+        let search: Vec<&str> = wanted.search.iter().map(DomainName::as_str).collect();
+        lines.push(format!("search {}\n", search.join(" ")));
     }
     lines.concat()
 }
@@ -149,16 +162,68 @@ fn run(command: &mut Command, input: &str) -> Result<(), String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::{client::settings::Settings, hostile};
+    use pinhole_proto::v1;
+    use proptest::prelude::*;
 
     #[test]
     fn servers_come_before_search_domains() {
         let wanted = Wanted {
             servers: vec!["10.96.0.10".parse().unwrap(), "fd00::a".parse().unwrap()],
-            search: vec!["cluster.local".into(), "example.com".into()],
+            search: vec!["cluster.local".parse().unwrap(), "example.com".parse().unwrap()],
         };
         assert_eq!(
             resolv_conf(&wanted),
             "nameserver 10.96.0.10\nnameserver fd00::a\nsearch cluster.local example.com\n"
         );
+        let arguments = [
+            vec!["dns", "pinhole0", "10.96.0.10", "fd00::a"],
+            vec!["domain", "pinhole0", "cluster.local", "example.com"],
+        ];
+        assert_eq!(resolvectl("pinhole0", &wanted), arguments);
+        let all = Wanted { search: vec![], ..wanted };
+        assert_eq!(resolvectl("pinhole0", &all)[1], ["domain", "pinhole0", "~."]);
+    }
+
+    /// What a gateway sends, as far as it comes to be wanted.
+    fn wanted(search: &[String]) -> Wanted {
+        let config = v1::ClientConfig {
+            client: Some(v1::ObjectRef { namespace: "vpn".into(), name: "laptop".into(), uid: "u".into() }),
+            addresses: vec!["10.77.0.9/32".into()],
+            dns_servers: vec!["10.96.0.10".into()],
+            dns_search: search.to_vec(),
+            ..v1::ClientConfig::default()
+        };
+        let settings = Settings::parse(config).unwrap();
+        Wanted { servers: settings.dns_servers, search: settings.dns_search }
+    }
+
+    fn assert_harmless(wanted: &Wanted) {
+        let text = resolv_conf(wanted);
+        let lines: Vec<_> = text.lines().collect();
+        assert!((1..=2).contains(&lines.len()) && lines[0] == "nameserver 10.96.0.10", "{text:?}");
+        assert!(lines.iter().skip(1).all(|line| line.starts_with("search ")), "{text:?}");
+        assert!(text.bytes().all(|b| b == b'\n' || b == b' ' || b.is_ascii_graphic()), "{text:?}");
+        for arguments in resolvectl("pinhole0", wanted) {
+            assert!(arguments.iter().all(|a| !a.is_empty() && !a.starts_with('-')), "{arguments:?}");
+            assert!(arguments.iter().all(|a| a.bytes().all(|b| b.is_ascii_graphic())), "{arguments:?}");
+        }
+    }
+
+    #[test]
+    fn nothing_hostile_crosses_into_resolv_conf_or_onto_the_command_line_of_resolvectl() {
+        for text in hostile::strings() {
+            let wanted = wanted(&[text, "corp.example".to_owned()]);
+            assert_harmless(&wanted);
+            assert_eq!(resolv_conf(&wanted), "nameserver 10.96.0.10\nsearch corp.example\n");
+            assert_eq!(resolvectl("pinhole0", &wanted)[1], ["domain", "pinhole0", "corp.example"]);
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn whatever_a_gateway_sends_is_words_of_one_line(search in proptest::collection::vec("[a-z.\n -]{0,12}|.*", 0..40)) {
+            assert_harmless(&wanted(&search));
+        }
     }
 }

@@ -6,10 +6,9 @@ use pinhole_proto::v1;
 use prost::Message;
 use serde::{Deserialize, Serialize};
 use tonic::Request;
-use v1::client_session_client::ClientSessionClient;
 use zeroize::Zeroizing;
 
-use super::ClientError;
+use super::{ClientError, heard};
 use crate::{
     identity::{
         IdentityError, JoinString, SessionKey, Store, certificate,
@@ -190,17 +189,17 @@ pub async fn enrol(
         hostname: invitation.hostname.clone(),
     });
     request.set_timeout(CALL);
-    let response = ClientSessionClient::new(channel).enrol(request).await;
+    let response = heard::client(channel).enrol(request).await;
     let response = response.map_err(|status| ClientError::from_status(&status))?.into_inner();
     let missing = || ClientError::Config("the answer to the enrolment is incomplete".into());
-    let issued = response.certificate.ok_or_else(missing)?;
+    let (chain_pem, ca_pem) = heard::issued(response.certificate.ok_or_else(missing)?)?;
     let mut membership = membership.clone();
-    if !issued.ca_pem.is_empty() {
-        membership.ca.clone_from(&issued.ca_pem);
+    if !ca_pem.is_empty() {
+        membership.ca = ca_pem;
     }
     Ok(Enrolment {
         membership,
-        proof: Proof { chain_pem: issued.chain_pem, key_pem: key.to_pem() },
+        proof: Proof { chain_pem, key_pem: key.to_pem() },
         config: response.config.ok_or_else(missing)?,
     })
 }

@@ -1,6 +1,6 @@
 //! Why a client is not connected.
 
-use pinhole_proto::CATEGORY_METADATA;
+use pinhole_proto::{CATEGORY_METADATA, bounds::LONGEST_TEXT, printable};
 use tonic::{Code, Status};
 
 use crate::{
@@ -105,6 +105,11 @@ const KNOWN: [(&str, u8); 26] = [
     ("PodNotSelected", 25),
 ];
 
+/// A text from the wire, as it can be shown and logged.
+pub(super) fn said(text: &str) -> String {
+    printable(text, LONGEST_TEXT)
+}
+
 /// A category from the wire as one of ours, so that it stays low in cardinality.
 pub(super) fn known_category(category: &str) -> &'static str {
     KNOWN.iter().find(|(known, _)| *known == category).map_or("Refused", |(known, _)| known)
@@ -159,7 +164,7 @@ impl ClientError {
             (_, Code::Unavailable | Code::DeadlineExceeded | Code::Cancelled) => "OperatorUnreachable",
             _ => "Refused",
         };
-        let said = status.message();
+        let said = said(status.message());
         let message = match category {
             "TokenInvalid" => "the join token is not valid: ask for another".to_owned(),
             "TokenExpired" => "the join token has expired: ask for another".to_owned(),
@@ -187,6 +192,7 @@ impl ClientError {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::hostile;
     use std::collections::HashMap;
     use tonic::metadata::MetadataValue;
 
@@ -206,6 +212,16 @@ mod tests {
         status.metadata_mut().insert(CATEGORY_METADATA, MetadataValue::from_static("Surprise"));
         let error = ClientError::from_status(&status);
         assert_eq!((error.category(), error.exit_code()), ("Refused", 1));
+    }
+
+    #[test]
+    fn what_another_end_says_is_repeated_in_one_line_that_does_not_act_on_the_terminal() {
+        for text in hostile::strings() {
+            let error = ClientError::from_status(&Status::internal(text.clone()));
+            let shown = error.to_string();
+            assert!(!shown.chars().any(char::is_control) && !shown.contains('\u{202e}'), "{shown:?}");
+            assert!(shown.chars().count() < LONGEST_TEXT + 100, "{text:?}");
+        }
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use pinhole_proto::bounds::LONGEST_SPAN;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use crate::identity::Store;
@@ -47,7 +48,9 @@ impl<E: Entry> Memory<E> {
     /// What was kept. What is damaged is learnt again.
     pub(super) fn load(store: &Store) -> Self {
         let kept = store.read(E::FILE).ok().flatten();
-        kept.and_then(|kept| serde_json::from_slice(&kept).ok()).unwrap_or_default()
+        let mut memory: Self = kept.and_then(|kept| serde_json::from_slice(&kept).ok()).unwrap_or_default();
+        memory.0.drain(..memory.0.len().saturating_sub(MOST));
+        memory
     }
 
     /// Keeps all of it.
@@ -71,6 +74,11 @@ impl<E: Entry> Memory<E> {
 /// A time as entries have it.
 pub(super) fn seconds(at: SystemTime) -> u64 {
     at.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs()
+}
+
+/// What an entry's span means, whatever became of the file: at most [`LONGEST_SPAN`].
+pub(super) fn span(milliseconds: u64) -> Duration {
+    Duration::from_millis(milliseconds).min(LONGEST_SPAN)
 }
 
 /// A span as entries have it.

@@ -5,6 +5,8 @@ pub mod control;
 mod dns;
 pub mod enrolment;
 mod error;
+mod heard;
+mod left_out;
 mod memory;
 mod network;
 mod pulse;
@@ -27,6 +29,7 @@ use tokio_util::sync::CancellationToken;
 pub use control::{Question, Status};
 pub use enrolment::{Credential, Invitation, Membership, hostname};
 pub use error::ClientError;
+pub use left_out::LeftOut;
 
 use self::{
     control::Socket,

@@ -7,7 +7,7 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 
-use pinhole_proto::v1;
+use pinhole_proto::{HostPort, v1};
 use tokio::{
     sync::{mpsc, oneshot, watch},
     time::{sleep, sleep_until},
@@ -314,13 +314,20 @@ fn parse(config: v1::ClientConfig, key: &PrivateKey) -> Result<Settings, ClientE
         let start = usize::from(u16::from_be_bytes([first, second])) % settings.replicas.len();
         settings.replicas.rotate_left(start);
     }
+    for left_out in &settings.left_out {
+        tracing::warn!(category = left_out.category(), "{left_out}");
+    }
     Ok(settings)
+}
+
+fn texts(endpoints: &[HostPort]) -> Vec<String> {
+    endpoints.iter().map(ToString::to_string).collect()
 }
 
 fn target_of(enrolment: &Enrolment, settings: &Settings, first: Option<PublicKey>, times: u64) -> Target {
     let mut replicas: Vec<&Replica> = settings.replicas.iter().collect();
     replicas.sort_by_key(|replica| first != Some(replica.public_key));
-    let way = |replica: &&Replica| (Some(replica.public_key), replica.session_endpoints.clone());
+    let way = |replica: &&Replica| (Some(replica.public_key), texts(&replica.session_endpoints));
     let mut ways: Vec<_> = replicas.iter().map(way).filter(|(_, endpoints)| !endpoints.is_empty()).collect();
     ways.push((None, enrolment.membership.endpoints.clone()));
     Target {
@@ -336,16 +343,16 @@ async fn resolve_all(replicas: Vec<Replica>, fallback: Vec<String>, radio: &Radi
     let (mut candidates, mut outer) = (Vec::new(), Vec::new());
     for replica in &replicas {
         for endpoint in &replica.tunnel_endpoints {
-            let addresses = resolve(endpoint, Some(radio)).await.unwrap_or_default();
+            let addresses = resolve(&endpoint.to_string(), Some(radio)).await.unwrap_or_default();
             outer.extend(&addresses);
             candidates.extend(
                 addresses.into_iter().map(|endpoint| Candidate { replica: replica.public_key, endpoint }),
             );
         }
     }
-    let sessions = replicas.iter().flat_map(|replica| &replica.session_endpoints).chain(&fallback);
-    for endpoint in sessions {
-        outer.extend(resolve(endpoint, Some(radio)).await.unwrap_or_default());
+    let sessions = replicas.iter().flat_map(|replica| texts(&replica.session_endpoints));
+    for endpoint in sessions.chain(fallback) {
+        outer.extend(resolve(&endpoint, Some(radio)).await.unwrap_or_default());
     }
     Resolved { candidates, outer }
 }
@@ -430,7 +437,7 @@ impl Runner<'_> {
             }
             session::Event::Guided(replica, guidance) => {
                 if let Some(replica) = replica {
-                    self.pulse.handle_guidance(Instant::now(), replica, &guidance);
+                    self.pulse.handle_guidance(Instant::now(), replica, guidance);
                 }
             }
             session::Event::Config(config) => self.handle_config(*config),
@@ -1036,6 +1043,7 @@ impl Runner<'_> {
             rx_bytes: all.values().map(|stats| stats.received.bytes).sum(),
             tx_bytes: all.values().map(|stats| stats.sent.bytes).sum(),
             session: matches!(self.held, Held::With(_)),
+            left_out: self.settings.left_out.iter().map(ToString::to_string).collect(),
             last_error: self.last_error.clone(),
         }
     }

@@ -21,20 +21,18 @@ use tokio::{
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, Request, Status, transport::Channel};
 use v1::client_session_client::ClientSessionClient;
-use zeroize::Zeroizing;
 
-use super::{ClientError, error::known_category};
+use super::{
+    ClientError,
+    heard::{self, Heard},
+};
 use crate::{
     health::Jitter,
     identity::{
         SessionKey, certificate,
         dial::{DialError, Dialer, Liveness, Proof},
     },
-    nat::{
-        Radio,
-        standby::Ended,
-        wire::{BeatKey, KeyId},
-    },
+    nat::{Guidance, Radio, standby::Ended, wire::BeatKey},
     tunnel::PublicKey,
 };
 
@@ -88,7 +86,7 @@ pub(super) enum Event {
     /// The session was silent for as long as the rest of this number asked for.
     Wake(u64),
     /// What this replica advises about experiments.
-    Guided(Option<PublicKey>, v1::Guidance),
+    Guided(Option<PublicKey>, Guidance),
     /// A newer configuration.
     Config(Box<v1::ClientConfig>),
     /// The certificate was renewed.
@@ -210,7 +208,7 @@ impl Session {
             Ok(connected) => connected,
             Err(error) => return End::Lost(error, Ended::TimedOut),
         };
-        match self.attached(ClientSessionClient::new(channel), replica, address).await {
+        match self.attached(heard::client(channel), replica, address).await {
             Ok(end) => end,
             Err(status) => self.refused(replica, &status).await,
         }
@@ -225,7 +223,7 @@ impl Session {
         }
         let for_good = matches!(error.category(), "ClientRemoved" | "ClientDeleted" | "ClientSuspended");
         if status.code() == Code::PermissionDenied && for_good {
-            let cut = ClientError::Cut { category: error.category(), message: status.message().to_owned() };
+            let cut = heard::cut_off(error.category(), status.message());
             let _ = self.events.send(Event::Cut(cut)).await;
         }
         End::Lost(error, ended(status))
@@ -257,50 +255,33 @@ impl Session {
         let (mut asked, mut carried) = (false, Instant::now());
         loop {
             tokio::select! {
-                message = stream.message() => match message?.map(|message| {
+                message = stream.message() => {
+                    let Some(message) = message? else {
+                        return Err(Status::unavailable("the gateway ended the session"));
+                    };
                     (doubted, asked, carried) = (None, false, Instant::now());
-                    message.message
-                }) {
-                    Some(Some(v1::session_message::Message::Config(config))) => {
-                        let heard = v1::client_message::Message::Heard(v1::Heard { revision: config.revision });
-                        let _ = outbox.send(v1::ClientMessage { message: Some(heard) }).await;
-                        if self.events.send(Event::Config(Box::new(config))).await.is_err() {
-                            return Ok(End::Stop);
+                    let event = match Heard::from(message) {
+                        Heard::Config(config) => {
+                            let heard = v1::Heard { revision: config.revision };
+                            let heard = v1::client_message::Message::Heard(heard);
+                            let _ = outbox.send(v1::ClientMessage { message: Some(heard) }).await;
+                            Event::Config(config)
                         }
-                    }
-                    Some(Some(v1::session_message::Message::BeatKey(key))) => {
-                        // One of another length is of another time.
-                        let Ok(secret) = <[u8; BeatKey::SECRET]>::try_from(key.secret) else { continue };
-                        let key = BeatKey::new(KeyId(key.id), &Zeroizing::new(secret));
-                        if self.events.send(Event::BeatKey(replica, key)).await.is_err() {
-                            return Ok(End::Stop);
+                        Heard::BeatKey(key) => Event::BeatKey(replica, key),
+                        Heard::Poke => Event::Poked(replica, Box::default()),
+                        Heard::Initiation(initiation) => Event::Poked(replica, initiation),
+                        Heard::Wake(seq) => Event::Wake(seq),
+                        Heard::Guidance(guidance) => Event::Guided(replica, guidance),
+                        Heard::Cut(cut) => {
+                            let _ = self.events.send(Event::Cut(cut)).await;
+                            return Err(Status::permission_denied("cut off"));
                         }
+                        Heard::Newer => continue,
+                    };
+                    if self.events.send(event).await.is_err() {
+                        return Ok(End::Stop);
                     }
-                    Some(Some(v1::session_message::Message::Poke(poke))) => {
-                        let poked = Event::Poked(replica, poke.initiation.into());
-                        if self.events.send(poked).await.is_err() {
-                            return Ok(End::Stop);
-                        }
-                    }
-                    Some(Some(v1::session_message::Message::Wake(wake))) => {
-                        if self.events.send(Event::Wake(wake.seq)).await.is_err() {
-                            return Ok(End::Stop);
-                        }
-                    }
-                    Some(Some(v1::session_message::Message::Guidance(guidance))) => {
-                        if self.events.send(Event::Guided(replica, guidance)).await.is_err() {
-                            return Ok(End::Stop);
-                        }
-                    }
-                    Some(Some(v1::session_message::Message::Cut(cut))) => {
-                        let category = known_category(&cut.category);
-                        let cut = ClientError::Cut { category, message: cut.message };
-                        let _ = self.events.send(Event::Cut(cut)).await;
-                        return Err(Status::permission_denied("cut off"));
-                    }
-                    Some(None) => {}
-                    None => return Err(Status::unavailable("the gateway ended the session")),
-                },
+                }
                 changed = self.told.changed() => {
                     if changed.is_err() {
                         return Ok(End::Stop);
@@ -362,9 +343,9 @@ impl Session {
         let mut request = Request::new(v1::RenewRequest { csr: key.request()? });
         request.set_timeout(CALL);
         let issued = client.renew(request).await.map_err(|status| ClientError::from_status(&status))?;
-        let issued = issued.into_inner();
-        let proof = Proof { chain_pem: issued.chain_pem, key_pem: key.to_pem() };
-        let _ = self.events.send(Event::Renewed(proof, issued.ca_pem)).await;
+        let (chain_pem, ca_pem) = heard::issued(issued.into_inner())?;
+        let proof = Proof { chain_pem, key_pem: key.to_pem() };
+        let _ = self.events.send(Event::Renewed(proof, ca_pem)).await;
         // The owner keeps it and hands it back.
         let _ = self.proof.changed().await;
         Ok(())

@@ -5,7 +5,10 @@ use std::{net::SocketAddr, time::Duration};
 use pinhole_proto::v1;
 use tokio::sync::{mpsc, oneshot};
 
-use super::proof::Way;
+use super::{
+    proof::Way,
+    told::{Asked, Told},
+};
 use crate::{nat::wire::BeatKey, tunnel::PublicKey};
 
 /// A message to the control loop.
@@ -27,7 +30,7 @@ pub(super) enum Command {
         /// The client.
         peer: PublicKey,
         /// Its own view.
-        state: Box<v1::ClientState>,
+        told: Box<Told>,
     },
     /// A client has nothing to say for a while.
     SessionRests {
@@ -35,10 +38,9 @@ pub(super) enum Command {
         peer: PublicKey,
         /// Which of its sessions.
         session: u64,
-        /// It speaks again within this, and a little more.
-        wake_after: Duration,
-        /// It lets its binding go: nothing that is sent gets there once it was silent for so long.
-        hold_after: Option<Duration>,
+        /// It speaks again within `wake_after`, and a little more. With `hold_after` it lets its binding go: nothing that is
+        /// sent gets there once it was silent for so long.
+        asked: Asked,
     },
     /// Something passed on the session of a client that rests: its silence begins anew.
     SessionStirred {

@@ -1,5 +1,8 @@
 //! The control loop: the only place where tunnel, health, sessions and reports meet.
 
+#[cfg(test)]
+mod hostile;
+
 use std::{
     collections::HashMap,
     net::SocketAddr,
@@ -26,13 +29,13 @@ use super::{
     proof::{Prober, Way},
     report::{Observation, Reporter},
     session::Served,
+    told::{Asked, Told},
 };
 use crate::{
     health::{
         Reach,
         gateway::{GatewayHealth, Sample},
     },
-    measured::phase_from_wire,
     nat::{
         Beat,
         wire::{self, BeatKey},
@@ -52,8 +55,6 @@ const PROOF_LIFETIME: Duration = Duration::from_secs(90);
 const SAMPLE: Duration = Duration::from_millis(100);
 /// A client is poked at most this often.
 const POKE_PAUSE: Duration = Duration::from_secs(5);
-/// Nobody's packets are held while it was heard so lately, whatever it asks for.
-const SHORTEST_HOLD: Duration = Duration::from_secs(2);
 const TUNNEL_RETRY: Duration = Duration::from_secs(10);
 const EVENTS: usize = 8192;
 
@@ -209,18 +210,8 @@ impl Control {
     pub(super) fn apply(&mut self, wire: v1::DesiredState) -> Result<(), GatewayError> {
         let keep = wire.clone();
         let (desired, problem) = Desired::parse(wire)?;
-        let desired = Arc::new(desired);
         let now = Instant::now();
-        self.changes.retain(|key, _| desired.peers.contains_key(key));
-        self.sleepers.retain(|key, _| desired.peers.contains_key(key));
-        self.insights.retain(|key, _| desired.peers.contains_key(key));
-        for key in desired.peers.keys() {
-            self.insights.entry(*key).or_insert_with(|| Arc::new(Insight::new(SystemTime::now())));
-        }
-        self.agents.retain(|key, _| desired.peers.contains_key(key));
-        self.neighbours.handle_clients(now, &desired, |key| self.agents.contains_key(key));
-        self.health.handle_peers(now, &desired.expectations(&self.agents));
-        self.desired = Some(Arc::clone(&desired));
+        let desired = self.adopt(now, desired);
         let result = self.apply_tunnel(&desired);
         self.setup.served.send_modify(|served| served.take(Arc::clone(&desired)));
         self.setup.running.send_replace(Running {
@@ -233,6 +224,23 @@ impl Control {
         result?;
         self.counters.desired_applied += 1;
         problem.map_or(Ok(()), Err)
+    }
+
+    /// Goes by another snapshot from now on. Nothing is kept of clients that it does not have.
+    fn adopt(&mut self, now: Instant, desired: Desired) -> Arc<Desired> {
+        let desired = Arc::new(desired);
+        self.changes.retain(|key, _| desired.peers.contains_key(key));
+        self.sleepers.retain(|key, _| desired.peers.contains_key(key));
+        self.insights.retain(|key, _| desired.peers.contains_key(key));
+        for key in desired.peers.keys() {
+            self.insights.entry(*key).or_insert_with(|| Arc::new(Insight::new(SystemTime::now())));
+        }
+        self.agents.retain(|key, _| desired.peers.contains_key(key));
+        self.neighbours.handle_clients(now, &desired, |key| self.agents.contains_key(key));
+        self.health.handle_peers(now, &desired.expectations(&self.agents));
+        self.counters.keep_pools(&desired);
+        self.desired = Some(Arc::clone(&desired));
+        desired
     }
 
     fn apply_tunnel(&mut self, desired: &Desired) -> Result<(), GatewayError> {
@@ -337,10 +345,8 @@ impl Control {
                 self.neighbours.handle_attached(now, peer, source);
                 self.changed(now);
             }
-            Command::SessionTold { peer, state } => self.handle_told(now, peer, &state),
-            Command::SessionRests { peer, session, wake_after, hold_after } => {
-                self.handle_rest(now, peer, session, (wake_after, hold_after));
-            }
+            Command::SessionTold { peer, told } => self.handle_told(now, peer, &told),
+            Command::SessionRests { peer, session, asked } => self.handle_rest(now, peer, session, asked),
             Command::SessionStirred { peer, wake_after } => self.health.handle_stir(now, &peer, wake_after),
             Command::SessionDoubtful { peer, session } => {
                 let attached = self.sessions.get_mut(&peer).filter(|attached| attached.session == session);
@@ -374,46 +380,39 @@ impl Control {
         }
     }
 
-    fn handle_told(&mut self, now: Instant, peer: PublicKey, state: &v1::ClientState) {
-        if state.standby.is_some_and(|standby| keeps_its_binding(&standby))
-            && self.health.handle_awake(now, &peer)
-        {
+    fn handle_told(&mut self, now: Instant, peer: PublicKey, told: &Told) {
+        if told.keeps_its_binding() && self.health.handle_awake(now, &peer) {
             self.changed(now);
         }
-        let interval = state.keepalive.as_ref().and_then(|keepalive| keepalive.interval);
-        let interval = interval.and_then(|interval| Duration::try_from(interval).ok());
+        let interval = told.keepalive.and_then(|keepalive| keepalive.interval);
         // Whatever it says, it is not called connected for hours.
         let agent = interval.map_or(Agent::Silent, |interval| Agent::Keeps(interval.min(Beat::LONGEST_WAKE)));
         self.expect(now, peer, agent);
         let news = self.learn(&peer, |insight| {
             let before = insight.version();
-            let costs = insight.handle_told(SystemTime::now(), state);
+            let costs = insight.handle_told(SystemTime::now(), told);
             (insight.version() != before, costs)
         });
         let (news, costs) = news.unwrap_or_default();
         self.counters.spent(costs);
         if let Some(insight) = self.insights.get(&peer) {
-            self.neighbours.handle_told(now, peer, state, insight);
+            self.neighbours.handle_told(now, peer, told, insight);
         }
-        if self.health.handle_told(now, &peer, phase_from_wire(state.phase())) || news {
+        // A word for its path that is newer than this gateway changes nothing of what is seen from here.
+        if told.phase.is_some_and(|phase| self.health.handle_told(now, &peer, phase)) || news {
             self.changed(now);
         }
     }
 
     /// A client goes to sleep on its session, or does not say when it would.
-    fn handle_rest(
-        &mut self,
-        now: Instant,
-        peer: PublicKey,
-        session: u64,
-        (wake_after, hold_after): (Duration, Option<Duration>),
-    ) {
+    fn handle_rest(&mut self, now: Instant, peer: PublicKey, session: u64, asked: Asked) {
         let is_current = self.sessions.get(&peer).is_some_and(|attached| attached.session == session);
-        let (Some(tunnel), Some(hold_after), true) = (&self.tunnel, hold_after, is_current) else { return };
-        let hold_after = hold_after.max(SHORTEST_HOLD);
+        let (Some(tunnel), Some(hold_after), true) = (&self.tunnel, asked.hold_after, is_current) else {
+            return;
+        };
         self.sleepers.insert(peer, hold_after);
         tunnel.hold_after(&peer, Some(hold_after));
-        if self.health.handle_rest(now, &peer, wake_after) {
+        if self.health.handle_rest(now, &peer, asked.wake_after) {
             self.changed(now);
         }
     }
@@ -471,8 +470,11 @@ impl Control {
     fn settle(&mut self) {
         let now = SystemTime::now();
         let settling = self.insights.values_mut().filter(|insight| insight.is_settling());
-        for cause in settling.flat_map(|insight| Arc::make_mut(insight).take_settled(now)) {
-            *self.counters.churn.entry(cause).or_default() += 1;
+        for insight in settling {
+            for (cause, times) in Arc::make_mut(insight).take_settled(now).list() {
+                let count = self.counters.churn.entry(cause).or_default();
+                *count = count.saturating_add(times);
+            }
         }
     }
 
@@ -628,9 +630,14 @@ impl Control {
 
     fn sample(&mut self, now: Instant) {
         let Some(tunnel) = &self.tunnel else { return };
+        let stats = tunnel.stats();
+        self.take_stats(now, stats);
+    }
+
+    fn take_stats(&mut self, now: Instant, mut stats: Vec<PeerStats>) {
         let prober = self.setup.prober.public_key();
-        self.stats = tunnel.stats();
-        self.stats.retain(|stats| stats.public_key != prober);
+        stats.retain(|stats| stats.public_key != prober);
+        self.stats = stats;
         self.sampled = Some(now);
         let desired = self.desired.as_deref();
         self.counters.add(&self.stats, |key| desired?.pool_name(key));
@@ -818,10 +825,4 @@ impl Control {
             tracing::debug!("the stream to the operator has no room");
         }
     }
-}
-
-/// Whether a client says that it is not to be woken by its session.
-fn keeps_its_binding(standby: &v1::StandbyReport) -> bool {
-    standby.reachable_by() == v1::keepalive_policy::Standby::Udp
-        && standby.reason() != v1::StandbyReason::Busy
 }

@@ -3,7 +3,10 @@
 use std::{collections::HashMap, fmt::Display, net::IpAddr, str::FromStr, sync::Arc, time::Duration};
 
 use ipnet::IpNet;
-use pinhole_proto::v1;
+use pinhole_proto::{
+    bounds::{self, LONGEST_SPAN, Word},
+    v1,
+};
 
 use super::GatewayError;
 use crate::{
@@ -11,6 +14,8 @@ use crate::{
     tunnel::{Destinations, Inside, PeerConfig, PresharedKey, PublicKey},
 };
 
+/// Characters of a text that is not what it should be, when it is shown.
+const LONGEST_QUOTE: usize = 64;
 /// Until an operator says otherwise.
 const DEFAULT_INTERVAL: Duration = Duration::from_secs(25);
 
@@ -115,9 +120,11 @@ impl Desired {
             0 => 1420,
             mtu => u16::try_from(mtu).map_err(|_| invalid(format!("an MTU of {mtu} is too large")))?,
         };
-        let access = match v1::NetworkAccess::try_from(wire.access) {
-            Ok(v1::NetworkAccess::Routed) => Access::Routed,
-            _ => Access::Masquerade,
+        let access = match Word::from(wire.access) {
+            Word::Known(v1::NetworkAccess::Routed) => Access::Routed,
+            Word::Known(v1::NetworkAccess::Masquerade | v1::NetworkAccess::Unspecified)
+            // Answers find the way back whatever a newer operator has in mind.
+            | Word::Newer(_) => Access::Masquerade,
         };
         let pools = wire.pools.into_iter().map(Pool::parse).collect::<Result<Vec<_>, _>>()?;
         let (peers, problem) = parse_peers(wire.peers, pools.len());
@@ -262,9 +269,11 @@ impl Pool {
 
     fn parse(wire: v1::Pool) -> Result<Self, GatewayError> {
         let interval = wire.keepalive.and_then(interval_of);
-        let mode = match wire.health() {
-            v1::HealthMode::LinkStatus => Mode::LinkStatus,
-            v1::HealthMode::Loopback | v1::HealthMode::Unspecified => Mode::Loopback,
+        let mode = match Word::from(wire.health) {
+            Word::Known(v1::HealthMode::LinkStatus) => Mode::LinkStatus,
+            Word::Known(v1::HealthMode::Loopback | v1::HealthMode::Unspecified) | Word::Newer(_) => {
+                Mode::Loopback
+            }
         };
         Ok(Pool {
             cidrs: parse_all(&wire.cidrs, "pool range")?,
@@ -340,12 +349,16 @@ fn interval_of(policy: v1::KeepalivePolicy) -> Option<Duration> {
     policy.interval.and_then(positive)
 }
 
+/// An interval, at most [`LONGEST_SPAN`].
 fn positive(duration: prost_types::Duration) -> Option<Duration> {
-    Duration::try_from(duration).ok().filter(|duration| !duration.is_zero())
+    bounds::span(Some(duration), LONGEST_SPAN).filter(|duration| !duration.is_zero())
 }
 
 fn parse_all<T: FromStr<Err: Display>>(texts: &[String], what: &str) -> Result<Vec<T>, GatewayError> {
-    let parse = |text: &String| text.parse().map_err(|error| invalid(format!("{what} {text:?}: {error}")));
+    let parse = |text: &String| {
+        let quoted = pinhole_proto::printable(text, LONGEST_QUOTE);
+        text.parse().map_err(|error| invalid(format!("{what} `{quoted}`: {error}")))
+    };
     texts.iter().map(parse).collect()
 }
 

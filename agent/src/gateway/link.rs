@@ -41,6 +41,8 @@ const CALL: Duration = Duration::from_secs(10);
 const CERTIFICATE_RETRY: Duration = Duration::from_secs(15);
 /// A snapshot of 100 000 clients is about 20 MB.
 const LARGEST_MESSAGE: usize = 64 << 20;
+/// The operator's answer to a relayed call, with a client's configuration and certificate.
+const LARGEST_ANSWER: usize = 1 << 20;
 /// Messages that wait for the stream.
 const OUTBOX: usize = 8;
 
@@ -182,7 +184,7 @@ impl Link {
         let answer = tokio::time::timeout(CALL, client.clone().attach(request)).await;
         let mut stream = answer.map_err(|_| tonic::Status::unavailable("no answer in time"))??.into_inner();
         tracing::info!("attached to the operator");
-        self.relay.send_replace(Some(client.clone()));
+        self.relay.send_replace(Some(client.clone().max_decoding_message_size(LARGEST_ANSWER)));
         let _ = self.control.send(Command::LinkUp { outbox }).await;
         let mut running = self.running.clone();
         let renew = |delay| self.renew_after(delay, client.clone());
@@ -245,6 +247,8 @@ impl Link {
         let key = SessionKey::generate()?;
         let request = v1::IssueServerCertificateRequest { csr: key.request()? };
         let issued = client.issue_server_certificate(self.access.call(request)?).await?.into_inner();
+        // One that cannot be read must not take the place of one that can.
+        certificate::validity(&issued.chain_pem)?;
         // One file, so that its parts always match.
         let all = [key.to_pem().as_str(), SEPARATOR, &issued.chain_pem, SEPARATOR, &issued.ca_pem].concat();
         self.store.write(SESSION, Zeroizing::new(all).as_bytes())?;

@@ -6,9 +6,15 @@ use std::{
     time::Duration,
 };
 
-use pinhole_proto::v1;
+use pinhole_proto::{
+    bounds::{NEWER, Word},
+    v1,
+};
 
-use super::insight::{Costs, Insight};
+use super::{
+    desired::Desired,
+    insight::{Costs, Insight},
+};
 use crate::{
     health::{Phase, Reach},
     nat::{Cause, Class},
@@ -66,6 +72,16 @@ impl Counters {
     /// Adds what came to the account of one of the pool's clients.
     pub(super) fn reached(&mut self, pool: &str, added: &Reach) {
         self.reach.entry(pool.to_owned()).or_default().add(added);
+    }
+
+    /// Forgets what was counted by pools that are gone.
+    pub(super) fn keep_pools(&mut self, desired: &Desired) {
+        let stays = |name: &String| {
+            let names = desired.pools.iter().filter_map(|pool| pool.wire.pool.as_ref());
+            names.into_iter().any(|pool| pool.name == *name)
+        };
+        self.worst_wakes.retain(|name, _| stays(name));
+        self.reach.retain(|name, _| stays(name));
     }
 
     /// Adds what agents spent on keepalives.
@@ -146,7 +162,7 @@ impl Nats {
             let binding = insight.binding().and_then(|binding| binding.at_least);
             nats.lifetimes.add(binding);
             if let Some(keepalive) = insight.keepalive() {
-                *nats.reasons.entry(reason_name(keepalive.reason())).or_default() += 1;
+                *nats.reasons.entry(reason_name(keepalive.reason)).or_default() += 1;
                 nats.intervals.add(keepalive.interval);
             }
         }
@@ -163,8 +179,8 @@ struct Spread {
 }
 
 impl Spread {
-    fn add(&mut self, span: Option<prost_types::Duration>) {
-        let span = span.and_then(|span| Duration::try_from(span).ok()).filter(|span| !span.is_zero());
+    fn add(&mut self, span: Option<Duration>) {
+        let span = span.filter(|span| !span.is_zero());
         let Some(seconds) = span.map(|span| span.as_secs_f64()) else { return };
         for (count, _) in self.counts.iter_mut().zip(EDGES).filter(|(_, edge)| seconds <= *edge) {
             *count += 1;
@@ -174,7 +190,8 @@ impl Spread {
     }
 }
 
-fn reason_name(reason: v1::KeepaliveReason) -> &'static str {
+fn reason_name(reason: Word<v1::KeepaliveReason>) -> &'static str {
+    let Word::Known(reason) = reason else { return NEWER };
     match reason {
         v1::KeepaliveReason::Unspecified => "Unknown",
         v1::KeepaliveReason::Policy => "Policy",
@@ -466,7 +483,8 @@ impl Page {
     }
 
     fn sample(&mut self, name: &str, labels: &[(&str, &str)], value: impl std::fmt::Display) {
-        let labels: Vec<_> = labels.iter().map(|(label, value)| format!("{label}={value:?}")).collect();
+        let labels: Vec<_> =
+            labels.iter().map(|(label, value)| format!("{label}=\"{}\"", escaped(value))).collect();
         let _ = writeln!(self.text, "{name}{{{}}} {value}", labels.join(","));
     }
 
@@ -484,6 +502,11 @@ impl Page {
         self.family(name, kind, help);
         let _ = writeln!(self.text, "{name} {value}");
     }
+}
+
+/// A label's value as the text format wants it.
+fn escaped(value: &str) -> String {
+    value.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n")
 }
 
 /// From `/proc/self/statm`, whose second field is in pages.
@@ -510,6 +533,13 @@ mod tests {
         for phase in PHASES {
             assert!(page.contains(&format!("pinhole_gateway_clients{{phase=\"{phase}\"}} 0")));
         }
+    }
+
+    #[test]
+    fn a_label_cannot_end_its_line_nor_its_quotes() {
+        let impairments = vec!["a\\\"} 1\nforged{ö".to_owned()];
+        let page = render(&Counters::default(), &Gauges { impairments, ..Gauges::default() });
+        assert!(page.contains(r#"pinhole_gateway_impairments{category="a\\\"} 1\nforged{ö"} 1"#), "{page}");
     }
 
     #[test]

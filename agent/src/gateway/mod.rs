@@ -6,6 +6,7 @@ mod command;
 mod control;
 pub mod desired;
 mod error;
+mod guests;
 pub mod insight;
 mod link;
 mod listen;
@@ -17,6 +18,7 @@ pub mod report;
 mod rest;
 mod session;
 mod tls;
+pub mod told;
 
 use std::{
     net::{IpAddr, Ipv6Addr, SocketAddr},
@@ -58,6 +60,12 @@ const DRAIN: Duration = Duration::from_secs(3);
 const DRAIN_ALONE: Duration = Duration::from_millis(300);
 /// Streams on one client's connection.
 const STREAMS: u32 = 16;
+/// Bytes that a client may send ahead on a stream: more than any of its messages has.
+const STREAM_WINDOW: u32 = 32 << 10;
+/// The same for all streams of a connection: the least that HTTP/2 knows.
+const CONNECTION_WINDOW: u32 = 65_535;
+/// Bytes of the headers of a call.
+const HEADERS: u32 = 8 << 10;
 
 /// How a gateway is set up by its pod.
 #[derive(Debug)]
@@ -134,7 +142,10 @@ pub async fn run(options: Options, stop: CancellationToken) -> Result<(), Gatewa
         Sessions::new(options.operator, relay_now, served_now.clone(), control.clone(), draining.clone());
     let session_service = tonic::transport::Server::builder()
         .max_concurrent_streams(STREAMS)
-        .add_service(ClientSessionServer::new(service))
+        .initial_stream_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(CONNECTION_WINDOW)
+        .http2_max_header_list_size(HEADERS)
+        .add_service(ClientSessionServer::new(service).max_decoding_message_size(told::LARGEST_MESSAGE))
         .serve_with_incoming_shutdown(listen::accept(sessions, tls), draining.clone().cancelled_owned());
 
     let mut tasks = tokio::task::JoinSet::new();

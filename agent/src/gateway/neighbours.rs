@@ -7,11 +7,12 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 
-use pinhole_proto::v1;
+use pinhole_proto::{bounds::Word, v1};
 
 use super::{
     desired::Desired,
-    insight::{Insight, Move, cause_from_wire},
+    insight::{Insight, Move},
+    told::{BindingTold, ChurnTold, EventTold, NatTold, Told},
 };
 use crate::{
     measured,
@@ -56,7 +57,7 @@ pub(super) struct Neighbours {
     places: HashMap<PublicKey, Place>,
     restarts: RestartDetector,
     seen: HashMap<PublicKey, Seen>,
-    told: HashMap<PublicKey, v1::ChurnReport>,
+    told: HashMap<PublicKey, ChurnTold>,
     findings: VecDeque<(PublicKey, Finding)>,
     since: HashMap<PublicKey, (Confidence, SystemTime)>,
 }
@@ -124,20 +125,13 @@ impl Neighbours {
     }
 
     /// A client's agent tells of itself; `insight` knows of that already.
-    pub(super) fn handle_told(
-        &mut self,
-        now: Instant,
-        peer: PublicKey,
-        state: &v1::ClientState,
-        insight: &Insight,
-    ) {
-        if let Some(churn) = &state.churn {
+    pub(super) fn handle_told(&mut self, now: Instant, peer: PublicKey, told: &Told, insight: &Insight) {
+        if let Some(churn) = &told.churn {
             self.handle_churn(now, peer, churn);
         }
         let place = self.places.get(&peer).cloned();
-        if let (Some(place), Some(binding)) =
-            (place, state.binding.as_ref().and_then(measured::binding_from_wire))
-        {
+        let binding = told.binding.as_ref().and_then(BindingTold::binding);
+        if let (Some(place), Some(binding)) = (place, binding) {
             self.priors.handle_verdict(now, peer, &place, insight.class(), binding);
         }
     }
@@ -233,26 +227,39 @@ impl Neighbours {
     pub(super) fn tell_stock(
         &mut self,
         wall: SystemTime,
-        mut learn: impl FnMut(&PublicKey, (Option<v1::NatReport>, Option<v1::BindingReport>, Option<Duration>)),
+        mut learn: impl FnMut(&PublicKey, (Option<NatTold>, Option<BindingTold>, Option<Duration>)),
     ) {
         for peer in &self.stock_keys {
             let Some(insight) = self.stock.insight(peer) else { continue };
             let Some(seen) = self.seen.get(peer) else { continue };
-            let nat = v1::NatReport {
-                public_address: seen.endpoint.ip().to_canonical().to_string(),
-                vantage: v1::Vantage::Gateway.into(),
-                ..v1::NatReport::default()
+            let nat = NatTold {
+                public_address: Some(seen.endpoint.ip().to_canonical()),
+                vantage: Word::Known(v1::Vantage::Gateway),
+                ..NatTold::default()
             };
             let confidence = insight.binding.confidence;
             let since = self.since.entry(*peer).or_insert((confidence, wall));
             if since.0 != confidence {
                 *since = (confidence, wall);
             }
-            let binding =
-                (confidence > Confidence::Unknown).then(|| to_wire(&insight.binding, Some(since.1)));
+            let binding = (confidence > Confidence::Unknown)
+                .then(|| BindingTold::from(&to_wire(&insight.binding, Some(since.1))));
             let recommended = insight.recommendation.map(|recommendation| recommendation.interval);
             learn(peer, (Some(nat), binding, recommended));
         }
+    }
+
+    /// How many things are remembered, of which each is of a fixed size: of the clients there are, and of whomever they
+    /// name.
+    #[cfg(test)]
+    pub(super) fn entries(&self) -> (usize, usize) {
+        let causes: usize = self.told.values().map(|told| told.causes().len()).sum();
+        let clients =
+            [self.pools.len(), self.places.len(), self.seen.len(), self.told.len(), self.since.len()];
+        (
+            clients.iter().sum::<usize>() + causes + self.findings.len(),
+            self.priors.entries() + self.restarts.entries(),
+        )
     }
 
     fn come(&mut self, now: Instant, peer: PublicKey, address: IpAddr) {
@@ -267,21 +274,22 @@ impl Neighbours {
     }
 
     /// What the agent counted since the last time.
-    fn handle_churn(&mut self, now: Instant, peer: PublicKey, churn: &v1::ChurnReport) {
+    fn handle_churn(&mut self, now: Instant, peer: PublicKey, churn: &ChurnTold) {
+        // Of a client that lost its right nothing is kept.
+        if !self.pools.contains_key(&peer) {
+            return;
+        }
         let before = self.told.insert(peer, churn.clone());
         // The first word of an agent is about the past.
         let Some(before) = before.filter(|before| before.since == churn.since) else { return };
-        for of_cause in churn.causes.iter().take(Cause::COUNT) {
-            let known = before.causes.iter().find(|known| known.cause == of_cause.cause);
-            if of_cause.count <= known.map_or(0, |known| known.count) {
-                continue;
+        for of_cause in churn.causes() {
+            if of_cause.count > before.count(of_cause.cause).unwrap_or_default() {
+                self.handle_cause(now, peer, of_cause.cause, of_cause.last);
             }
-            let Some(cause) = cause_from_wire(of_cause.cause()) else { continue };
-            self.handle_cause(now, peer, cause, of_cause.last.as_ref());
         }
     }
 
-    fn handle_cause(&mut self, now: Instant, peer: PublicKey, cause: Cause, last: Option<&v1::ChurnEvent>) {
+    fn handle_cause(&mut self, now: Instant, peer: PublicKey, cause: Cause, last: Option<EventTold>) {
         match cause {
             Cause::Roam | Cause::GatewayMoved => return self.restarts.handle_roam(&peer),
             Cause::LifetimeShrank => {
@@ -293,11 +301,10 @@ impl Neighbours {
             Cause::NatRestart | Cause::UdpBlocked | Cause::HelperInterference => return,
         }
         let Some(last) = last else { return };
-        let idle = last.idle.and_then(|idle| Duration::try_from(idle).ok());
         let here = self.seen.get(&peer).map(|seen| seen.endpoint);
-        let (Some(idle), Some(to)) = (idle, last.to.parse().ok().or(here)) else { return };
-        let from = last.from.parse().unwrap_or(to);
-        let at = now.checked_sub(ago(last, idle)).unwrap_or(now);
+        let (Some(idle), Some(to)) = (last.idle, last.to.or(here)) else { return };
+        let from = last.from.unwrap_or(to);
+        let at = now.checked_sub(ago(&last, idle)).unwrap_or(now);
         // An agent's silences are no longer than what it believes in.
         self.lose(now, Loss { peer, at, from, to, idle, believed: Some(idle) });
     }
@@ -321,9 +328,8 @@ impl Neighbours {
 
 /// How long ago an agent noticed a loss: it tells of one only when an experiment has shown that it was one. By the
 /// agent's clock where that makes sense, else by how long such an experiment takes.
-fn ago(event: &v1::ChurnEvent, idle: Duration) -> Duration {
-    let at = event.at.and_then(|at| SystemTime::try_from(at).ok());
-    let ago = at.and_then(|at| SystemTime::now().duration_since(at).ok());
+fn ago(event: &EventTold, idle: Duration) -> Duration {
+    let ago = event.at.and_then(|at| SystemTime::now().duration_since(at).ok());
     ago.filter(|ago| *ago <= idle * 3 + EXPERIMENT).unwrap_or(idle)
 }
 
@@ -368,7 +374,7 @@ mod tests {
         neighbours
     }
 
-    fn measured(seconds: i64) -> v1::ClientState {
+    fn measured(seconds: i64) -> Told {
         let span = |seconds| Some(prost_types::Duration { seconds, nanos: 0 });
         let binding = v1::BindingReport {
             at_least: span(seconds),
@@ -376,10 +382,10 @@ mod tests {
             confidence: v1::BindingConfidence::Bracketed.into(),
             ..v1::BindingReport::default()
         };
-        v1::ClientState { binding: Some(binding), ..v1::ClientState::default() }
+        v1::ClientState { binding: Some(binding), ..v1::ClientState::default() }.into()
     }
 
-    fn churn(cause: v1::ChurnCause, count: u64, from: SocketAddr, to: SocketAddr) -> v1::ClientState {
+    fn churn(cause: v1::ChurnCause, count: u64, from: SocketAddr, to: SocketAddr) -> Told {
         let last = v1::ChurnEvent {
             from: from.to_string(),
             to: to.to_string(),
@@ -388,7 +394,7 @@ mod tests {
         };
         let causes = vec![v1::ChurnOfCause { cause: cause.into(), count, last: Some(last) }];
         let churn = v1::ChurnReport { count, causes, ..v1::ChurnReport::default() };
-        v1::ClientState { churn: Some(churn), ..v1::ClientState::default() }
+        v1::ClientState { churn: Some(churn), ..v1::ClientState::default() }.into()
     }
 
     fn insight() -> Insight {
@@ -481,6 +487,6 @@ mod tests {
         let mut told = Vec::new();
         neighbours
             .tell_stock(SystemTime::now(), |key, (nat, ..)| told.push((*key, nat.unwrap().public_address)));
-        assert_eq!(told, [(key(1), "192.0.2.1".to_owned())]);
+        assert_eq!(told, [(key(1), Some(at(1).ip()))]);
     }
 }

@@ -27,6 +27,7 @@ use super::{
     desired::Desired,
     link::{OperatorAccess, Relay},
     rest::Rest,
+    told::{Asked, Said},
 };
 use crate::{
     health::Jitter,
@@ -231,21 +232,19 @@ impl Inner {
                 message = incoming.message() => match message {
                     Ok(Some(message)) => {
                         self.stir(peer, &mut rest).await;
-                        match message.message {
-                            Some(v1::client_message::Message::Heard(told)) => {
-                                unheard = unheard.filter(|(revision, _)| told.revision < *revision);
+                        match Said::from(message) {
+                            Said::Heard(told) => {
+                                unheard = unheard.filter(|(revision, _)| told < *revision);
                             }
-                            Some(v1::client_message::Message::Rest(asked)) => {
-                                let wake_after = rest.take(Instant::now(), &asked);
-                                let hold_after = asked.hold_after.and_then(|after| after.try_into().ok());
-                                let rests = Command::SessionRests { peer, session, wake_after, hold_after };
+                            Said::Rest(asked) => {
+                                rest.take(Instant::now(), asked);
+                                let rests = Command::SessionRests { peer, session, asked };
                                 let _ = self.control.send(rests).await;
                             }
-                            Some(v1::client_message::Message::State(state)) => {
-                                let told = Command::SessionTold { peer, state: Box::new(state) };
-                                let _ = self.control.send(told).await;
+                            Said::Told(told) => {
+                                let _ = self.control.send(Command::SessionTold { peer, told }).await;
                             }
-                            Some(v1::client_message::Message::Hello(_)) | None => {}
+                            Said::Hello { .. } | Said::Newer => {}
                         }
                     }
                     Ok(None) | Err(_) => break,
@@ -344,12 +343,11 @@ impl ClientSession for Sessions {
         let mut incoming = request.into_inner();
         let hello = timeout(HELLO, incoming.message()).await;
         let hello = hello.map_err(|_| Status::deadline_exceeded("no hello in time"))??;
-        let Some(v1::ClientMessage { message: Some(v1::client_message::Message::Hello(hello)) }) = hello
-        else {
+        let Some(Said::Hello { hears }) = hello.map(Said::from) else {
             return Err(Status::invalid_argument("a session begins with a hello"));
         };
         let (outbox, messages) = mpsc::channel(OUTBOX);
-        tokio::spawn(Arc::clone(&self.inner).serve(peer, client, source, hello.hears, incoming, outbox));
+        tokio::spawn(Arc::clone(&self.inner).serve(peer, client, source, hears, incoming, outbox));
         Ok(Response::new(Box::pin(ReceiverStream::new(messages))))
     }
 
@@ -360,10 +358,9 @@ impl ClientSession for Sessions {
             return Err(refuse(Code::ResourceExhausted, "ScoutsBusy", message));
         };
         self.inner.peer_of(&client).await?;
-        let asked = request.into_inner();
-        let wake_after = Rest::default().take(Instant::now(), &asked);
+        let asked = Asked::from(&request.into_inner());
         tokio::select! {
-            () = sleep(wake_after) => Ok(Response::new(v1::Wake { seq: asked.seq })),
+            () = sleep(asked.wake_after) => Ok(Response::new(v1::Wake { seq: asked.seq })),
             () = self.inner.draining.cancelled() => {
                 Err(refuse(Code::Unavailable, "GatewayDraining", "this gateway replica is going away"))
             }

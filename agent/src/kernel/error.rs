@@ -27,7 +27,9 @@ pub enum KernelError {
         name: String,
     },
     /// A name that no network device can have.
-    #[error("{0:?} cannot name a network device: use 1 to 15 characters without '/' and white space")]
+    #[error(
+        "{0:?} cannot name a network device: use 1 to 15 letters, digits, '_', '=', '+', '.' and '-', the first neither '.' nor '-'"
+    )]
     BadName(String),
     /// There is no such device.
     #[error("there is no network device {0}")]

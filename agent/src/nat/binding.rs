@@ -16,6 +16,18 @@ pub enum Confidence {
     Confirmed,
 }
 
+impl Confidence {
+    /// A stable, low-cardinality name.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Unknown => "Unknown",
+            Self::Growing => "Growing",
+            Self::Bracketed => "Bracketed",
+            Self::Confirmed => "Confirmed",
+        }
+    }
+}
+
 /// What it takes until a NAT gives a binding its longer lifetime.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
 pub enum Promotion {
@@ -28,6 +40,18 @@ pub enum Promotion {
     Short,
     /// More than that: several exchanges, over up to twelve seconds.
     Long,
+}
+
+impl Promotion {
+    /// A stable, low-cardinality name.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Unknown => "Unknown",
+            Self::None => "None",
+            Self::Short => "Short",
+            Self::Long => "Long",
+        }
+    }
 }
 
 /// The lifetime of a NAT's bindings, as measured.

@@ -189,6 +189,13 @@ impl Neighbourhoods {
         self.guidance.pop_front().map(|(_, peer, guidance)| (peer, guidance))
     }
 
+    /// How many things are remembered.
+    #[cfg(test)]
+    pub(crate) fn entries(&self) -> usize {
+        let verdicts: usize = self.verdicts.values().map(VecDeque::len).sum();
+        verdicts + self.ladders.len() + self.waiting.len() + self.guidance.len()
+    }
+
     fn admit(&mut self, now: Instant, peer: PublicKey, place: Place) {
         self.ladders.insert(peer, Ladder { place, until: now + LONGEST_LADDER });
     }

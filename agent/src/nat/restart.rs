@@ -22,8 +22,10 @@ const KEPT: Duration = Duration::from_hours(1);
 const SLACK: Duration = Duration::from_millis(500);
 /// Losses kept of one address.
 const LOSSES: usize = 256;
+/// Losses kept of all addresses together.
+pub(crate) const LOSSES_TOGETHER: usize = 16_384;
 /// Addresses kept, and restarts told last.
-const ADDRESSES: usize = 4096;
+pub(crate) const ADDRESSES: usize = 4096;
 
 /// A client lost its mapping while it stayed where it was.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -176,13 +178,27 @@ impl RestartDetector {
         address.losses.iter().filter(part).map(|noted| noted.peer).collect()
     }
 
+    /// How many things are remembered.
+    #[cfg(test)]
+    pub(crate) fn entries(&self) -> usize {
+        self.addresses.len() + self.losses() + self.restarts.len()
+    }
+
+    fn losses(&self) -> usize {
+        self.addresses.values().map(|address| address.losses.len()).sum()
+    }
+
     fn make_room(&mut self, now: Instant, wanted: IpAddr) {
-        if self.addresses.len() < ADDRESSES || self.addresses.contains_key(&wanted) {
+        let is_full = |all: &Self| {
+            let is_new = !all.addresses.contains_key(&wanted);
+            (is_new && all.addresses.len() >= ADDRESSES) || all.losses() >= LOSSES_TOGETHER
+        };
+        if !is_full(self) {
             return;
         }
         let last = |address: &Address| address.losses.back().map(|noted| noted.noticed);
         self.addresses.retain(|_, address| last(address).is_some_and(|at| now < at + KEPT));
-        while self.addresses.len() >= ADDRESSES {
+        while is_full(self) {
             let oldest = self.addresses.iter().min_by_key(|(_, address)| last(address)).map(|(ip, _)| *ip);
             let Some(oldest) = oldest else { return };
             self.addresses.remove(&oldest);

@@ -169,13 +169,13 @@ fn has_proof(message: &[u8]) -> bool {
 }
 
 /// Who counts as one source: an IPv4 address, or the /64 that an IPv6 host can pick addresses from.
-fn place(source: IpAddr) -> IpAddr {
-    match source {
-        IpAddr::V4(_) => source,
+pub(crate) fn place(source: IpAddr) -> IpAddr {
+    match source.to_canonical() {
         IpAddr::V6(address) => {
             let [a, b, c, d, ..] = address.segments();
             Ipv6Addr::new(a, b, c, d, 0, 0, 0, 0).into()
         }
+        v4 @ IpAddr::V4(_) => v4,
     }
 }
 

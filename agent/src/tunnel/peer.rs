@@ -582,7 +582,7 @@ impl Peer {
     ) {
         self.has_session = true;
         self.stats.last_handshake = Some(now);
-        self.timers.session_ready(since, initiator);
+        self.timers.session_ready(now, since, initiator);
         out.event(TunnelEvent::HandshakeCompleted { peer: self.key });
         let Some(endpoint) = self.endpoint else { return };
         self.drain_tunn(now, endpoint.path, common, out);
@@ -760,7 +760,7 @@ impl Peer {
         self.stats.sent_messages.count(message.len());
         match Message::parse(message) {
             Some(Message::Initiation) => {
-                self.timers.initiation_sent(now, common.jitter.next());
+                self.timers.initiation_sent(now, common.jitter.next(), self.waiting.len() > 0);
                 self.stats.last_send = Some(now);
             }
             _ => self.sent(now, false),

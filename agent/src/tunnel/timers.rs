@@ -12,6 +12,13 @@ pub(super) const REJECT_AFTER_TIME: Duration = Duration::from_mins(3);
 pub(super) const REKEY_ATTEMPT_TIME: Duration = Duration::from_secs(90);
 pub(super) const REKEY_TIMEOUT: Duration = Duration::from_secs(5);
 pub(super) const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
+/// Where data waits, so many retries come sooner. The paper has none of these: it gives up the first five seconds of a
+/// conversation to one lost packet, and an idle peer's session is always too old to be used.
+const SOONER: u32 = 3;
+/// The first of them, at the least. Each later one waits twice as long.
+const SOONEST: Duration = Duration::from_millis(300);
+/// The first of them to a peer that never answered (RFC 6298, section 2.1).
+const UNMEASURED: Duration = Duration::from_secs(1);
 /// Retries are spread over this much beyond [`REKEY_TIMEOUT`], so that thousands do not retry in step.
 pub(super) const RETRY_JITTER: Duration = Duration::from_millis(333);
 
@@ -36,6 +43,8 @@ pub(super) enum Due {
 struct Attempt {
     since: Instant,
     retry_at: Instant,
+    /// Retries that came sooner.
+    sooner: u32,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -53,6 +62,9 @@ pub(super) struct Timers {
     owing_since: Option<Instant>,
     keys_since: Option<Instant>,
     keys_dropped: bool,
+    /// How long the last handshake took from this end's message to the other's. A lost packet adds to it, so no retry is sent
+    /// where the answer is only slow.
+    answered_in: Option<Duration>,
     persistent: Option<Duration>,
     /// When a message last went either way, authenticated.
     traversed: Option<Instant>,
@@ -61,7 +73,8 @@ pub(super) struct Timers {
 impl Timers {
     /// Those of a peer with other keys: nothing is under way, and the persistent keepalive stays.
     pub(super) fn anew(&self) -> Self {
-        Self { persistent: self.persistent, traversed: self.traversed, ..Self::default() }
+        let &Self { answered_in, persistent, traversed, .. } = self;
+        Self { answered_in, persistent, traversed, ..Self::default() }
     }
 
     /// Asks for a message at least this often. Whether it was not asked for before.
@@ -76,10 +89,16 @@ impl Timers {
         self.traversed = Some(now);
     }
 
-    /// An initiation was sent. `jitter` is at most [`RETRY_JITTER`].
-    pub(super) fn initiation_sent(&mut self, now: Instant, jitter: Duration) {
-        let since = self.attempt.map_or(now, |attempt| attempt.since);
-        self.attempt = Some(Attempt { since, retry_at: now + REKEY_TIMEOUT + jitter });
+    /// An initiation was sent, for data that waits where it is `urgent`. `jitter` is at most [`RETRY_JITTER`].
+    pub(super) fn initiation_sent(&mut self, now: Instant, jitter: Duration, urgent: bool) {
+        let (since, sooner) = self.attempt.map_or((now, 0), |attempt| (attempt.since, attempt.sooner));
+        let patience =
+            self.answered_in.map_or(UNMEASURED, |took| (took * 2).max(SOONEST)) * 2_u32.pow(sooner);
+        let hurries = urgent && sooner < SOONER && patience < REKEY_TIMEOUT;
+        // A third of it at most.
+        let spread = jitter.mul_f64(patience.as_secs_f64().min(1.0));
+        let after = if hurries { patience + spread } else { REKEY_TIMEOUT + jitter };
+        self.attempt = Some(Attempt { since, retry_at: now + after, sooner: sooner + u32::from(hurries) });
         self.unanswered_since = None;
         self.traversed(now);
     }
@@ -102,10 +121,12 @@ impl Timers {
         self.keys_dropped = false;
     }
 
-    /// A session can be used whose keys were derived at `since`.
-    pub(super) fn session_ready(&mut self, since: Instant, initiator: bool) {
+    /// A session can be used whose keys were derived at `since`. The initiator's first message with them answers the response.
+    pub(super) fn session_ready(&mut self, now: Instant, since: Instant, initiator: bool) {
         self.keys_derived(since);
-        self.attempt = None;
+        let attempt = self.attempt.take().map(|attempt| attempt.since);
+        let asked = if initiator { attempt } else { Some(since) };
+        self.answered_in = asked.map(|asked| now.saturating_duration_since(asked)).or(self.answered_in);
         self.session = Some(Session { since, initiator });
     }
 
@@ -205,7 +226,7 @@ mod tests {
         let mut now = start;
         let mut sent = 0;
         loop {
-            timers.initiation_sent(now, RETRY_JITTER);
+            timers.initiation_sent(now, RETRY_JITTER, false);
             sent += 1;
             let (at, due) = timers.next().unwrap();
             if due == Due::GiveUpHandshake {
@@ -220,11 +241,53 @@ mod tests {
         assert_eq!(timers.next(), None);
     }
 
+    /// When the initiations of an attempt go out, in milliseconds, until the sixth.
+    fn attempt(timers: &mut Timers, start: Instant, urgent: bool) -> Vec<u128> {
+        let mut at = start;
+        let mut sent = Vec::new();
+        while sent.len() < 6 {
+            sent.push(at.saturating_duration_since(start).as_millis());
+            timers.initiation_sent(at, Duration::ZERO, urgent);
+            at = timers.next().unwrap().0;
+        }
+        sent
+    }
+
+    #[test]
+    fn for_data_that_waits_three_retries_come_sooner_by_what_the_last_answer_took() {
+        let start = Instant::now();
+        let mut timers = Timers::default();
+        assert_eq!(attempt(&mut timers, start, true), [0, 1000, 3000, 7000, 12_000, 17_000]);
+        for (took, expected) in [
+            (40, [0, 300, 900, 2100, 7100, 12_100]),
+            (600, [0, 1200, 3600, 8400, 13_400, 18_400]),
+            (1500, [0, 3000, 8000, 13_000, 18_000, 23_000]),
+            (4000, [0, 5000, 10_000, 15_000, 20_000, 25_000]),
+        ] {
+            let mut timers = Timers::default();
+            timers.initiation_sent(start, Duration::ZERO, false);
+            let answered = start + Duration::from_millis(took);
+            timers.session_ready(answered, answered, true);
+            assert_eq!(attempt(&mut timers, start, true), expected, "{took}");
+            timers.abandon_attempt();
+            assert_eq!(attempt(&mut timers, start, false), [0, 5000, 10_000, 15_000, 20_000, 25_000]);
+        }
+    }
+
+    #[test]
+    fn who_responds_learns_from_the_first_message_with_the_new_keys_how_long_answers_take() {
+        let start = Instant::now();
+        let mut timers = Timers::default();
+        timers.keys_derived(start + seconds(4));
+        timers.session_ready(start + seconds(5), start + seconds(4), false);
+        assert_eq!(attempt(&mut timers, start + seconds(9), true)[1], 2000);
+    }
+
     #[test]
     fn an_answered_exchange_leaves_only_the_end_of_the_keys() {
         let start = Instant::now();
         let mut timers = Timers::default();
-        timers.session_ready(start, true);
+        timers.session_ready(start, start, true);
         timers.sent(start, true);
         timers.received(start, true);
         timers.sent(start, false);
@@ -242,7 +305,7 @@ mod tests {
     fn silence_counts_from_the_first_unanswered_packet() {
         let start = Instant::now();
         let mut timers = Timers::default();
-        timers.session_ready(start, true);
+        timers.session_ready(start, start, true);
         timers.received(start, false);
         for at in [60, 61, 70] {
             timers.sent(start + seconds(at), true);
@@ -276,7 +339,7 @@ mod tests {
         assert_eq!(timers.next(), Some((start + seconds(9), Due::PersistentKeepalive)));
         timers.sent(start + seconds(3), false);
         assert_eq!(timers.next(), Some((start + seconds(10), Due::PersistentKeepalive)));
-        timers.initiation_sent(start + seconds(4), Duration::ZERO);
+        timers.initiation_sent(start + seconds(4), Duration::ZERO, false);
         timers.abandon_attempt();
         let mut timers = timers.anew();
         assert_eq!(timers.next(), Some((start + seconds(11), Due::PersistentKeepalive)));
@@ -288,15 +351,15 @@ mod tests {
     fn only_the_initiator_renews_and_only_one_attempt_runs() {
         let start = Instant::now();
         let mut initiator = Timers::default();
-        initiator.session_ready(start, true);
+        initiator.session_ready(start, start, true);
         assert!(!initiator.renew_on_send(start + seconds(119)));
         assert!(initiator.renew_on_send(start + seconds(120)));
         assert!(!initiator.renew_on_receive(start + seconds(164)));
         assert!(initiator.renew_on_receive(start + seconds(165)));
-        initiator.initiation_sent(start + seconds(120), Duration::ZERO);
+        initiator.initiation_sent(start + seconds(120), Duration::ZERO, false);
         assert!(!initiator.renew_on_send(start + seconds(121)));
         let mut responder = Timers::default();
-        responder.session_ready(start, false);
+        responder.session_ready(start, start, false);
         assert!(!responder.renew_on_send(start + seconds(170)));
     }
 }

@@ -425,6 +425,13 @@ impl Lab {
         })
     }
 
+    /// Connections from the gateway's own address to its session port that say nothing.
+    pub(crate) fn strangers(&self, count: usize) -> Vec<TcpStream> {
+        self.operator.in_gateway(move || {
+            (0..count).map(|_| TcpStream::connect("192.0.2.1:51821").expect("the port is open")).collect()
+        })
+    }
+
     pub(crate) fn readyz(&self) -> bool {
         self.get("/readyz").is_some_and(|answer| answer.starts_with("HTTP/1.1 200"))
     }

@@ -5,7 +5,7 @@ use std::{fmt, time::Duration};
 use pinhole_crds::BindingLifetime;
 use serde_json::{Value, json};
 
-use super::lifetime;
+use super::{agree, lifetime};
 use crate::{
     capture::{Burst, Kind},
     device::Status,
@@ -132,6 +132,27 @@ impl Row {
         Ok(())
     }
 
+    /// All that is wrong with the learning client and with what was measured of either.
+    pub fn faults(&self) -> Vec<String> {
+        let mut faults: Vec<String> = self.verdict().err().into_iter().collect();
+        if !self.adaptive.missed.is_empty() {
+            faults.push(format!("{}: out of reach at {:?}", self.name, self.adaptive.missed));
+        }
+        for (kind, kept) in [("adaptive", &self.adaptive), ("static", &self.fixed)] {
+            let name = format!("{}, {kind}", self.name);
+            faults.extend(agree(&name, &kept.bursts, kept.told).err().map(|error| error.to_string()));
+            match kept.really {
+                Some((answered, expected)) if answered == expected => {}
+                Some((answered, expected)) => {
+                    faults
+                        .push(format!("{name}: answered real packets: {answered}, by the NATs: {expected}"));
+                }
+                None => faults.push(format!("{name}: never woken by a real packet")),
+            }
+        }
+        faults
+    }
+
     /// Wake-ups on the wire over what the simulator says.
     #[expect(clippy::cast_precision_loss, reason = "they are few")]
     pub fn over_simulated(&self) -> f64 {
@@ -216,6 +237,11 @@ const HEADINGS: [&str; 11] = [
 ];
 
 impl Report {
+    /// Those whose client woke more often than it may.
+    pub fn loud(&self) -> Vec<&'static str> {
+        self.rows.iter().filter(|row| !row.is_quiet()).map(|row| row.name).collect()
+    }
+
     /// Seconds throughout.
     pub fn json(&self) -> Value {
         self.rows.iter().map(Row::json).collect()
@@ -237,8 +263,7 @@ impl fmt::Display for Report {
                 row.iter().zip(widths).map(|(cell, width)| format!("{cell:width$}")).collect();
             writeln!(f, "{}", cells.join("  ").trim_end())?;
         }
-        let loud: Vec<_> = self.rows.iter().filter(|row| !row.is_quiet()).map(|row| row.name).collect();
-        match loud.as_slice() {
+        match self.loud().as_slice() {
             [] => writeln!(
                 f,
                 "On the wire nobody woke more often than the simulator says, within its tolerance."

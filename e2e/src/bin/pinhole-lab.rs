@@ -7,11 +7,11 @@ use std::{
     time::Duration,
 };
 
-use anyhow::{Context, bail};
+use anyhow::{Context, bail, ensure};
 use clap::{Parser, Subcommand, ValueEnum};
 use pinhole_e2e::{
     Lab,
-    bench::{self, Plan},
+    bench::{self, Plan, Row},
     demo,
     host::Host,
     installation::Installation,
@@ -124,9 +124,12 @@ async fn bench_nat(plan: Plan, output: Output) -> anyhow::Result<()> {
         Output::Text => print!("{report}"),
         Output::Json => println!("{:#}", report.json()),
     }
-    for wrong in report.rows.iter().filter_map(|row| row.verdict().err()) {
-        progress::say(&wrong);
+    let faults: Vec<_> = report.rows.iter().flat_map(Row::faults).collect();
+    for fault in &faults {
+        progress::say(fault);
     }
+    let loud = report.loud();
+    ensure!(faults.is_empty() && loud.is_empty(), "faults: {}; too many wake-ups: {loud:?}", faults.len());
     Ok(())
 }
 

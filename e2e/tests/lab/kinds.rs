@@ -3,10 +3,11 @@
 use anyhow::{bail, ensure};
 use pinhole_e2e::Lab;
 
-use crate::{Outcome, product, tests};
+use crate::{Outcome, hostile, product, tests};
 
 tests![
     bad_input_is_refused_with_the_field_the_problem_and_the_remedy,
+    nothing_hostile_is_stored_that_would_end_in_a_configuration,
     sound_objects_of_every_family_are_accepted,
     fields_that_cannot_change_do_not,
     kubectl_explains_every_field,
@@ -85,12 +86,45 @@ async fn bad_input_is_refused_with_the_field_the_problem_and_the_remedy(lab: &La
     Ok(())
 }
 
+/// `text` in double quotes, as YAML reads it back: with escapes, as no file may hold some of these characters.
+fn quoted(text: &str) -> String {
+    let escaped = text.encode_utf16().map(|unit| match u8::try_from(unit).map(char::from) {
+        Ok(c) if c.is_ascii_alphanumeric() => c.to_string(),
+        _ => format!("\\u{unit:04x}"),
+    });
+    format!("\"{}\"", escaped.collect::<String>())
+}
+
+async fn nothing_hostile_is_stored_that_would_end_in_a_configuration(lab: &Lab) -> Outcome {
+    let _product = product::installed(lab).await?;
+    for text in hostile::strings() {
+        let text = quoted(&text);
+        for (object, field) in [
+            (
+                pool(&format!("cidrs: [10.77.0.0/16], dns: {{ search: [cluster.local, {text}] }}")),
+                "spec.dns.search",
+            ),
+            (
+                gateway(&format!("{{ exposure: {{ type: NodePort, addresses: [{text}] }} }}")),
+                "spec.exposure.addresses",
+            ),
+            (client(&format!("group: {text}")), "spec.group"),
+        ] {
+            let Err(said) = dry_run(lab, &object).await else { bail!("accepted: {object}") };
+            ensure!(said.contains(field), "{field} is not in the refusal of {object}: {said}");
+        }
+    }
+    Ok(())
+}
+
 async fn sound_objects_of_every_family_are_accepted(lab: &Lab) -> Outcome {
     let _product = product::installed(lab).await?;
     for object in [
         gateway("{ exposure: { type: LoadBalancer }, replicas: 2 }"),
         pool("cidrs: [10.77.0.0/16]"),
         pool("cidrs: ['fd77::/64']"),
+        pool("cidrs: [10.77.0.0/16], dns: { search: [svc.cluster.local, Corp.Example., _x.example] }"),
+        gateway("{ exposure: { type: HostPort, addresses: [vpn.example.org, '2001:db8::1'] } }"),
         pool("cidrs: [10.77.0.0/16, 'fd77::/64'], reserved: [10.77.0.2-10.77.0.9, 'fd77::1/127']"),
         client("addresses: [10.77.0.9, 'fd77::9']"),
     ] {

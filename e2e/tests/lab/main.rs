@@ -12,6 +12,8 @@ mod access;
 mod cluster;
 mod enrolment;
 mod first_tunnel;
+#[path = "../../../proto/tests/hostile/mod.rs"]
+mod hostile;
 mod insight;
 mod keepalive_under_load;
 mod kinds;

@@ -13,7 +13,7 @@ use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType
 use pinhole_crds::{ChurnCause, ClientPhase, VPNClient, VPNClientStatus};
 use pinhole_e2e::{
     Lab,
-    bench::{self, Plan, Way},
+    bench::{self, Plan, Row, Way},
     device::{Device, Status},
     host::Host,
     nat::{LabProfile, Nat, NatProfile, lab_profiles},
@@ -153,18 +153,7 @@ async fn tuned_every_one_of_at_least_200_wakes_at_random_times_succeeds_behind_e
     let plan = Plan { profiles: lab_profiles(), span: seconds(165), wakes: 220, seed: 4 };
     let report = bench::run(&vpn, 100, &plan).await?;
     progress::say(&report.to_string());
-    let mut wrong: Vec<String> = report.rows.iter().filter_map(|row| row.verdict().err()).collect();
-    for row in &report.rows {
-        if !row.adaptive.missed.is_empty() {
-            wrong.push(format!("{}: out of reach at {:?}", row.name, row.adaptive.missed));
-        }
-        for kept in [&row.adaptive, &row.fixed] {
-            let (answered, expected) = kept.really.context("not woken")?;
-            if answered != expected {
-                wrong.push(format!("{}: answered: {answered}, but expected: {expected}", row.name));
-            }
-        }
-    }
+    let wrong: Vec<String> = report.rows.iter().flat_map(Row::faults).collect();
     ensure!(wrong.is_empty(), "{wrong:#?}");
     ensure!(report.rows.len() >= 8);
     // Else this test could not fail.

@@ -11,6 +11,7 @@ use kube::{
     runtime::events::EventType,
 };
 use pinhole_crds::{ClientPod, EnrolmentMethod, VPNClient, VPNClientPool, VPNClientStatus, VPNGateway};
+use pinhole_proto::is_object_name;
 
 use super::{
     allocation::Assignment,
@@ -200,7 +201,7 @@ impl Context {
     /// What the pool's and the gateway's summaries count.
     fn count_rebinds(&self, client: &VPNClient, status: &VPNClientStatus) {
         let count = |s: &VPNClientStatus| s.churn.as_ref().map_or(0, |c| c.count);
-        let news = count(status) - client.status.as_ref().map_or(0, count);
+        let news = count(status).saturating_sub(client.status.as_ref().map_or(0, count));
         if let Some(news) = u64::try_from(news).ok().filter(|news| *news > 0) {
             let mut rebinds = self.rebinds.lock().unwrap_or_else(PoisonError::into_inner);
             rebinds.entry(pool_of(client)).or_default().count(Instant::now(), news);
@@ -239,6 +240,10 @@ impl Context {
         let Some(pod) = sidecar.and_then(|e| e.pod.as_ref()) else { return Ok(false) };
         if self.hub.world().has_sidecar_pod(&pod.uid) {
             return Ok(false);
+        }
+        // A record that somebody wrote by hand is no path into the API: no pod has such a name.
+        if !is_object_name(&pod.namespace) || !is_object_name(&pod.name) {
+            return Ok(true);
         }
         let api: Api<Pod> = Api::namespaced(self.client.clone(), &pod.namespace);
         let what = || format!("reading Pod {}/{}", pod.namespace, pod.name);

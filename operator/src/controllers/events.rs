@@ -11,6 +11,7 @@ use kube::{
     Client, Resource,
     runtime::events::{Event, EventType, Recorder, Reporter},
 };
+use pinhole_proto::printable;
 use tokio::sync::mpsc;
 
 use super::error::call;
@@ -72,7 +73,7 @@ impl Events {
         let event = Event {
             type_,
             reason: reason.to_owned(),
-            note: Some(cut(&note)),
+            note: Some(cut(&printable(&note, NOTE))),
             action: "Reconcile".to_owned(),
             secondary: None,
         };

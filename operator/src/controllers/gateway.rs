@@ -130,6 +130,9 @@ impl Context {
             now: Timestamp::now(),
         };
         let (status, wait) = plan::gateway::status(&inputs);
+        if let Some(unusable) = plan::exposure_hosts(gateway).1 {
+            self.events.warn(gateway, unusable.category(), &unusable.to_string());
+        }
         let wait = wait.into_iter().chain(fading).min();
         if before == Some(&status) {
             return Ok(wait);

@@ -91,6 +91,9 @@ impl Context {
         if let Some(stalled) = status.conditions.iter().find(|c| c.type_ == pinhole_crds::STALLED) {
             self.events.warn(pool, "OverlappingPool", &stalled.message);
         }
+        if let Some(unusable) = plan::search_domains(pool).1 {
+            self.events.warn(pool, unusable.category(), &unusable.to_string());
+        }
         if before == Some(&status) {
             return Ok(fading);
         }
@@ -140,7 +143,7 @@ impl Context {
 
     fn session_endpoints(&self, gateway: &VPNGateway) -> Vec<String> {
         let (replicas, _) = self.replicas(gateway, &std::collections::BTreeMap::new());
-        replicas.into_iter().flat_map(|r| r.session_endpoints).collect()
+        replicas.iter().flat_map(|r| &r.session_endpoints).map(ToString::to_string).collect()
     }
 
     /// A hash of all that tokens' Secrets and statuses depend on.

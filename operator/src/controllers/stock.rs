@@ -19,7 +19,7 @@ use super::{
 use crate::{
     fleet::GatewayKey,
     plan::{
-        Object, ObjectKind, PrivateKey, check_owner, config_secret,
+        KeyError, Object, ObjectKind, PrivateKey, check_owner, config_secret, parse_public,
         wgquick::{self, ClientKey, ConfigInputs, PRIVATE_KEY_ENTRY},
     },
 };
@@ -74,7 +74,7 @@ impl Context {
         let (replicas, _) = self.replicas(gateway, &keys);
         let inputs = ConfigInputs { client, pool, gateway, replicas: &replicas, addresses };
         if let Some(theirs) = &client.spec.public_key {
-            let key = ClientKey::Theirs(theirs.clone());
+            let key = ClientKey::Theirs(parse_public(theirs).ok_or(KeyError::NotPublic)?);
             let secret = self.apply_config(&inputs, &key).await?;
             return Ok(Stock { public_key: theirs.clone(), secret });
         }
@@ -149,5 +149,5 @@ impl Context {
 
 /// The configuration without its private key: what it is made from.
 fn template(inputs: &ConfigInputs<'_>, public_key: &str) -> Option<String> {
-    wgquick::render(inputs, &ClientKey::Theirs(public_key.to_owned()))
+    wgquick::render(inputs, &ClientKey::Theirs(parse_public(public_key)?))
 }

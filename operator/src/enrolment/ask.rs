@@ -3,10 +3,13 @@
 use std::fmt;
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
-use pinhole_proto::v1::{EnrolRequest, enrol_request};
+use pinhole_proto::{
+    is_object_name,
+    v1::{EnrolRequest, enrol_request},
+};
 use zeroize::Zeroizing;
 
-use super::{EnrolmentError, KeyHash};
+use super::{EnrolmentError, Hostname, KeyHash};
 use crate::{fleet::PoolKey, identity::RequestedKey};
 
 /// A WireGuard public key (Curve25519).
@@ -61,8 +64,8 @@ pub struct Ask {
     pub public_key: PublicKey,
     /// The session's key, of which the private part was proven to be held.
     pub session_key: RequestedKey,
-    /// What the machine calls itself. At most 253 characters, none of them control characters.
-    pub hostname: String,
+    /// What the machine calls itself.
+    pub hostname: Hostname,
 }
 
 impl Ask {
@@ -76,7 +79,8 @@ impl Ask {
             .ok_or(invalid("public_key must be a WireGuard public key of 32 bytes"))?;
         let credential = match request.credential {
             Some(enrol_request::Credential::Join(join)) => {
-                if join.token.len() > 63 || join.secret.len() > 256 {
+                // It becomes a part of a path into the API before anything is verified.
+                if !is_object_name(&join.token) || join.token.len() > 63 || join.secret.len() > 256 {
                     return Err(EnrolmentError::TokenInvalid);
                 }
                 Credential::Token { name: join.token, secret: Zeroizing::new(join.secret) }
@@ -91,7 +95,7 @@ impl Ask {
             credential,
             public_key,
             session_key: RequestedKey::from_csr(&request.csr)?,
-            hostname: request.hostname.chars().filter(|c| !c.is_control()).take(253).collect(),
+            hostname: Hostname::new(&request.hostname),
         })
     }
 
@@ -102,8 +106,7 @@ impl Ask {
 }
 
 fn is_label(text: &str) -> bool {
-    let allowed = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-';
-    (1..=63).contains(&text.len()) && text.bytes().all(allowed)
+    is_object_name(text) && text.len() <= 63 && !text.contains('.')
 }
 
 #[cfg(test)]
@@ -111,7 +114,7 @@ mod tests {
     use pinhole_proto::v1::JoinCredential;
 
     use super::*;
-    use crate::enrolment::memory::csr;
+    use crate::{enrolment::memory::csr, hostile};
 
     fn request() -> EnrolRequest {
         EnrolRequest {
@@ -152,7 +155,20 @@ mod tests {
     fn a_host_name_is_cut_and_cleaned_not_refused() {
         let hostname = format!("lap\0top\n{}", "x".repeat(1000));
         let ask = Ask::new(EnrolRequest { hostname, ..request() }).unwrap_or_else(|e| panic!("{e}"));
-        assert_eq!(ask.hostname.len(), 253);
-        assert!(ask.hostname.starts_with("laptopx"));
+        assert_eq!(ask.hostname.as_str().len(), 253);
+        assert!(ask.hostname.as_str().starts_with("laptopx"));
+    }
+
+    #[test]
+    fn nothing_hostile_becomes_a_path_of_the_api() {
+        for text in hostile::strings() {
+            let pool = |r: &mut EnrolRequest| r.pool.clone_from(&text);
+            let token = |r: &mut EnrolRequest| {
+                let join = JoinCredential { token: text.clone(), secret: "s".into() };
+                r.credential = Some(enrol_request::Credential::Join(join));
+            };
+            assert_eq!(category(token), "TokenInvalid", "{text:?}");
+            assert_eq!(category(pool), "RequestInvalid", "{text:?}");
+        }
     }
 }

@@ -13,7 +13,7 @@ use pinhole_crds::{
 
 use super::{
     Ask, EnrolmentError, KEY_LABEL, KeyHash, PublicKey,
-    name::{machine_name, sidecar_name},
+    name::{is_word, machine_name, sidecar_name},
 };
 use crate::{
     fleet::ClientKey,
@@ -29,8 +29,8 @@ pub(super) fn of_machine(pool: &VPNClientPool, token: &JoinToken, ask: &Ask) -> 
         pod: None,
         hostname: hostname(ask),
     };
-    let name = machine_name(&ask.hostname, ask.key_hash());
-    client(pool, &name, ask, token.group.clone(), enrolment)
+    let name = machine_name(ask.hostname.as_str(), ask.key_hash());
+    client(pool, &name, ask, token.group.clone().filter(|group| is_word(group)), enrolment)
 }
 
 /// Client of a pod's sidecar.
@@ -123,5 +123,5 @@ fn client(
 }
 
 fn hostname(ask: &Ask) -> Option<String> {
-    Some(ask.hostname.clone()).filter(|h| !h.is_empty())
+    Some(ask.hostname.as_str().to_owned()).filter(|h| !h.is_empty())
 }

@@ -26,7 +26,7 @@ pub use config::{client_config, find_peer};
 pub use enroller::Enroller;
 pub use error::EnrolmentError;
 pub use join::JoinString;
-pub use name::{KEY_LABEL, KeyHash};
+pub use name::{Hostname, KEY_LABEL, KeyHash};
 pub use records::{ApiRecords, Records, RecordsError};
 pub use secrets::{TOKEN_SECRET_TYPE, token_secret_name};
 pub use token::{LAST_USED_ANNOTATION, PENDING_ANNOTATION, USED_ANNOTATION};

@@ -43,6 +43,48 @@ impl fmt::Display for KeyHash {
     }
 }
 
+/// Longest host name (RFC 1123, section 2.1), as the schema of a VPNClient says.
+const MAX_HOSTNAME: usize = 253;
+
+/// What a machine calls itself, cut and cleaned, never refused: letters, digits, `-`, `.` and `_`, of which the first
+/// and the last are letters or digits. Empty where nothing is left.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Hostname(String);
+
+impl Hostname {
+    /// What is left of `text`: control characters go, and each run of others that may not stay becomes one dash.
+    pub fn new(text: &str) -> Self {
+        let mut name = String::new();
+        for c in text.chars().filter(|c| !c.is_control()) {
+            if name.len() >= MAX_HOSTNAME {
+                break;
+            }
+            match c {
+                c if c.is_ascii_alphanumeric() => name.push(c),
+                '-' | '.' | '_' if !name.is_empty() => name.push(c),
+                _ if !name.is_empty() && !name.ends_with('-') => name.push('-'),
+                _ => {}
+            }
+        }
+        Self(name.trim_end_matches(['-', '.', '_']).to_owned())
+    }
+
+    /// The name.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+/// Whether `text` is a word such as the value of a label: what a group is called. A pool that is older than its schema
+/// may hold another, with which no client could be made.
+pub(super) fn is_word(text: &str) -> bool {
+    let is_end = |c: Option<char>| c.is_some_and(|c| c.is_ascii_alphanumeric());
+    text.len() <= 63
+        && is_end(text.chars().next())
+        && is_end(text.chars().next_back())
+        && text.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.'))
+}
+
 /// Name of a machine's VPNClient: what it calls itself, and a part of its key's hash.
 pub(super) fn machine_name(hostname: &str, key: KeyHash) -> String {
     with_suffix(hostname, &key.to_string())
@@ -82,6 +124,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::hostile;
 
     fn hash() -> KeyHash {
         KeyHash([0xab; 20])
@@ -92,6 +135,30 @@ mod tests {
         assert_eq!(machine_name("Anna's MacBook.local", hash()), "anna-s-macbook-local-abababab");
         assert_eq!(machine_name("", hash()), "client-abababab");
         assert_eq!(machine_name("--", hash()), "client-abababab");
+    }
+
+    #[test]
+    fn what_a_machine_calls_itself_is_kept_as_far_as_it_can_be() {
+        for (text, kept) in [
+            ("laptop-1.corp_x", "laptop-1.corp_x"),
+            ("Anna's MacBook.local", "Anna-s-MacBook.local"),
+            ("-x-", "x"),
+            ("é", ""),
+            ("", ""),
+        ] {
+            assert_eq!(Hostname::new(text).as_str(), kept);
+        }
+    }
+
+    #[test]
+    fn a_hostile_host_name_is_made_one_that_the_schema_takes() {
+        for text in hostile::strings() {
+            let name = Hostname::new(&text);
+            assert!(name.as_str().len() <= 253);
+            let form = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'.' | b'_');
+            assert!(name.as_str().bytes().all(form), "{name:?}");
+            assert!(!is_word(&text), "{text:?}");
+        }
     }
 
     #[test]
@@ -111,6 +178,16 @@ mod tests {
     }
 
     proptest! {
+        #[test]
+        fn a_host_name_begins_and_ends_with_a_letter_or_digit(text in any::<String>()) {
+            let name = Hostname::new(&text);
+            let name = name.as_str();
+            prop_assert!(name.len() <= 253);
+            prop_assert!(name.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'.' | b'_')));
+            let is_end = |c: Option<char>| c.is_none_or(|c| c.is_ascii_alphanumeric());
+            prop_assert!(is_end(name.chars().next()) && is_end(name.chars().next_back()));
+        }
+
         #[test]
         fn every_name_is_a_dns_label(hostname in ".{0,100}") {
             let name = machine_name(&hostname, hash());

@@ -22,6 +22,8 @@ pub use replica::{Proof, ReplicaView};
 pub(crate) use sighting::unproven;
 pub use sighting::{HANDSHAKE_GRAIN_SECONDS, Sighting, timestamp};
 
+#[cfg(test)]
+pub(crate) use replica::JUST_GONE;
 use replica::Replica;
 
 /// A replica that sent nothing for this long is silent: what it said of its clients is not known any more.
@@ -190,6 +192,13 @@ impl Fleet {
     pub fn forget_client(&self, gateway: &GatewayKey, uid: &str) {
         let mut state = self.lock();
         state.gateways.get_mut(gateway).into_iter().flatten().for_each(|(_, r)| r.forget(uid));
+    }
+
+    /// How many clients the gateway's replicas spoke of.
+    #[cfg(test)]
+    pub(crate) fn sightings(&self, gateway: &GatewayKey) -> usize {
+        let state = self.lock();
+        state.gateways.get(gateway).into_iter().flatten().map(|(_, replica)| replica.clients().count()).sum()
     }
 
     /// Notices replicas that fell silent. To be called about every second.

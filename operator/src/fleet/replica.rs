@@ -5,7 +5,10 @@ use std::{
 };
 
 use pinhole_crds::PathProof;
-use pinhole_proto::v1::{self, Ack, DesiredState, GatewayReport, NatRestart};
+use pinhole_proto::{
+    bounds::{self, LONGEST_SPAN, Word},
+    v1::{self, Ack, DesiredState, GatewayReport, NatRestart},
+};
 use tokio::sync::watch;
 
 use super::{Change, ClientKey, GatewayKey, Hearing, PROOF_FRESH, SILENT_AFTER, Sighting};
@@ -41,6 +44,12 @@ pub struct ReplicaView {
     /// Why it does not run a newer one: category and text.
     pub refusal: Option<(String, String)>,
 }
+
+/// Clients of which a replica may speak before anything was planned for it, as when the lead changed: the most that one has.
+const MOST_UNPLANNED: usize = 100_000;
+
+/// Clients of which it may speak beyond those that it was told of last.
+pub(crate) const JUST_GONE: usize = 1024;
 
 #[derive(Debug)]
 pub(super) struct Replica {
@@ -169,17 +178,27 @@ impl Replica {
     }
 
     fn see(&mut self, reports: Vec<v1::ClientReport>, full: bool, changes: &mut BTreeSet<Change>) {
+        let most = self.most_clients();
         let mut old = if full { std::mem::take(&mut self.clients) } else { HashMap::new() };
         for report in reports {
             let Some(uid) = report.client.as_ref().map(|c| c.uid.clone()) else { continue };
             let Some(sighting) = Sighting::new(report) else { continue };
             let before = old.remove(&uid).or_else(|| self.clients.remove(&uid));
+            if before.is_none() && self.clients.len() >= most {
+                continue;
+            }
             if before.is_none_or(|before| sighting.is_news(&before)) {
                 changes.insert(Change::Client(sighting.client.clone()));
             }
             self.clients.insert(uid, sighting);
         }
         changes.extend(old.into_values().map(|s| Change::Client(s.client)));
+    }
+
+    /// Of so many clients a replica may speak: those that it was told of, and some that were just taken away.
+    fn most_clients(&self) -> usize {
+        let told = self.desired.borrow().as_ref().map(|desired| desired.peers.len());
+        told.map_or(MOST_UNPLANNED, |told| told + JUST_GONE)
     }
 
     pub(super) fn acked(&mut self, gateway: &GatewayKey, ack: Ack, now: Instant) -> BTreeSet<Change> {
@@ -252,13 +271,14 @@ fn same(old: &NatRestart, new: &NatRestart) -> bool {
 }
 
 fn proof_of(report: &GatewayReport, now: Instant) -> Option<(PathProof, Instant)> {
-    let kind = match report.path_proof() {
-        v1::PathProof::Unspecified => return None,
-        v1::PathProof::ClientTraffic => PathProof::ClientTraffic,
-        v1::PathProof::PublishedEndpoint => PathProof::PublishedEndpoint,
-        v1::PathProof::PodAddress => PathProof::PodAddress,
+    let kind = match Word::from(report.path_proof) {
+        Word::Known(v1::PathProof::ClientTraffic) => PathProof::ClientTraffic,
+        Word::Known(v1::PathProof::PublishedEndpoint) => PathProof::PublishedEndpoint,
+        Word::Known(v1::PathProof::PodAddress) => PathProof::PodAddress,
+        // What a newer way of proving proves is not known.
+        Word::Known(v1::PathProof::Unspecified) | Word::Newer(_) => return None,
     };
-    let age = Duration::try_from(report.path_proof_age?).ok()?;
+    let age = bounds::span(report.path_proof_age, LONGEST_SPAN)?;
     Some((kind, now.checked_sub(age)?))
 }
 

@@ -1,9 +1,12 @@
 use std::time::Duration;
 
 use k8s_openapi::jiff::Timestamp;
-use pinhole_proto::v1::{
-    BindingReport, ChurnCause, ChurnEvent, ChurnOfCause, ChurnReport, ClientReport, KeepaliveReport,
-    NatReport, Phase, ReachReport, StandbyReport,
+use pinhole_proto::{
+    bounds::{self, LONGEST_SPAN, LONGEST_SUM, Word},
+    v1::{
+        BindingReport, ChurnCause, ChurnEvent, ChurnOfCause, ChurnReport, ClientReport, KeepaliveReport,
+        NatReport, Phase, ReachReport, StandbyReport,
+    },
 };
 
 /// A handshake time is news only when the last one that was told is this much older: sessions re-key every two
@@ -16,7 +19,7 @@ pub struct Sighting {
     /// Namespace and name of the client.
     pub client: super::ClientKey,
     /// Its phase.
-    pub phase: Phase,
+    pub phase: Word<Phase>,
     /// Public `ip:port` that its packets come from.
     pub endpoint: Option<String>,
     /// Last completed handshake.
@@ -45,7 +48,7 @@ pub struct Sighting {
 
 impl Sighting {
     pub(crate) fn new(report: ClientReport) -> Option<Self> {
-        let phase = report.phase();
+        let phase = report.phase.into();
         let churn = churn(&report);
         Some(Self {
             client: super::ClientKey::from(report.client.as_ref()?),
@@ -58,7 +61,7 @@ impl Sighting {
             binding: report.binding,
             keepalive: report.keepalive,
             churn,
-            recommended_keepalive: report.recommended_keepalive.and_then(|d| Duration::try_from(d).ok()),
+            recommended_keepalive: bounds::span(report.recommended_keepalive, LONGEST_SPAN),
             standby: report.standby,
             last_rest: report.last_rest.and_then(timestamp),
             reach: report.reach,
@@ -66,8 +69,8 @@ impl Sighting {
     }
 
     /// The last move or loss of its mapping, with its cause.
-    pub fn last_churn(&self) -> Option<(ChurnCause, &ChurnEvent)> {
-        let events = self.churn.causes.iter().filter_map(|c| Some((c.cause(), c.last.as_ref()?)));
+    pub fn last_churn(&self) -> Option<(Word<ChurnCause>, &ChurnEvent)> {
+        let events = self.churn.causes.iter().filter_map(|c| Some((c.cause.into(), c.last.as_ref()?)));
         events.max_by_key(|(_, event)| event.at.map(|at| (at.seconds, at.nanos)))
     }
 
@@ -92,7 +95,7 @@ impl Sighting {
 /// What was measured, on a scale with steps of an eighth: about where it is worth a look whether status still holds.
 fn measured(sighting: &Sighting) -> impl PartialEq {
     let step = |wire: Option<prost_types::Duration>| {
-        Duration::try_from(wire?).ok().map(|d| (d.as_secs_f64().max(0.1).ln() * 8.0).round().to_bits())
+        bounds::span(wire, LONGEST_SPAN).map(|d| (d.as_secs_f64().max(0.1).ln() * 8.0).round().to_bits())
     };
     let binding =
         sighting.binding.map(|b| (b.confidence, step(b.at_least), step(b.less_than), step(b.unpromoted)));
@@ -119,9 +122,7 @@ fn measured(sighting: &Sighting) -> impl PartialEq {
 
 /// Share of the time in which a client was not proven reachable although it should have been. `None`: no time counted.
 pub(crate) fn unproven(report: &ReachReport) -> Option<f64> {
-    let seconds = |wire: Option<prost_types::Duration>| {
-        wire.and_then(|wire| Duration::try_from(wire).ok()).unwrap_or_default().as_secs_f64()
-    };
+    let seconds = |wire| bounds::span(wire, LONGEST_SUM).unwrap_or_default().as_secs_f64();
     let (proven, unproven) = (seconds(report.proven), seconds(report.unproven));
     (proven + unproven > 0.0).then(|| unproven / (proven + unproven))
 }

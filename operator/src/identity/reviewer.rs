@@ -14,8 +14,8 @@ use super::{
     reviews::{Reviews, TokenHash},
 };
 
-/// How long the API server may take to review a token.
-const REVIEW_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long a review may take, the wait for its turn included: less than the 10 s that a gateway waits for an answer.
+const REVIEW_TIMEOUT: Duration = Duration::from_secs(8);
 
 /// Most reviews under way at a time.
 const CONCURRENT_REVIEWS: usize = 16;
@@ -54,10 +54,8 @@ impl TokenReviewer for ApiTokenReviewer {
                 ..TokenReview::default()
             };
             let params = PostParams::default();
-            let answer = timeout(REVIEW_TIMEOUT, self.api.create(&params, &review))
-                .await
-                .map_err(|_| CredentialError::Unavailable(format!("no answer within {REVIEW_TIMEOUT:?}")))?
-                .map_err(|e| CredentialError::Unavailable(e.to_string()))?;
+            let answer = self.api.create(&params, &review).await;
+            let answer = answer.map_err(|e| CredentialError::Unavailable(e.to_string()))?;
             PodIdentity::from_review(&answer.status.unwrap_or_default(), audience)
         })
     }
@@ -89,9 +87,15 @@ impl CachedReviewer {
         if let Some(verdict) = self.with(|reviews| reviews.get(hash, Instant::now())) {
             return verdict;
         }
-        let _permit =
-            self.under_way.acquire().await.map_err(|e| CredentialError::Unavailable(e.to_string()))?;
-        let verdict = self.reviewer.review(token, audience).await;
+        let asked = async {
+            let turn = self.under_way.acquire().await;
+            let _permit = turn.map_err(|e| CredentialError::Unavailable(e.to_string()))?;
+            self.reviewer.review(token, audience).await
+        };
+        let verdict = timeout(REVIEW_TIMEOUT, asked).await.unwrap_or_else(|_| {
+            let seconds = REVIEW_TIMEOUT.as_secs();
+            Err(CredentialError::Unavailable(format!("no answer of the API server within {seconds} s")))
+        });
         self.with(|reviews| reviews.put(hash, &verdict, Instant::now()));
         verdict
     }
@@ -108,5 +112,34 @@ impl CachedReviewer {
 
     fn with<T>(&self, act: impl FnOnce(&mut Reviews) -> T) -> T {
         act(&mut self.reviews.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures::future::{join_all, pending};
+
+    use super::*;
+
+    struct Silent;
+
+    impl TokenReviewer for Silent {
+        fn review<'a>(
+            &'a self,
+            _: &'a str,
+            _: &'static str,
+        ) -> BoxFuture<'a, Result<PodIdentity, CredentialError>> {
+            Box::pin(pending())
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn nobody_waits_for_an_api_server_that_is_silent_for_longer_than_a_gateway_does() {
+        let reviewer = CachedReviewer::new(Silent);
+        let began = tokio::time::Instant::now();
+        let tokens: Vec<_> = (0..CONCURRENT_REVIEWS * 3).map(|n| format!("token-{n}")).collect();
+        let verdicts = join_all(tokens.iter().map(|token| reviewer.review(token, "a"))).await;
+        assert!(verdicts.iter().all(|verdict| matches!(verdict, Err(CredentialError::Unavailable(_)))));
+        assert!(began.elapsed() < Duration::from_secs(10));
     }
 }

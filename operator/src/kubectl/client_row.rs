@@ -47,7 +47,7 @@ impl ClientRow {
             namespace: client.namespace().unwrap_or_default(),
             name: client.name_any(),
             pool: client.spec.pool_ref.name.clone(),
-            phase: status.phase.map_or_else(|| "Pending".to_owned(), |phase| format!("{phase:?}")),
+            phase: status.phase.map_or_else(|| "Pending".to_owned(), |phase| phase.name().to_owned()),
             reason: connected.map(|c| c.reason),
             endpoint: status.endpoint,
             addresses: status.addresses,

@@ -7,6 +7,7 @@ use kube::{
     config::{KubeConfigOptions, Kubeconfig},
 };
 use pinhole_crds::{VPNClient, VPNClientPool};
+use pinhole_proto::is_object_name;
 use serde::de::DeserializeOwned;
 
 use super::{Args, PluginError};
@@ -92,7 +93,9 @@ impl Cluster {
         K::DynamicType: Default,
     {
         let api: Api<K> = Api::namespaced(self.client.clone(), &self.namespace);
-        bounded(api.get_opt(name)).await?.ok_or_else(|| PluginError::NotFound {
+        // Another name would be another path of the API, and there is no such object.
+        let found = if is_object_name(name) { bounded(api.get_opt(name)).await? } else { None };
+        found.ok_or_else(|| PluginError::NotFound {
             kind,
             namespace: self.namespace.clone(),
             name: name.to_owned(),

@@ -83,9 +83,23 @@ async fn nats(cluster: &Cluster, all: bool, pool: Option<&str>) -> Result<Vec<Na
 async fn config(cluster: &Cluster, name: &str) -> Result<String, PluginError> {
     let client = cluster.client(name).await?;
     let secret = cluster.secret(config_secret(&client)?).await?;
-    entry(&secret, CONFIG_ENTRY).ok_or_else(|| {
+    let config = entry(&secret, CONFIG_ENTRY).ok_or_else(|| {
         PluginError::NotReady(format!("the configuration of VPNClient {name} is not written yet; try again"))
-    })
+    })?;
+    check_text(&secret, &config)?;
+    Ok(config)
+}
+
+/// Whether a Secret's text is one that the operator writes: lines of plain ASCII.
+fn check_text(secret: &Secret, text: &str) -> Result<(), PluginError> {
+    if text.bytes().all(|b| b == b'\n' || b == b' ' || b.is_ascii_graphic()) {
+        return Ok(());
+    }
+    Err(PluginError::Unsuitable(format!(
+        "Secret {} holds characters that the operator does not write: somebody else changed it; delete it, and the \
+         operator makes it anew with another key",
+        secret.name_any()
+    )))
 }
 
 /// Name of the Secret with the client's configuration.
@@ -130,6 +144,7 @@ async fn token(cluster: &Cluster, pool: &str, name: &str) -> Result<String, Plug
             "the gateway of pool {pool} has no address yet, so that its join strings lead nowhere; see `kubectl get vpngateways`"
         ))
     })?;
+    check_text(&secret, &join)?;
     Ok(format!("{join}\n"))
 }
 
@@ -208,6 +223,15 @@ mod tests {
         let error = config_secret(&client).unwrap_err();
         assert_eq!(error.exit_code(), 4);
         assert!(error.to_string().ends_with(": pool staff has no free address"), "{error}");
+    }
+
+    #[test]
+    fn a_secret_that_would_act_on_the_terminal_is_not_printed() {
+        let secret = Secret::default();
+        assert!(check_text(&secret, "[Interface]\nAddress = 10.77.0.9/32\n").is_ok());
+        for text in ["\u{1b}[2J", "a\rb", "a\0b", "é", "\u{9b}1m"] {
+            assert_eq!(check_text(&secret, text).unwrap_err().category(), "Unsuitable", "{text:?}");
+        }
     }
 
     #[test]

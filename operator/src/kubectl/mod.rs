@@ -12,8 +12,13 @@ mod table;
 
 use clap::Parser as _;
 
+use pinhole_proto::printable;
+
 pub use args::Args;
 pub use error::PluginError;
+
+/// Longest error that is printed, characters.
+const ERROR: usize = 4096;
 
 /// Runs the command that the process was given, writes its output, and returns the exit code: 0 done, 1 the
 /// cluster refused or cannot be reached, 2 the command line is wrong, 3 no such object, 4 not there yet.
@@ -25,7 +30,7 @@ pub async fn run() -> u8 {
             0
         }
         Err(error) => {
-            eprintln!("kubectl pinhole: {error}");
+            eprintln!("kubectl pinhole: {}", printable(&error.to_string(), ERROR));
             error.exit_code()
         }
     }

@@ -63,7 +63,7 @@ impl NatRow {
             namespace: client.namespace().unwrap_or_default(),
             name: client.name_any(),
             pool: client.spec.pool_ref.name.clone(),
-            phase: status.phase.map_or_else(|| "Pending".to_owned(), |phase| format!("{phase:?}")),
+            phase: status.phase.map_or_else(|| "Pending".to_owned(), |phase| phase.name().to_owned()),
             public_address: endpoint.map(|e| e.ip().to_canonical()),
             port: endpoint.map(|e| e.port()),
             class: status.nat.as_ref().map(|n| n.class).unwrap_or_default(),
@@ -93,13 +93,13 @@ impl NatRow {
         // Who sleeps keeps its session alone.
         let asleep = self.standby.as_ref().filter(|s| s.reachable_by == ReachableBy::Session);
         vec![
-            format!("{:?}", self.class),
+            self.class.name().to_owned(),
             dash(self.binding.as_ref().and_then(bracket)),
             dash(asleep.and_then(|s| s.interval).or(keepalive.map(|k| k.interval)).map(|i| i.to_string())),
             dash(asleep.map(|s| s.reason.clone()).or(keepalive.map(|k| k.reason.clone()))),
             dash(keepalive.and_then(|k| k.wakes_saved).map(|saved| saved.to_string())),
             churn.map_or(0, |c| c.count).to_string(),
-            dash(churn.and_then(|c| c.last_cause).map(|cause| format!("{cause:?}"))),
+            dash(churn.and_then(|c| c.last_cause).map(|cause| cause.name().to_owned())),
             dash(self.moved_seconds_ago.map(|s| format!("{} ago", age(s)))),
             dash(self.reachability.as_ref().map(|r| r.percent.clone())),
             dash(self.reachability.as_ref().and_then(|r| r.longest_gap).map(|gap| gap.to_string())),

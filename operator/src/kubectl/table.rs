@@ -1,7 +1,15 @@
 //! Columns for people. Pure.
 
-/// A table: a head and rows of as many cells; columns as wide as their widest cell, three blanks apart.
+use pinhole_proto::printable;
+
+/// Longest cell, characters: an object's name.
+const CELL: usize = 253;
+
+/// A table: a head and rows of as many cells; columns as wide as their widest cell, three blanks apart. What cells
+/// hold was written by others: nothing in them acts on the terminal.
 pub(super) fn table(head: &[&str], rows: &[Vec<String>]) -> String {
+    let clean = |row: &Vec<String>| row.iter().map(|cell| printable(cell, CELL)).collect();
+    let rows: Vec<Vec<String>> = rows.iter().map(clean).collect();
     let width = |n: usize| {
         let cells = rows.iter().filter_map(|row| row.get(n)).map(|cell| cell.chars().count());
         cells.chain(head.get(n).map(|h| h.len())).max().unwrap_or(0)
@@ -12,7 +20,7 @@ pub(super) fn table(head: &[&str], rows: &[Vec<String>]) -> String {
         format!("{}\n", padded.join("   ").trim_end())
     };
     let mut text = line(&mut head.iter().copied());
-    for row in rows {
+    for row in &rows {
         text.push_str(&line(&mut row.iter().map(String::as_str)));
     }
     text
@@ -37,6 +45,18 @@ pub(super) fn age(seconds: i64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::hostile;
+
+    #[test]
+    fn a_hostile_cell_is_one_cell_of_one_line() {
+        for text in hostile::strings() {
+            let shown = table(&["NAME", "PHASE"], &[vec![text.clone(), "x".into()]]);
+            assert_eq!(shown.lines().count(), 2, "{text:?}");
+            assert!(shown.chars().all(|c| c == '\n' || !c.is_control()), "{text:?}");
+            assert!(!shown.contains(['\u{202e}', '\u{200b}', '\u{2028}']), "{text:?}");
+            assert!(shown.lines().all(|line| line.chars().count() < CELL + 20), "{text:?}");
+        }
+    }
 
     #[test]
     fn columns_line_up_and_lines_have_no_trailing_blanks() {

@@ -93,7 +93,7 @@ impl Streams {
         match &ended {
             Ok(()) => tracing::debug!(gateway = %key.0, replica = key.1, "stream ended"),
             Err(error) => {
-                tracing::info!(gateway = %key.0, replica = key.1, code = ?error.code(), reason = error.message(), "stream ended");
+                tracing::info!(gateway = %key.0, replica = key.1, code = error.code().description(), reason = error.message(), "stream ended");
             }
         }
         if let Err(error) = ended {
@@ -118,12 +118,11 @@ impl Streams {
         // What was published before this stream is news to it as well.
         desired.mark_changed();
         let mut leading = self.leading.clone();
-        let mut reviews = interval(REVIEW_EVERY);
-        reviews.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        reviews.reset();
         let unknown = sleep(UNKNOWN_FOR);
         let age = sleep(spread(AGE));
-        tokio::pin!(unknown, age);
+        // Beside the rest: while the API server takes its time, the replica is heard and told.
+        let doubted = self.doubted(speaker);
+        tokio::pin!(unknown, age, doubted);
         let mut told = Told { revision: hello.revision, is_fresh: false };
         loop {
             tokio::select! {
@@ -145,14 +144,12 @@ impl Streams {
                     changed?;
                     told.is_fresh = true;
                 }
-                _ = reviews.tick() => {
-                    if !self.authenticator.is_current(&speaker.token, &speaker.caller).await {
-                        return Err(status::status(
-                            Code::Unauthenticated,
-                            "CredentialInvalid",
-                            "the pod is gone or its token ended; connect again with a fresh one",
-                        ));
-                    }
+                () = &mut doubted => {
+                    return Err(status::status(
+                        Code::Unauthenticated,
+                        "CredentialInvalid",
+                        "the pod is gone or its token ended; connect again with a fresh one",
+                    ));
                 }
                 () = &mut unknown => {
                     if desired.borrow().is_none() {
@@ -167,6 +164,19 @@ impl Streams {
                 () = &mut age => return Ok(()),
                 () = lost_lead(&mut leading) => return Err(status::standby()),
                 () = self.stop.cancelled() => return Err(status::stopping()),
+            }
+        }
+    }
+
+    /// Ends once the speaker's token is not good any more.
+    async fn doubted(&self, speaker: &Speaker) {
+        let mut reviews = interval(REVIEW_EVERY);
+        reviews.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        reviews.reset();
+        loop {
+            reviews.tick().await;
+            if !self.authenticator.is_current(&speaker.token, &speaker.caller).await {
+                return;
             }
         }
     }
@@ -202,7 +212,11 @@ async fn hello(
     Ok(hello)
 }
 
-fn hear(attachment: &Attachment, gateway: &GatewayKey, message: GatewayMessage) -> Result<(), Status> {
+pub(super) fn hear(
+    attachment: &Attachment,
+    gateway: &GatewayKey,
+    message: GatewayMessage,
+) -> Result<(), Status> {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
     match message.message {
         Some(FromGateway::Report(report)) => {

@@ -3,6 +3,9 @@
 
 mod attach;
 mod authenticate;
+mod door;
+#[cfg(test)]
+mod hostile;
 mod listen;
 mod report;
 mod server;
@@ -11,5 +14,5 @@ mod status;
 #[cfg(test)]
 mod tests;
 
+pub use door::{LARGEST_CALL, LARGEST_REPORT, LARGEST_SNAPSHOT};
 pub use server::{Link, LinkError};
-pub use service::MAX_MESSAGE_BYTES;

@@ -5,18 +5,21 @@
 
 use std::net::{IpAddr, SocketAddr};
 
-use pinhole_proto::v1::{
-    Ack, BindingReport, ChurnEvent, ChurnReport, ClientReport, EndpointChange, GatewayReport, Impairment,
-    KeepaliveReport, NatReport, ReachReport, StandbyReport,
+use pinhole_proto::{
+    bounds::{self, LONGEST_SPAN, LONGEST_SUM, LONGEST_TEXT, LONGEST_TRIP},
+    is_object_name,
+    v1::{
+        Ack, BindingReport, ChurnEvent, ChurnOfCause, ChurnReport, ClientReport, EndpointChange,
+        GatewayReport, Impairment, KeepaliveReport, NatReport, ReachReport, StandbyReport,
+    },
 };
 use prost_types::{Duration, Timestamp};
 
 /// Impairments in one report.
 const MOST_IMPAIRMENTS: usize = 32;
 
-/// Characters of a category and of a text.
+/// Characters of a category.
 const CATEGORY_CHARS: usize = 64;
-const TEXT_CHARS: usize = 512;
 
 /// Address translators that started anew, in one report.
 const MOST_RESTARTS: usize = 64;
@@ -24,8 +27,8 @@ const MOST_RESTARTS: usize = 64;
 /// Causes of churn of one client: there are fewer.
 const MOST_CAUSES: usize = 16;
 
-/// The longest span that makes sense of a binding or a keepalive, seconds.
-const LONGEST_SPAN: i64 = 86_400;
+/// The farthest that one port is from another.
+const PORTS: i32 = u16::MAX as i32;
 
 /// Seconds that a replica's clock may be ahead.
 const AHEAD_SECONDS: i64 = 300;
@@ -47,7 +50,7 @@ pub(super) fn accepted(mut report: GatewayReport, namespace: &str, now: i64) -> 
         restart.public_address = address(&restart.public_address);
         !restart.public_address.is_empty() && restart.at.is_some_and(|at| is_past(at, now))
     });
-    report.path_proof_age = report.path_proof_age.filter(|age| age.seconds >= 0 && age.nanos >= 0);
+    report.path_proof_age = span(report.path_proof_age);
     report
 }
 
@@ -58,79 +61,93 @@ pub(super) fn accepted_ack(ack: Ack) -> Ack {
     Ack { error: printable(&ack.error), category, ..ack }
 }
 
-/// At most [`TEXT_CHARS`] characters, none of which moves a terminal's cursor.
+/// A text for people.
 pub(super) fn printable(text: &str) -> String {
-    text.chars().take(TEXT_CHARS).map(|c| if c.is_control() { ' ' } else { c }).collect()
+    pinhole_proto::printable(text, LONGEST_TEXT)
 }
 
 fn clean_client(client: &mut ClientReport, now: i64) {
     client.endpoint = endpoint(&client.endpoint);
     client.last_handshake = client.last_handshake.filter(|t| is_past(*t, now));
     client.last_receive = client.last_receive.filter(|t| is_past(*t, now));
+    client.endpoint_changes = bounds::count(client.endpoint_changes);
     client.last_change = client.last_change.take().map(|change| EndpointChange {
         at: change.at.filter(|t| is_past(*t, now)),
         from: endpoint(&change.from),
         to: endpoint(&change.to),
-        idle: change.idle.filter(|idle| idle.seconds >= 0 && idle.nanos >= 0),
+        idle: span(change.idle),
     });
     clean_measurements(client, now);
 }
 
+/// What was measured. Numbers of words stay as they are: whoever reads one names what is newer.
 fn clean_measurements(client: &mut ClientReport, now: i64) {
-    client.nat =
-        client.nat.take().map(|nat| NatReport { public_address: address(&nat.public_address), ..nat });
+    client.nat = client.nat.take().map(|nat| NatReport {
+        public_address: address(&nat.public_address),
+        port_delta: nat.port_delta.clamp(-PORTS, PORTS),
+        ..nat
+    });
     client.binding = client.binding.map(|binding| BindingReport {
-        at_least: binding.at_least.filter(is_span),
-        less_than: binding.less_than.filter(is_span),
-        unpromoted: binding.unpromoted.filter(is_span),
-        promoted_after: binding.promoted_after.filter(is_span),
+        at_least: span(binding.at_least),
+        less_than: span(binding.less_than),
+        unpromoted: span(binding.unpromoted),
+        promoted_after: span(binding.promoted_after),
         since: binding.since.filter(|t| is_past(*t, now)),
         ..binding
     });
     client.keepalive = client.keepalive.map(|keepalive| KeepaliveReport {
-        interval: keepalive.interval.filter(is_span),
+        interval: span(keepalive.interval),
         since: keepalive.since.filter(|t| is_past(*t, now)),
+        wakes: bounds::count(keepalive.wakes),
+        wakes_saved: bounds::difference(keepalive.wakes_saved),
+        beats: bounds::count(keepalive.beats),
+        probes: bounds::count(keepalive.probes),
         ..keepalive
     });
-    client.recommended_keepalive = client.recommended_keepalive.filter(is_span).filter(|d| d.seconds > 0);
+    client.recommended_keepalive = span(client.recommended_keepalive).filter(|d| d.seconds > 0);
     client.churn = client.churn.take().map(|churn| clean_churn(churn, now));
     client.last_rest = client.last_rest.filter(|t| is_past(*t, now));
     client.standby = client.standby.map(|standby| StandbyReport {
-        interval: standby.interval.filter(is_span),
-        last_wake: standby.last_wake.filter(is_span),
-        worst_wake: standby.worst_wake.filter(is_span),
-        session_at_least: standby.session_at_least.filter(is_span),
-        session_less_than: standby.session_less_than.filter(is_span),
+        interval: span(standby.interval),
+        last_wake: within(standby.last_wake, LONGEST_TRIP),
+        worst_wake: within(standby.worst_wake, LONGEST_TRIP),
+        session_at_least: span(standby.session_at_least),
+        session_less_than: span(standby.session_less_than),
         ..standby
     });
     client.reach = client.reach.map(|reach| ReachReport {
-        proven: reach.proven.filter(is_whole),
-        unproven: reach.unproven.filter(is_whole),
-        longest_gap: reach.longest_gap.filter(is_span),
+        proven: within(reach.proven, LONGEST_SUM),
+        unproven: within(reach.unproven, LONGEST_SUM),
+        longest_gap: span(reach.longest_gap),
     });
 }
 
-/// A sum of time, which may be that of years.
-fn is_whole(duration: &Duration) -> bool {
-    duration.seconds >= 0 && duration.nanos >= 0
-}
-
 fn clean_churn(mut churn: ChurnReport, now: i64) -> ChurnReport {
-    churn.since = churn.since.filter(|t| is_past(*t, now));
     churn.causes.truncate(MOST_CAUSES);
-    for cause in &mut churn.causes {
-        cause.last = cause.last.take().map(|event| ChurnEvent {
+    let causes = churn.causes.into_iter().map(|cause| ChurnOfCause {
+        cause: cause.cause,
+        count: bounds::count(cause.count),
+        last: cause.last.map(|event| ChurnEvent {
             at: event.at.filter(|t| is_past(*t, now)),
             from: endpoint(&event.from),
             to: endpoint(&event.to),
-            idle: event.idle.filter(|idle| idle.seconds >= 0 && idle.nanos >= 0),
-        });
+            idle: span(event.idle),
+        }),
+    });
+    ChurnReport {
+        since: churn.since.filter(|t| is_past(*t, now)),
+        count: bounds::count(churn.count),
+        causes: causes.collect(),
     }
-    churn
 }
 
-fn is_span(span: &Duration) -> bool {
-    (0..=LONGEST_SPAN).contains(&span.seconds) && (0..1_000_000_000).contains(&span.nanos)
+/// At most a week.
+fn span(span: Option<Duration>) -> Option<Duration> {
+    within(span, LONGEST_SPAN)
+}
+
+fn within(span: Option<Duration>, longest: std::time::Duration) -> Option<Duration> {
+    bounds::span(span, longest).and_then(|span| span.try_into().ok())
 }
 
 fn address(text: &str) -> String {
@@ -157,11 +174,8 @@ fn is_category(text: &str) -> bool {
 }
 
 fn is_reference(name: &str, uid: &str) -> bool {
-    let allowed = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-' || b == b'.';
-    (1..=253).contains(&name.len())
-        && name.bytes().all(allowed)
-        && (1..=64).contains(&uid.len())
-        && uid.is_ascii()
+    let is_uid = |uid: &str| uid.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-');
+    is_object_name(name) && (1..=64).contains(&uid.len()) && is_uid(uid)
 }
 
 #[cfg(test)]
@@ -205,13 +219,10 @@ mod tests {
     }
 
     #[test]
-    fn a_measurement_that_cannot_be_is_left_out() {
+    fn a_measurement_that_cannot_be_is_left_out_and_one_that_is_too_long_is_a_week() {
         let span = |seconds| Some(Duration { seconds, nanos: 0 });
-        let binding = BindingReport {
-            at_least: span(-1),
-            less_than: span(LONGEST_SPAN + 1),
-            ..BindingReport::default()
-        };
+        let binding =
+            BindingReport { at_least: span(-1), less_than: span(i64::MAX), ..BindingReport::default() };
         let nat = NatReport { public_address: "\x1b[2J".into(), ..NatReport::default() };
         let report = ClientReport {
             binding: Some(binding),
@@ -221,8 +232,58 @@ mod tests {
         };
         let report = accepted(GatewayReport { clients: vec![report], ..GatewayReport::default() }, "vpn", 0);
         let client = &report.clients[0];
-        assert_eq!((client.binding, client.recommended_keepalive), (Some(BindingReport::default()), None));
+        let week = BindingReport { less_than: span(7 * 86_400), ..BindingReport::default() };
+        assert_eq!((client.binding, client.recommended_keepalive), (Some(week), None));
         assert_eq!(client.nat, Some(NatReport::default()));
+    }
+
+    #[test]
+    fn a_report_of_ten_thousand_clients_of_which_all_is_known_can_be_read() {
+        let place = "[2001:db8:1111:2222:3333:4444:5555:6666]:65535".to_owned();
+        let (at, idle) = (
+            Some(Timestamp { seconds: 1 << 34, nanos: 999_999_999 }),
+            Some(Duration { seconds: 1 << 19, nanos: 999_999_999 }),
+        );
+        let last = ChurnEvent { at, from: place.clone(), to: place.clone(), idle };
+        let cause = ChurnOfCause { cause: 8, count: 1 << 40, last: Some(last) };
+        let binding = BindingReport {
+            at_least: idle,
+            less_than: idle,
+            unpromoted: idle,
+            promoted_after: idle,
+            confidence: 3,
+            since: at,
+            vantage: 1,
+        };
+        let standby = StandbyReport {
+            reachable_by: 3,
+            reason: 8,
+            interval: idle,
+            last_wake: idle,
+            worst_wake: idle,
+            session_at_least: idle,
+            session_less_than: idle,
+        };
+        let report = ClientReport {
+            client: Some(ObjectRef { namespace: "n".repeat(63), name: "c".repeat(63), uid: "u".repeat(36) }),
+            last_handshake: at,
+            last_receive: at,
+            rx_bytes: u64::MAX,
+            tx_bytes: u64::MAX,
+            session: true,
+            endpoint_changes: u64::MAX,
+            last_change: Some(EndpointChange { at, from: place.clone(), to: place.clone(), idle }),
+            nat: Some(NatReport { public_address: place.clone(), ..NatReport::default() }),
+            binding: Some(binding),
+            churn: Some(ChurnReport { since: at, count: u64::MAX, causes: vec![cause; 8] }),
+            reach: Some(ReachReport { proven: idle, unproven: idle, longest_gap: idle }),
+            standby: Some(standby),
+            last_rest: at,
+            ..client("vpn", &place)
+        };
+        let bytes =
+            prost::Message::encoded_len(&GatewayReport { clients: vec![report], ..GatewayReport::default() });
+        assert!(bytes * 10_000 < crate::link::LARGEST_REPORT, "{bytes} a client");
     }
 
     proptest! {
@@ -234,7 +295,7 @@ mod tests {
             prop_assert!(report.impairments.len() <= MOST_IMPAIRMENTS);
             for i in &report.impairments {
                 prop_assert!(i.category.bytes().all(|b| b.is_ascii_alphanumeric()));
-                prop_assert!(!i.message.chars().any(char::is_control) && i.message.chars().count() <= TEXT_CHARS);
+                prop_assert!(!i.message.chars().any(char::is_control) && i.message.chars().count() <= LONGEST_TEXT);
             }
             prop_assert!(!report.clients[0].endpoint.chars().any(char::is_control));
         }

@@ -1,6 +1,5 @@
 use std::{future::Future, sync::Arc, time::Duration};
 
-use pinhole_proto::v1::gateway_link_server::GatewayLinkServer;
 use tokio::{
     net::TcpListener,
     sync::{mpsc, watch},
@@ -11,8 +10,11 @@ use tonic::transport::Server;
 use tonic_health::{ServingStatus, server::HealthReporter};
 
 use super::{
-    attach::Streams, authenticate::Authenticator, listen::accept, service::LinkService,
-    service::MAX_MESSAGE_BYTES,
+    attach::Streams,
+    authenticate::Authenticator,
+    door::{Door, Keeper},
+    listen::accept,
+    service::LinkService,
 };
 use crate::{
     enrolment::{Enroller, Records},
@@ -80,14 +82,17 @@ impl<R: Records> Link<R> {
             tonic_health::server::HealthService::from_health_reporter(health.clone()),
         );
         let reporting = tokio::spawn(report_health(health, self.leading.clone()));
+        let keeper = Keeper {
+            authenticator: authenticator.clone(),
+            leading: self.leading.clone(),
+            stop: stop.clone(),
+        };
         let service = LinkService {
             streams: Streams::new(self.fleet, authenticator, self.leading, stop.clone()),
             identity: self.identity,
             enroller: self.enroller,
         };
-        let service = GatewayLinkServer::new(service)
-            .max_decoding_message_size(MAX_MESSAGE_BYTES)
-            .max_encoding_message_size(MAX_MESSAGE_BYTES);
+        let service = Door::new(keeper, service);
         let served = Server::builder()
             .http2_keepalive_interval(Some(KEEPALIVE))
             .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))

@@ -7,20 +7,17 @@ use pinhole_proto::v1::{
 };
 use tokio::{sync::mpsc, time::timeout};
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::{Code, Request, Response, Status, Streaming, metadata::MetadataMap};
+use tonic::{Code, Request, Response, Status, Streaming};
 
 use super::{
     attach::{Speaker, Streams},
-    status,
+    door, status,
 };
 use crate::{
     enrolment::{Enroller, Records},
     fleet::GatewayKey,
     identity::{Identity, ReplicaIdentity, RequestedKey, bearer_token, gateway_names},
 };
-
-/// Bytes of the largest message: a snapshot or full report of 100 000 clients is about 20 MB.
-pub const MAX_MESSAGE_BYTES: usize = 64 << 20;
 
 /// How long a replica that just started waits for its first snapshot, which names its pools.
 const PLAN_TIMEOUT: Duration = Duration::from_secs(5);
@@ -33,16 +30,6 @@ pub(super) struct LinkService<R> {
 }
 
 impl<R: Records> LinkService<R> {
-    async fn caller(&self, metadata: &MetadataMap) -> Result<ReplicaIdentity, Status> {
-        if self.streams.stop.is_cancelled() {
-            return Err(status::stopping());
-        }
-        if !*self.streams.leading.borrow() {
-            return Err(status::standby());
-        }
-        self.streams.authenticator.caller(metadata).await
-    }
-
     /// What the replica should run, once there is something.
     async fn planned(&self, caller: &ReplicaIdentity) -> Result<Arc<DesiredState>, Status> {
         let gateway = GatewayKey::new(&caller.namespace, &caller.gateway);
@@ -64,7 +51,7 @@ impl<R: Records> GatewayLink for LinkService<R> {
         &self,
         request: Request<Streaming<GatewayMessage>>,
     ) -> Result<Response<Self::AttachStream>, Status> {
-        let caller = self.caller(request.metadata()).await?;
+        let caller = door::caller(&request)?;
         let token =
             bearer_token(request.metadata()).map_err(|error| status::of_credential(&error))?.to_owned();
         // One place: what waits is always the newest.
@@ -77,7 +64,7 @@ impl<R: Records> GatewayLink for LinkService<R> {
         &self,
         request: Request<IssueServerCertificateRequest>,
     ) -> Result<Response<IssuedCertificate>, Status> {
-        let caller = self.caller(request.metadata()).await?;
+        let caller = door::caller(&request)?;
         let key =
             RequestedKey::from_csr(&request.into_inner().csr).map_err(|error| status::of_identity(&error))?;
         let planned = self.planned(&caller).await?;
@@ -104,7 +91,7 @@ impl<R: Records> GatewayLink for LinkService<R> {
         &self,
         request: Request<RelayEnrolRequest>,
     ) -> Result<Response<EnrolResponse>, Status> {
-        let caller = self.caller(request.metadata()).await?;
+        let caller = door::caller(&request)?;
         let request = request.into_inner().request.unwrap_or_default();
         let (namespace, replica) = (caller.namespace.as_str(), caller.replica.as_str());
         match self.enroller.enrol(&caller, request).await {
@@ -125,7 +112,7 @@ impl<R: Records> GatewayLink for LinkService<R> {
         &self,
         request: Request<RelayRenewRequest>,
     ) -> Result<Response<IssuedCertificate>, Status> {
-        let caller = self.caller(request.metadata()).await?;
+        let caller = door::caller(&request)?;
         self.enroller.renew(&caller, request.into_inner()).await.map(Response::new).map_err(|error| {
             tracing::info!(replica = caller.replica, category = error.category(), %error, "renewal refused");
             status::of_enrolment(&error)

@@ -524,3 +524,17 @@ async fn a_replica_that_does_not_read_gets_the_newest_snapshot_when_it_does() {
     assert_eq!(heard.last(), Some(&1399));
     assert!(heard.len() <= 3, "{heard:?}");
 }
+
+#[tokio::test]
+async fn a_caller_is_known_before_its_message_is_read_and_a_call_is_small() {
+    let operator = Operator::start().await;
+    operator.publish(1400);
+    let code = |token: &'static str, bytes: usize| {
+        let request = with_token(token, IssueServerCertificateRequest { csr: vec![0; bytes] });
+        let operator = &operator;
+        async move { operator.client().await.issue_server_certificate(request).await.unwrap_err().code() }
+    };
+    assert_eq!(code("token-of-nobody", super::LARGEST_CALL * 4).await, Code::Unauthenticated);
+    assert_eq!(code(TOKEN, super::LARGEST_CALL * 4).await, Code::OutOfRange);
+    assert_eq!(code(TOKEN, 9).await, Code::InvalidArgument);
+}

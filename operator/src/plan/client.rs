@@ -7,7 +7,7 @@ use pinhole_crds::{
     CONNECTED, Churn, ClientCounts, ClientPhase, Interval, READY, VPNClient, VPNClientPool, VPNClientStatus,
     VPNGateway,
 };
-use pinhole_proto::v1::Phase;
+use pinhole_proto::{bounds::Word, v1::Phase};
 
 use super::{condition::Conditions, keepalive, keys::KeyError, nat, overlap::Overlap, standby};
 use crate::{
@@ -197,11 +197,13 @@ fn phase(inputs: &StatusInputs<'_>, before: &VPNClientStatus, provision: &Provis
             Some(known) => known,
         },
         (Hearing::Live, Some((_, sighting))) => match sighting.phase {
-            Phase::Connected => ClientPhase::Connected,
-            Phase::Standby => ClientPhase::Standby,
-            Phase::Dormant => ClientPhase::Dormant,
-            Phase::WaitingToReconnect => ClientPhase::WaitingToReconnect,
-            Phase::Disconnected | Phase::Unspecified => ClientPhase::Disconnected,
+            Word::Known(Phase::Connected) => ClientPhase::Connected,
+            Word::Known(Phase::Standby) => ClientPhase::Standby,
+            Word::Known(Phase::Dormant) => ClientPhase::Dormant,
+            Word::Known(Phase::WaitingToReconnect) => ClientPhase::WaitingToReconnect,
+            Word::Known(Phase::Disconnected | Phase::Unspecified) => ClientPhase::Disconnected,
+            // A phase that is newer than this operator is none that it could show: the last one that it knew stays.
+            Word::Newer(_) => before.phase.unwrap_or(ClientPhase::Pending),
         },
         (Hearing::Live, None) if matches!(provision, Provision::Reconciling { .. }) => ClientPhase::Pending,
         // The gateway speaks, and not of this client: it has not been told of it yet.

@@ -3,6 +3,10 @@ use k8s_openapi::{
     jiff::Timestamp,
 };
 use pinhole_crds::{READY, RECONCILING, STALLED, set_condition};
+use pinhole_proto::printable;
+
+/// Longest message, characters: far below what the API takes, and what a person reads.
+const MESSAGE: usize = 2048;
 
 /// The conditions of an object while its status is made: those that are not set again disappear, those that stay
 /// keep their transition time.
@@ -20,7 +24,8 @@ impl<'a> Conditions<'a> {
         Self { before, after: Vec::new(), generation, now }
     }
 
-    /// Sets a condition. `status` is None for Unknown.
+    /// Sets a condition. `status` is None for Unknown. The message is shown in terminals and may quote others: it is
+    /// made [`printable`].
     pub fn set(&mut self, type_: &str, status: Option<bool>, reason: &str, message: &str) -> &mut Self {
         let new = Condition {
             type_: type_.to_owned(),
@@ -31,7 +36,7 @@ impl<'a> Conditions<'a> {
             }
             .to_owned(),
             reason: reason.to_owned(),
-            message: message.to_owned(),
+            message: printable(message, MESSAGE),
             observed_generation: self.generation,
             last_transition_time: Time(self.now),
         };

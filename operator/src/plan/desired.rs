@@ -3,9 +3,9 @@ use std::{collections::BTreeMap, net::IpAddr};
 use ipnet::IpNet;
 use k8s_openapi::jiff::Timestamp;
 use pinhole_crds::{EnrolmentMethod, HealthMode, NetworkAccess, VPNClient, VPNClientPool, VPNGateway};
-use pinhole_proto::v1;
+use pinhole_proto::{HostPort, v1};
 
-use super::{endpoint::Replica, keepalive, keys::parse_public, reach};
+use super::{endpoint::Replica, keepalive, keys::parse_public, reach, unusable::search_domains};
 use crate::{fleet::object_ref, ipam::gateway_address};
 
 /// A pool that its gateway serves.
@@ -117,15 +117,15 @@ pub fn peer(
 fn entries<'a>(
     replicas: &'a [Replica],
     inner: &[String],
-    endpoints: impl Fn(&'a Replica) -> (&'a Vec<String>, &'a Vec<String>),
+    endpoints: impl Fn(&'a Replica) -> (&'a Vec<HostPort>, &'a Vec<HostPort>),
 ) -> Vec<v1::GatewayReplica> {
     let entry = |replica: &'a Replica| {
         let (tunnel, session) = endpoints(replica);
         Some(v1::GatewayReplica {
             name: replica.name.clone(),
             public_key: replica.public_key?.to_vec(),
-            tunnel_endpoints: tunnel.clone(),
-            session_endpoints: session.clone(),
+            tunnel_endpoints: tunnel.iter().map(ToString::to_string).collect(),
+            session_endpoints: session.iter().map(ToString::to_string).collect(),
             tunnel_addresses: inner.to_vec(),
         })
     };
@@ -134,13 +134,13 @@ fn entries<'a>(
 
 fn pool(gateway: &VPNGateway, pool: &VPNClientPool) -> v1::Pool {
     let spec = &pool.spec;
-    let dns = spec.dns.clone().unwrap_or_default();
+    let servers = spec.dns.as_ref().map(|dns| dns.servers.as_slice()).unwrap_or_default();
     v1::Pool {
         pool: Some(object_ref(pool)),
         cidrs: spec.cidrs.iter().map(ToString::to_string).collect(),
         routes: reach::routes(spec).iter().map(ToString::to_string).collect(),
-        dns_servers: dns.servers.iter().map(ToString::to_string).collect(),
-        dns_search: dns.search,
+        dns_servers: servers.iter().map(ToString::to_string).collect(),
+        dns_search: search_domains(pool).0.iter().map(ToString::to_string).collect(),
         keepalive: Some(keepalive::policy(keepalive::in_force(&gateway.spec, Some(spec), None))),
         client_to_client: Some(reach::client_to_client(spec)),
         health: health(spec.health_mode.or(gateway.spec.health_mode).unwrap_or_default()).into(),

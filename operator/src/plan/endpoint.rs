@@ -1,17 +1,16 @@
 //! Where clients reach each replica, as far as the cluster has said.
 
-use std::{
-    collections::BTreeMap,
-    net::{IpAddr, SocketAddr},
-};
+use std::{collections::BTreeMap, net::IpAddr};
 
 use k8s_openapi::api::core::v1::Service;
 use kube::ResourceExt as _;
 use pinhole_crds::{ExposureType, VPNGateway};
+use pinhole_proto::{Host, HostPort};
 
 use super::{
     name::replica_names,
     service::{SESSION_PORT, TUNNEL_PORT},
+    unusable::exposure_hosts,
 };
 
 /// Addresses of a node.
@@ -66,15 +65,15 @@ pub struct Replica {
     /// WireGuard public key. None until it was made.
     pub public_key: Option<[u8; 32]>,
     /// Hosts by which it is reached, the best first.
-    pub hosts: Vec<String>,
-    /// `host:port` of the tunnel (UDP).
-    pub tunnel_endpoints: Vec<String>,
-    /// `host:port` of the session (TCP).
-    pub session_endpoints: Vec<String>,
-    /// `host:port` of the tunnel, from within the cluster.
-    pub cluster_tunnel_endpoints: Vec<String>,
-    /// `host:port` of the session, from within the cluster.
-    pub cluster_session_endpoints: Vec<String>,
+    pub hosts: Vec<Host>,
+    /// The tunnel (UDP).
+    pub tunnel_endpoints: Vec<HostPort>,
+    /// The session (TCP).
+    pub session_endpoints: Vec<HostPort>,
+    /// The tunnel, from within the cluster.
+    pub cluster_tunnel_endpoints: Vec<HostPort>,
+    /// The session, from within the cluster.
+    pub cluster_session_endpoints: Vec<HostPort>,
 }
 
 /// The gateway's replicas, in order.
@@ -85,7 +84,7 @@ pub fn replicas(gateway: &VPNGateway, observed: &Observed<'_>) -> Vec<Replica> {
 fn replica(gateway: &VPNGateway, observed: &Observed<'_>, name: String) -> Replica {
     let service = observed.services.get(&name).map(AsRef::as_ref);
     let hosts = hosts(gateway, observed, service, &name);
-    let at = |port: Option<u16>| -> Vec<String> {
+    let at = |port: Option<u16>| -> Vec<HostPort> {
         port.map(|port| hosts.iter().map(|h| host_port(h, port)).collect()).unwrap_or_default()
     };
     let namespace = gateway.namespace().unwrap_or_default();
@@ -109,10 +108,10 @@ fn hosts(
     observed: &Observed<'_>,
     service: Option<&Service>,
     replica: &str,
-) -> Vec<String> {
+) -> Vec<Host> {
     let exposure = &gateway.spec.exposure;
     if !exposure.addresses.is_empty() {
-        return exposure.addresses.clone();
+        return exposure_hosts(gateway).0;
     }
     match exposure.type_ {
         ExposureType::LoadBalancer => service.map(load_balancer_hosts).unwrap_or_default(),
@@ -120,29 +119,29 @@ fn hosts(
     }
 }
 
-fn load_balancer_hosts(service: &Service) -> Vec<String> {
+fn load_balancer_hosts(service: &Service) -> Vec<Host> {
     let status = service.status.as_ref().and_then(|s| s.load_balancer.as_ref());
     let ingress = status.and_then(|l| l.ingress.as_ref()).into_iter().flatten();
-    ingress.filter_map(|i| i.ip.clone().or_else(|| i.hostname.clone())).filter(|h| !h.is_empty()).collect()
+    ingress.filter_map(|i| i.ip.as_deref().or(i.hostname.as_deref())?.parse().ok()).collect()
 }
 
-fn node_hosts(observed: &Observed<'_>, replica: &str) -> Vec<String> {
+fn node_hosts(observed: &Observed<'_>, replica: &str) -> Vec<Host> {
     let Some(pod) = observed.pods.get(replica) else { return Vec::new() };
     let node = pod.node.as_ref().and_then(|name| observed.nodes.get(name));
     let addresses = node.map(NodeAddresses::best).filter(|a| !a.is_empty()).unwrap_or(&pod.host_ips);
-    addresses.iter().map(ToString::to_string).collect()
+    addresses.iter().copied().map(Host::Address).collect()
 }
 
 /// The cluster's own addresses of the replica's Service, or its name until they are known.
-fn cluster_hosts(service: Option<&Service>, name: &str, namespace: &str) -> Vec<String> {
+fn cluster_hosts(service: Option<&Service>, name: &str, namespace: &str) -> Vec<Host> {
     let spec = service.and_then(|s| s.spec.as_ref());
-    let addresses: Vec<String> = spec
-        .and_then(|s| s.cluster_ips.clone())
-        .unwrap_or_default()
-        .into_iter()
-        .filter(|a| a.parse::<IpAddr>().is_ok())
-        .collect();
-    if addresses.is_empty() { vec![format!("{name}.{namespace}.svc")] } else { addresses }
+    let texts = spec.and_then(|s| s.cluster_ips.as_deref()).unwrap_or_default();
+    let addresses: Vec<Host> = texts.iter().filter_map(|a| a.parse().ok()).map(Host::Address).collect();
+    if addresses.is_empty() {
+        format!("{name}.{namespace}.svc").parse().into_iter().collect()
+    } else {
+        addresses
+    }
 }
 
 fn outside_port(gateway: &VPNGateway, service: Option<&Service>, port_name: &str) -> Option<u16> {
@@ -156,9 +155,6 @@ fn outside_port(gateway: &VPNGateway, service: Option<&Service>, port_name: &str
     u16::try_from(port.node_port?).ok().filter(|p| *p != 0)
 }
 
-fn host_port(host: &str, port: u16) -> String {
-    match host.parse::<IpAddr>() {
-        Ok(address) => SocketAddr::new(address, port).to_string(),
-        Err(_) => format!("{host}:{port}"),
-    }
+fn host_port(host: &Host, port: u16) -> HostPort {
+    HostPort { host: host.clone(), port }
 }

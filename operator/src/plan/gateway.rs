@@ -8,6 +8,7 @@ use pinhole_crds::{
     ClientCounts, ExposureType, NatSummary, PathProof, READY, RECONCILING, ReplicaStatus, STALLED,
     VPNGateway, VPNGatewayStatus,
 };
+use pinhole_proto::printable;
 
 use super::{
     condition::Conditions,
@@ -16,6 +17,7 @@ use super::{
     object::Object,
     service,
     settings::Settings,
+    unusable::exposure_hosts,
     workload,
 };
 use crate::fleet::{GatewayView, Hearing, PROOF_FRESH, ReplicaView};
@@ -94,10 +96,13 @@ pub fn status(inputs: &StatusInputs<'_>) -> (VPNGatewayStatus, Option<Duration>)
     let before = gateway.status.as_ref().map(|s| s.conditions.as_slice()).unwrap_or_default();
     let mut conditions = Conditions::new(before, gateway.metadata.generation, inputs.now);
     judge(inputs, &evidence, &mut conditions);
+    if let Some(unusable) = exposure_hosts(gateway).1 {
+        unusable.tell(&mut conditions);
+    }
     let mut addresses: Vec<String> = Vec::new();
-    for host in inputs.replicas.iter().flat_map(|r| &r.hosts) {
-        if !addresses.contains(host) {
-            addresses.push(host.clone());
+    for host in inputs.replicas.iter().flat_map(|r| &r.hosts).map(ToString::to_string) {
+        if !addresses.contains(&host) {
+            addresses.push(host);
         }
     }
     let proven = evidence.iter().filter(|(_, e)| matches!(e, Evidence::Proven(_))).count();
@@ -225,8 +230,8 @@ fn replica_status(replica: &Replica, evidence: &Evidence, view: &GatewayView) ->
         public_key: replica
             .public_key
             .map(|k| base64::Engine::encode(&base64::engine::general_purpose::STANDARD, k)),
-        tunnel_endpoints: replica.tunnel_endpoints.clone(),
-        session_endpoints: replica.session_endpoints.clone(),
+        tunnel_endpoints: replica.tunnel_endpoints.iter().map(ToString::to_string).collect(),
+        session_endpoints: replica.session_endpoints.iter().map(ToString::to_string).collect(),
         attached: view.is_some_and(|v| v.attached),
         path_proof: if let Evidence::Proven(kind) = evidence { Some(*kind) } else { None },
         impairments: view.map(impairments).unwrap_or_default(),
@@ -252,5 +257,5 @@ fn look_again(view: &GatewayView) -> Option<Duration> {
 }
 
 fn quote(text: &str) -> String {
-    text.chars().filter(|c| !c.is_control()).take(QUOTE).collect()
+    printable(text, QUOTE)
 }

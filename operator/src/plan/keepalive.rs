@@ -4,9 +4,12 @@ use pinhole_crds::{
     Interval, Keepalive, KeepaliveInForce, KeepaliveMode, StandbyMode, VPNClientPoolSpec, VPNClientSpec,
     VPNGatewaySpec,
 };
-use pinhole_proto::v1::{
-    KeepalivePolicy, KeepaliveReason, KeepaliveReport,
-    keepalive_policy::{Mode, Standby},
+use pinhole_proto::{
+    bounds::{NEWER, Word},
+    v1::{
+        KeepalivePolicy, KeepaliveReason, KeepaliveReport,
+        keepalive_policy::{Mode, Standby},
+    },
 };
 
 use super::nat;
@@ -76,8 +79,8 @@ pub(super) fn agent_status(
         return before.filter(same_mode).filter(|_| !heard).cloned().unwrap_or(configured);
     };
     let interval = report.interval.and_then(nat::duration).filter(|i| !i.is_zero());
-    let (Some(interval), Some(reason)) = (interval, reason(report.reason())) else { return configured };
-    if wire_mode(configured.mode) != report.mode() {
+    let (Some(interval), Some(reason)) = (interval, reason(report.reason.into())) else { return configured };
+    if Word::from(report.mode) != Word::Known(wire_mode(configured.mode)) {
         return configured;
     }
     let before = before.filter(same_mode);
@@ -141,7 +144,8 @@ fn wire_mode(mode: KeepaliveMode) -> Mode {
 }
 
 /// How status names a reason. None: it was not given.
-fn reason(wire: KeepaliveReason) -> Option<&'static str> {
+fn reason(wire: Word<KeepaliveReason>) -> Option<&'static str> {
+    let Word::Known(wire) = wire else { return Some(NEWER) };
     match wire {
         KeepaliveReason::Unspecified => None,
         KeepaliveReason::Policy => Some(POLICY),

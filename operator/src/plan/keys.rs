@@ -20,6 +20,9 @@ pub enum KeyError {
         "entry {0} is not a WireGuard private key (32 bytes, base64): restore it, or delete the entry to have a new key made"
     )]
     Unreadable(String),
+    /// A public key of the API is not 32 bytes in base64.
+    #[error("spec.publicKey is not a WireGuard public key (32 bytes, base64): write what `wg pubkey` prints")]
+    NotPublic,
     /// A Secret has the name that belongs to another object's keys.
     #[error("Secret {0} exists and belongs to something else: delete or rename it")]
     ForeignSecret(String),
@@ -34,6 +37,7 @@ impl KeyError {
         match self {
             Self::NoRandomness => "NoRandomness",
             Self::Unreadable(_) => "KeyUnreadable",
+            Self::NotPublic => "PublicKeyInvalid",
             Self::ForeignSecret(_) => "SecretTaken",
             Self::OutgoingSecret(_) => "SecretOutgoing",
         }
@@ -112,7 +116,7 @@ pub fn public_keys(
 }
 
 /// A public key of the API, base64, as bytes.
-pub(super) fn parse_public(text: &str) -> Option<[u8; 32]> {
+pub(crate) fn parse_public(text: &str) -> Option<[u8; 32]> {
     STANDARD.decode(text).ok()?.try_into().ok()
 }
 

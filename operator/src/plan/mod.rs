@@ -14,6 +14,7 @@ mod reach;
 mod service;
 mod settings;
 mod standby;
+mod unusable;
 mod workload;
 
 pub mod client;
@@ -27,6 +28,7 @@ pub use condition::{Conditions, ready_of};
 pub use desired::{DesiredInputs, PeerInputs, PoolInputs, desired_states, peer};
 pub use endpoint::{NodeAddresses, Observed, PodFacts, Replica, replicas};
 pub use keepalive::{in_force, policy, stock_in_force, stock_interval};
+pub(crate) use keys::parse_public;
 pub use keys::{KeyError, PrivateKey, check_owner, key_entry, public_keys};
 pub use name::{
     GATEWAY_LABEL, MANAGED_BY, MANAGED_BY_LABEL, POOL_OBJECT_LABEL, config_secret, gateway_objects_selector,
@@ -35,6 +37,7 @@ pub use name::{
 pub use object::{Object, ObjectKind};
 pub use overlap::{Overlap, overlaps};
 pub use settings::Settings;
+pub use unusable::{Unusable, exposure_hosts, search_domains};
 
 #[cfg(test)]
 mod tests;

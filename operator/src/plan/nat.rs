@@ -8,7 +8,10 @@ use pinhole_crds::{
     BindingConfidence, BindingLifetime, ChurnCause, Finding, Interval, NatBehaviour, NatClass, NatFiltering,
     NatMapping, PortAllocation, Reachability, Vantage,
 };
-use pinhole_proto::v1;
+use pinhole_proto::{
+    bounds::{self, LONGEST_SPAN, Word},
+    v1,
+};
 
 use crate::fleet::{Sighting, timestamp, unproven};
 
@@ -33,34 +36,35 @@ pub(super) fn behaviour(before: Option<&NatBehaviour>, sighting: &Sighting) -> O
     Some(NatBehaviour {
         class: class(report),
         public_address: Some(report.public_address.clone()).filter(|a| !a.is_empty()).or(seen),
-        mapping: mapping(report.mapping()),
-        filtering: filtering(report.filtering()),
-        port_allocation: port_allocation(report.port_allocation()),
-        port_parity: finding(report.port_parity()),
+        mapping: mapping(report.mapping.into()),
+        filtering: filtering(report.filtering.into()),
+        port_allocation: port_allocation(report.port_allocation.into()),
+        port_parity: finding(report.port_parity.into()),
         port_delta: Some(report.port_delta).filter(|delta| *delta != 0),
-        hairpin: finding(report.hairpin()),
-        refresh_outbound: finding(report.refresh_outbound()),
-        refresh_inbound: finding(report.refresh_inbound()),
-        two_class: finding(report.two_class()),
-        helper_interference: finding(report.helper_interference()),
-        double_nat: finding(report.double_nat()),
-        observed_by: vantage(report.vantage()),
+        hairpin: finding(report.hairpin.into()),
+        refresh_outbound: finding(report.refresh_outbound.into()),
+        refresh_inbound: finding(report.refresh_inbound.into()),
+        two_class: finding(report.two_class.into()),
+        helper_interference: finding(report.helper_interference.into()),
+        double_nat: finding(report.double_nat.into()),
+        observed_by: vantage(report.vantage.into()),
     })
 }
 
-/// In one word, how the NAT maps.
+/// In one word, how the NAT maps. Of a way that is newer than this operator it knows that there is a NAT.
 fn class(report: &v1::NatReport) -> NatClass {
-    if report.natted() == v1::Finding::No {
+    let natted: v1::Finding = Word::from(report.natted).known().unwrap_or_default();
+    if natted == v1::Finding::No {
         return NatClass::NoNAT;
     }
-    match report.mapping() {
-        v1::NatMapping::EndpointIndependent => NatClass::EndpointIndependent,
-        v1::NatMapping::NotPortDependent => NatClass::NotPortDependent,
-        v1::NatMapping::EndpointDependent => NatClass::EndpointDependent,
-        v1::NatMapping::AddressDependent => NatClass::AddressDependent,
-        v1::NatMapping::AddressAndPortDependent => NatClass::AddressAndPortDependent,
-        v1::NatMapping::Unknown if report.natted() == v1::Finding::Yes => NatClass::NAT,
-        v1::NatMapping::Unknown => NatClass::Unknown,
+    match Word::from(report.mapping) {
+        Word::Known(v1::NatMapping::EndpointIndependent) => NatClass::EndpointIndependent,
+        Word::Known(v1::NatMapping::NotPortDependent) => NatClass::NotPortDependent,
+        Word::Known(v1::NatMapping::EndpointDependent) => NatClass::EndpointDependent,
+        Word::Known(v1::NatMapping::AddressDependent) => NatClass::AddressDependent,
+        Word::Known(v1::NatMapping::AddressAndPortDependent) => NatClass::AddressAndPortDependent,
+        Word::Known(v1::NatMapping::Unknown) | Word::Newer(_) if natted == v1::Finding::Yes => NatClass::NAT,
+        Word::Known(v1::NatMapping::Unknown) | Word::Newer(_) => NatClass::Unknown,
     }
 }
 
@@ -70,16 +74,16 @@ pub(super) fn lifetime(before: Option<&BindingLifetime>, sighting: &Sighting) ->
     let Some(report) = &sighting.binding else {
         return before.cloned().or_else(|| sighting.last_receive.map(|_| BindingLifetime::default()));
     };
-    let confidence = confidence(report.confidence());
+    let confidence = confidence(report.confidence.into());
     let at_least = report.at_least.and_then(duration).filter(|at_least| !at_least.is_zero());
     let new = BindingLifetime {
         at_least: at_least.map(whole),
         less_than: report.less_than.and_then(duration).map(whole),
         unpromoted: report.unpromoted.and_then(duration).map(whole),
-        promoted_after: report.promoted_after.and_then(duration).map(Interval),
+        promoted_after: report.promoted_after.and_then(duration).map(whole),
         confidence,
         since: report.since.and_then(timestamp).map(seconds),
-        observed_by: vantage(report.vantage()),
+        observed_by: vantage(report.vantage.into()),
     };
     let Some(before) = before.filter(|b| b.confidence == confidence && b.observed_by == new.observed_by)
     else {
@@ -148,9 +152,9 @@ fn whole(duration: Duration) -> Interval {
     Interval(Duration::from_millis((millis.saturating_add(grain / 2) / grain).saturating_mul(grain)))
 }
 
-/// A span of the wire. None when it is negative.
+/// A span of the wire, at most a week. None when it is negative.
 pub(super) fn duration(wire: prost_types::Duration) -> Option<Duration> {
-    Duration::try_from(wire).ok()
+    bounds::span(Some(wire), LONGEST_SPAN)
 }
 
 pub(super) fn seconds(time: Timestamp) -> Time {
@@ -162,74 +166,77 @@ fn public_address(endpoint: &str) -> Option<String> {
     endpoint.parse::<SocketAddr>().ok().map(|e| e.ip().to_canonical().to_string())
 }
 
-fn finding(wire: v1::Finding) -> Finding {
+// The schema of VPNClient has no word for what is newer than this operator: such a thing was not measured as far as
+// anybody could read it.
+
+fn finding(wire: Word<v1::Finding>) -> Finding {
     match wire {
-        v1::Finding::Unknown => Finding::Unknown,
-        v1::Finding::Yes => Finding::True,
-        v1::Finding::No => Finding::False,
+        Word::Known(v1::Finding::Unknown) | Word::Newer(_) => Finding::Unknown,
+        Word::Known(v1::Finding::Yes) => Finding::True,
+        Word::Known(v1::Finding::No) => Finding::False,
     }
 }
 
-fn mapping(wire: v1::NatMapping) -> NatMapping {
+fn mapping(wire: Word<v1::NatMapping>) -> NatMapping {
     match wire {
-        v1::NatMapping::Unknown => NatMapping::Unknown,
-        v1::NatMapping::EndpointIndependent => NatMapping::EndpointIndependent,
-        v1::NatMapping::NotPortDependent => NatMapping::NotPortDependent,
-        v1::NatMapping::EndpointDependent => NatMapping::EndpointDependent,
-        v1::NatMapping::AddressDependent => NatMapping::AddressDependent,
-        v1::NatMapping::AddressAndPortDependent => NatMapping::AddressAndPortDependent,
+        Word::Known(v1::NatMapping::Unknown) | Word::Newer(_) => NatMapping::Unknown,
+        Word::Known(v1::NatMapping::EndpointIndependent) => NatMapping::EndpointIndependent,
+        Word::Known(v1::NatMapping::NotPortDependent) => NatMapping::NotPortDependent,
+        Word::Known(v1::NatMapping::EndpointDependent) => NatMapping::EndpointDependent,
+        Word::Known(v1::NatMapping::AddressDependent) => NatMapping::AddressDependent,
+        Word::Known(v1::NatMapping::AddressAndPortDependent) => NatMapping::AddressAndPortDependent,
     }
 }
 
-fn filtering(wire: v1::NatFiltering) -> NatFiltering {
+fn filtering(wire: Word<v1::NatFiltering>) -> NatFiltering {
     match wire {
-        v1::NatFiltering::Unknown => NatFiltering::Unknown,
-        v1::NatFiltering::EndpointIndependent => NatFiltering::EndpointIndependent,
-        v1::NatFiltering::NotPortDependent => NatFiltering::NotPortDependent,
-        v1::NatFiltering::EndpointDependent => NatFiltering::EndpointDependent,
-        v1::NatFiltering::AddressDependent => NatFiltering::AddressDependent,
-        v1::NatFiltering::AddressAndPortDependent => NatFiltering::AddressAndPortDependent,
+        Word::Known(v1::NatFiltering::Unknown) | Word::Newer(_) => NatFiltering::Unknown,
+        Word::Known(v1::NatFiltering::EndpointIndependent) => NatFiltering::EndpointIndependent,
+        Word::Known(v1::NatFiltering::NotPortDependent) => NatFiltering::NotPortDependent,
+        Word::Known(v1::NatFiltering::EndpointDependent) => NatFiltering::EndpointDependent,
+        Word::Known(v1::NatFiltering::AddressDependent) => NatFiltering::AddressDependent,
+        Word::Known(v1::NatFiltering::AddressAndPortDependent) => NatFiltering::AddressAndPortDependent,
     }
 }
 
-fn port_allocation(wire: v1::PortAllocation) -> PortAllocation {
+fn port_allocation(wire: Word<v1::PortAllocation>) -> PortAllocation {
     match wire {
-        v1::PortAllocation::Unknown => PortAllocation::Unknown,
-        v1::PortAllocation::Preserved => PortAllocation::Preserved,
-        v1::PortAllocation::Sequential => PortAllocation::Sequential,
-        v1::PortAllocation::Random => PortAllocation::Random,
+        Word::Known(v1::PortAllocation::Unknown) | Word::Newer(_) => PortAllocation::Unknown,
+        Word::Known(v1::PortAllocation::Preserved) => PortAllocation::Preserved,
+        Word::Known(v1::PortAllocation::Sequential) => PortAllocation::Sequential,
+        Word::Known(v1::PortAllocation::Random) => PortAllocation::Random,
     }
 }
 
-fn vantage(wire: v1::Vantage) -> Option<Vantage> {
+fn vantage(wire: Word<v1::Vantage>) -> Option<Vantage> {
     match wire {
-        v1::Vantage::Unspecified => None,
-        v1::Vantage::Client => Some(Vantage::Client),
-        v1::Vantage::Gateway => Some(Vantage::Gateway),
+        Word::Known(v1::Vantage::Unspecified) | Word::Newer(_) => None,
+        Word::Known(v1::Vantage::Client) => Some(Vantage::Client),
+        Word::Known(v1::Vantage::Gateway) => Some(Vantage::Gateway),
     }
 }
 
-fn confidence(wire: v1::BindingConfidence) -> BindingConfidence {
+fn confidence(wire: Word<v1::BindingConfidence>) -> BindingConfidence {
     match wire {
-        v1::BindingConfidence::Unknown => BindingConfidence::Unknown,
-        v1::BindingConfidence::Growing => BindingConfidence::Growing,
-        v1::BindingConfidence::Bracketed => BindingConfidence::Bracketed,
-        v1::BindingConfidence::Confirmed => BindingConfidence::Confirmed,
+        Word::Known(v1::BindingConfidence::Unknown) | Word::Newer(_) => BindingConfidence::Unknown,
+        Word::Known(v1::BindingConfidence::Growing) => BindingConfidence::Growing,
+        Word::Known(v1::BindingConfidence::Bracketed) => BindingConfidence::Bracketed,
+        Word::Known(v1::BindingConfidence::Confirmed) => BindingConfidence::Confirmed,
     }
 }
 
 /// A cause of the wire.
-pub(super) fn cause(wire: v1::ChurnCause) -> ChurnCause {
+pub(super) fn cause(wire: Word<v1::ChurnCause>) -> ChurnCause {
     match wire {
-        v1::ChurnCause::Unknown => ChurnCause::Unknown,
-        v1::ChurnCause::MappingChanged => ChurnCause::MappingChanged,
-        v1::ChurnCause::MappingLost => ChurnCause::MappingLost,
-        v1::ChurnCause::LifetimeShrank => ChurnCause::LifetimeShrank,
-        v1::ChurnCause::NatRestart => ChurnCause::NATRestart,
-        v1::ChurnCause::Roam => ChurnCause::Roam,
-        v1::ChurnCause::UdpBlocked => ChurnCause::UDPBlocked,
-        v1::ChurnCause::HelperInterference => ChurnCause::HelperInterference,
-        v1::ChurnCause::GatewayMoved => ChurnCause::GatewayMoved,
+        Word::Known(v1::ChurnCause::Unknown) | Word::Newer(_) => ChurnCause::Unknown,
+        Word::Known(v1::ChurnCause::MappingChanged) => ChurnCause::MappingChanged,
+        Word::Known(v1::ChurnCause::MappingLost) => ChurnCause::MappingLost,
+        Word::Known(v1::ChurnCause::LifetimeShrank) => ChurnCause::LifetimeShrank,
+        Word::Known(v1::ChurnCause::NatRestart) => ChurnCause::NATRestart,
+        Word::Known(v1::ChurnCause::Roam) => ChurnCause::Roam,
+        Word::Known(v1::ChurnCause::UdpBlocked) => ChurnCause::UDPBlocked,
+        Word::Known(v1::ChurnCause::HelperInterference) => ChurnCause::HelperInterference,
+        Word::Known(v1::ChurnCause::GatewayMoved) => ChurnCause::GatewayMoved,
     }
 }
 

@@ -11,6 +11,7 @@ use super::{
     object::Object,
     overlap::Overlap,
     reach, service,
+    unusable::search_domains,
 };
 use crate::ipam::Denied;
 
@@ -59,6 +60,9 @@ pub fn status(inputs: StatusInputs<'_>) -> VPNClientPoolStatus {
         }
     };
     judge(&inputs, &mut conditions);
+    if let Some(unusable) = search_domains(pool).1 {
+        unusable.tell(&mut conditions);
+    }
     VPNClientPoolStatus {
         observed_generation: pool.metadata.generation,
         conditions: conditions.finish(),

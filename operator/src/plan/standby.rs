@@ -3,7 +3,10 @@
 use std::time::Duration;
 
 use pinhole_crds::{Interval, ReachableBy, StandbyInForce};
-use pinhole_proto::v1::{StandbyReason, keepalive_policy::Standby};
+use pinhole_proto::{
+    bounds::{NEWER, Word},
+    v1::{StandbyReason, keepalive_policy::Standby},
+};
 
 use super::nat;
 use crate::fleet::Sighting;
@@ -14,15 +17,16 @@ const GRAIN_SECONDS: i64 = 600;
 /// By what a client is reached. None: its agent does not know of it, and never did.
 pub(super) fn in_force(before: Option<&StandbyInForce>, sighting: &Sighting) -> Option<StandbyInForce> {
     let Some(report) = &sighting.standby else { return before.cloned() };
-    let Some(reason) = reason(report.reason()) else { return before.cloned() };
+    let Some(reason) = reason(report.reason.into()) else { return before.cloned() };
     let span =
         |wire: Option<prost_types::Duration>| wire.and_then(nat::duration).filter(|span| !span.is_zero());
     let steady = |before: Option<Interval>, wire| span(wire).map(|span| nat::steady(before, span));
     let known = before.cloned().unwrap_or_default();
     let new = StandbyInForce {
-        reachable_by: match report.reachable_by() {
-            Standby::Session => ReachableBy::Session,
-            Standby::Udp | Standby::Auto | Standby::Unspecified => ReachableBy::UDP,
+        reachable_by: match report.reachable_by.into() {
+            Word::Known(Standby::Session) => ReachableBy::Session,
+            Word::Known(Standby::Udp | Standby::Auto | Standby::Unspecified) => ReachableBy::UDP,
+            Word::Newer(_) => known.reachable_by,
         },
         reason: reason.to_owned(),
         interval: steady(known.interval, report.interval),
@@ -42,7 +46,8 @@ fn milliseconds(span: Duration) -> Interval {
     Interval(Duration::from_millis(u64::try_from(span.as_millis()).unwrap_or(u64::MAX).max(1)))
 }
 
-fn reason(reason: StandbyReason) -> Option<&'static str> {
+fn reason(reason: Word<StandbyReason>) -> Option<&'static str> {
+    let Word::Known(reason) = reason else { return Some(NEWER) };
     Some(match reason {
         StandbyReason::Unspecified => return None,
         StandbyReason::Policy => "Policy",

@@ -94,7 +94,7 @@ impl Rebinds {
     /// `news` more at `now`.
     pub fn count(&mut self, now: Instant, news: u64) {
         match self.0.back_mut() {
-            Some((since, n)) if now.saturating_duration_since(*since) < STEP => *n += news,
+            Some((since, n)) if now.saturating_duration_since(*since) < STEP => *n = n.saturating_add(news),
             _ => self.0.push_back((now, news)),
         }
         self.forget(now);
@@ -103,7 +103,7 @@ impl Rebinds {
     /// Within the hour before `now`.
     pub fn per_hour(&mut self, now: Instant) -> u64 {
         self.forget(now);
-        self.0.iter().map(|(_, n)| n).sum()
+        self.0.iter().fold(0, |sum: u64, (_, n)| sum.saturating_add(*n))
     }
 
     /// When the figure changes next though nothing happens.

@@ -39,7 +39,7 @@ pub fn tidings(
 ) -> (Vec<(ChurnCause, Tiding)>, Option<Duration>) {
     let (mut news, mut wait) = (Vec::new(), None);
     for of_cause in &churn.causes {
-        let cause = nat::cause(of_cause.cause());
+        let cause = nat::cause(of_cause.cause.into());
         let Some((at, event)) = of_cause.last.as_ref().and_then(|e| Some((timestamp(e.at?)?, e))) else {
             continue;
         };

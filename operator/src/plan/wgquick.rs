@@ -7,6 +7,7 @@ use ipnet::IpNet;
 use k8s_openapi::{ByteString, api::core::v1::Secret};
 use kube::ResourceExt as _;
 use pinhole_crds::{VPNClient, VPNClientPool, VPNGateway};
+use pinhole_proto::{HostPort, printable};
 
 use super::{
     endpoint::Replica,
@@ -15,6 +16,7 @@ use super::{
     keys::PrivateKey,
     name::{GATEWAY_LABEL, POOL_OBJECT_LABEL, common, config_secret, labels, owned},
     reach,
+    unusable::search_domains,
 };
 use crate::ipam::gateway_address;
 
@@ -27,13 +29,16 @@ pub const PRIVATE_KEY_ENTRY: &str = "privatekey";
 /// Entry of the Secret: the public key, base64.
 pub const PUBLIC_KEY_ENTRY: &str = "publickey";
 
+/// Longest comment that says whose the configuration is, characters: three names of objects and a few words.
+const TITLE: usize = 3 * 253 + 64;
+
 /// The key of a stock client.
 #[derive(Debug)]
 pub enum ClientKey {
     /// Made by the operator.
     Ours(PrivateKey),
-    /// Made by the user: the public half, base64.
-    Theirs(String),
+    /// Made by the user: the public half.
+    Theirs([u8; 32]),
 }
 
 impl ClientKey {
@@ -41,7 +46,7 @@ impl ClientKey {
     pub fn public_base64(&self) -> String {
         match self {
             Self::Ours(key) => key.public_base64(),
-            Self::Theirs(key) => key.clone(),
+            Self::Theirs(key) => STANDARD.encode(key),
         }
     }
 }
@@ -111,29 +116,31 @@ pub(crate) fn render(inputs: &ConfigInputs<'_>, key: &ClientKey) -> Option<Strin
 fn interface(inputs: &ConfigInputs<'_>, key: &ClientKey) -> Vec<String> {
     let (client, pool) = (inputs.client, inputs.pool);
     let namespace = client.namespace().unwrap_or_default();
-    let dns = pool.spec.dns.clone().unwrap_or_default();
+    let servers = pool.spec.dns.as_ref().map(|dns| dns.servers.as_slice()).unwrap_or_default();
+    let search = search_domains(pool).0;
     let resolvers: Vec<String> =
-        dns.servers.iter().map(ToString::to_string).chain(dns.search.iter().cloned()).collect();
+        servers.iter().map(ToString::to_string).chain(search.iter().map(ToString::to_string)).collect();
+    let title = format!("VPNClient {} of pool {}, namespace {namespace}", client.name_any(), pool.name_any());
     let mut lines = vec![
-        format!("# VPNClient {} of pool {}, namespace {namespace}", client.name_any(), pool.name_any()),
+        format!("# {}", printable(&title, TITLE)),
         "[Interface]".to_owned(),
         match key {
             ClientKey::Ours(key) => format!("PrivateKey = {}", *key.to_base64()),
-            ClientKey::Theirs(public) => {
-                format!("# Add here: PrivateKey = (the private key of {public})")
+            ClientKey::Theirs(_) => {
+                format!("# Add here: PrivateKey = (the private key of {})", key.public_base64())
             }
         },
         format!("Address = {}", list(inputs.addresses.iter().map(|a| IpNet::from(*a)))),
         format!("MTU = {}", inputs.gateway.spec.mtu_or_default()),
     ];
     // Search domains without a resolver would leave wg-quick without any.
-    if !dns.servers.is_empty() {
+    if !servers.is_empty() {
         lines.push(format!("DNS = {}", resolvers.join(", ")));
     }
     lines
 }
 
-fn peer(inputs: &ConfigInputs<'_>, public_key: &str, endpoint: &str) -> Vec<String> {
+fn peer(inputs: &ConfigInputs<'_>, public_key: &str, endpoint: &HostPort) -> Vec<String> {
     let policy =
         keepalive::in_force(&inputs.gateway.spec, Some(&inputs.pool.spec), Some(&inputs.client.spec));
     let status = inputs.client.status.as_ref();

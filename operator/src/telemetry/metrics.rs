@@ -31,14 +31,14 @@ struct Clients {
 struct NatClients {
     namespace: String,
     gateway: String,
-    class: String,
+    class: &'static str,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct Churn {
     namespace: String,
     gateway: String,
-    cause: String,
+    cause: &'static str,
 }
 
 type Durations = Family<Kind, Histogram, fn() -> Histogram>;
@@ -154,7 +154,7 @@ impl Metrics {
             let labels = NatClients {
                 namespace: gateway.namespace.clone(),
                 gateway: gateway.name.clone(),
-                class: format!("{class:?}"),
+                class: class.name(),
             };
             match tally {
                 Some(tally) => {
@@ -197,7 +197,7 @@ impl Metrics {
 }
 
 fn churn_labels(gateway: &GatewayKey, cause: ChurnCause) -> Churn {
-    Churn { namespace: gateway.namespace.clone(), gateway: gateway.name.clone(), cause: format!("{cause:?}") }
+    Churn { namespace: gateway.namespace.clone(), gateway: gateway.name.clone(), cause: cause.name() }
 }
 
 impl Default for Metrics {

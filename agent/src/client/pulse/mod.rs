@@ -258,8 +258,7 @@ impl Pulse {
     }
 
     /// A gateway replica advises about experiments.
-    pub(super) fn handle_guidance(&mut self, now: Instant, replica: PublicKey, guidance: &v1::Guidance) {
-        let guidance = report::guidance(guidance);
+    pub(super) fn handle_guidance(&mut self, now: Instant, replica: PublicKey, guidance: Guidance) {
         tracing::info!(prior = ?guidance.prior, wait = guidance.wait, "the gateway advises");
         match self.keeper.as_mut().filter(|_| self.way.as_ref().is_some_and(|way| way.replica == replica)) {
             Some(keeper) => keeper.handle_guidance(now, guidance),

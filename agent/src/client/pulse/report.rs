@@ -5,10 +5,8 @@ use std::time::{Duration, SystemTime};
 use pinhole_proto::v1;
 
 use crate::{
-    measured::{binding_from_wire, binding_to_wire},
-    nat::{
-        Behaviour, Binding, Filtering, Finding, Guidance, Mapping, Mode, PortAllocation, Prior, Reason, Stats,
-    },
+    measured::binding_to_wire,
+    nat::{Behaviour, Binding, Filtering, Finding, Mapping, Mode, PortAllocation, Reason, Stats},
 };
 
 /// What a static keepalive would be: WireGuard's own advice.
@@ -22,8 +20,8 @@ pub(super) fn nat(behaviour: &Behaviour) -> v1::NatReport {
             Mapping::NotPortDependent => v1::NatMapping::NotPortDependent,
             Mapping::AddressDependent => v1::NatMapping::AddressDependent,
             Mapping::AddressAndPortDependent => v1::NatMapping::AddressAndPortDependent,
-            // The protocol has no word for what is half known.
-            Mapping::Unknown | Mapping::EndpointDependent => v1::NatMapping::Unknown,
+            Mapping::EndpointDependent => v1::NatMapping::EndpointDependent,
+            Mapping::Unknown => v1::NatMapping::Unknown,
         }
         .into(),
         filtering: match behaviour.filtering {
@@ -31,7 +29,8 @@ pub(super) fn nat(behaviour: &Behaviour) -> v1::NatReport {
             Filtering::NotPortDependent => v1::NatFiltering::NotPortDependent,
             Filtering::AddressDependent => v1::NatFiltering::AddressDependent,
             Filtering::AddressAndPortDependent => v1::NatFiltering::AddressAndPortDependent,
-            Filtering::Unknown | Filtering::EndpointDependent => v1::NatFiltering::Unknown,
+            Filtering::EndpointDependent => v1::NatFiltering::EndpointDependent,
+            Filtering::Unknown => v1::NatFiltering::Unknown,
         }
         .into(),
         port_allocation: match behaviour.port_allocation {
@@ -65,12 +64,6 @@ fn finding(finding: Finding) -> i32 {
 
 pub(super) fn binding(binding: &Binding, since: SystemTime) -> v1::BindingReport {
     binding_to_wire(binding, Some(since), v1::Vantage::Client)
-}
-
-/// What a gateway advises. A prior that makes no sense is none.
-pub(super) fn guidance(guidance: &v1::Guidance) -> Guidance {
-    let prior = guidance.prior.as_ref().and_then(binding_from_wire);
-    Guidance { prior: prior.map(|binding| Prior { binding }), wait: guidance.wait }
 }
 
 pub(super) fn keepalive(
@@ -112,6 +105,18 @@ pub(super) fn wakes_saved(bursts: u64, elapsed: Duration) -> i64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_half_known_is_told_as_that() {
+        let half = Behaviour {
+            mapping: Mapping::EndpointDependent,
+            filtering: Filtering::EndpointDependent,
+            ..Behaviour::default()
+        };
+        let wire = nat(&half);
+        assert_eq!(wire.mapping(), v1::NatMapping::EndpointDependent);
+        assert_eq!(wire.filtering(), v1::NatFiltering::EndpointDependent);
+    }
 
     #[test]
     fn wakes_are_saved_or_spent_against_a_static_keepalive() {

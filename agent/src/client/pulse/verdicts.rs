@@ -2,13 +2,13 @@
 
 use std::{
     net::{IpAddr, SocketAddr},
-    time::{Duration, SystemTime},
+    time::SystemTime,
 };
 
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    client::memory::{Entry, Memory, milliseconds, seconds},
+    client::memory::{Entry, Memory, milliseconds, seconds, span},
     nat::{Binding, Confidence, Prior, Promotion},
 };
 
@@ -110,8 +110,8 @@ impl Verdict {
 
     fn binding(&self) -> Binding {
         Binding {
-            at_least: Duration::from_millis(self.at_least_ms),
-            less_than: self.less_than_ms.map(Duration::from_millis),
+            at_least: span(self.at_least_ms),
+            less_than: self.less_than_ms.map(span),
             promotion: match self.promotion {
                 KeptPromotion::Unknown => Promotion::Unknown,
                 KeptPromotion::None => Promotion::None,
@@ -129,6 +129,8 @@ impl Verdict {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
     use crate::{
         client::memory::{LIFETIME, MOST},

@@ -1,11 +1,11 @@
 //! How long sessions' mappings lived in each network, kept over restarts: a hint for the next time, nothing more.
 
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    client::memory::{Entry, Memory, milliseconds, seconds},
+    client::memory::{Entry, Memory, milliseconds, seconds, span},
     nat::standby::Prior,
 };
 
@@ -39,7 +39,7 @@ impl Kept {
     /// What is known of a network.
     pub(super) fn prior(&self, now: SystemTime, network: &str) -> Option<Prior> {
         let known = self.0.iter().find(|known| known.network == network && known.is_fresh(now))?;
-        Some(Prior { at_least: Duration::from_millis(known.at_least_ms) })
+        Some(Prior { at_least: span(known.at_least_ms) })
     }
 
     /// Takes note of what is known now. Whether that is news.
@@ -56,7 +56,7 @@ impl Kept {
 
 #[cfg(test)]
 mod tests {
-    use std::time::UNIX_EPOCH;
+    use std::time::{Duration, UNIX_EPOCH};
 
     use super::*;
     use crate::{
@@ -95,5 +95,8 @@ mod tests {
         assert_eq!((kept.0.len(), kept.prior(now, "0")), (MOST, None));
         store.write(Known::FILE, b"[{\"network\":").unwrap();
         assert_eq!(Kept::load(&store).prior(now, "home"), None);
+        let forever = format!(r#"[{{"network":"home","atLeastMs":{},"at":{}}}]"#, u64::MAX, u64::MAX);
+        store.write(Known::FILE, forever.as_bytes()).unwrap();
+        assert_eq!(Kept::load(&store).prior(now, "home"), Some(lasts(7 * 24 * 60)));
     }
 }

@@ -7,10 +7,12 @@ use tokio::{
     sync::{mpsc, oneshot, watch},
     task::JoinHandle,
 };
-use v1::client_session_client::ClientSessionClient;
 
 use crate::{
-    client::session::{Target, ended},
+    client::{
+        heard,
+        session::{Target, ended},
+    },
     identity::dial::{Dialer, Liveness, Proof},
     nat::{Radio, standby::Ended},
 };
@@ -106,7 +108,7 @@ async fn run(
     };
     news.send(News::Attached(number)).await.ok()?;
     let rest = resting.await.ok()?;
-    Some(match ClientSessionClient::new(channel).scout(rest).await {
+    Some(match heard::client(channel).scout(rest).await {
         Ok(wake) => News::Woken(number, wake.into_inner().seq),
         Err(status) => News::Ended(number, ended(&status)),
     })

@@ -26,6 +26,17 @@ pub enum Finding {
     No,
 }
 
+impl Finding {
+    /// A stable, low-cardinality name.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Unknown => "Unknown",
+            Self::Yes => "Yes",
+            Self::No => "No",
+        }
+    }
+}
+
 impl From<bool> for Finding {
     fn from(found: bool) -> Self {
         if found { Self::Yes } else { Self::No }
@@ -50,6 +61,20 @@ pub enum Mapping {
     AddressAndPortDependent,
 }
 
+impl Mapping {
+    /// A stable, low-cardinality name.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Unknown => "Unknown",
+            Self::EndpointIndependent => "EndpointIndependent",
+            Self::NotPortDependent => "NotPortDependent",
+            Self::EndpointDependent => "EndpointDependent",
+            Self::AddressDependent => "AddressDependent",
+            Self::AddressAndPortDependent => "AddressAndPortDependent",
+        }
+    }
+}
+
 /// Whose packets get in through a mapping (RFC 4787, section 5).
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
 pub enum Filtering {
@@ -68,6 +93,20 @@ pub enum Filtering {
     AddressAndPortDependent,
 }
 
+impl Filtering {
+    /// A stable, low-cardinality name.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Unknown => "Unknown",
+            Self::EndpointIndependent => "EndpointIndependent",
+            Self::NotPortDependent => "NotPortDependent",
+            Self::EndpointDependent => "EndpointDependent",
+            Self::AddressDependent => "AddressDependent",
+            Self::AddressAndPortDependent => "AddressAndPortDependent",
+        }
+    }
+}
+
 /// How public ports are chosen (RFC 4787, section 4.2).
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
 pub enum PortAllocation {
@@ -80,6 +119,18 @@ pub enum PortAllocation {
     Sequential,
     /// Without a pattern.
     Random,
+}
+
+impl PortAllocation {
+    /// A stable, low-cardinality name.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Unknown => "Unknown",
+            Self::Preserved => "Preserved",
+            Self::Sequential => "Sequential",
+            Self::Random => "Random",
+        }
+    }
 }
 
 /// The NATs between a client and its gateway.

@@ -17,6 +17,8 @@ const RETRY_BLIND: Duration = Duration::from_mins(10);
 /// Lifetimes are tested for growth soon after the first verdict, which may have been wrong, later about daily.
 const GROWTH: [Duration; 4] =
     [Duration::from_mins(15), Duration::from_hours(2), Duration::from_hours(8), Duration::from_hours(24)];
+/// What became shorter may become longer again: for so long it is looked for at the second of these paces at least.
+const RESTLESS: Duration = Duration::from_hours(48);
 /// Coarse sweepers let a binding live longer once in a while: believe in growth when it happened so often.
 const GROWN: u32 = 3;
 /// And only if it is by that much.
@@ -53,6 +55,23 @@ pub(super) struct Growth {
     due: Option<Instant>,
     rounds: usize,
     seen: u32,
+    shrank: Option<Instant>,
+}
+
+impl Growth {
+    /// Lifetimes became shorter.
+    pub(super) fn begin_anew(&mut self, now: Instant) {
+        self.rounds = 0;
+        self.shrank = Some(now);
+    }
+
+    /// How long it is until the next look. What a coarse NAT keeps once in a while is no growth.
+    fn pace(&self, now: Instant, coarse: bool) -> Duration {
+        let [_, second, .., daily] = GROWTH;
+        let pace = GROWTH.get(self.rounds).copied().unwrap_or(daily);
+        let restless = !coarse && self.shrank.is_some_and(|at| now.saturating_duration_since(at) < RESTLESS);
+        if restless { pace.min(second) } else { pace }
+    }
 }
 
 impl Keeper {
@@ -88,6 +107,8 @@ impl Keeper {
         self.strikes.forget();
         self.stage = Stage::Climbing;
         let plan = self.life.promotion.plan();
+        let ages = ages.into_iter().take(self.room.most());
+        self.room.opened(ages.len());
         for age in ages {
             self.open(now, Purpose::Rung, age, plan);
         }
@@ -279,8 +300,7 @@ impl Keeper {
     }
 
     fn schedule_growth(&mut self, now: Instant) {
-        let [.., daily] = GROWTH;
-        let delay = GROWTH.get(self.growth.rounds).copied().unwrap_or(daily);
+        let delay = self.growth.pace(now, self.life.coarse);
         // Spread by a fifth either way.
         let delay = delay * 4 / 5 + self.jitter.up_to(delay * 2 / 5);
         self.growth.rounds += 1;

@@ -65,6 +65,11 @@ impl Experiment {
         self
     }
 
+    /// Its first beat is about to be sent for the second time.
+    pub(super) fn was_ignored_at_first(&self) -> bool {
+        self.sequence.at_first_step() && self.sequence.tries() == 1
+    }
+
     pub(super) fn deadline(&self, link: &Link) -> Option<Instant> {
         match self.state {
             State::Promoting => self.sequence.deadline(),

@@ -19,6 +19,7 @@ mod ladder;
 mod lifetime;
 mod link;
 mod live;
+mod room;
 mod sequence;
 mod strike;
 
@@ -38,6 +39,7 @@ use self::{
     lifetime::Lifetime,
     link::Link,
     live::{Activity, Live},
+    room::Room,
     sequence::Plan,
     strike::Strikes,
 };
@@ -116,9 +118,23 @@ pub enum Reason {
     Backoff,
 }
 
+impl Reason {
+    /// A stable, low-cardinality name.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Policy => "Policy",
+            Self::Initial => "Initial",
+            Self::Learning => "Learning",
+            Self::Learnt => "Learnt",
+            Self::Cached => "Cached",
+            Self::Backoff => "Backoff",
+        }
+    }
+}
+
 impl fmt::Display for Reason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        fmt::Debug::fmt(self, f)
+        f.write_str(self.name())
     }
 }
 
@@ -163,6 +179,7 @@ pub struct Keeper {
     experiments: Vec<Experiment>,
     strikes: Strikes,
     growth: Growth,
+    room: Room,
     /// Bursts of the live channel since the lifetime was settled.
     cycles: u64,
     observed: Option<SocketAddr>,
@@ -190,6 +207,7 @@ impl Keeper {
             experiments: Vec::new(),
             strikes: Strikes::default(),
             growth: Growth::default(),
+            room: Room::default(),
             cycles: 0,
             observed: None,
             proof: None,
@@ -254,6 +272,7 @@ impl Keeper {
     /// The gateway answered a beat.
     pub fn handle_reply(&mut self, now: Instant, reply: Reply) {
         self.count_packet(now);
+        self.room.answered();
         match reply.channel {
             Channel::Live => self.live_reply(now, &reply),
             Channel::Probe(id) => {
@@ -312,10 +331,14 @@ impl Keeper {
     /// Time passed.
     pub fn handle_timeout(&mut self, now: Instant) {
         self.live_timeout(now);
+        self.make_do_with_less(now);
         let mut at = 0;
         while let Some(experiment) = self.experiments.get_mut(at) {
             match experiment.handle_timeout(now, &mut self.link) {
                 Some(Step::Send(wake)) => {
+                    if experiment.purpose == Purpose::Rung && experiment.was_ignored_at_first() {
+                        self.room.unanswered();
+                    }
                     self.send_probe(now, at, wake);
                     at += 1;
                 }
@@ -420,6 +443,7 @@ impl Keeper {
         self.confidence = Confidence::Unknown;
         self.strikes = Strikes::default();
         self.growth = Growth::default();
+        self.room = Room::default();
         self.prior = prior;
         self.observed = None;
         self.live = Live::new();

@@ -170,6 +170,7 @@ impl Keeper {
         self.strikes.forget();
         self.strikes.forgetful = false;
         self.strikes.shrank = Some(now);
+        self.growth.begin_anew(now);
         let observed = self.observed;
         self.tell(Churn {
             at: now,

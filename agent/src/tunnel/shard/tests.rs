@@ -486,6 +486,25 @@ fn an_attempt_ends_when_the_endpoint_is_taken_away() {
     assert!(client.made.datagrams.is_empty());
 }
 
+/// What the first packet for an idle peer costs where its handshake is lost on the way: a part of a second, not five.
+#[test]
+fn an_initiation_that_is_lost_while_data_waits_is_soon_sent_again() {
+    let (idle, mut client, mut gateway) = connected();
+    // Keys cannot be made to age here.
+    let other = PrivateKey::generate().unwrap();
+    client.shard.set_identity(idle, &other);
+    client.key = other.public();
+    gateway.knows(&client, false);
+    client.sends(idle, &gateway, 7);
+    assert_eq!(client.made.take_datagrams().len(), 1, "lost");
+    let retry = client.shard.poll_timeout().unwrap();
+    assert!(retry <= idle + Duration::from_millis(400), "{:?}", retry - idle);
+    client.shard.handle_timeout(retry, &mut client.made);
+    client.shard.settle();
+    exchange(retry, &mut client, &mut gateway);
+    assert_eq!(gateway.numbers(), [7]);
+}
+
 #[test]
 fn retries_of_many_peers_are_spread() {
     let now = Instant::now();

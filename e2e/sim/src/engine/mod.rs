@@ -3,9 +3,12 @@
 //! The NAT sits next to the client: a packet from the client passes it when it is sent, one to the client when it
 //! arrives. Packets get lost before the NAT, from either side.
 
+mod lifetimes;
+mod mapping;
 mod nat;
 mod pager;
 mod queue;
+mod quota;
 pub(crate) mod run;
 mod weather;
 
@@ -14,10 +17,12 @@ mod tests;
 
 use std::time::Duration;
 
+use self::lifetimes::Course;
+pub use self::lifetimes::{Change, Lifetimes};
 pub use self::run::{Fault, FaultKind, Observed, Trace, run};
 use crate::{
     metrics,
-    model::{LossBursts, Paging, PortAllocation, Profile, TcpClose, Time, Timers},
+    model::{LossBursts, Paging, PortAllocation, Pressure, Profile, Quota, TcpClose, Time, Timers},
     rng::Rng,
 };
 
@@ -41,10 +46,16 @@ pub struct Scenario {
     pub paging: Option<Paging>,
     /// When the NAT loses all its mappings.
     pub flushes: Vec<Time>,
-    /// When its lifetime shrinks, and to what.
-    pub shrink: Option<(Time, Duration)>,
-    /// How long TCP mappings live, and what becomes of packets after that. `None`: the client has no session.
-    pub tcp: Option<(Duration, TcpClose)>,
+    /// When its lifetimes change, and to what.
+    pub changes: Vec<Change>,
+    /// How far lifetimes scatter.
+    pub scatter: Option<f64>,
+    /// Who else wants room in its table.
+    pub pressure: Option<Pressure>,
+    /// How much of it the client may have.
+    pub quota: Option<Quota>,
+    /// Timers of TCP mappings, and what becomes of packets after their end. `None`: the client has no session.
+    pub tcp: Option<(Timers, TcpClose)>,
     /// When the observation ends.
     pub end: Time,
     /// What else is left to chance.
@@ -59,25 +70,37 @@ impl Scenario {
         let mut rng = Rng::stream(seed, 0);
         let phase = rng.unit();
         let shrink_at = Time::from_secs_f64(rng.between(0.0, end.as_secs_f64()));
+        let shrink = profile.shrink_to.map(|to| (shrink_at, Duration::from_secs_f64(to)));
+        let mut timers = Timers::new(profile, phase);
+        let tcp = profile.tcp_timeout_s;
+        let told = Lifetimes {
+            unreplied: timers.unreplied(),
+            replied: timers.replied(),
+            tcp: tcp.map(Duration::from_secs_f64),
+        };
+        let course = Course::new(profile, told, Rng::stream(seed, 6));
+        let first = course.at(Time::ZERO);
+        timers.set(Time::ZERO, first.unreplied, first.replied);
         Self {
-            timers: Timers::new(profile, phase),
+            timers,
             port: profile.port,
             rtt: profile.rtt(),
             loss: profile.loss.and(loss).probability(),
             bursts: profile.loss_bursts,
             paging: profile.paging,
             flushes: flushes(profile.flush_per_day, end, &mut rng),
-            shrink: profile.shrink_to.map(|to| (shrink_at, Duration::from_secs_f64(to))),
-            tcp: profile
-                .tcp_timeout_s
-                .map(|lifetime| (Duration::from_secs_f64(lifetime), profile.tcp_close.unwrap_or_default())),
+            changes: course.changes(shrink, end),
+            scatter: profile.scatter,
+            pressure: profile.pressure,
+            quota: profile.quota,
+            tcp: first.tcp.map(|lifetime| (Timers::of(lifetime), profile.tcp_close.unwrap_or_default())),
             end,
             seed,
             ideal: false,
         }
     }
 
-    /// The same for the oracle.
+    /// The same for the oracle. Nobody knows when others need room, so mappings are evicted from it too.
     #[must_use]
     pub fn for_the_oracle(&self, profile: &Profile) -> Self {
         let replied = self.timers.replied() + MOMENT;
@@ -88,13 +111,18 @@ impl Scenario {
             tcp: None,
             bursts: None,
             paging: None,
+            scatter: None,
+            quota: None,
             ..self.clone()
         }
     }
 
     /// The fewest wake-ups that keep the binding.
     pub fn oracle(&self) -> metrics::Oracle {
-        metrics::Oracle::new(self.timers.replied(), self.shrink)
+        metrics::Oracle::new(
+            self.timers.replied(),
+            self.changes.iter().map(|change| (change.at, change.to.replied)).collect(),
+        )
     }
 }
 

@@ -4,8 +4,9 @@ use std::time::Duration;
 
 use pinhole_agent::nat::Channel;
 
+use super::mapping::{Maker, Mapping};
 use crate::{
-    model::{Binding, PortAllocation, Time, Timers},
+    model::{PortAllocation, Time, Timers},
     rng::Rng,
 };
 
@@ -13,16 +14,10 @@ use crate::{
 const LIVE_PORT: u16 = 20_000;
 const PROBE_PORTS: u32 = 40_000;
 
-#[derive(Debug, Clone, Copy)]
-struct Mapping {
-    binding: Binding,
-    port: u16,
-}
-
 /// One of the client's sockets, as the NAT and the gateway know it.
 #[derive(Debug, Clone, Copy)]
 struct Socket {
-    mapping: Option<Mapping>,
+    mapping: Option<(Mapping, u16)>,
     /// The channel's newest beat at the gateway: older ones' wakes are off.
     newest: u64,
 }
@@ -37,26 +32,46 @@ pub(super) struct Table {
     live: Socket,
     /// In the order of their numbers, which are not used twice.
     probes: Vec<(u32, Socket)>,
+    /// Mappings whose sockets were closed, where they matter.
+    left: Option<Vec<Mapping>>,
 }
 
 impl Table {
-    pub(super) fn new(timers: Timers, allocation: PortAllocation, mut ports: Rng) -> Self {
+    /// `remembers` the mappings of sockets that are closed, as they fill a table.
+    pub(super) fn new(timers: Timers, allocation: PortAllocation, mut ports: Rng, remembers: bool) -> Self {
         let sequential = port(&mut ports);
-        Self { timers, allocation, ports, sequential, live: CLOSED, probes: Vec::new() }
+        let left = remembers.then(Vec::new);
+        Self { timers, allocation, ports, sequential, live: CLOSED, probes: Vec::new(), left }
+    }
+
+    /// Whether the channel has a mapping now.
+    pub(super) fn has(&mut self, now: Time, channel: Channel) -> bool {
+        let timers = self.timers;
+        let mapping = self.socket(channel).and_then(|socket| socket.mapping);
+        mapping.is_some_and(|(mapping, _)| mapping.is_alive(now, &timers))
+    }
+
+    /// All mappings, and some that have ended.
+    pub(super) fn mappings(&mut self) -> impl Iterator<Item = (&mut Mapping, Timers)> {
+        let timers = self.timers;
+        let probes = self.probes.iter_mut().map(|(_, socket)| socket);
+        let sockets = probes.chain([&mut self.live]).filter_map(|socket| socket.mapping.as_mut());
+        let left = self.left.iter_mut().flatten();
+        sockets.map(|(mapping, _)| mapping).chain(left).map(move |mapping| (mapping, timers))
     }
 
     /// A packet of the client passes; a mapping is made where there is none. Returns its external port.
-    pub(super) fn outbound(&mut self, now: Time, channel: Channel) -> u16 {
+    pub(super) fn outbound(&mut self, now: Time, channel: Channel, maker: &mut Maker) -> u16 {
         let timers = self.timers;
         let allocated = self.allocate(channel);
         let socket = self.open(channel);
-        if let Some(mapping) = &mut socket.mapping
-            && mapping.binding.is_alive(now, &timers)
+        if let Some((mapping, port)) = &mut socket.mapping
+            && mapping.is_alive(now, &timers)
         {
-            mapping.binding.outbound(now, &timers);
-            return mapping.port;
+            mapping.outbound(now, &timers);
+            return *port;
         }
-        socket.mapping = Some(Mapping { binding: Binding::open(now), port: allocated });
+        socket.mapping = Some((maker.open(now), allocated));
         if self.allocation == PortAllocation::Sequential {
             self.sequential = self.sequential.checked_add(1).unwrap_or(1024);
         }
@@ -66,19 +81,19 @@ impl Table {
     /// A packet from the gateway to this external port: whether it passes to the channel's socket.
     pub(super) fn inbound(&mut self, now: Time, channel: Channel, to: u16) -> bool {
         let timers = self.timers;
-        let Some(mapping) = self.socket(channel).and_then(|socket| socket.mapping.as_mut()) else {
+        let Some((mapping, port)) = self.socket(channel).and_then(|socket| socket.mapping.as_mut()) else {
             return false;
         };
-        let passes = mapping.port == to && mapping.binding.is_alive(now, &timers);
+        let passes = *port == to && mapping.is_alive(now, &timers);
         if passes {
-            mapping.binding.inbound(now, &timers);
+            mapping.inbound(now, &timers);
         }
         passes
     }
 
     /// The live mapping's port, and when it ends if nothing passes any more.
     pub(super) fn live(&self) -> Option<(u16, Time)> {
-        self.live.mapping.map(|mapping| (mapping.port, mapping.binding.ends(&self.timers)))
+        self.live.mapping.map(|(mapping, port)| (port, mapping.ends(&self.timers)))
     }
 
     pub(super) fn flush(&mut self) {
@@ -86,15 +101,22 @@ impl Table {
         for (_, socket) in &mut self.probes {
             socket.mapping = None;
         }
+        if let Some(left) = &mut self.left {
+            left.clear();
+        }
     }
 
-    pub(super) fn shrink(&mut self, now: Time, to: Duration) {
+    /// Mappings live for so long from now on.
+    pub(super) fn set(&mut self, now: Time, unreplied: Duration, replied: Duration) {
         let timers = self.timers;
         let sockets = self.probes.iter_mut().map(|(_, socket)| socket).chain([&mut self.live]);
         for socket in sockets {
-            socket.mapping = socket.mapping.filter(|mapping| mapping.binding.is_alive(now, &timers));
+            socket.mapping = socket.mapping.filter(|(mapping, _)| mapping.is_alive(now, &timers));
         }
-        self.timers.shrink(now, to);
+        if let Some(left) = &mut self.left {
+            left.retain(|mapping| mapping.is_alive(now, &timers));
+        }
+        self.timers.set(now, unreplied, replied);
     }
 
     /// A beat of this channel came to the gateway.
@@ -109,12 +131,14 @@ impl Table {
         self.socket(channel).is_some_and(|socket| socket.newest == seq)
     }
 
-    /// The client closes a socket. What happens to its mapping concerns nobody.
-    pub(super) fn close(&mut self, channel: Channel) {
+    /// The client closes a socket. The NAT is not told.
+    pub(super) fn close(&mut self, now: Time, channel: Channel) {
         let Channel::Probe(number) = channel else { return };
-        if let Ok(place) = self.place(number) {
-            self.probes.remove(place);
-        }
+        let Ok(place) = self.place(number) else { return };
+        let (_, socket) = self.probes.remove(place);
+        let Some(left) = &mut self.left else { return };
+        left.retain(|mapping| mapping.is_alive(now, &self.timers));
+        left.extend(socket.mapping.map(|(mapping, _)| mapping));
     }
 
     fn place(&self, number: u32) -> Result<usize, usize> {

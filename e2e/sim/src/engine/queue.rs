@@ -3,12 +3,11 @@
 use std::{
     cmp::{Ordering, Reverse},
     collections::BinaryHeap,
-    time::Duration,
 };
 
 use pinhole_agent::nat::{Beat, Channel};
 
-use super::run::Occurrence;
+use super::{Change, run::Occurrence};
 use crate::model::Time;
 
 /// Something that happens by itself.
@@ -30,8 +29,8 @@ pub(super) enum Event {
     Session(Occurrence),
     /// The NAT loses its mappings.
     Flush,
-    /// The NAT's lifetime shrinks.
-    Shrink { to: Duration },
+    /// The NAT's lifetimes change.
+    Lifetimes(Change),
 }
 
 /// A packet of the gateway.

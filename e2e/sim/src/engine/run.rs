@@ -13,10 +13,12 @@ use pinhole_agent::nat::{Beat, Channel, Reply, Wake, standby::Line};
 pub(super) use self::session::Occurrence;
 use self::session::Sessions;
 use super::{
-    MOMENT, Scenario,
+    Change, MOMENT, Scenario,
+    mapping::Maker,
     nat::Table,
     pager::Pager,
     queue::{Downward, Event, Queue},
+    quota::Room,
     weather::Weather,
 };
 use crate::{
@@ -99,6 +101,8 @@ struct Run<'s, 't, A> {
     algorithm: A,
     epoch: Instant,
     nat: Table,
+    maker: Maker,
+    room: Option<Room>,
     /// Where the gateway sends the tunnel's packets.
     endpoint: u16,
     queue: Queue,
@@ -113,6 +117,8 @@ struct Run<'s, 't, A> {
     lte: Awake,
     wifi: Awake,
     reach: Reach,
+    /// When the path was last looked at.
+    watched: Time,
     intervals: Intervals,
     interval: Duration,
     verdict: Option<Time>,
@@ -147,13 +153,20 @@ pub(crate) fn perform<A: Algorithm>(
         scenario,
         algorithm: build(epoch, epoch + scenario.rtt),
         epoch,
-        nat: Table::new(scenario.timers, scenario.port, Rng::stream(scenario.seed, 1)),
+        nat: Table::new(
+            scenario.timers,
+            scenario.port,
+            Rng::stream(scenario.seed, 1),
+            scenario.quota.is_some(),
+        ),
+        maker: Maker::new(scenario.scatter, scenario.pressure, Rng::stream(scenario.seed, 7)),
+        room: scenario.quota.map(|quota| Room::new(quota, Rng::stream(scenario.seed, 8))),
         endpoint: 0,
         queue: Queue::default(),
         losses: Rng::stream(scenario.seed, 2),
         weather: scenario.bursts.map(|bursts| Weather::new(bursts, Rng::stream(scenario.seed, 4))),
         pager: scenario.paging.map(|paging| Pager::new(paging, Rng::stream(scenario.seed, 5))),
-        sessions: scenario.tcp.map(|_| Sessions::new(Rng::stream(scenario.seed, 3))),
+        sessions: scenario.tcp.map(|(timers, _)| Sessions::new(timers, Rng::stream(scenario.seed, 3))),
         bursts: Bursts::new(Time::ZERO),
         bursts_sent: Bursts::new(Time::ZERO),
         packets: 0,
@@ -161,6 +174,7 @@ pub(crate) fn perform<A: Algorithm>(
         lte: Awake::new(LTE),
         wifi: Awake::new(WIFI),
         reach: Reach::new(if scenario.ideal { 0.0 } else { scenario.loss }, scenario.bursts),
+        watched: Time::ZERO,
         intervals: Intervals::new(scenario.end),
         interval: Duration::ZERO,
         verdict: None,
@@ -178,7 +192,7 @@ impl<A: Algorithm> Run<'_, '_, A> {
     /// The session begins with a handshake, at both ends of which nothing is lost.
     fn begin(&mut self, start: Time) {
         self.sent(Time::ZERO, Channel::Live, INITIATION);
-        self.endpoint = self.nat.outbound(Time::ZERO, Channel::Live);
+        self.endpoint = self.nat.outbound(Time::ZERO, Channel::Live, &mut self.maker);
         if self.nat.inbound(start, Channel::Live, self.endpoint) {
             self.carried(start, Channel::Live, RESPONSE);
         }
@@ -191,8 +205,8 @@ impl<A: Algorithm> Run<'_, '_, A> {
         for flush in &self.scenario.flushes {
             self.queue.push((*flush).max(start), Event::Flush);
         }
-        if let Some((at, to)) = self.scenario.shrink {
-            self.queue.push(at.max(start), Event::Shrink { to });
+        for change in &self.scenario.changes {
+            self.queue.push(change.at.max(start), Event::Lifetimes(*change));
         }
     }
 
@@ -238,7 +252,7 @@ impl<A: Algorithm> Run<'_, '_, A> {
                 Action::Beat(beat) => self.send_beat(now, beat),
                 Action::Keepalive => self.send_tunnel(now, false),
                 Action::Handshake => self.send_tunnel(now, true),
-                Action::Close(channel) => self.nat.close(channel),
+                Action::Close(channel) => self.nat.close(now, channel),
                 Action::Rest { line, seq, wake_after } => self.say(now, line, Some((seq, wake_after))),
                 Action::Ask => self.say(now, Line::Live, None),
                 Action::Dial(line) => self.dial(now, line),
@@ -287,14 +301,26 @@ impl<A: Algorithm> Run<'_, '_, A> {
             self.tell(now, format_args!("  lost before the NAT"));
             return None;
         }
-        if channel == Channel::Live {
+        let concerns_live = channel == Channel::Live || self.room.is_some();
+        if concerns_live {
             self.watch(now);
         }
-        let port = self.nat.outbound(now, channel);
-        if channel == Channel::Live {
+        if !self.nat.has(now, channel) && !self.make_room(now) {
+            self.tell(now, format_args!("  the table is full"));
+            return None;
+        }
+        let port = self.nat.outbound(now, channel, &mut self.maker);
+        if concerns_live {
             self.watch(now);
         }
         Some(port)
+    }
+
+    /// A mapping is to be made: whether the table has room for it.
+    fn make_room(&mut self, now: Time) -> bool {
+        let Some(room) = &mut self.room else { return true };
+        let sessions = self.sessions.iter_mut().flat_map(Sessions::mappings);
+        room.make(now, self.nat.mappings().chain(sessions).collect())
     }
 
     /// Tests count again a round trip after the first live packet that follows a fault.
@@ -353,16 +379,31 @@ impl<A: Algorithm> Run<'_, '_, A> {
                 self.watch(now);
                 self.fault(now, self.flush_kind());
                 self.nat.flush();
-                self.flush_sessions();
+                self.flush_sessions(now);
                 self.watch(now);
             }
-            Event::Shrink { to } => {
+            Event::Lifetimes(change) => {
                 self.watch(now);
-                self.fault(now, FaultKind::Shrink);
-                self.nat.shrink(now, if self.scenario.ideal { to + MOMENT } else { to });
+                self.change_lifetimes(now, change);
                 self.watch(now);
-                self.algorithm.handle_truth(self.really(now), to);
+                self.algorithm.handle_truth(self.really(now), change.to.replied);
             }
+        }
+    }
+
+    fn change_lifetimes(&mut self, now: Time, Change { to, fault, .. }: Change) {
+        if fault {
+            self.fault(now, FaultKind::Shrink);
+        } else {
+            self.tell(now, format_args!("! lifetimes are {to:?}"));
+        }
+        if self.scenario.ideal {
+            let replied = to.replied + MOMENT;
+            return self.nat.set(now, replied, replied);
+        }
+        self.nat.set(now, to.unreplied, to.replied);
+        if let (Some(sessions), Some(lifetime)) = (&mut self.sessions, to.tcp) {
+            sessions.set_lifetime(now, lifetime);
         }
     }
 
@@ -469,24 +510,16 @@ impl<A: Algorithm> Run<'_, '_, A> {
 
     /// Follows the path from the gateway to the client, before and after anything that may change it.
     fn watch(&mut self, now: Time) {
-        let session = self.session_ends();
-        let open = match self.nat.live() {
-            _ if session.is_some_and(|ends| ends > now) => true,
-            Some((_, ends)) if ends <= now => {
-                let ends = session.map_or(ends, |session| session.max(ends));
-                // It closed by itself, unless it had been closed before.
-                if self.reach.is_open() {
-                    self.tell(ends, format_args!("! the live mapping ended"));
-                }
-                self.reach.set_open(ends, false);
-                false
-            }
-            Some((port, _)) => port == self.endpoint,
-            None => false,
-        };
-        if let Some(ends) = session.filter(|ends| !open && *ends <= now && self.reach.is_open()) {
+        let udp = self.nat.live().filter(|(port, _)| *port == self.endpoint).map(|(_, ends)| ends);
+        let ends = self.session_ends().into_iter().chain(udp).max();
+        let open = ends.is_some_and(|ends| ends > now);
+        if let Some(ends) = ends.filter(|_| !open && self.reach.is_open()) {
+            // It closed by itself, but not before it was last seen open.
+            let ends = ends.max(self.watched);
+            self.tell(ends, format_args!("! the live mapping ended"));
             self.reach.set_open(ends, false);
         }
+        self.watched = now;
         if open != self.reach.is_open() {
             self.tell(now, format_args!("! the path is {}", if open { "open" } else { "shut" }));
         }

@@ -2,7 +2,7 @@ use std::time::{Duration, Instant};
 
 use pinhole_agent::nat::{Beat, Channel, Reply, Wake};
 
-use super::{FaultKind, Observed, Scenario, run::perform};
+use super::{Change, FaultKind, Lifetimes, Observed, Scenario, run::perform};
 use crate::{
     algorithm::{self, Action, Algorithm},
     engine::run,
@@ -202,7 +202,9 @@ fn after_a_visible_flush_the_gateway_sends_to_the_old_port_until_the_path_is_pro
 #[test]
 fn a_shrink_is_in_force_at_once() {
     let mut shrinking = scenario(Profile::new("plain", 30.0, 30.0));
-    shrinking.shrink = Some((Time::from_secs(18), Duration::from_secs(7)));
+    let lifetime = Duration::from_secs(7);
+    let to = Lifetimes { unreplied: lifetime, replied: lifetime, tcp: None };
+    shrinking.changes = vec![Change { at: Time::from_secs(18), to, fault: true }];
     let (observed, _) = play(&shrinking, beats(10.0, None));
     // Idle since 10.1 s, so shut at 18 s; open again at 20 s, where tests count from 20.1 s on; then shut for 2.9 s of
     // every ten, of which the last second does not matter.

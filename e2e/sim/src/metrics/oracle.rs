@@ -5,31 +5,36 @@ use std::time::Duration;
 use super::BURST;
 use crate::model::Time;
 
-/// Knows the true lifetime, promotes for free, never resends, learns a shrink at once. Sends one packet every lifetime,
+/// Knows the true lifetime, promotes for free, never resends, learns a change at once. Sends one packet every lifetime,
 /// without waiting for a sweep.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub struct Oracle {
     lifetime: Duration,
-    shrink: Option<(Time, Duration)>,
+    changes: Vec<(Time, Duration)>,
 }
 
 impl Oracle {
-    /// For a lifetime, and another one from some time on.
-    pub fn new(lifetime: Duration, shrink: Option<(Time, Duration)>) -> Self {
-        Self { lifetime, shrink }
+    /// For a lifetime, and others that hold from these times on, in their order.
+    pub fn new(lifetime: Duration, changes: Vec<(Time, Duration)>) -> Self {
+        Self { lifetime, changes }
     }
 
     /// Its wake-ups from the beginning, at which it sends its first packet, up to, not including, `end`.
     pub fn wakes(&self, end: Time) -> u64 {
-        let shrink = self.shrink.filter(|(at, _)| *at < end);
-        let before = shrink.map_or(end, |(at, _)| at);
-        let period = bursts(self.lifetime);
-        let wakes = steps(before, period);
-        let Some((at, lifetime)) = shrink else { return wakes };
-        let last = Time::from_nanos(wakes.saturating_sub(1).saturating_mul(nanos(period)));
-        let period = bursts(lifetime);
-        let next = at.max(last + period);
-        wakes + steps(Time::from(end.since(next)), period)
+        let mut period = bursts(self.lifetime);
+        let (mut wakes, mut next) = (0, Time::ZERO);
+        let mut last = None;
+        let changes = self.changes.iter().take_while(|(at, _)| *at < end).copied();
+        for (until, lifetime) in changes.chain([(end, self.lifetime)]) {
+            let steps = steps(Time::from(until.since(next)), period);
+            if let Some(more) = steps.checked_sub(1) {
+                last = Some(next + Duration::from_nanos(nanos(period).saturating_mul(more)));
+            }
+            wakes += steps;
+            period = bursts(lifetime);
+            next = last.map_or(next, |last| until.max(last + period));
+        }
+        wakes
     }
 
     /// Its wake-ups from `start` on.
@@ -63,7 +68,7 @@ mod tests {
 
     #[test]
     fn it_sends_one_packet_every_lifetime() {
-        let oracle = Oracle::new(secs(10), None);
+        let oracle = Oracle::new(secs(10), Vec::new());
         assert_eq!(oracle.wakes(Time::ZERO), 0);
         assert_eq!(oracle.wakes(Time::from_secs(10)), 1);
         assert_eq!(oracle.wakes(Time::from_secs(11)), 2);
@@ -74,17 +79,28 @@ mod tests {
     #[test]
     fn it_learns_a_shrink_at_once() {
         // 0, 10, then 15 (idle for 5 already), 19, 23, 27.
-        let oracle = Oracle::new(secs(10), Some((Time::from_secs(15), secs(4))));
+        let oracle = Oracle::new(secs(10), vec![(Time::from_secs(15), secs(4))]);
         assert_eq!(oracle.wakes(Time::from_secs(30)), 6);
         // 0, 10, then 14 + 4.
-        let oracle = Oracle::new(secs(10), Some((Time::from_secs(11), secs(8))));
+        let oracle = Oracle::new(secs(10), vec![(Time::from_secs(11), secs(8))]);
         assert_eq!(oracle.wakes(Time::from_secs(18)), 2);
         assert_eq!(oracle.wakes(Time::from_secs(19)), 3);
     }
 
     #[test]
+    fn it_learns_one_change_after_the_other() {
+        // 0, 10, then 10 + 20 as of 12, but at 14 (as of 13) and 18, then 18 + 9 as of 20.
+        let changes = [(12, 20), (13, 4), (20, 9)].map(|(at, to)| (Time::from_secs(at), secs(to)));
+        let oracle = Oracle::new(secs(10), changes.to_vec());
+        assert_eq!(
+            [13, 14, 15, 18, 19, 27, 28].map(|at| oracle.wakes(Time::from_secs(at))),
+            [2, 2, 3, 3, 4, 4, 5]
+        );
+    }
+
+    #[test]
     fn packets_closer_than_a_burst_share_a_wake_up() {
-        assert_eq!(Oracle::new(secs(3), None).wakes(Time::from_secs(60)), 10);
-        assert_eq!(Oracle::new(secs(4), None).wakes(Time::from_secs(60)), 15);
+        assert_eq!(Oracle::new(secs(3), Vec::new()).wakes(Time::from_secs(60)), 10);
+        assert_eq!(Oracle::new(secs(4), Vec::new()).wakes(Time::from_secs(60)), 15);
     }
 }

@@ -37,6 +37,18 @@ impl Timers {
         }
     }
 
+    /// The timers of a NAT that keeps all mappings alike.
+    pub fn of(lifetime: Duration) -> Self {
+        Self {
+            unreplied: lifetime,
+            replied: lifetime,
+            promote_after: Duration::ZERO,
+            refresh: Refresh::default(),
+            sweep: None,
+            since: Time::ZERO,
+        }
+    }
+
     /// The lifetime of promoted mappings becomes `to`, that of others at most `to`; at once, for existing ones too.
     ///
     /// Mappings that have ended by then must be removed first: the past is not kept.
@@ -58,6 +70,11 @@ impl Timers {
         self.replied
     }
 
+    /// The same until it is promoted.
+    pub fn unreplied(&self) -> Duration {
+        self.unreplied
+    }
+
     fn removal(&self, deadline: Time) -> Time {
         let Some(Sweep { every, first }) = self.sweep else { return deadline };
         let late = deadline.as_nanos().saturating_sub(first).div_ceil(every);
@@ -70,18 +87,26 @@ fn seconds(seconds: f64) -> Duration {
 }
 
 /// One mapping's timer. Packets are reported only while it lives.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Binding {
     first: Time,
     restarted: Time,
     replied: bool,
     promoted: bool,
+    /// Its lifetimes are so many times those of the timers.
+    times: Option<f64>,
 }
 
 impl Binding {
     /// A packet from the inside made a new mapping.
     pub fn open(now: Time) -> Self {
-        Self { first: now, restarted: now, replied: false, promoted: false }
+        Self { first: now, restarted: now, replied: false, promoted: false, times: None }
+    }
+
+    /// The same, but its lifetimes are so many times those of others.
+    #[must_use]
+    pub fn living(self, times: f64) -> Self {
+        Self { times: Some(times), ..self }
     }
 
     /// A packet from the inside passes.
@@ -103,6 +128,7 @@ impl Binding {
     /// When the mapping goes if nothing passes any more.
     pub fn ends(&self, timers: &Timers) -> Time {
         let lifetime = if self.promoted { timers.replied } else { timers.unreplied };
+        let lifetime = self.times.map_or(lifetime, |times| lifetime.mul_f64(times));
         timers.removal((self.restarted + lifetime).max(timers.since))
     }
 

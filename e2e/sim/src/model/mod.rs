@@ -7,6 +7,7 @@ mod error;
 mod loss;
 mod profile;
 mod time;
+mod worlds;
 
 pub use self::{
     binding::{Binding, Timers},
@@ -14,4 +15,5 @@ pub use self::{
     loss::Loss,
     profile::{Dependence, LossBursts, Paging, PortAllocation, Profile, Refresh, TcpClose, Timeouts},
     time::Time,
+    worlds::{Full, Hours, Load, Pressure, Quota, Victim},
 };

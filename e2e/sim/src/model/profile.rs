@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Loss, ProfileError};
+use super::{Hours, Load, Loss, Pressure, ProfileError, Quota, worlds::Fault};
 
 /// On what a mapping or a filter depends (RFC 4787, sections 4.1 and 5).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -149,6 +149,22 @@ pub struct Profile {
     /// The client's radio sleeps 11.6 s after the last packet, and is paged for the next. `None`, the default: it never sleeps.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub paging: Option<Paging>,
+    /// Hours of the day with other lifetimes. `None`, the default: all hours are alike.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hours: Option<Hours>,
+    /// Lifetimes that follow the load. `None`, the default: they are steady.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub load: Option<Load>,
+    /// Each mapping's lifetime is multiplied by something of its own, between 1 less this and 1 and this; up to 0.5.
+    /// `None`, the default: all live alike.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub scatter: Option<f64>,
+    /// Mappings go because others need the room. `None`, the default: they do not.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pressure: Option<Pressure>,
+    /// How many mappings the client may have. `None`, the default: as many as it likes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub quota: Option<Quota>,
     /// Round trip between client and gateway, in milliseconds. 40 unless told.
     #[serde(default = "forty")]
     pub rtt_ms: f64,
@@ -193,6 +209,11 @@ impl Profile {
             loss: Loss::NONE,
             loss_bursts: None,
             paging: None,
+            hours: None,
+            load: None,
+            scatter: None,
+            pressure: None,
+            quota: None,
             rtt_ms: forty(),
         }
     }
@@ -224,7 +245,7 @@ impl Profile {
     }
 
     /// The first field that makes no sense, what it must be, and what it is.
-    fn fault(&self) -> Option<(&'static str, &'static str, String)> {
+    fn fault(&self) -> Option<Fault> {
         if self.name.is_empty() {
             return Some(("name", "must say something", "empty".to_owned()));
         }
@@ -233,6 +254,15 @@ impl Profile {
         }
         if let Some(paging) = self.paging.filter(|paging| paging.least_s > paging.most_s) {
             return Some(("paging", "must be least_s up to most_s", format!("{paging:?}")));
+        }
+        let worlds = [
+            self.hours.and_then(Hours::fault),
+            self.load.and_then(Load::fault),
+            self.pressure.and_then(Pressure::fault),
+            self.quota.and_then(Quota::fault),
+        ];
+        if let Some(fault) = worlds.into_iter().flatten().next() {
+            return Some(fault);
         }
         let lifetime = 0.001..=LONGEST_S;
         let bursts = self.loss_bursts.unwrap_or(LossBursts { mean_s: 1.0, every_s: 1.0, loss: Loss::NONE });
@@ -266,6 +296,7 @@ impl Profile {
             ),
             ("paging.least_s", paging.least_s, 0.0..=60.0, "must be seconds, up to a minute"),
             ("paging.most_s", paging.most_s, 0.0..=60.0, "must be seconds, up to a minute"),
+            ("scatter", self.scatter.unwrap_or(0.0), 0.0..=0.5, "must be from 0 to 0.5"),
             ("promote_after_s", self.promote_after_s, span.clone(), "must be seconds, up to a year"),
             ("sweep_s", self.sweep_s, span, "must be seconds, up to a year"),
             ("flush_per_day", self.flush_per_day, 0.0..=86_400.0, "must be from 0 to 86400"),
@@ -298,6 +329,7 @@ impl Profile {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::{Full, Victim};
 
     #[test]
     fn a_name_and_two_timeouts_are_enough() {
@@ -321,7 +353,10 @@ mod tests {
                  "refresh": {"inbound": false}, "sweep_s": 7, "flush_per_day": 0.5, "shrink_to": 12,
                  "tcp_timeout_s": 1800, "tcp_close": "reset", "loss": 5, "rtt_ms": 80,
                  "loss_bursts": {"mean_s": 3, "every_s": 300, "loss": 80},
-                 "paging": {"least_s": 0.3, "most_s": 2}}]"#,
+                 "paging": {"least_s": 0.3, "most_s": 2},
+                 "hours": {"from_h": 18, "until_h": 23, "times": 0.5}, "load": {"every_s": 1800, "least": 0.5},
+                 "scatter": 0.2, "pressure": {"mean_s": 3600, "evicts": "oldest"},
+                 "quota": {"mappings": 8, "full": "evict-random"}}]"#,
         )
         .unwrap();
         let mut expected = Profile::new("b", 10.0, 20.5);
@@ -340,6 +375,11 @@ mod tests {
         expected.rtt_ms = 80.0;
         expected.loss_bursts = Some(LossBursts { mean_s: 3.0, every_s: 300.0, loss: Loss::percent(80.0) });
         expected.paging = Some(Paging { least_s: 0.3, most_s: 2.0 });
+        expected.hours = Some(Hours { from_h: 18.0, until_h: 23.0, times: 0.5 });
+        expected.load = Some(Load { every_s: 1800.0, least: 0.5 });
+        expected.scatter = Some(0.2);
+        expected.pressure = Some(Pressure { mean_s: 3600.0, evicts: Victim::Oldest });
+        expected.quota = Some(Quota { mappings: 8, full: Full::EvictRandom });
         assert_eq!(profiles, [expected]);
     }
 
@@ -399,6 +439,25 @@ mod tests {
         ];
         for (json, expected) in cases {
             let error = Profile::parse_file(json).unwrap_err().to_string();
+            assert!(error.contains(expected), "{json}: {error}");
+        }
+    }
+
+    #[test]
+    fn a_world_that_makes_no_sense_is_refused() {
+        for (field, expected) in [
+            (r#""hours": {"from_h": 24, "until_h": 3, "times": 1}"#, "hours.from_h must be an hour"),
+            (r#""hours": {"from_h": 1, "until_h": 3, "times": 0}"#, "hours.times must be from 0.05"),
+            (r#""load": {"every_s": 1, "least": 0.5}"#, "load.every_s must be seconds"),
+            (r#""load": {"every_s": 600, "least": 2}"#, "load.least must be from 0.05"),
+            (r#""scatter": 0.6"#, "scatter must be from 0 to 0.5"),
+            (r#""pressure": {"mean_s": 0, "evicts": "random"}"#, "pressure.mean_s must be seconds"),
+            (r#""pressure": {"mean_s": 60, "evicts": "mine"}"#, "unknown variant `mine`"),
+            (r#""quota": {"mappings": 0, "full": "refuse"}"#, "quota.mappings must be one at least"),
+        ] {
+            let json =
+                format!(r#"[{{"name": "a", "timeout_s": {{"unreplied": 1, "replied": 1}}, {field}}}]"#);
+            let error = Profile::parse_file(&json).unwrap_err().to_string();
             assert!(error.contains(expected), "{json}: {error}");
         }
     }

@@ -1,8 +1,11 @@
 use pinhole_crds::{CONNECTED, ClientPhase, READY, RECONCILING, STALLED, VPNClientStatus};
-use pinhole_proto::v1::{
-    ChurnCause, ChurnEvent, ChurnOfCause, ChurnReport, KeepaliveReason, KeepaliveReport, Phase,
-    StandbyReason, StandbyReport,
-    keepalive_policy::{Mode, Standby},
+use pinhole_proto::{
+    bounds::{NEWER, Word},
+    v1::{
+        ChurnCause, ChurnEvent, ChurnOfCause, ChurnReport, KeepaliveReason, KeepaliveReport, Phase,
+        StandbyReason, StandbyReport,
+        keepalive_policy::{Mode, Standby},
+    },
 };
 
 use super::*;
@@ -23,7 +26,7 @@ fn agent(extra: &Value) -> VPNClient {
 fn sighting(phase: Phase) -> Sighting {
     Sighting {
         client: ClientKey::new("vpn", "laptop"),
-        phase,
+        phase: Word::Known(phase),
         endpoint: Some("198.51.100.9:4500".into()),
         last_handshake: Some(at(90)),
         last_receive: Some(at(95)),
@@ -415,4 +418,30 @@ fn a_stock_client_is_given_what_its_gateway_observed_within_the_policy_and_with_
     assert_eq!(told(Some(80)), (80, "GatewayObserved".into()));
     assert_eq!(told(None), (80, "GatewayObserved".into()), "the replica started anew");
     assert_eq!(told(Some(9000)), (3600, "GatewayObserved".into()), "the policy's own bound");
+}
+
+#[test]
+fn words_that_are_newer_than_the_operator_are_named_as_that_and_end_nothing() {
+    let case = Case::new();
+    let mut client = connected(&case);
+    let keepalive = KeepaliveReport {
+        interval: Some(prost_types::Duration { seconds: 40, nanos: 0 }),
+        mode: Mode::Adaptive.into(),
+        reason: 99,
+        ..KeepaliveReport::default()
+    };
+    let standby = StandbyReport { reachable_by: 99, reason: 99, ..StandbyReport::default() };
+    let newer = Sighting {
+        phase: Word::Newer(99),
+        keepalive: Some(keepalive),
+        standby: Some(standby),
+        ..sighting(Phase::Connected)
+    };
+    client.status = Some(case.judge(&client, &heard(newer)));
+    let made = client.status.unwrap();
+    assert_eq!(made.phase, Some(ClientPhase::Connected), "it stays what it was");
+    assert_eq!(
+        (made.keepalive.unwrap().reason.as_str(), made.standby.unwrap().reason.as_str()),
+        (NEWER, NEWER)
+    );
 }

@@ -150,7 +150,7 @@ fn a_load_balancer_may_give_an_address_or_a_name() {
             nodes: &BTreeMap::new(),
             public_keys: &BTreeMap::new(),
         };
-        replicas(&gateway, &observed).remove(0).tunnel_endpoints
+        texts(&replicas(&gateway, &observed)[0].tunnel_endpoints)
     };
     assert_eq!(hosts(json!([{ "ip": "203.0.113.7" }])), ["203.0.113.7:51820"]);
     assert_eq!(hosts(json!([{ "hostname": "lb.example.com" }])), ["lb.example.com:51820"]);
@@ -173,7 +173,7 @@ fn a_node_port_is_reached_at_the_node_that_runs_the_replica() {
         let observed =
             Observed { services: &services, pods: &running("n1"), nodes, public_keys: &BTreeMap::new() };
         let replica = replicas(&gateway, &observed).remove(0);
-        (replica.tunnel_endpoints, replica.session_endpoints)
+        (texts(&replica.tunnel_endpoints), texts(&replica.session_endpoints))
     };
     let nodes = BTreeMap::from([
         ("n1".to_owned(), node(&["198.51.100.4"], &["10.0.0.4"])),
@@ -187,7 +187,7 @@ fn a_node_port_is_reached_at_the_node_that_runs_the_replica() {
 #[test]
 fn the_users_own_addresses_come_before_what_the_cluster_says() {
     let spec = json!({ "exposure": { "type": "LoadBalancer", "addresses": ["vpn.example.com"] } });
-    assert_eq!(balanced(&gateway(&spec))[0].tunnel_endpoints, ["vpn.example.com:51820"]);
+    assert_eq!(texts(&balanced(&gateway(&spec))[0].tunnel_endpoints), ["vpn.example.com:51820"]);
 }
 
 #[test]

@@ -1,5 +1,6 @@
 mod client;
 mod gateway;
+mod hostile;
 mod pool;
 mod wgquick;
 
@@ -76,6 +77,10 @@ fn balanced(gateway: &VPNGateway) -> Vec<Replica> {
     let observed =
         Observed { services: &services, pods: &running("n1"), nodes: &BTreeMap::new(), public_keys: &key() };
     replicas(gateway, &observed)
+}
+
+fn texts(endpoints: &[pinhole_proto::HostPort]) -> Vec<String> {
+    endpoints.iter().map(ToString::to_string).collect()
 }
 
 fn replica_view(silent_for: Option<Duration>, proof: Option<(PathProof, Duration)>) -> ReplicaView {

@@ -8,14 +8,12 @@ use crate::{
     plan::pool::{ADDRESSES_AVAILABLE, StatusInputs, objects, status},
 };
 
-fn judge(
+pub(super) fn judged(
     pool: &VPNClientPool,
     gateway: Option<&VPNGateway>,
+    overlap: Option<&Overlap>,
     shortage: Option<Denied>,
 ) -> VPNClientPoolStatus {
-    let older = super::pool("older", 0, &["10.77.0.0/16"]);
-    let overlaps = overlaps(&[&older, pool]);
-    let overlap = overlaps.iter().find(|(p, _)| p.metadata.uid == pool.metadata.uid).unwrap().1.as_ref();
     status(StatusInputs {
         pool,
         gateway,
@@ -27,6 +25,18 @@ fn judge(
         tokens: vec![],
         now: at(100),
     })
+}
+
+/// Beside an older pool that has 10.77.0.0/16.
+fn judge(
+    pool: &VPNClientPool,
+    gateway: Option<&VPNGateway>,
+    shortage: Option<Denied>,
+) -> VPNClientPoolStatus {
+    let older = super::pool("older", 0, &["10.77.0.0/16"]);
+    let overlaps = overlaps(&[&older, pool]);
+    let overlap = overlaps.iter().find(|(p, _)| p.metadata.uid == pool.metadata.uid).unwrap().1.as_ref();
+    judged(pool, gateway, overlap, shortage)
 }
 
 fn ready(gateway: &VPNGateway, ready: &str) -> VPNGateway {

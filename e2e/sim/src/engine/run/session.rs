@@ -9,7 +9,11 @@ use std::time::Duration;
 use pinhole_agent::nat::standby::{Ended, Line};
 
 use super::{Channel, Event, Rng, Run, Time};
-use crate::{algorithm::Algorithm, model::TcpClose};
+use crate::{
+    algorithm::Algorithm,
+    engine::mapping::Mapping,
+    model::{TcpClose, Timers},
+};
 
 const RETRANSMISSIONS: [Duration; 4] =
     [Duration::ZERO, Duration::from_millis(200), Duration::from_millis(600), Duration::from_millis(1400)];
@@ -37,9 +41,7 @@ pub(in crate::engine) enum Occurrence {
 struct Connection {
     line: Line,
     number: u64,
-    refreshed: Time,
-    /// The NAT forgot it.
-    forgotten: bool,
+    mapping: Mapping,
     /// The gateway's end is open.
     served: bool,
     rest: Option<(u64, Duration)>,
@@ -51,12 +53,30 @@ struct Connection {
 pub(super) struct Sessions {
     connections: Vec<Connection>,
     number: u64,
+    timers: Timers,
     losses: Rng,
 }
 
 impl Sessions {
-    pub(super) fn new(losses: Rng) -> Self {
-        Self { connections: Vec::new(), number: 0, losses }
+    pub(super) fn new(timers: Timers, losses: Rng) -> Self {
+        Self { connections: Vec::new(), number: 0, timers, losses }
+    }
+
+    /// All their mappings, and some that have ended.
+    pub(super) fn mappings(&mut self) -> impl Iterator<Item = (&mut Mapping, Timers)> {
+        let timers = self.timers;
+        self.connections.iter_mut().map(move |own| (&mut own.mapping, timers))
+    }
+
+    /// Mappings live for so long from now on; those that have ended stay so.
+    pub(super) fn set_lifetime(&mut self, now: Time, lifetime: Duration) {
+        let timers = self.timers;
+        for own in &mut self.connections {
+            if !own.mapping.is_alive(now, &timers) {
+                own.mapping.evict(now);
+            }
+        }
+        self.timers.set(now, lifetime, lifetime);
     }
 
     fn find(&mut self, line: Line) -> Option<&mut Connection> {
@@ -75,14 +95,14 @@ impl Sessions {
 impl<A: Algorithm> Run<'_, '_, A> {
     /// When the session's mapping ends, if the gateway could still send over it.
     pub(super) fn session_ends(&self) -> Option<Time> {
-        let (lifetime, _) = self.scenario.tcp?;
-        let live = self.sessions.as_ref()?.connections.iter().find(|own| own.line == Line::Live)?;
-        (live.served && !live.forgotten).then(|| live.refreshed + lifetime)
+        let sessions = self.sessions.as_ref()?;
+        let live = sessions.connections.iter().find(|own| own.line == Line::Live)?;
+        live.served.then(|| live.mapping.ends(&sessions.timers))
     }
 
-    pub(super) fn flush_sessions(&mut self) {
+    pub(super) fn flush_sessions(&mut self, now: Time) {
         for connection in self.sessions.iter_mut().flat_map(|sessions| &mut sessions.connections) {
-            connection.forgotten = true;
+            connection.mapping.evict(now);
         }
     }
 
@@ -111,13 +131,13 @@ impl<A: Algorithm> Run<'_, '_, A> {
         let delay = self.through(now);
         let alive = delay.is_some_and(|delay| self.has_mapping(line, now + delay));
         let (rtt, resets) = (self.scenario.rtt, self.resets());
-        let Some(connection) = self.sessions.as_mut().and_then(|sessions| sessions.find(line)) else {
-            return;
-        };
+        let Some(sessions) = &mut self.sessions else { return };
+        let timers = sessions.timers;
+        let Some(connection) = sessions.find(line) else { return };
         let (number, served) = (connection.number, connection.served);
         match delay {
             Some(delay) if alive && served => {
-                connection.refreshed = now + delay;
+                connection.mapping.outbound(now + delay, &timers);
                 self.carried(now, Channel::Live, ACK);
                 self.after(now, delay + rtt / 2, Occurrence::Arrives(line, number, rest));
             }
@@ -132,15 +152,24 @@ impl<A: Algorithm> Run<'_, '_, A> {
         let at = self.really(now);
         match occurrence {
             Occurrence::Attached(line) => {
+                if let Some(sessions) = &mut self.sessions {
+                    sessions.remove(line);
+                }
+                if !self.make_room(now) {
+                    self.tell(now, format_args!("  the table is full"));
+                    // A scout is given up by who sent it.
+                    if line == Line::Live {
+                        self.after(now, REDIAL, occurrence);
+                    }
+                    return;
+                }
                 let Some(sessions) = &mut self.sessions else { return };
-                sessions.remove(line);
                 sessions.number += 1;
                 let number = sessions.number;
                 sessions.connections.push(Connection {
                     line,
                     number,
-                    refreshed: now,
-                    forgotten: false,
+                    mapping: self.maker.open(now),
                     served: true,
                     rest: None,
                     heard: now,
@@ -206,11 +235,13 @@ impl<A: Algorithm> Run<'_, '_, A> {
     fn send_down(&mut self, now: Time, line: Line, number: u64, wake: Option<u64>) {
         let delay = self.through(now).map(|delay| delay + self.scenario.rtt / 2);
         let passes = delay.filter(|delay| self.has_mapping(line, now + *delay));
-        let Some(own) = self.numbered(number) else { return };
+        let Some(sessions) = &mut self.sessions else { return };
+        let timers = sessions.timers;
+        let Some(own) = sessions.numbered(number) else { return };
         own.heard = now;
         match passes {
             Some(delay) => {
-                own.refreshed = now + delay;
+                own.mapping.inbound(now + delay, &timers);
                 self.after(now, delay, Occurrence::ToClient(line, number, wake));
             }
             // Nobody acknowledges it, or RST comes back: the gateway closes its end, and nobody can tell the client.
@@ -223,9 +254,9 @@ impl<A: Algorithm> Run<'_, '_, A> {
     }
 
     fn has_mapping(&mut self, line: Line, at: Time) -> bool {
-        let Some((lifetime, _)) = self.scenario.tcp else { return false };
-        let found = self.sessions.as_mut().and_then(|sessions| sessions.find(line));
-        found.is_some_and(|own| !own.forgotten && at < own.refreshed + lifetime)
+        let Some(sessions) = &mut self.sessions else { return false };
+        let timers = sessions.timers;
+        sessions.find(line).is_some_and(|own| own.mapping.is_alive(at, &timers))
     }
 
     fn resets(&self) -> bool {

@@ -1,0 +1,51 @@
+//! What of a spec cannot be handed on. Objects that were written before the schema forbade it may hold such a thing: it
+//! is left out and said, and the rest is in force.
+
+use pinhole_crds::{PARTIALLY_INVALID, VPNClientPool, VPNGateway};
+use pinhole_proto::{DomainName, Host, parted, quoted};
+
+use super::condition::Conditions;
+
+/// Texts of one field that are left out.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Unusable {
+    /// Search domains of a pool.
+    #[error(
+        "spec.dns.search: {} is no domain name, and is left out: write each as svc.cluster.local", quoted(.0)
+    )]
+    SearchDomains(Vec<String>),
+    /// Addresses that a gateway's clients are told.
+    #[error(
+        "spec.exposure.addresses: {} is neither an address nor a domain name, and is left out: write each as \
+         192.0.2.1, 2001:db8::1 or vpn.example.org", quoted(.0)
+    )]
+    ExposureAddresses(Vec<String>),
+}
+
+impl Unusable {
+    /// The reason's name, for conditions and events.
+    pub fn category(&self) -> &'static str {
+        match self {
+            Self::SearchDomains(_) => "SearchDomainInvalid",
+            Self::ExposureAddresses(_) => "ExposureAddressInvalid",
+        }
+    }
+
+    /// Says so in a status.
+    pub(super) fn tell(&self, conditions: &mut Conditions<'_>) {
+        conditions.set(PARTIALLY_INVALID, Some(true), self.category(), &self.to_string());
+    }
+}
+
+/// The pool's search domains, and those that are none.
+pub fn search_domains(pool: &VPNClientPool) -> (Vec<DomainName>, Option<Unusable>) {
+    let dns = pool.spec.dns.as_ref();
+    let (good, bad) = parted(dns.map(|dns| dns.search.as_slice()).unwrap_or_default());
+    (good, bad.map(Unusable::SearchDomains))
+}
+
+/// The hosts that the gateway's user wants clients to be told, and those that are none.
+pub fn exposure_hosts(gateway: &VPNGateway) -> (Vec<Host>, Option<Unusable>) {
+    let (good, bad) = parted(&gateway.spec.exposure.addresses);
+    (good, bad.map(Unusable::ExposureAddresses))
+}

@@ -1,0 +1,58 @@
+// What a field is fed that ends in a configuration language, on a command line, in a manifest or on a terminal.
+// Included by the tests of each crate that renders such a field; no name, host, label or key is among them.
+
+/// The texts; each must be refused, left out or made harmless.
+pub(crate) fn strings() -> Vec<String> {
+    let short = [
+        "x\nPostUp = touch /tmp/pwned",
+        "x\r\nPostUp = touch /tmp/pwned",
+        "cluster.local\n",
+        "\ncluster.local",
+        "x\rPostUp = id",
+        "x\u{b}y",
+        "x\u{c}y",
+        "x\0y",
+        "x\ty",
+        "x y",
+        " x",
+        "x ",
+        "-x",
+        "--help",
+        "--set-key=x",
+        "x-",
+        "~.",
+        "\"x\"",
+        "'x'",
+        "`id`",
+        "$(id)",
+        "$HOME",
+        "${IFS}",
+        "x;id",
+        "x|id",
+        "x&id",
+        "x,y",
+        "x#y",
+        "x=y",
+        "x\\ny",
+        "{{ .Values }}",
+        "*",
+        "%n",
+        "..",
+        "../../secrets/other",
+        "x/../y",
+        "/etc/passwd",
+        "x?watch=true",
+        "x%2fy",
+        "é",
+        "пример.рф",
+        "x\u{202e}y",
+        "x\u{200b}y",
+        "x\u{2028}y",
+        "\u{1b}[2J\u{1b}[31mx",
+        "x\u{9b}2J",
+        "x\u{7f}",
+        "\u{feff}x",
+    ];
+    let long = ["x".repeat(10_000), "x.".repeat(5_000), format!("x{}", "\n".repeat(10_000))];
+    short.into_iter().map(str::to_owned).chain(long).collect()
+}

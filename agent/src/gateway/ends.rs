@@ -21,7 +21,7 @@ pub(super) struct Ends {
     /// The snapshot as it came.
     told: Option<Arc<Desired>>,
     /// Its ends, the first one first.
-    ends: Vec<(SystemTime, PublicKey)>,
+    by_time: Vec<(SystemTime, PublicKey)>,
     /// How many of them have passed.
     passed: usize,
     look: Option<Instant>,
@@ -31,8 +31,8 @@ impl Ends {
     /// Another snapshot came: what of it is in force.
     pub(super) fn take(&mut self, now: Instant, wall: SystemTime, told: Desired) -> Arc<Desired> {
         let told = Arc::new(told);
-        self.ends = told.peers.iter().filter_map(|(key, peer)| Some((peer.not_after?, *key))).collect();
-        self.ends.sort_unstable();
+        self.by_time = told.peers.iter().filter_map(|(key, peer)| Some((peer.not_after?, *key))).collect();
+        self.by_time.sort_unstable();
         self.told = Some(Arc::clone(&told));
         self.judge(now, wall);
         self.in_force(&told)
@@ -60,13 +60,13 @@ impl Ends {
     }
 
     fn judge(&mut self, now: Instant, wall: SystemTime) {
-        self.passed = self.ends.partition_point(|(end, _)| *end <= wall);
-        let next = self.ends.get(self.passed).and_then(|(end, _)| end.duration_since(wall).ok());
-        self.look = (!self.ends.is_empty()).then(|| now + next.unwrap_or(LOOK).min(LOOK));
+        self.passed = self.by_time.partition_point(|(end, _)| *end <= wall);
+        let next = self.by_time.get(self.passed).and_then(|(end, _)| end.duration_since(wall).ok());
+        self.look = (!self.by_time.is_empty()).then(|| now + next.unwrap_or(LOOK).min(LOOK));
     }
 
     fn over(&self) -> impl Iterator<Item = &PublicKey> {
-        self.ends.iter().take(self.passed).map(|(_, key)| key)
+        self.by_time.iter().take(self.passed).map(|(_, key)| key)
     }
 
     fn in_force(&self, told: &Arc<Desired>) -> Arc<Desired> {

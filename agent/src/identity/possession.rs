@@ -283,7 +283,7 @@ mod tests {
     fn a_challenge_lives_for_a_minute() {
         let mut world = World::new();
         let request = world.proven();
-        world.now += CHALLENGE_LIFE - Duration::from_millis(1);
+        world.now += CHALLENGE_LIFE.saturating_sub(Duration::from_millis(1));
         assert_eq!(world.verdict(&request), None);
         world.now += Duration::from_millis(1);
         assert_eq!(world.verdict(&request), Some("ChallengeExpired"));

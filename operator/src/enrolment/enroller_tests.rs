@@ -427,7 +427,7 @@ async fn what_is_remembered_of_tokens_is_bounded_by_those_that_the_pool_has() {
         enrolled(&enroller, by(&name, request(1))).await;
         if let Some(tokens) = memory.lock().pools.get_mut("staff").unwrap().spec.enrolment.as_mut() {
             let over = tokens.tokens.len().saturating_sub(4);
-            tokens.tokens.drain(1..1 + over);
+            tokens.tokens.drain(1..=over);
         }
     }
     let clients = clients(&memory);
@@ -465,7 +465,8 @@ async fn nothing_gets_around_a_suspension(deeds: Vec<Deed>) {
     let mut used: BTreeMap<String, Vec<&str>> = BTreeMap::new();
     for deed in deeds {
         let before = clients(&memory);
-        let suspended = || before.values().filter(|c| c.spec.suspended == Some(true)).map(|c| c.name_any());
+        let suspended =
+            || before.values().filter(|c| c.spec.suspended == Some(true)).map(kube::ResourceExt::name_any);
         let nth = |n: usize| before.keys().nth(n).cloned();
         match deed {
             Deed::Enrol { key, token } => {

@@ -49,7 +49,6 @@ use std::time::Duration;
 pub use config::{PeerConfig, Threads, TunnelConfig};
 pub use error::TunnelError;
 pub use event::{SendFailure, TunnelEvent};
-pub(crate) use gate::place;
 pub use handle::{Probe, Tunnel};
 pub use key::{KeyError, PresharedKey, PrivateKey, PublicKey};
 pub use offloads::Offloads;

@@ -15,7 +15,7 @@ use pinhole_proto::{
 use rcgen::{CertificateParams, KeyPair};
 use rustls::pki_types::{CertificateDer, pem::PemObject as _};
 use tokio::{
-    io::AsyncWriteExt as _,
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::{TcpListener, TcpStream},
     sync::{mpsc, watch},
     task::JoinHandle,
@@ -400,6 +400,75 @@ async fn strangers_on_the_port_disturb_nobody() {
     let mut noisy = TcpStream::connect(("127.0.0.1", operator.port)).await.unwrap();
     noisy.write_all(b"GET / HTTP/1.1\r\n\r\n").await.unwrap();
     assert!(operator.attach(TOKEN).await.unwrap().desired().await.is_ok());
+}
+
+#[tokio::test]
+async fn a_thousand_connections_of_one_stranger_keep_no_replica_of_another_address_out() {
+    let operator = Operator::start().await;
+    operator.publish(1300);
+    let from = |address: &'static str| {
+        let port = operator.port;
+        async move {
+            let socket = tokio::net::TcpSocket::new_v4().unwrap();
+            socket.bind(address.parse().unwrap()).unwrap();
+            socket.connect(([127, 0, 0, 1], port).into()).await.unwrap()
+        }
+    };
+    let held = futures::future::join_all((0..1000).map(|_| from("127.0.0.2:0"))).await;
+    let attached = timeout(Duration::from_secs(2), operator.attach(TOKEN)).await.expect("within 2 s");
+    attached.unwrap().desired().await.unwrap();
+    drop(held);
+}
+
+#[tokio::test]
+async fn who_proves_no_token_is_sent_away_and_who_does_stays() {
+    let operator = Operator::start().await;
+    operator.publish(1300);
+    let mut attached = operator.attach(TOKEN).await.unwrap();
+    attached.desired().await.unwrap();
+    let mut stranger = TcpStream::connect(("127.0.0.1", operator.port)).await.unwrap();
+    let end = timeout(Duration::from_secs(20), stranger.read(&mut [0; 1])).await;
+    assert_eq!(end.expect("within 20 s").unwrap_or_default(), 0);
+    operator.publish(1301);
+    assert_eq!(attached.desired().await.unwrap().mtu, 1301);
+}
+
+#[tokio::test]
+async fn tokens_of_nobody_are_reviewed_now_and_then_and_one_that_is_known_is_let_in_meanwhile() {
+    let operator = Operator::start().await;
+    operator.publish(1300);
+    let mut client = operator.client().await;
+    operator.attach(TOKEN).await.unwrap();
+    let call = |token: &str| with_token(token, IssueServerCertificateRequest { csr: csr() });
+    let mut answers = vec![];
+    for n in 0..40 {
+        let status = client.issue_server_certificate(call(&format!("nobody-{n}"))).await.unwrap_err();
+        answers.push((status.code(), category(&status).to_owned()));
+    }
+    assert_eq!(answers[0].0, Code::Unauthenticated);
+    assert!(answers.contains(&(Code::ResourceExhausted, "RateLimited".into())), "{answers:?}");
+    client.issue_server_certificate(call(TOKEN)).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_replica_that_connects_again_and_again_loses_its_oldest_connection() {
+    let operator = Operator::start().await;
+    operator.publish(1300);
+    let mut oldest = operator.attach(TOKEN).await.unwrap();
+    oldest.desired().await.unwrap();
+    let mut clients = vec![];
+    for n in 1..=4 {
+        let mut client = operator.client().await;
+        let request = with_token(TOKEN, IssueServerCertificateRequest { csr: csr() });
+        client.issue_server_certificate(request).await.unwrap();
+        clients.push(client);
+        if n < 4 {
+            operator.publish(1300 + n);
+            assert_eq!(oldest.desired().await.unwrap().mtu, 1300 + n);
+        }
+    }
+    assert_ne!(oldest.end().await.code(), Code::Ok);
+    operator.attach(TOKEN).await.unwrap().desired().await.unwrap();
 }
 
 #[tokio::test]

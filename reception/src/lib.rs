@@ -6,6 +6,8 @@
 //! again; [`serve_pages`] answers probes and scrapes; [`Shared`] finds out once what many ask.
 
 mod guests;
+#[cfg(feature = "hostile")]
+pub mod hostile;
 mod listen;
 mod pages;
 mod rates;

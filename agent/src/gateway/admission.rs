@@ -22,7 +22,7 @@ use super::{
 const JOINS: usize = 32;
 /// The same by ServiceAccount: each that is not known costs the API server a review.
 const SERVICE_ACCOUNTS: usize = 16;
-/// How long an enrolment waits for its turn: less than its connection stays where others wait.
+/// How long an enrolment waits for its turn.
 const PATIENCE: Duration = Duration::from_millis(1500);
 /// What the operator says of a credential that is not good.
 const BAD: [&str; 7] = [

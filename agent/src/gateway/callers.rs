@@ -9,14 +9,15 @@ use tokio_rustls::{TlsAcceptor, server::TlsStream};
 use super::tls::ServerTls;
 use crate::identity::{certificate, dial::end_unacknowledged};
 
-/// Without a certificate. Each costs up to about 100 KiB. As many clients behind one NAT can enrol at a time as one source may
-/// have; a stay is as long as an enrolment can take while the operator is away.
+/// Without a certificate. Each costs up to about 150 KiB. As many clients behind one NAT can enrol at a time as one source may
+/// have; a stay is as long as an enrolment can take while the operator is away. Who is alone at its address is hardly ever
+/// disturbed, as the place of somebody in a crowd is given away first.
 const GUESTS: Capacity = Capacity {
-    inside: 256,
-    inside_of_one: 64,
+    inside: 128,
+    inside_of_one: 32,
     waiting: 4096,
     waiting_of_one: 1024,
-    undisturbed: Duration::from_secs(2),
+    undisturbed: Duration::from_secs(1),
     longest_stay: Duration::from_secs(30),
     longest_wait: Duration::from_secs(10),
 };

@@ -7,6 +7,7 @@ mod callers;
 mod command;
 mod control;
 pub mod desired;
+mod door;
 mod error;
 pub mod insight;
 mod link;
@@ -43,6 +44,7 @@ pub use link::OperatorAccess;
 
 use self::{
     control::{Control, Setup},
+    door::Door,
     link::{Link, Running},
     proof::Prober,
     session::{Served, Sessions},
@@ -147,7 +149,7 @@ pub async fn run(options: Options, stop: CancellationToken) -> Result<(), Gatewa
         .initial_stream_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
         .http2_max_header_list_size(HEADERS)
-        .add_service(ClientSessionServer::new(service).max_decoding_message_size(told::LARGEST_MESSAGE))
+        .add_service(Door(ClientSessionServer::new(service).max_decoding_message_size(told::LARGEST_MESSAGE)))
         .serve_with_incoming_shutdown(
             receive(sessions, callers::house(), callers::Greeter(tls)),
             draining.clone().cancelled_owned(),

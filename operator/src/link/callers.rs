@@ -14,7 +14,7 @@ const STRANGERS: Capacity = Capacity {
     inside_of_one: 16,
     waiting: 2048,
     waiting_of_one: 256,
-    undisturbed: Duration::from_secs(2),
+    undisturbed: Duration::from_millis(500),
     longest_stay: Duration::from_secs(15),
     longest_wait: Duration::from_secs(10),
 };

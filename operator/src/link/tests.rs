@@ -12,6 +12,7 @@ use pinhole_proto::{
         gateway_message, operator_message,
     },
 };
+use pinhole_reception::hostile::{Conduct, Strangers};
 use rcgen::{CertificateParams, KeyPair};
 use rustls::pki_types::{CertificateDer, pem::PemObject as _};
 use tokio::{
@@ -469,6 +470,92 @@ async fn a_replica_that_connects_again_and_again_loses_its_oldest_connection() {
     }
     assert_ne!(oldest.end().await.code(), Code::Ok);
     operator.attach(TOKEN).await.unwrap().desired().await.unwrap();
+}
+
+/// Serves until its standard input ends: memory is that of the operator alone then.
+#[tokio::test]
+#[ignore = "the test below runs it"]
+async fn in_a_process_of_its_own() {
+    let operator = Operator::start().await;
+    operator.publish(1300);
+    let ca = operator.memory.identity.authorities().bundle_pem().to_owned();
+    println!("SERVING {} {}", operator.port, ca.replace('\n', "|"));
+    let mut end = String::new();
+    tokio::task::spawn_blocking(move || std::io::stdin().read_line(&mut end)).await.unwrap().unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_thousand_connections_with_half_sent_calls_cost_little_and_a_replica_is_served_meanwhile() {
+    const GROWTH: u64 = 32 << 20;
+    let mut child = std::process::Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "link::tests::in_a_process_of_its_own", "--ignored", "--nocapture"])
+        .stdin(std::process::Stdio::piped())
+        .stdout(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    let lines = std::io::BufRead::lines(std::io::BufReader::new(child.stdout.take().unwrap()));
+    let mut lines = lines.map_while(Result::ok);
+    let (port, ca) = lines
+        .find_map(|line| {
+            let (port, ca) = line.split_once("SERVING ")?.1.split_once(' ')?;
+            Some((port.parse::<u16>().unwrap(), ca.replace('|', "\n")))
+        })
+        .unwrap();
+    let resident = || {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", child.id())).unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+        line.split_whitespace().next().unwrap().parse::<u64>().unwrap() * 1024
+    };
+    let client = async || {
+        let tls = ClientTlsConfig::new()
+            .ca_certificate(Certificate::from_pem(&ca))
+            .domain_name(OPERATOR_SERVER_NAME);
+        let endpoint = Endpoint::from_shared(format!("https://127.0.0.1:{port}")).unwrap();
+        GatewayLinkClient::new(endpoint.tls_config(tls).unwrap().connect().await.unwrap())
+    };
+    let enrol = async |secret: &str| {
+        let join = JoinCredential { token: "first".into(), secret: secret.into() };
+        let request = EnrolRequest {
+            credential: Some(Credential::Join(join)),
+            pool_namespace: NAMESPACE.into(),
+            pool: "staff".into(),
+            public_key: vec![7; 32],
+            csr: csr(),
+            hostname: "laptop".into(),
+        };
+        let request = RelayEnrolRequest { request: Some(request) };
+        client().await.relay_enrol(with_token(TOKEN, request)).await
+    };
+    enrol("right").await.unwrap();
+    let before = resident();
+    let conduct =
+        Conduct { to: ([127, 0, 0, 1], port).into(), path: "/pinhole.v1.GatewayLink/RelayEnrol", calls: 16 };
+    let bind = |address| {
+        let socket = tokio::net::TcpSocket::new_v4()?;
+        socket.bind((address, 0).into()).map(|()| socket)
+    };
+    // As from as many pods.
+    let from: Vec<_> = (2..18).map(|n| [127, 0, 0, n].into()).collect();
+    let strangers = Strangers::come(Arc::new(bind), &from, 1000, conduct).unwrap();
+    let (mut most, mut slowest, began) = (0, Duration::ZERO, std::time::Instant::now());
+    while began.elapsed() < SOON {
+        let asked = std::time::Instant::now();
+        timeout(Duration::from_secs(2), enrol("right")).await.expect("within 2 s").unwrap();
+        slowest = slowest.max(asked.elapsed());
+        most = most.max(resident());
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    let grown = most.saturating_sub(before);
+    eprintln!(
+        "{:?} begun; grown by {} kB of {} kB; enrolled within {slowest:?}",
+        strangers.begun(),
+        grown / 1000,
+        before / 1000
+    );
+    assert!(strangers.begun().1 >= 128, "{:?}", strangers.begun());
+    assert!(grown < GROWTH, "memory grew by {} kB", grown / 1000);
+    drop(child.stdin.take());
+    assert!(child.wait().unwrap().success());
 }
 
 #[tokio::test]

@@ -67,11 +67,11 @@ impl Strangers {
     ///
     /// # Errors
     /// None that can come up.
-    pub fn come(bind: Arc<Bind>, from: &[IpAddr], count: usize, conduct: Conduct) -> io::Result<Self> {
+    pub fn come(bind: &Arc<Bind>, from: &[IpAddr], count: usize, conduct: Conduct) -> io::Result<Self> {
         let (counts, connector) = (Arc::new(Counts::default()), connector()?);
         let mut tasks = JoinSet::new();
         for from in from.iter().cycle().take(count).copied() {
-            let (bind, counts, connector) = (Arc::clone(&bind), Arc::clone(&counts), connector.clone());
+            let (bind, counts, connector) = (Arc::clone(bind), Arc::clone(&counts), connector.clone());
             tasks.spawn(Stranger { bind, from, conduct, connector, counts }.stay());
         }
         Ok(Self { _tasks: tasks, counts })

@@ -9,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-use pinhole_reception::hostile::{Conduct, Strangers};
+use pinhole_reception::hostile::{Bind, Conduct, Strangers};
 use serde::Serialize;
 use tokio::{
     net::TcpSocket,
@@ -153,7 +153,7 @@ pub async fn run(vpn: &Vpn<'_>, pod: &Vpn<'_>, plan: &Plan) -> Result<Report> {
     };
     let gateway = pods::process(lab, vpn.namespace(), "edge-0")?.as_raw();
     let crowd = || come(host.netns(), &from, plan.connections, session);
-    let at_gateway = stage.suffer("session", gateway, plan.span, crowd);
+    let at_gateway = Box::pin(stage.suffer("session", gateway, plan.span, crowd));
     let at_gateway = progress::step("strangers at the gateway's session port", at_gateway).await?;
 
     let link =
@@ -166,7 +166,7 @@ pub async fn run(vpn: &Vpn<'_>, pod: &Vpn<'_>, plan: &Plan) -> Result<Report> {
     let operator = pods::process(lab, installation::NAMESPACE, &leader)?.as_raw();
     let from = [pod_address(&netns).await?];
     let crowd = || come(&netns, &from, plan.connections, link);
-    let at_operator = stage.suffer("link", operator, plan.span, crowd);
+    let at_operator = Box::pin(stage.suffer("link", operator, plan.span, crowd));
     let at_operator = progress::step("strangers at the operator's link", at_operator).await?;
 
     let Stage { mut attached, .. } = stage;
@@ -176,14 +176,14 @@ pub async fn run(vpn: &Vpn<'_>, pod: &Vpn<'_>, plan: &Plan) -> Result<Report> {
 
 fn come(netns: &Netns, from: &[IpAddr], count: usize, conduct: Conduct) -> Result<Strangers> {
     let netns = netns.clone();
-    let bind = move |address: IpAddr| {
+    let bind: Arc<Bind> = Arc::new(move |address: IpAddr| {
         let bound = netns.within(|| {
             let socket = TcpSocket::new_v4()?;
             socket.bind((address, 0).into()).map(|()| socket)
         });
         bound.map_err(std::io::Error::other)?
-    };
-    Strangers::come(Arc::new(bind), from, count, conduct).doing(|| "letting strangers loose".to_owned())
+    });
+    Strangers::come(&bind, from, count, conduct).doing(|| "letting strangers loose".to_owned())
 }
 
 /// Who is to notice nothing.

@@ -111,10 +111,10 @@ impl<R: Records> Enroller<R> {
     ) -> Result<EnrolResponse, EnrolmentError> {
         let gateway = GatewayKey::new(&caller.namespace, &caller.gateway);
         let ask = Ask::new(request)?;
-        let pool = self.pool_of(&gateway, caller, &ask.pool).await?;
+        let pool = Box::pin(self.pool_of(&gateway, caller, &ask.pool)).await?;
         match &ask.credential {
             Credential::Token { name, secret } => {
-                self.check_token(&pool, &ask.pool, name, secret).await?;
+                Box::pin(self.check_token(&pool, &ask.pool, name, secret)).await?;
                 self.limit(|limits, now| limits.token(now, &ask.pool, name))?;
                 let _turn = self.turn().await?;
                 let enrolled = self.by_token(&pool, name, secret, &ask).await?;

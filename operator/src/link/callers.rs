@@ -8,13 +8,13 @@ use tokio::net::TcpStream;
 use tokio_rustls::{TlsAcceptor, server::TlsStream};
 
 /// Without a proven token. Each costs up to about 150 KiB. Replicas prove theirs in their first call; a stay is as long as the
-/// review of a token may take.
+/// review of a token may take. Handshakes are what strangers that come again and again cost: as many a second as there are places.
 const STRANGERS: Capacity = Capacity {
-    inside: 128,
-    inside_of_one: 16,
+    inside: 64,
+    inside_of_one: 8,
     waiting: 2048,
     waiting_of_one: 256,
-    undisturbed: Duration::from_millis(500),
+    undisturbed: Duration::from_secs(1),
     longest_stay: Duration::from_secs(15),
     longest_wait: Duration::from_secs(10),
 };

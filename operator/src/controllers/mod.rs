@@ -12,6 +12,7 @@ mod hub;
 mod keys;
 mod lead;
 mod marker;
+mod network;
 mod observe;
 mod pace;
 mod peers;

@@ -6,6 +6,7 @@ use futures::{Stream, StreamExt as _, future::BoxFuture};
 use k8s_openapi::api::{
     apps::v1::StatefulSet,
     core::v1::{ConfigMap, Node, Pod, Secret, Service, ServiceAccount},
+    networking::v1::NetworkPolicy,
     policy::v1::PodDisruptionBudget,
 };
 use kube::{
@@ -68,6 +69,7 @@ pub fn watches(client: &Client, scope: &Scope, hub: &Arc<Hub>) -> Vec<Watch> {
     watches.extend(start.owned::<ConfigMap>("ConfigMap", ObjectKind::ConfigMap));
     watches.extend(start.owned::<SidecarTrust>("SidecarTrust", ObjectKind::SidecarTrust));
     watches.extend(start.owned::<ServiceAccount>("ServiceAccount", ObjectKind::ServiceAccount));
+    watches.extend(start.owned::<NetworkPolicy>("NetworkPolicy", ObjectKind::NetworkPolicy));
     watches
         .extend(start.owned::<PodDisruptionBudget>("PodDisruptionBudget", ObjectKind::PodDisruptionBudget));
     watches.push(nodes(client, hub));

@@ -33,7 +33,7 @@ const KINDS: [&str; 3] = ["VPNGateway", "VPNClientPool", "VPNClient"];
 fn main() -> ExitCode {
     let helm = program(&["helm"]);
     let lua = program(&["lua5.1", "lua5.4", "lua"]);
-    let with_helm: [(&str, WithHelm); 18] = [
+    let with_helm: [(&str, WithHelm); 19] = [
         ("the_chart_lints", the_chart_lints),
         ("the_crds_are_those_of_the_types_and_are_kept", the_crds_are_those_of_the_types_and_are_kept),
         ("crds_can_be_left_out_or_not_kept", crds_can_be_left_out_or_not_kept),
@@ -52,6 +52,7 @@ fn main() -> ExitCode {
             "gateways_get_network_policies_unless_they_are_off",
             gateways_get_network_policies_unless_they_are_off,
         ),
+        ("the_operator_writes_no_secrets_but_its_own", the_operator_writes_no_secrets_but_its_own),
         ("no_rule_uses_a_wildcard", no_rule_uses_a_wildcard),
         ("every_flag_of_the_values_renders", every_flag_of_the_values_renders),
         ("values_that_do_not_exist_are_refused", values_that_do_not_exist_are_refused),
@@ -391,6 +392,30 @@ fn gateways_get_network_policies_unless_they_are_off(helm: &Helm) -> Outcome {
     ensure!(!off.to_string().contains("network-policy"), "{off}");
     ensure!(helm.render(&json!({ "networkPolicy": { "enabled": false } }))?.of("NetworkPolicy").is_empty());
     ensure!(args(json!({ "gatewayEgress": "None" })).is_err(), "an egress that does not exist was taken");
+    Ok(())
+}
+
+/// The API server evaluates the expressions; here they must be there, and be about whom the chart installs.
+fn the_operator_writes_no_secrets_but_its_own(helm: &Helm) -> Outcome {
+    let objects = helm.render(&json!({ "serviceAccount": { "name": "other" } }))?;
+    let spec = &objects.one("ValidatingAdmissionPolicy")?["spec"];
+    ensure!(spec["failurePolicy"] == "Fail", "{spec}");
+    let rule = &spec["matchConstraints"]["resourceRules"][0];
+    ensure!(rule["resources"] == json!(["secrets"]), "{rule}");
+    ensure!(rule["operations"] == json!(["CREATE", "UPDATE", "DELETE"]), "{rule}");
+    let who = &spec["matchConditions"][0]["expression"];
+    ensure!(who == "request.userInfo.username == 'system:serviceaccount:pinhole-system:other'", "{who}");
+    let types = spec["validations"].to_string();
+    for known in ["Opaque", pinhole_operator::enrolment::TOKEN_SECRET_TYPE] {
+        ensure!(types.contains(&format!("'{known}'")), "Secrets of type {known} are refused");
+    }
+    let binding = &objects.one("ValidatingAdmissionPolicyBinding")?["spec"];
+    ensure!(binding["validationActions"] == json!(["Deny"]), "{binding}");
+    let off = helm.render(&json!({ "rbac": { "restrictSecretWrites": false } }))?;
+    ensure!(
+        off.of("ValidatingAdmissionPolicy").is_empty()
+            && off.of("ValidatingAdmissionPolicyBinding").is_empty()
+    );
     Ok(())
 }
 

@@ -51,6 +51,8 @@ async fn uninstalling_first_or_last_leaves_nothing_but_the_kinds(lab: &Lab) -> O
             "clusterrolebindings",
             "mutatingadmissionpolicies",
             "mutatingadmissionpolicybindings",
+            "validatingadmissionpolicies",
+            "validatingadmissionpolicybindings",
         ] {
             let left = lab.kubectl(["get", kind, "-o", "name"]).await?;
             let left: Vec<_> = left.lines().filter(|name| name.contains("pinhole")).collect();

@@ -13,12 +13,13 @@ use k8s_controller::LeaderElection;
 use k8s_openapi::api::networking::v1::NetworkPolicyPeer;
 use kube::{Client, Config};
 use pinhole_operator::{
-    controllers::{Hub, Leader, Scope, watches},
+    controllers::{Hub, Leader, watches},
     enrolment::{ApiRecords, Enroller},
     fleet::Fleet,
     identity::{ApiTokenReviewer, AuthorityStore, CachedReviewer, Identity},
     link::Link,
     plan::{GatewayEgress, Settings},
+    scope::Scope,
     telemetry::{self, Health, LogFormat, Metrics, init_logs},
 };
 use tokio::{
@@ -138,7 +139,7 @@ async fn start(
     let client = client().await?;
     let scope = Scope::new(args.watch_namespaces.clone());
     let hub = Hub::new(Arc::clone(health), Arc::clone(metrics));
-    for watch in watches(&client, &scope, &hub) {
+    for watch in watches(&client, &scope, &args.namespace, &hub) {
         let stop = stop.clone();
         tasks.spawn(async move {
             match stop.run_until_cancelled(watch).await {
@@ -159,7 +160,7 @@ async fn start(
         Ok(())
     });
     let reviewer = Arc::new(CachedReviewer::new(ApiTokenReviewer::new(client.clone())));
-    let records = ApiRecords::new(client.clone());
+    let records = ApiRecords::new(client.clone()).within(scope.clone());
     let enroller = Enroller::new(records, Arc::clone(&fleet), Arc::clone(&identity), Arc::clone(&reviewer));
     let listener = TcpListener::bind(args.link_addr).await.with_context(|| {
         format!("listening on {} for gateways: choose another --link-addr", args.link_addr)

@@ -11,6 +11,7 @@ mod nat;
 mod network;
 mod object;
 mod overlap;
+mod reach;
 mod service;
 mod settings;
 mod standby;

@@ -72,6 +72,22 @@ fn a_client_enrols_connects_and_reaches_what_only_the_gateway_reaches() {
     assert!(refused.stderr.contains("[ClientRemoved]"), "{refused:?}");
 }
 
+/// CVE-2019-14899.
+#[test]
+fn a_neighbour_does_not_reach_the_address_that_a_client_has_in_its_tunnel() {
+    let lab = Lab::new("inner");
+    let _gateway = lab.gateway();
+    eventually(SOON, "the gateway is ready", || lab.readyz());
+    let up = lab.client(&["up", "--detach", "--no-dns", "--token-file", "-"], &lab.join("secret"));
+    assert!(up.status.success(), "{up:?}");
+    assert!(lab.client_pings("10.50.0.2") && lab.gateway_pings("10.77.0.9"), "by the tunnel");
+    assert!(lab.neighbour_pings("192.0.2.2"), "the client's other address is open");
+    assert!(!lab.neighbour_pings("10.77.0.9"), "beside the tunnel");
+    let down = lab.client(&["down"], "");
+    assert!(down.status.success(), "{down:?}");
+    assert!(!lab.client_ruleset().contains("pinhole"), "{}", lab.client_ruleset());
+}
+
 #[test]
 fn a_stock_client_reaches_what_its_pool_names_whatever_it_believes() {
     let lab = Lab::new("limits");

@@ -399,6 +399,19 @@ impl Lab {
         ping(&self.client, address)
     }
 
+    /// Whether the gateway's host, which shares a network with the client, gets an answer from there and not by the tunnel.
+    pub(crate) fn neighbour_pings(&self, address: &str) -> bool {
+        let ping =
+            ["netns", "exec", &self.gateway.0, "ping", "-n", "-c", "1", "-W", "1", "-I", "out", address];
+        Command::new("ip").args(ping).stdout(Stdio::null()).status().expect("`ping` runs").success()
+    }
+
+    pub(crate) fn client_ruleset(&self) -> String {
+        let rules =
+            Command::new("ip").args(["netns", "exec", &self.client.0, "nft", "list", "ruleset"]).output();
+        String::from_utf8(rules.expect("`nft` runs").stdout).unwrap()
+    }
+
     /// Whether a client has begun, connected or not.
     pub(crate) fn client_waits(&self) -> bool {
         self.path("client/pinhole0/wireguard.key").exists()

@@ -193,6 +193,34 @@ fn strangers_that_fill_the_session_port_keep_no_client_out_and_cannot_stay() {
     assert!(lab.status().is_some_and(|status| status["session"] == true), "and the client is attached still");
 }
 
+/// CVE-2023-44487.
+#[test]
+fn calls_that_are_reset_as_fast_as_they_are_begun_cost_a_gateway_nothing_and_its_clients_no_time() {
+    let lab = Lab::new("rapid");
+    let gateway = lab.gateway();
+    eventually(SOON, "the gateway is ready", || lab.readyz());
+    let before = gateway.resident();
+    let mut strangers: Vec<_> = (0..4).map(|_| lab.http2("/pinhole.v1.ClientSession/Enrol")).collect();
+    let mut reset = 0;
+    for _ in 0..100 {
+        reset += strangers
+            .iter_mut()
+            .filter_map(|stranger| stranger.begin_and_reset(100).then_some(100))
+            .sum::<u32>();
+    }
+    assert!(
+        strangers.iter_mut().all(|stranger| !stranger.begin_and_reset(100)),
+        "still welcome after {reset}"
+    );
+    let begun = Instant::now();
+    let up = lab.client(&["up", "--detach", "--no-dns", "--token-file", "-"], &lab.join("secret"));
+    assert!(up.status.success(), "{up:?}");
+    assert!(begun.elapsed() < CUT, "{:?}", begun.elapsed());
+    let grown = gateway.resident().saturating_sub(before);
+    assert!(grown < 16 << 20, "{grown} bytes more after {reset} resets");
+    assert_eq!(lab.operator.enrolments(), 1, "a call that was taken back was relayed");
+}
+
 #[test]
 fn a_client_that_knows_no_way_keeps_its_session_and_learns_one_over_it() {
     let lab = Lab::new("nowhere");

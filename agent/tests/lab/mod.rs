@@ -2,6 +2,7 @@
 
 #![allow(dead_code, reason = "each test program uses a part of it")]
 
+mod http2;
 mod nat;
 mod operator;
 
@@ -15,6 +16,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+pub(crate) use http2::Http2;
 pub(crate) use nat::Nat;
 pub(crate) use operator::Operator;
 use pinhole_agent::tunnel::PrivateKey;
@@ -100,6 +102,13 @@ impl Running {
     pub(crate) fn kill(&mut self) {
         let _ = self.0.kill();
         let _ = self.0.wait();
+    }
+
+    /// Bytes of its memory that are in use.
+    pub(crate) fn resident(&self) -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.0.id())).unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+        line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() * 1024
     }
 
     /// Asks it to end, as the kubelet does, and waits until it has.
@@ -443,6 +452,13 @@ impl Lab {
         self.operator.in_gateway(move || {
             (0..count).map(|_| TcpStream::connect("192.0.2.1:51821").expect("the port is open")).collect()
         })
+    }
+
+    /// A stranger that speaks HTTP/2 to the gateway's session port, for calls of this method.
+    pub(crate) fn http2(&self, method: &str) -> Http2 {
+        let tcp =
+            self.operator.in_gateway(|| TcpStream::connect("192.0.2.1:51821").expect("the port is open"));
+        Http2::over(tcp, self.operator.ca_pem(), "edge.branch.gateway.pinhole.dev", method)
     }
 
     pub(crate) fn readyz(&self) -> bool {

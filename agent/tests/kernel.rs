@@ -29,6 +29,10 @@ const TESTS: &[(&str, fn())] = &[
         routes_become_exactly_the_wanted_ones_and_others_stay,
     ),
     ("everything_goes_through_a_full_tunnel_but_its_own_datagrams", everything_goes_through_a_full_tunnel),
+    (
+        "a_route_that_the_network_pushes_takes_what_it_names_out_of_the_tunnel",
+        a_pushed_route_takes_what_it_names,
+    ),
     ("forwarding_is_switched_by_device", forwarding_is_switched_by_device),
     ("clients_go_out_in_the_name_of_the_host", clients_go_out_in_the_name_of_the_host),
     (
@@ -202,6 +206,21 @@ fn everything_goes_through_a_full_tunnel() {
         assert!(way("203.0.113.1").contains("dev eth0"));
         assert_eq!(namespace.ip("rule") + &namespace.ip("-6 rule"), before);
     }
+}
+
+/// CVE-2024-3661: a limit that SECURITY.md states. Whoever lifts it turns this test around.
+fn a_pushed_route_takes_what_it_names() {
+    let (namespace, outside) = (Namespace::new(), Namespace::new());
+    namespace.join(("eth0", "192.0.2.2/24"), &outside, ("eth0", "192.0.2.1/24"));
+    namespace.ip("route add default via 192.0.2.1");
+    let (_device, mut socket, index) = namespace.run(|| device("pin0"));
+    let full = FullTunnel { fwmark: 0x7069, table: 28777, priority: 5200 };
+    full.install(&mut socket, index, &nets(&["0.0.0.0/0"])).unwrap();
+    let way = || namespace.ip("route get 203.0.113.1");
+    assert!(way().contains("dev pin0"));
+    // As a DHCP client does with option 121.
+    namespace.ip("route add 203.0.113.0/24 via 192.0.2.1 proto dhcp");
+    assert!(way().contains("dev eth0"), "SECURITY.md is out of date: {}", way());
 }
 
 fn forwarding_is_switched_by_device() {

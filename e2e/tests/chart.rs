@@ -33,7 +33,7 @@ const KINDS: [&str; 3] = ["VPNGateway", "VPNClientPool", "VPNClient"];
 fn main() -> ExitCode {
     let helm = program(&["helm"]);
     let lua = program(&["lua5.1", "lua5.4", "lua"]);
-    let with_helm: [(&str, WithHelm); 19] = [
+    let with_helm: [(&str, WithHelm); 20] = [
         ("the_chart_lints", the_chart_lints),
         ("the_crds_are_those_of_the_types_and_are_kept", the_crds_are_those_of_the_types_and_are_kept),
         ("crds_can_be_left_out_or_not_kept", crds_can_be_left_out_or_not_kept),
@@ -53,6 +53,7 @@ fn main() -> ExitCode {
             gateways_get_network_policies_unless_they_are_off,
         ),
         ("the_operator_writes_no_secrets_but_its_own", the_operator_writes_no_secrets_but_its_own),
+        ("roles_for_people_and_gateways_reach_no_secrets", roles_for_people_and_gateways_reach_no_secrets),
         ("no_rule_uses_a_wildcard", no_rule_uses_a_wildcard),
         ("every_flag_of_the_values_renders", every_flag_of_the_values_renders),
         ("values_that_do_not_exist_are_refused", values_that_do_not_exist_are_refused),
@@ -416,6 +417,25 @@ fn the_operator_writes_no_secrets_but_its_own(helm: &Helm) -> Outcome {
         off.of("ValidatingAdmissionPolicy").is_empty()
             && off.of("ValidatingAdmissionPolicyBinding").is_empty()
     );
+    Ok(())
+}
+
+/// Gateways have no role at all: what is bound is bound to the operator.
+fn roles_for_people_and_gateways_reach_no_secrets(helm: &Helm) -> Outcome {
+    let objects = helm.render(&json!({}))?;
+    let mut people = 0;
+    for role in objects.of("ClusterRole") {
+        let name = role["metadata"]["name"].as_str().unwrap_or_default();
+        if ["pinhole-view", "pinhole-edit"].contains(&name) {
+            ensure!(!role["rules"].to_string().contains("secrets"), "{name}");
+            people += 1;
+        }
+    }
+    ensure!(people == 2, "{people} roles for people");
+    for binding in objects.of("ClusterRoleBinding").into_iter().chain(objects.of("RoleBinding")) {
+        let subjects = binding["subjects"].as_array().context("a binding without subjects")?;
+        ensure!(subjects.len() == 1 && subjects[0]["name"] == "pinhole-operator", "{binding}");
+    }
     Ok(())
 }
 

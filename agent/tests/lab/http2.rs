@@ -60,7 +60,7 @@ impl Http2 {
         if self.stream.write_all(&bytes).is_err() {
             return false;
         }
-        match self.stream.read(&mut [0; 65_536]) {
+        match self.stream.read(&mut [0; 8192]) {
             Ok(read) => read > 0,
             Err(error) => error.kind() == std::io::ErrorKind::WouldBlock,
         }

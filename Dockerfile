@@ -1,4 +1,4 @@
-# syntax=docker/dockerfile:1
+# syntax=docker/dockerfile:1@sha256:87999aa3d42bdc6bea60565083ee17e86d1f3339802f543c0d03998580f9cb89
 # Two images of one static binary each:
 #   docker build --target operator -t pinhole/operator .
 #   docker build --target agent    -t pinhole/agent .
@@ -6,7 +6,8 @@
 #   docker build --target agent    -t pinhole/agent:profile --build-arg PROFILE=profiling --build-arg FEATURES=pinhole-agent/profile .
 # The lab makes the same images from the same two cargo flags, without a container engine.
 
-FROM rust:1.95-bookworm AS build
+# The digests are those of the multi-platform indexes.
+FROM rust:1.95-bookworm@sha256:6258907abe69656e41cd992e0b705cdcfabcbbe3db374f92ed2d47121282d4a1 AS build
 ARG PROFILE=release
 ARG FEATURES=
 WORKDIR /src

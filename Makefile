@@ -6,9 +6,15 @@ SIM   = cargo run --quiet --release --locked --package pinhole-sim -- --set all
 CACHE = $(or $(PINHOLE_CACHE),$(or $(XDG_CACHE_HOME),$(HOME)/.cache)/pinhole)
 DENY  = $(CACHE)/cargo-deny-0.20.2
 PEERS = $(CACHE)/boringtun-cli-0.7.1 $(CACHE)/gotatun-cli-0.10.2
+ADVISORY_DB  = https://github.com/RustSec/advisory-db
+# Another copy of that database, as git takes it.
+ADVISORIES   = $(ADVISORY_DB)
+ADVISED      = GIT_CONFIG_COUNT=1 GIT_CONFIG_KEY_0=url.$(ADVISORIES).insteadOf GIT_CONFIG_VALUE_0=$(ADVISORY_DB)
+ADVISED_DIR  = $(or $(CARGO_HOME),$(HOME)/.cargo)/advisory-dbs
+ADVISED_DAYS = 60
 BENCH = cargo run --quiet --locked --package pinhole-e2e --bin pinhole-bench --
 
-.PHONY: demo test soak bench bench-crowd bench-flood bench-strangers bench-ready bench-peers bench-nat bench-wakes bench-reach profile lab-ready lab-up lab-down sim lint crds deny
+.PHONY: demo test soak bench bench-crowd bench-flood bench-strangers bench-ready bench-peers bench-nat bench-wakes bench-reach profile lab-ready lab-up lab-down sim lint crds deny advisories
 
 demo:       ; @$(LAB) demo
 # The lab's tool as `cargo test` builds it: with any other set of crates most would be compiled twice.
@@ -41,6 +47,15 @@ bench-peers: $(PEERS)
 profile: ; @cargo build --profile profiling --locked -p pinhole-agent --bin pinhole --features profile && $(BENCH) profile $(ARGS)
 lint:       ; cargo fmt --all --check && cargo clippy --workspace --all-targets --features pinhole-agent/profile --locked -- -D warnings
 crds:       ; $(CRDS) crds && $(CRDS) charts/pinhole/files/crds
-deny: $(DENY) ; cargo fetch --locked && $(DENY)/bin/cargo-deny --offline check licenses bans sources
+deny: $(DENY)
+	@cargo fetch --locked && $(DENY)/bin/cargo-deny --offline check licenses bans sources
+	@$(MAKE) --no-print-directory advisories
+# Without a network the copy of the last time is asked; where there is none, or it is too old, that is said and is no failure.
+advisories: $(DENY)
+	@$(ADVISED) $(DENY)/bin/cargo-deny fetch db || true
+	@if [ -z "$$(find $(ADVISED_DIR) -path '*/.git/*HEAD' -mtime -$(ADVISED_DAYS) 2>/dev/null)" ]; then \
+	    echo "advisories NOT CHECKED: no copy of $(ADVISORY_DB) younger than $(ADVISED_DAYS) days can be had here;" \
+	        "name another with \`make advisories ADVISORIES=FOLDER-OR-ADDRESS\`"; \
+	else $(DENY)/bin/cargo-deny --offline check advisories; fi
 
 $(DENY) $(PEERS): ; cargo install $(subst -0,@0,$(@F)) --locked --root $@.part && mv $@.part $@

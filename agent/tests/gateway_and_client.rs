@@ -74,6 +74,22 @@ fn a_client_enrols_connects_and_reaches_what_only_the_gateway_reaches() {
     assert!(refused.stderr.contains("[ClientRemoved]"), "{refused:?}");
 }
 
+/// CVE-2019-14899.
+#[test]
+fn a_neighbour_does_not_reach_the_address_that_a_client_has_in_its_tunnel() {
+    let lab = Lab::new("inner");
+    let _gateway = lab.gateway();
+    eventually(SOON, "the gateway is ready", || lab.readyz());
+    let up = lab.client(&["up", "--detach", "--no-dns", "--token-file", "-"], &lab.join("secret"));
+    assert!(up.status.success(), "{up:?}");
+    assert!(lab.client_pings("10.50.0.2") && lab.gateway_pings("10.77.0.9"), "by the tunnel");
+    assert!(lab.neighbour_pings("192.0.2.2"), "the client's other address is open");
+    assert!(!lab.neighbour_pings("10.77.0.9"), "beside the tunnel");
+    let down = lab.client(&["down"], "");
+    assert!(down.status.success(), "{down:?}");
+    assert!(!lab.client_ruleset().contains("pinhole"), "{}", lab.client_ruleset());
+}
+
 #[test]
 fn a_public_key_that_was_seen_elsewhere_is_worth_nothing() {
     let lab = Lab::new("thief");
@@ -237,6 +253,34 @@ fn strangers_that_fill_the_session_port_keep_no_client_out_and_cannot_stay() {
         strangers.is_empty()
     });
     assert!(lab.status().is_some_and(|status| status["session"] == true), "and the client is attached still");
+}
+
+/// CVE-2023-44487.
+#[test]
+fn calls_that_are_reset_as_fast_as_they_are_begun_cost_a_gateway_nothing_and_its_clients_no_time() {
+    let lab = Lab::new("rapid");
+    let gateway = lab.gateway();
+    eventually(SOON, "the gateway is ready", || lab.readyz());
+    let before = gateway.resident();
+    let mut strangers: Vec<_> = (0..4).map(|_| lab.http2("/pinhole.v1.ClientSession/Enrol")).collect();
+    let mut reset = 0;
+    for _ in 0..100 {
+        reset += strangers
+            .iter_mut()
+            .filter_map(|stranger| stranger.begin_and_reset(100).then_some(100))
+            .sum::<u32>();
+    }
+    assert!(
+        strangers.iter_mut().all(|stranger| !stranger.begin_and_reset(100)),
+        "still welcome after {reset}"
+    );
+    let begun = Instant::now();
+    let up = lab.client(&["up", "--detach", "--no-dns", "--token-file", "-"], &lab.join("secret"));
+    assert!(up.status.success(), "{up:?}");
+    assert!(begun.elapsed() < CUT, "{:?}", begun.elapsed());
+    let grown = gateway.resident().saturating_sub(before);
+    assert!(grown < 16 << 20, "{grown} bytes more after {reset} resets");
+    assert_eq!(lab.operator.enrolments(), 1, "a call that was taken back was relayed");
 }
 
 #[test]

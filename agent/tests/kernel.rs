@@ -9,7 +9,7 @@ use std::{
 use ipnet::IpNet;
 use libtest_mimic::{Arguments, Failed, Trial};
 use pinhole_agent::kernel::{
-    FullTunnel, MAIN_TABLE, Masquerade, RouteSocket, TunDevice, TunnelFilter, forward_v6,
+    FullTunnel, InnerAddresses, MAIN_TABLE, Masquerade, RouteSocket, TunDevice, TunnelFilter, forward_v6,
 };
 
 #[path = "namespace/mod.rs"]
@@ -29,8 +29,16 @@ const TESTS: &[(&str, fn())] = &[
         routes_become_exactly_the_wanted_ones_and_others_stay,
     ),
     ("everything_goes_through_a_full_tunnel_but_its_own_datagrams", everything_goes_through_a_full_tunnel),
+    (
+        "a_route_that_the_network_pushes_takes_what_it_names_out_of_the_tunnel",
+        a_pushed_route_takes_what_it_names,
+    ),
     ("forwarding_is_switched_by_device", forwarding_is_switched_by_device),
     ("clients_go_out_in_the_name_of_the_host", clients_go_out_in_the_name_of_the_host),
+    (
+        "nobody_but_the_tunnel_and_this_host_reaches_the_tunnels_address",
+        nobody_but_the_tunnel_reaches_its_address,
+    ),
     ("clients_get_answers_alone_and_ask_the_gateway_for_echo_alone", clients_get_answers_alone),
 ];
 
@@ -200,6 +208,21 @@ fn everything_goes_through_a_full_tunnel() {
     }
 }
 
+/// CVE-2024-3661: a limit that SECURITY.md states. Whoever lifts it turns this test around.
+fn a_pushed_route_takes_what_it_names() {
+    let (namespace, outside) = (Namespace::new(), Namespace::new());
+    namespace.join(("eth0", "192.0.2.2/24"), &outside, ("eth0", "192.0.2.1/24"));
+    namespace.ip("route add default via 192.0.2.1");
+    let (_device, mut socket, index) = namespace.run(|| device("pin0"));
+    let full = FullTunnel { fwmark: 0x7069, table: 28777, priority: 5200 };
+    full.install(&mut socket, index, &nets(&["0.0.0.0/0"])).unwrap();
+    let way = || namespace.ip("route get 203.0.113.1");
+    assert!(way().contains("dev pin0"));
+    // As a DHCP client does with option 121.
+    namespace.ip("route add 203.0.113.0/24 via 192.0.2.1 proto dhcp");
+    assert!(way().contains("dev eth0"), "SECURITY.md is out of date: {}", way());
+}
+
 fn forwarding_is_switched_by_device() {
     Namespace::new().run(|| {
         let (_one, mut socket, one) = device("pin0");
@@ -328,4 +351,47 @@ fn clients_get_answers_alone() {
         gateway.run(move || filter.remove().unwrap());
     }
     assert!(connects(&server, &client, clients[0], PATIENCE));
+}
+
+/// CVE-2019-14899: somebody in the same network speaks to the address that this host has in its tunnel.
+fn nobody_but_the_tunnel_reaches_its_address() {
+    let (neighbour, host, gateway) = (Namespace::new(), Namespace::new(), Namespace::new());
+    neighbour.join(("eth0", "198.51.100.2/24"), &host, ("eth0", "198.51.100.1/24"));
+    gateway.join(("eth0", "10.9.0.1/24"), &host, ("tun0", "10.9.0.2/24"));
+    host.ip("address add fd09::2/64 dev tun0 nodad");
+    gateway.ip("address add fd09::1/64 dev eth0 nodad");
+    host.ip("address add 2001:db8::1/64 dev eth0 nodad");
+    neighbour.ip("address add 2001:db8::2/64 dev eth0 nodad");
+    for (namespace, device) in [(&neighbour, "eth0"), (&host, "eth0"), (&host, "tun0"), (&gateway, "eth0")] {
+        namespace.await_addresses(device);
+    }
+    neighbour.ip("route add 10.9.0.2 via 198.51.100.1");
+    neighbour.ip("-6 route add fd09::2 via 2001:db8::1");
+    let at = |text: &str| text.parse::<IpAddr>().unwrap();
+    let inner = [at("10.9.0.2"), at("fd09::2")];
+    for address in inner {
+        assert!(connects(&neighbour, &host, address, PATIENCE), "{address}, as Linux does it");
+    }
+    let keeper = InnerAddresses {
+        table: "pinhole-inner".to_owned(),
+        addresses: inner.to_vec(),
+        tunnel_device: "tun0".to_owned(),
+    };
+    let install = keeper.clone();
+    host.run(move || {
+        install.install().unwrap();
+        install.install().unwrap();
+    });
+    for address in inner {
+        assert!(!connects(&neighbour, &host, address, IN_VAIN), "{address} is open to a neighbour");
+        assert!(neighbour.command(&format!("ping -n -c 1 -W 1 {address}")).is_err(), "{address} is told");
+        assert!(connects(&gateway, &host, address, PATIENCE), "the tunnel may");
+        assert!(connects(&host, &host, address, PATIENCE), "this host may");
+    }
+    assert!(connects(&neighbour, &host, at("198.51.100.1"), PATIENCE), "other addresses are not meant");
+    for _ in 0..2 {
+        let keeper = keeper.clone();
+        host.run(move || keeper.remove().unwrap());
+    }
+    assert!(connects(&neighbour, &host, inner[0], PATIENCE));
 }

@@ -18,6 +18,11 @@ use pinhole_crds::{ChurnCause, ClientCounts};
 use pinhole_operator::{fleet::GatewayKey, plan::summary::Tally, telemetry::Metrics};
 use serde_json::{Value, json};
 
+#[path = "../../operator/src/plan/tests/traffic.rs"]
+mod traffic;
+
+use traffic::{Direction, Flow, Labels, Peer, Prefixes, admits};
+
 type Outcome = anyhow::Result<()>;
 type WithHelm = fn(&Helm) -> Outcome;
 
@@ -28,7 +33,7 @@ const KINDS: [&str; 3] = ["VPNGateway", "VPNClientPool", "VPNClient"];
 fn main() -> ExitCode {
     let helm = program(&["helm"]);
     let lua = program(&["lua5.1", "lua5.4", "lua"]);
-    let with_helm: [(&str, WithHelm); 16] = [
+    let with_helm: [(&str, WithHelm); 20] = [
         ("the_chart_lints", the_chart_lints),
         ("the_crds_are_those_of_the_types_and_are_kept", the_crds_are_those_of_the_types_and_are_kept),
         ("crds_can_be_left_out_or_not_kept", crds_can_be_left_out_or_not_kept),
@@ -39,6 +44,16 @@ fn main() -> ExitCode {
         ("sidecars_use_the_older_version_of_the_api", sidecars_use_the_older_version_of_the_api),
         ("a_single_replica_has_no_disruption_budget", a_single_replica_has_no_disruption_budget),
         ("watched_namespaces_bound_what_may_be_read", watched_namespaces_bound_what_may_be_read),
+        (
+            "the_operators_policy_lets_gateways_in_and_scrapers",
+            the_operators_policy_lets_gateways_in_and_scrapers,
+        ),
+        (
+            "gateways_get_network_policies_unless_they_are_off",
+            gateways_get_network_policies_unless_they_are_off,
+        ),
+        ("the_operator_writes_no_secrets_but_its_own", the_operator_writes_no_secrets_but_its_own),
+        ("roles_for_people_and_gateways_reach_no_secrets", roles_for_people_and_gateways_reach_no_secrets),
         ("no_rule_uses_a_wildcard", no_rule_uses_a_wildcard),
         ("every_flag_of_the_values_renders", every_flag_of_the_values_renders),
         ("values_that_do_not_exist_are_refused", values_that_do_not_exist_are_refused),
@@ -315,6 +330,115 @@ fn watched_namespaces_bound_what_may_be_read(helm: &Helm) -> Outcome {
     Ok(())
 }
 
+fn pod(namespace: &str, app: &str) -> Peer {
+    let labels = |key: &str, value: &str| Labels::from([(key.to_owned(), value.to_owned())]);
+    Peer::Pod {
+        address: [10, 244, 0, 9].into(),
+        labels: labels("app.kubernetes.io/name", app),
+        namespace: labels("kubernetes.io/metadata.name", namespace),
+        ports: BTreeMap::new(),
+    }
+}
+
+fn the_operators_policy_lets_gateways_in_and_scrapers(helm: &Helm) -> Outcome {
+    let monitoring =
+        json!([{ "namespaceSelector": { "matchLabels": { "kubernetes.io/metadata.name": "monitoring" } } }]);
+    let narrow =
+        json!({ "metricsFrom": monitoring, "operatorEgress": { "enabled": true, "apiServerPorts": [6443] } });
+    let (outside, node) = (Peer::Outside([198, 51, 100, 7].into()), Peer::Node([10, 0, 0, 7].into()));
+    let (gateway, scraper, other) =
+        (pod("vpn", "pinhole-gateway"), pod("monitoring", "prometheus"), pod("web", "shop"));
+    for (values, strict) in [(json!({}), false), (narrow, true)] {
+        let objects = helm.render(&json!({ "networkPolicy": values }))?;
+        let policy = serde_json::from_value(objects.one("NetworkPolicy")?.clone())?;
+        let ports = objects.operator()?["ports"].as_array().context("no ports")?.clone();
+        let port = |port: &Value| {
+            let number = port["containerPort"].as_u64().and_then(|number| u16::try_from(number).ok());
+            Some((port["name"].as_str()?.to_owned(), number?))
+        };
+        let own: BTreeMap<String, u16> = ports.iter().filter_map(port).collect();
+        let passes = |direction, peer: &Peer, protocol, port| {
+            let flow = Flow { direction, peer: peer.clone(), protocol, port };
+            [Prefixes::Addresses, Prefixes::Outside].map(|reading| admits(&policy, &own, &flow, reading))
+        };
+        for (peer, link, metrics) in [
+            (&gateway, true, !strict),
+            (&scraper, false, true),
+            (&other, false, !strict),
+            (&outside, false, false),
+        ] {
+            ensure!(passes(Direction::Ingress, peer, "TCP", 8443) == [link; 2], "{peer:?}: the link");
+            ensure!(passes(Direction::Ingress, peer, "TCP", 8080) == [metrics; 2], "{peer:?}: metrics");
+        }
+        for peer in [&outside, &node, &other] {
+            ensure!(passes(Direction::Egress, peer, "TCP", 6443) == [true; 2], "{peer:?}: the API server");
+            ensure!(passes(Direction::Egress, peer, "UDP", 53) == [true; 2], "{peer:?}: DNS");
+            ensure!(passes(Direction::Egress, peer, "TCP", 80) == [!strict; 2], "{peer:?}: anything else");
+        }
+    }
+    Ok(())
+}
+
+fn gateways_get_network_policies_unless_they_are_off(helm: &Helm) -> Outcome {
+    let args = |values: Value| {
+        anyhow::Ok(helm.render(&json!({ "networkPolicy": values }))?.operator()?["args"].clone())
+    };
+    let has = |args: &Value, wanted: &str| args.as_array().is_some_and(|args| args.contains(&json!(wanted)));
+    let default = args(json!({}))?;
+    ensure!(has(&default, "--gateway-network-policy=Any"), "{default}");
+    ensure!(has(&default, r#"--metrics-from=[{"namespaceSelector":{}}]"#), "{default}");
+    let strict = args(json!({ "gatewayEgress": "Routes", "metricsFrom": [] }))?;
+    ensure!(has(&strict, "--gateway-network-policy=Routes") && has(&strict, "--metrics-from=[]"), "{strict}");
+    let off = args(json!({ "enabled": false }))?;
+    ensure!(!off.to_string().contains("network-policy"), "{off}");
+    ensure!(helm.render(&json!({ "networkPolicy": { "enabled": false } }))?.of("NetworkPolicy").is_empty());
+    ensure!(args(json!({ "gatewayEgress": "None" })).is_err(), "an egress that does not exist was taken");
+    Ok(())
+}
+
+/// The API server evaluates the expressions; here they must be there, and be about whom the chart installs.
+fn the_operator_writes_no_secrets_but_its_own(helm: &Helm) -> Outcome {
+    let objects = helm.render(&json!({ "serviceAccount": { "name": "other" } }))?;
+    let spec = &objects.one("ValidatingAdmissionPolicy")?["spec"];
+    ensure!(spec["failurePolicy"] == "Fail", "{spec}");
+    let rule = &spec["matchConstraints"]["resourceRules"][0];
+    ensure!(rule["resources"] == json!(["secrets"]), "{rule}");
+    ensure!(rule["operations"] == json!(["CREATE", "UPDATE", "DELETE"]), "{rule}");
+    let who = &spec["matchConditions"][0]["expression"];
+    ensure!(who == "request.userInfo.username == 'system:serviceaccount:pinhole-system:other'", "{who}");
+    let types = spec["validations"].to_string();
+    for known in ["Opaque", pinhole_operator::enrolment::TOKEN_SECRET_TYPE] {
+        ensure!(types.contains(&format!("'{known}'")), "Secrets of type {known} are refused");
+    }
+    let binding = &objects.one("ValidatingAdmissionPolicyBinding")?["spec"];
+    ensure!(binding["validationActions"] == json!(["Deny"]), "{binding}");
+    let off = helm.render(&json!({ "rbac": { "restrictSecretWrites": false } }))?;
+    ensure!(
+        off.of("ValidatingAdmissionPolicy").is_empty()
+            && off.of("ValidatingAdmissionPolicyBinding").is_empty()
+    );
+    Ok(())
+}
+
+/// Gateways have no role at all: what is bound is bound to the operator.
+fn roles_for_people_and_gateways_reach_no_secrets(helm: &Helm) -> Outcome {
+    let objects = helm.render(&json!({}))?;
+    let mut people = 0;
+    for role in objects.of("ClusterRole") {
+        let name = role["metadata"]["name"].as_str().unwrap_or_default();
+        if ["pinhole-view", "pinhole-edit"].contains(&name) {
+            ensure!(!role["rules"].to_string().contains("secrets"), "{name}");
+            people += 1;
+        }
+    }
+    ensure!(people == 2, "{people} roles for people");
+    for binding in objects.of("ClusterRoleBinding").into_iter().chain(objects.of("RoleBinding")) {
+        let subjects = binding["subjects"].as_array().context("a binding without subjects")?;
+        ensure!(subjects.len() == 1 && subjects[0]["name"] == "pinhole-operator", "{binding}");
+    }
+    Ok(())
+}
+
 fn no_rule_uses_a_wildcard(helm: &Helm) -> Outcome {
     let objects = helm.render(&json!({}))?;
     let roles: Vec<_> = objects.of("ClusterRole").into_iter().chain(objects.of("Role")).collect();
@@ -387,7 +511,7 @@ fn every_flag_of_the_values_renders(helm: &Helm) -> Outcome {
         ensure!(binding["subjects"][0]["name"] == "other", "{binding}");
     }
     let plain = helm.render(&json!({}))?;
-    for kind in ["NetworkPolicy", "ServiceMonitor", "PodMonitor", "PrometheusRule"] {
+    for kind in ["ServiceMonitor", "PodMonitor", "PrometheusRule"] {
         ensure!(plain.of(kind).is_empty(), "{kind} without being asked for");
     }
     Ok(())

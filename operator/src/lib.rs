@@ -9,6 +9,7 @@ pub mod ipam;
 pub mod kubectl;
 pub mod link;
 pub mod plan;
+pub mod scope;
 pub mod telemetry;
 
 #[cfg(test)]

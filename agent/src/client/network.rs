@@ -14,7 +14,7 @@ use nix::sys::socket::{
 };
 use tokio::io::unix::AsyncFd;
 
-use crate::kernel::{FullTunnel, KernelError, MAIN_TABLE, RouteSocket};
+use crate::kernel::{FullTunnel, InnerAddresses, KernelError, MAIN_TABLE, RouteSocket};
 
 /// Multicast groups of rtnetlink (`RTMGRP_*`): addresses and routes of both families, and links.
 const GROUPS: u32 = 0x1 | 0x10 | 0x40 | 0x100 | 0x400;
@@ -120,6 +120,33 @@ fn default_v6(text: &str) -> Option<(String, String)> {
     };
     let best = text.lines().filter_map(parse).min_by_key(|(metric, ..)| *metric)?;
     Some((best.1, best.2))
+}
+
+/// Keeps the addresses of one tunnel for it.
+pub(super) struct AddressKeeper(InnerAddresses);
+
+impl AddressKeeper {
+    /// For the tunnel's device of that name.
+    pub(super) fn new(device: &str) -> Self {
+        let (table, tunnel_device) = (format!("{device}-inner"), device.to_owned());
+        Self(InnerAddresses { table, addresses: Vec::new(), tunnel_device })
+    }
+
+    /// Keeps exactly these. A kernel without nftables carries the tunnel all the same.
+    pub(super) fn keep(&mut self, addresses: &[IpNet]) {
+        self.0.addresses = addresses.iter().map(IpNet::addr).collect();
+        if let Err(error) = self.0.install() {
+            tracing::warn!(%error, category = error.category(),
+                "who shares a network with this machine can reach its address in the tunnel");
+        }
+    }
+
+    /// Takes everything back.
+    pub(super) fn remove(&mut self) {
+        if let Err(error) = self.0.remove() {
+            tracing::debug!(%error, category = error.category(), "the filter of the tunnel's address stays behind");
+        }
+    }
 }
 
 /// The routes into one tunnel's device.

@@ -21,7 +21,7 @@ use super::{
     dns::{Dns, Wanted},
     enrol_patiently,
     enrolment::{Enrolment, Invitation},
-    network::{Routes, Watch, local_network, source_towards},
+    network::{AddressKeeper, Routes, Watch, local_network, source_towards},
     pulse::{Pulse, Step, Way},
     session::{self, Nudges, Session, Target, Told},
     settings::{Replica, Settings},
@@ -107,6 +107,7 @@ struct Runner<'a> {
     unanswered: Option<Instant>,
     network: Option<String>,
     routes: Routes,
+    keeper: AddressKeeper,
     dns: Option<Dns>,
     /// The replica that routes lead to.
     routed: Option<PublicKey>,
@@ -211,6 +212,7 @@ pub(super) async fn run(
         unanswered: None,
         network: None,
         routes: Routes::new(tunnel.index(), FWMARK),
+        keeper: AddressKeeper::new(&setup.name),
         dns,
         routed: None,
         outer: Vec::new(),
@@ -233,6 +235,7 @@ pub(super) async fn run(
         settings,
         tunnel,
     };
+    runner.keeper.keep(&runner.settings.addresses);
     runner.route_to(None);
     runner.resolve();
 
@@ -560,6 +563,7 @@ impl Runner<'_> {
         let (mtu, addresses) = (settings.mtu, settings.addresses.clone());
         let former = std::mem::replace(&mut self.settings, settings);
         if addresses != former.addresses {
+            self.keeper.keep(&addresses);
             self.note(self.tunnel.set_addresses(&addresses).err());
         }
         if mtu != former.mtu {
@@ -1069,6 +1073,7 @@ impl Runner<'_> {
             dns.remove();
         }
         self.routes.remove();
+        self.keeper.remove();
         self.tunnel.shutdown();
     }
 }

@@ -5,6 +5,7 @@
 mod error;
 mod filter;
 mod full_tunnel;
+mod inner;
 mod masquerade;
 mod netlink;
 mod nftables;
@@ -14,6 +15,7 @@ mod tun;
 pub use error::KernelError;
 pub use filter::TunnelFilter;
 pub use full_tunnel::FullTunnel;
+pub use inner::InnerAddresses;
 pub use masquerade::Masquerade;
 pub use route::{MAIN_TABLE, RouteSocket, forward_v6};
 pub use tun::{TunDevice, TunOffload};

@@ -50,7 +50,7 @@ impl Is {
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Hook {
     pub(super) number: u32,
-    pub(super) priority: u32,
+    pub(super) priority: i32,
     /// `filter` or `nat`.
     pub(super) kind: &'static str,
 }

@@ -2,6 +2,7 @@
 
 #![allow(dead_code, reason = "each test program uses a part of it")]
 
+mod http2;
 mod nat;
 mod operator;
 
@@ -15,6 +16,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+pub(crate) use http2::Http2;
 pub(crate) use nat::Nat;
 pub(crate) use operator::Operator;
 use pinhole_agent::tunnel::PrivateKey;
@@ -407,6 +409,19 @@ impl Lab {
         ping(&self.client, address)
     }
 
+    /// Whether the gateway's host, which shares a network with the client, gets an answer from there and not by the tunnel.
+    pub(crate) fn neighbour_pings(&self, address: &str) -> bool {
+        let ping =
+            ["netns", "exec", &self.gateway.0, "ping", "-n", "-c", "1", "-W", "1", "-I", "out", address];
+        Command::new("ip").args(ping).stdout(Stdio::null()).status().expect("`ping` runs").success()
+    }
+
+    pub(crate) fn client_ruleset(&self) -> String {
+        let rules =
+            Command::new("ip").args(["netns", "exec", &self.client.0, "nft", "list", "ruleset"]).output();
+        String::from_utf8(rules.expect("`nft` runs").stdout).unwrap()
+    }
+
     /// Whether a client has begun, connected or not.
     pub(crate) fn client_waits(&self) -> bool {
         self.path("client/pinhole0/wireguard.key").exists()
@@ -438,6 +453,13 @@ impl Lab {
         self.operator.in_gateway(move || {
             (0..count).map(|_| TcpStream::connect("192.0.2.1:51821").expect("the port is open")).collect()
         })
+    }
+
+    /// A stranger that speaks HTTP/2 to the gateway's session port, for calls of this method.
+    pub(crate) fn http2(&self, method: &str) -> Http2 {
+        let tcp =
+            self.operator.in_gateway(|| TcpStream::connect("192.0.2.1:51821").expect("the port is open"));
+        Http2::over(tcp, self.operator.ca_pem(), "edge.branch.gateway.pinhole.dev", method)
     }
 
     /// Connections from sixteen addresses to the gateway's session port, with so many half-sent enrolments each.

@@ -29,6 +29,7 @@ mod standby;
 mod stock;
 mod uninstall;
 mod userspace_nat;
+mod watched;
 
 use std::{
     pin::Pin,
@@ -84,6 +85,7 @@ fn all() -> Vec<Test> {
         resilience::tests(),
         stale_mapping::tests(),
         keepalive_under_load::tests(),
+        watched::tests(),
         uninstall::tests(),
     ]
     .into_iter()

@@ -31,7 +31,7 @@ async fn uninstalling_first_or_last_leaves_nothing_but_the_kinds(lab: &Lab) -> O
         vpn.kubectl(&["delete", "vpngateways,vpnclientpools,vpnclients", "--all", "--timeout=60s"]).await?;
         // Garbage collection does the rest, with or without an operator.
         wait::until("everything that belonged to the VPN to go", PATIENCE, || async {
-            let kinds = "pods,services,endpointslices,secrets,configmaps,statefulsets,serviceaccounts,roles,rolebindings,poddisruptionbudgets,vpnclients";
+            let kinds = "pods,services,endpointslices,secrets,configmaps,statefulsets,serviceaccounts,roles,rolebindings,poddisruptionbudgets,networkpolicies,vpnclients";
             let left = vpn.kubectl(&["get", kinds, "-o", "name"]).await.map_err(|error| error.to_string())?;
             let ours: Vec<_> = left
                 .lines()
@@ -51,6 +51,8 @@ async fn uninstalling_first_or_last_leaves_nothing_but_the_kinds(lab: &Lab) -> O
             "clusterrolebindings",
             "mutatingadmissionpolicies",
             "mutatingadmissionpolicybindings",
+            "validatingadmissionpolicies",
+            "validatingadmissionpolicybindings",
         ] {
             let left = lab.kubectl(["get", kind, "-o", "name"]).await?;
             let left: Vec<_> = left.lines().filter(|name| name.contains("pinhole")).collect();

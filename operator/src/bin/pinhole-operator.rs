@@ -10,14 +10,16 @@ use std::{
 use anyhow::{Context as _, bail};
 use clap::Parser;
 use k8s_controller::LeaderElection;
+use k8s_openapi::api::networking::v1::NetworkPolicyPeer;
 use kube::{Client, Config};
 use pinhole_operator::{
-    controllers::{Hub, Leader, Scope, watches},
+    controllers::{Hub, Leader, watches},
     enrolment::{ApiRecords, Enroller},
     fleet::Fleet,
     identity::{ApiTokenReviewer, AuthorityStore, CachedReviewer, Identity},
     link::Link,
-    plan::Settings,
+    plan::{GatewayEgress, Settings},
+    scope::Scope,
     telemetry::{self, Health, LogFormat, Metrics, init_logs},
 };
 use tokio::{
@@ -65,12 +67,26 @@ struct Args {
     /// Namespaces to serve, separated by commas. All when unset.
     #[arg(long, value_delimiter = ',')]
     watch_namespaces: Vec<String>,
+    /// Makes NetworkPolicies for gateways, which let this out. None are made when unset.
+    #[arg(long, value_enum)]
+    gateway_network_policy: Option<GatewayEgress>,
+    /// Who may scrape gateways' metrics under these policies, a JSON list of NetworkPolicyPeers.
+    #[arg(long, default_value = "[]", value_parser = peers)]
+    metrics_from: Peers,
     /// How logs are written.
     #[arg(long, value_enum, default_value_t)]
     log_format: LogFormat,
     /// What is logged, such as `info` or `pinhole_operator=debug`.
     #[arg(long, env = "RUST_LOG", default_value = "info")]
     log: String,
+}
+
+/// Peers of a NetworkPolicy.
+#[derive(Clone, Debug)]
+struct Peers(Vec<NetworkPolicyPeer>);
+
+fn peers(json: &str) -> Result<Peers, serde_json::Error> {
+    serde_json::from_str(json).map(Peers)
 }
 
 #[tokio::main(worker_threads = 2)]
@@ -126,7 +142,7 @@ async fn start(
     let client = client().await?;
     let scope = Scope::new(args.watch_namespaces.clone());
     let hub = Hub::new(Arc::clone(health), Arc::clone(metrics));
-    for watch in watches(&client, &scope, &hub) {
+    for watch in watches(&client, &scope, &args.namespace, &hub) {
         let stop = stop.clone();
         tasks.spawn(async move {
             match stop.run_until_cancelled(watch).await {
@@ -147,7 +163,7 @@ async fn start(
         Ok(())
     });
     let reviewer = Arc::new(CachedReviewer::new(ApiTokenReviewer::new(client.clone())));
-    let records = ApiRecords::new(client.clone());
+    let records = ApiRecords::new(client.clone()).within(scope.clone());
     let enroller = Enroller::new(records, Arc::clone(&fleet), Arc::clone(&identity), Arc::clone(&reviewer));
     let listener = TcpListener::bind(args.link_addr).await.with_context(|| {
         format!("listening on {} for gateways: choose another --link-addr", args.link_addr)
@@ -170,6 +186,8 @@ async fn start(
             service_name: args.service_name.clone(),
             service_port: args.service_port,
             gateway_image: args.gateway_image.clone(),
+            gateway_policy: args.gateway_network_policy,
+            metrics_from: args.metrics_from.0.clone(),
         },
         authorities: identity.subscribe(),
         scope,

@@ -176,6 +176,7 @@ fn hash(body: &serde_json::Value) -> u64 {
 fn kind_name(kind: ObjectKind) -> &'static str {
     match kind {
         ObjectKind::ConfigMap => "ConfigMap",
+        ObjectKind::NetworkPolicy => "NetworkPolicy",
         ObjectKind::PodDisruptionBudget => "PodDisruptionBudget",
         ObjectKind::Secret => "Secret",
         ObjectKind::Service => "Service",

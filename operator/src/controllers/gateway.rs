@@ -70,6 +70,9 @@ impl Context {
                 failure.get_or_insert(error);
             }
         }
+        if let Err(error) = self.gateway_traffic(gateway, MANAGER).await {
+            failure.get_or_insert(error);
+        }
         self.remove_surplus(gateway).await?;
         failure.map_or(Ok(()), Err)
     }

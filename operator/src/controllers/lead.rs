@@ -25,7 +25,6 @@ use super::{
     keys::KeyMemory,
     pace::WritePace,
     queue::{Outcome, Schedule},
-    scope::Scope,
     stock::StockMemory,
     work::Work,
     world::Effects,
@@ -34,6 +33,7 @@ use crate::{
     fleet::{Change, Fleet},
     identity::Authorities,
     plan::Settings,
+    scope::Scope,
 };
 
 /// Objects looked at at the same time.

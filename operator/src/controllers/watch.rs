@@ -6,6 +6,7 @@ use futures::{Stream, StreamExt as _, future::BoxFuture};
 use k8s_openapi::api::{
     apps::v1::StatefulSet,
     core::v1::{ConfigMap, Node, Pod, Secret, Service, ServiceAccount},
+    networking::v1::NetworkPolicy,
     policy::v1::PodDisruptionBudget,
 };
 use kube::{
@@ -24,11 +25,11 @@ use serde::de::DeserializeOwned;
 use super::{
     hub::Hub,
     observe::prune,
-    scope::Scope,
     world::{Effects, Name, World},
 };
 use crate::{
     plan::{GATEWAY_LABEL, ObjectKind, gateway_objects_selector},
+    scope::Scope,
     telemetry::Metrics,
 };
 
@@ -38,8 +39,8 @@ const PAGE: u32 = 200;
 /// A watch that runs for ever.
 pub type Watch = BoxFuture<'static, ()>;
 
-/// All watches. Each is to be spawned.
-pub fn watches(client: &Client, scope: &Scope, hub: &Arc<Hub>) -> Vec<Watch> {
+/// All watches. Each is to be spawned. `own` is the operator's namespace.
+pub fn watches(client: &Client, scope: &Scope, own: &str, hub: &Arc<Hub>) -> Vec<Watch> {
     let ours = || config().labels(&gateway_objects_selector());
     let start = Start { client, scope, hub };
     let mut watches = Vec::new();
@@ -66,8 +67,11 @@ pub fn watches(client: &Client, scope: &Scope, hub: &Arc<Hub>) -> Vec<Watch> {
     watches.extend(start.owned::<StatefulSet>("StatefulSet", ObjectKind::StatefulSet));
     watches.extend(start.owned::<Secret>("Secret", ObjectKind::Secret));
     watches.extend(start.owned::<ConfigMap>("ConfigMap", ObjectKind::ConfigMap));
-    watches.extend(start.owned::<SidecarTrust>("SidecarTrust", ObjectKind::SidecarTrust));
+    // One, in the operator's own namespace, which need not be one that it serves.
+    let own = Start { scope: &Scope::new(vec![own.to_owned()]), ..start };
+    watches.extend(own.owned::<SidecarTrust>("SidecarTrust", ObjectKind::SidecarTrust));
     watches.extend(start.owned::<ServiceAccount>("ServiceAccount", ObjectKind::ServiceAccount));
+    watches.extend(start.owned::<NetworkPolicy>("NetworkPolicy", ObjectKind::NetworkPolicy));
     watches
         .extend(start.owned::<PodDisruptionBudget>("PodDisruptionBudget", ObjectKind::PodDisruptionBudget));
     watches.push(nodes(client, hub));
@@ -76,6 +80,7 @@ pub fn watches(client: &Client, scope: &Scope, hub: &Arc<Hub>) -> Vec<Watch> {
 }
 
 /// What watches are started with.
+#[derive(Clone, Copy)]
 struct Start<'a> {
     client: &'a Client,
     scope: &'a Scope,

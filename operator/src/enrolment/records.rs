@@ -9,7 +9,7 @@ use pinhole_crds::{VPNClient, VPNClientPool};
 use serde_json::json;
 
 use super::{KEY_LABEL, KeyHash, PublicKey, client::key_label};
-use crate::fleet::PoolKey;
+use crate::{fleet::PoolKey, scope::Scope};
 
 const CALL_TIMEOUT: Duration = Duration::from_secs(5);
 const FIELD_MANAGER: &str = "pinhole-operator-enrolment";
@@ -139,12 +139,19 @@ pub trait Records: Send + Sync + 'static {
 /// The Kubernetes API.
 pub struct ApiRecords {
     client: Client,
+    scope: Scope,
 }
 
 impl ApiRecords {
     /// Records behind `client`.
     pub fn new(client: Client) -> Self {
-        Self { client }
+        Self { client, scope: Scope::default() }
+    }
+
+    /// Takes pools of namespaces that are not served for none: nothing may be read there.
+    #[must_use]
+    pub fn within(self, scope: Scope) -> Self {
+        Self { scope, ..self }
     }
 
     fn clients(&self, namespace: &str) -> Api<VPNClient> {
@@ -158,6 +165,9 @@ impl ApiRecords {
 
 impl Records for ApiRecords {
     async fn pool(&self, key: &PoolKey) -> Answer<Option<VPNClientPool>> {
+        if !self.scope.serves(&key.namespace) {
+            return Ok(None);
+        }
         let api: Api<VPNClientPool> = Api::namespaced(self.client.clone(), &key.namespace);
         bounded("reading a pool", api.get_opt(&key.name)).await
     }

@@ -270,6 +270,14 @@ mod tests {
     }
 
     #[test]
+    fn no_two_authorities_have_a_key_in_common() {
+        let made = || Authority::generate(SystemTime::now()).unwrap();
+        let (one, other) = (made(), made());
+        assert_ne!(one.key_pem(), other.key_pem());
+        assert_ne!(one.certificate_pem(), other.certificate_pem());
+    }
+
+    #[test]
     fn a_gateway_is_accepted_under_its_own_names_and_no_other() {
         let now = SystemTime::now();
         let authorities = authorities(now);

@@ -8,6 +8,7 @@ mod keepalive;
 mod keys;
 mod name;
 mod nat;
+mod network;
 mod object;
 mod overlap;
 mod reach;
@@ -32,8 +33,9 @@ pub(crate) use keys::parse_public;
 pub use keys::{KeyError, PrivateKey, check_owner, key_entry, public_keys};
 pub use name::{
     GATEWAY_LABEL, MANAGED_BY, MANAGED_BY_LABEL, POOL_OBJECT_LABEL, config_secret, gateway_objects_selector,
-    join_service, keys_secret, replica_names,
+    join_service, keys_secret, network_policy_name, replica_names,
 };
+pub use network::{GatewayEgress, network_policy};
 pub use object::{Object, ObjectKind};
 pub use overlap::{Overlap, overlaps};
 pub use settings::Settings;

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, ObjectMeta, OwnerReference};
 use kube::Resource;
 use pinhole_crds::VPNGateway;
 
@@ -36,6 +36,11 @@ pub fn replica_names(gateway: &VPNGateway) -> Vec<String> {
 /// Name of the Secret with a gateway's private keys.
 pub fn keys_secret(gateway: &str) -> String {
     format!("{gateway}-keys")
+}
+
+/// Name of a gateway's NetworkPolicy.
+pub fn network_policy_name(gateway: &str) -> String {
+    gateway.to_owned()
 }
 
 /// Name of the ConfigMap with the trust bundle that a gateway's pods mount.
@@ -73,6 +78,10 @@ pub(super) fn common() -> BTreeMap<String, String> {
 
 pub(super) fn labels<const N: usize>(pairs: [(&str, &str); N]) -> BTreeMap<String, String> {
     pairs.into_iter().map(|(key, value)| (key.to_owned(), value.to_owned())).collect()
+}
+
+pub(super) fn match_labels(labels: BTreeMap<String, String>) -> LabelSelector {
+    LabelSelector { match_labels: Some(labels), ..LabelSelector::default() }
 }
 
 /// Metadata of an object in `owner`'s namespace that goes when `owner` does.

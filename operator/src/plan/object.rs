@@ -2,6 +2,7 @@ use k8s_openapi::{
     api::{
         apps::v1::StatefulSet,
         core::v1::{ConfigMap, Secret, Service, ServiceAccount},
+        networking::v1::NetworkPolicy,
         policy::v1::PodDisruptionBudget,
     },
     apimachinery::pkg::apis::meta::v1::ObjectMeta,
@@ -14,6 +15,8 @@ use pinhole_crds::SidecarTrust;
 pub enum ObjectKind {
     /// `v1` ConfigMap.
     ConfigMap,
+    /// `networking.k8s.io/v1` NetworkPolicy.
+    NetworkPolicy,
     /// `policy/v1` PodDisruptionBudget.
     PodDisruptionBudget,
     /// `v1` Secret.
@@ -30,8 +33,9 @@ pub enum ObjectKind {
 
 impl ObjectKind {
     /// All of them.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 8] = [
         Self::ConfigMap,
+        Self::NetworkPolicy,
         Self::PodDisruptionBudget,
         Self::Secret,
         Self::Service,
@@ -44,6 +48,7 @@ impl ObjectKind {
     pub fn resource(self) -> ApiResource {
         match self {
             Self::ConfigMap => ApiResource::erase::<ConfigMap>(&()),
+            Self::NetworkPolicy => ApiResource::erase::<NetworkPolicy>(&()),
             Self::PodDisruptionBudget => ApiResource::erase::<PodDisruptionBudget>(&()),
             Self::Secret => ApiResource::erase::<Secret>(&()),
             Self::Service => ApiResource::erase::<Service>(&()),
@@ -65,6 +70,8 @@ impl ObjectKind {
 pub enum Object {
     /// A ConfigMap.
     ConfigMap(ConfigMap),
+    /// A NetworkPolicy.
+    NetworkPolicy(NetworkPolicy),
     /// A PodDisruptionBudget.
     PodDisruptionBudget(PodDisruptionBudget),
     /// A Secret.
@@ -84,6 +91,7 @@ impl Object {
     pub fn kind(&self) -> ObjectKind {
         match self {
             Self::ConfigMap(_) => ObjectKind::ConfigMap,
+            Self::NetworkPolicy(_) => ObjectKind::NetworkPolicy,
             Self::PodDisruptionBudget(_) => ObjectKind::PodDisruptionBudget,
             Self::Secret(_) => ObjectKind::Secret,
             Self::Service(_) => ObjectKind::Service,
@@ -97,6 +105,7 @@ impl Object {
     pub fn meta(&self) -> &ObjectMeta {
         match self {
             Self::ConfigMap(o) => &o.metadata,
+            Self::NetworkPolicy(o) => &o.metadata,
             Self::PodDisruptionBudget(o) => &o.metadata,
             Self::Secret(o) => &o.metadata,
             Self::Service(o) => &o.metadata,
@@ -120,6 +129,7 @@ impl Object {
     pub fn to_value(&self) -> serde_json::Result<serde_json::Value> {
         match self {
             Self::ConfigMap(o) => serde_json::to_value(o),
+            Self::NetworkPolicy(o) => serde_json::to_value(o),
             Self::PodDisruptionBudget(o) => serde_json::to_value(o),
             Self::Secret(o) => serde_json::to_value(o),
             Self::Service(o) => serde_json::to_value(o),

@@ -1,5 +1,9 @@
+use k8s_openapi::api::networking::v1::NetworkPolicyPeer;
+
+use super::network::GatewayEgress;
+
 /// What the operator was started with and gateways need to know.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Settings {
     /// Namespace that the operator runs in.
     pub namespace: String,
@@ -9,6 +13,10 @@ pub struct Settings {
     pub service_port: u16,
     /// Image of gateways that name none.
     pub gateway_image: String,
+    /// What the gateways' NetworkPolicies let out. None: gateways get no NetworkPolicy.
+    pub gateway_policy: Option<GatewayEgress>,
+    /// Who may scrape gateways' metrics where a NetworkPolicy is enforced.
+    pub metrics_from: Vec<NetworkPolicyPeer>,
 }
 
 impl Settings {

@@ -13,27 +13,24 @@ use k8s_openapi::{
         },
         policy::v1::{PodDisruptionBudget, PodDisruptionBudgetSpec},
     },
-    apimachinery::pkg::{
-        apis::meta::v1::{LabelSelector, ObjectMeta},
-        util::intstr::IntOrString,
-    },
+    apimachinery::pkg::{apis::meta::v1::ObjectMeta, util::intstr::IntOrString},
 };
 use kube::ResourceExt as _;
 use pinhole_crds::{ExposureType, GatewayPod, VPNGateway};
 use pinhole_proto::OPERATOR_AUDIENCE;
 
 use super::{
-    name::{ca_config_map, gateway_labels, keys_secret, owned, selector},
+    name::{ca_config_map, gateway_labels, keys_secret, match_labels, owned, selector},
     service::{SESSION_PORT, TUNNEL_PORT},
     settings::Settings,
 };
 
 /// UDP port that the agent listens on inside of its pod.
-const POD_TUNNEL_PORT: i32 = 51820;
+pub(super) const POD_TUNNEL_PORT: i32 = 51820;
 /// TCP port of the session service inside of the pod.
-const POD_SESSION_PORT: i32 = 51821;
+pub(super) const POD_SESSION_PORT: i32 = 51821;
 /// TCP port of health and metrics inside of the pod.
-const POD_HEALTH_PORT: i32 = 9090;
+pub(super) const POD_HEALTH_PORT: i32 = 9090;
 
 const KEYS_DIR: &str = "/etc/pinhole/keys";
 const CA_DIR: &str = "/etc/pinhole/ca";
@@ -300,8 +297,4 @@ fn volumes(gateway: &str) -> Vec<Volume> {
             ..named("tun")
         },
     ]
-}
-
-fn match_labels(labels: BTreeMap<String, String>) -> LabelSelector {
-    LabelSelector { match_labels: Some(labels), ..LabelSelector::default() }
 }

@@ -13,6 +13,8 @@ fn settings() -> Settings {
         service_name: "pinhole-operator".into(),
         service_port: 8443,
         gateway_image: "pinhole/agent:1".into(),
+        gateway_policy: None,
+        metrics_from: Vec::new(),
     }
 }
 

@@ -1,7 +1,9 @@
 mod client;
 mod gateway;
 mod hostile;
+mod network;
 mod pool;
+mod traffic;
 mod wgquick;
 
 use std::{collections::BTreeMap, net::IpAddr, sync::Arc, time::Duration};

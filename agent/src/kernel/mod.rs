@@ -4,6 +4,7 @@
 mod error;
 mod full_tunnel;
 mod masquerade;
+mod mtu;
 mod netlink;
 mod route;
 mod tun;
@@ -11,5 +12,6 @@ mod tun;
 pub use error::KernelError;
 pub use full_tunnel::FullTunnel;
 pub use masquerade::Masquerade;
+pub use mtu::DeviceMtu;
 pub use route::{MAIN_TABLE, RouteSocket, forward_v6};
 pub use tun::{TunDevice, TunOffload};

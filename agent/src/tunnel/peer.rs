@@ -18,6 +18,7 @@ use super::{
     gate::{Allowance, Bucket},
     message::{DATA_OVERHEAD, INITIATION, Message},
     output::Output,
+    padding::Padding,
     path::Path,
     probe::{Magic, Pending},
     routing::Slot,
@@ -43,6 +44,7 @@ pub(super) struct Surroundings {
     /// Lets everything through: the gate is in front.
     pub(super) limiter: Arc<RateLimiter>,
     pub(super) mtu: u16,
+    pub(super) padding: Padding,
     pub(super) magic: Magic,
     pub(super) jitter: Jitter,
     /// Packets that wait for sessions now.
@@ -277,7 +279,7 @@ impl Peer {
         }
         while let Some(packet) = packets.make_next() {
             clamp_mss(packet, common.mtu);
-            self.encrypt(now, endpoint.path, packet, out);
+            self.encrypt(now, endpoint.path, packet, common, out);
         }
         if self.timers.renew_on_send(now) {
             self.initiate(now, common, out);
@@ -313,7 +315,7 @@ impl Peer {
             return;
         }
         let Some(endpoint) = self.endpoint else { return };
-        self.encrypt(now, endpoint.path, &[], out);
+        self.encrypt(now, endpoint.path, &[], common, out);
         if self.timers.renew_on_send(now) {
             self.initiate(now, common, out);
         }
@@ -394,7 +396,7 @@ impl Peer {
             }
             match due {
                 Due::RetryHandshake | Due::Silence => self.initiate(now, common, out),
-                Due::Keepalive => self.passive_keepalive(now, out),
+                Due::Keepalive => self.passive_keepalive(now, common, out),
                 Due::PersistentKeepalive => {
                     self.timers.traversed(now);
                     self.keepalive(now, common, out);
@@ -578,7 +580,7 @@ impl Peer {
         common.waiting -= held;
         self.stats.dropped += stale;
         for packet in packets {
-            self.encrypt(now, endpoint.path, &packet, out);
+            self.encrypt(now, endpoint.path, &packet, common, out);
         }
         self.release(now, common, out);
     }
@@ -621,7 +623,7 @@ impl Peer {
         }
         let Some(endpoint) = self.endpoint else { return };
         while let Some(packet) = self.asleep.pop(&mut common.held) {
-            self.encrypt(now, endpoint.path, &packet, out);
+            self.encrypt(now, endpoint.path, &packet, common, out);
         }
     }
 
@@ -650,9 +652,17 @@ impl Peer {
         }
     }
 
-    fn encrypt<O: Output>(&mut self, now: Instant, to: Path, packet: &[u8], out: &mut O) {
-        let room = out.datagram(to, (packet.len() + DATA_OVERHEAD).max(INITIATION));
-        let made = self.tunn.as_mut().map(|tunn| tunn.encapsulate(packet, room));
+    fn encrypt<O: Output>(
+        &mut self,
+        now: Instant,
+        to: Path,
+        packet: &[u8],
+        common: &mut Surroundings,
+        out: &mut O,
+    ) {
+        let padded = common.padding.pad(packet);
+        let room = out.datagram(to, (padded.len() + DATA_OVERHEAD).max(INITIATION));
+        let made = self.tunn.as_mut().map(|tunn| tunn.encapsulate(padded, room));
         let Some(TunnResult::WriteToNetwork(message)) = made else {
             self.stats.dropped += 1;
             return;
@@ -688,10 +698,10 @@ impl Peer {
         self.timers.abandon_attempt();
     }
 
-    fn passive_keepalive<O: Output>(&mut self, now: Instant, out: &mut O) {
+    fn passive_keepalive<O: Output>(&mut self, now: Instant, common: &mut Surroundings, out: &mut O) {
         let Some(endpoint) = self.endpoint else { return };
         if self.has_session {
-            self.encrypt(now, endpoint.path, &[], out);
+            self.encrypt(now, endpoint.path, &[], common, out);
         }
     }
 

@@ -16,6 +16,8 @@ use pinhole_agent::tunnel::PrivateKey;
 #[allow(dead_code)]
 mod namespace;
 use namespace::Namespace;
+#[path = "wg/ground.rs"]
+mod ground;
 
 const PINHOLE: &str = env!("CARGO_BIN_EXE_pinhole");
 
@@ -66,7 +68,7 @@ fn main() {
         };
         Trial::test(name, run).with_ignored_flag(!lacking.is_empty()).with_kind(lacking)
     };
-    let trials = TESTS.iter().map(|test| trial(test, lacking));
+    let trials = TESTS.iter().chain(ground::TESTS).map(|test| trial(test, lacking));
     let trials = trials.chain(INTEROP.iter().map(|test| trial(test, lacking_go))).collect();
     libtest_mimic::run(&Arguments::from_args(), trials).exit();
 }

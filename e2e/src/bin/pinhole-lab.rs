@@ -19,7 +19,7 @@ use pinhole_e2e::{
     nat::{NatProfile, stock_profiles},
     progress,
     project::Images,
-    setup::{packages, rust, tools::Tools},
+    setup::{linux, packages, rust, tools::Tools},
     state,
     vpn::{Exposure, Vpn},
 };
@@ -138,6 +138,9 @@ async fn setup() -> anyhow::Result<()> {
     Tools::build().await?;
     rust::toolbox().await?;
     rust::binaries().await?;
+    if let Err(error) = linux::prepare().await {
+        progress::say(&format!("tests beside Linux's own WireGuard will be skipped: {error}"));
+    }
     Ok(())
 }
 

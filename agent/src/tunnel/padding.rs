@@ -78,7 +78,7 @@ mod tests {
                 prop_assert_eq!(same, &packet[..]);
                 prop_assert!(zeros.len() < STEP && zeros.iter().all(|&byte| byte == 0));
                 prop_assert!(padded.len() <= packet.len().max(mtu.into()));
-                prop_assert!(padded.len() % STEP == 0 || padded.len() >= usize::from(mtu));
+                prop_assert!(padded.len().is_multiple_of(STEP) || padded.len() >= usize::from(mtu));
             }
         }
     }

@@ -21,6 +21,7 @@ mod many_clients;
 mod nats;
 mod product;
 mod quiet;
+mod reach;
 mod resilience;
 mod sidecars;
 mod stale_mapping;
@@ -77,6 +78,7 @@ fn all() -> Vec<Test> {
         first_tunnel::tests(),
         access::tests(),
         stock::tests(),
+        reach::tests(),
         many_clients::tests(),
         sidecars::tests(),
         resilience::tests(),

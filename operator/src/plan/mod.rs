@@ -10,6 +10,7 @@ mod name;
 mod nat;
 mod object;
 mod overlap;
+mod reach;
 mod service;
 mod settings;
 mod standby;

@@ -10,7 +10,7 @@ use super::{
     condition::{Conditions, ready_of},
     object::Object,
     overlap::Overlap,
-    service,
+    reach, service,
     unusable::search_domains,
 };
 use crate::ipam::Denied;
@@ -67,6 +67,7 @@ pub fn status(inputs: StatusInputs<'_>) -> VPNClientPoolStatus {
         observed_generation: pool.metadata.generation,
         conditions: conditions.finish(),
         capacity: Some(inputs.capacity),
+        reachable: reach::reachable(&pool.spec),
         clients: Some(inputs.clients),
         nat: inputs.nat,
         tokens: inputs.tokens,

@@ -22,10 +22,10 @@ pub(crate) const TESTS: &[Test] = &[
 
 const EMULATOR: &str = "qemu-system-x86_64";
 /// How long the emulated machine may take for anything, beside other tests.
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_mins(1);
 const PORT: u16 = 51820;
 /// `REKEY_AFTER_TIME` of WireGuard's paper.
-const REKEY: Duration = Duration::from_secs(120);
+const REKEY: Duration = Duration::from_mins(2);
 
 fn cache() -> Option<PathBuf> {
     let set = |name| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
@@ -324,7 +324,7 @@ fn keys_are_renewed_after_two_minutes() {
         device.ping("-c 1 10.9.0.2").unwrap();
         device.ping("-c 10 -i 0.1 fd09::2").unwrap();
     }
-    assert!(began.elapsed() > REKEY - Duration::from_secs(5), "other keys after {:?}", began.elapsed());
+    assert!(began.elapsed() + Duration::from_secs(5) > REKEY, "other keys after {:?}", began.elapsed());
     device.ping("-c 1 10.9.0.2").unwrap();
     linux.ping("-c 1 fd09::1").unwrap();
 }

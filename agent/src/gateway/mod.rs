@@ -2,16 +2,18 @@
 //! heard, and after that what it wanted last.
 
 mod access;
+mod admission;
+mod callers;
 mod command;
 mod control;
 pub mod desired;
+mod door;
 mod error;
-mod guests;
 pub mod insight;
 mod link;
-mod listen;
 mod metrics;
 mod neighbours;
+mod paces;
 mod probes;
 mod proof;
 pub mod report;
@@ -28,6 +30,7 @@ use std::{
 };
 
 use pinhole_proto::v1;
+use pinhole_reception::receive;
 use prost::Message;
 use tokio::{
     net::TcpListener,
@@ -41,6 +44,7 @@ pub use link::OperatorAccess;
 
 use self::{
     control::{Control, Setup},
+    door::Door,
     link::{Link, Running},
     proof::Prober,
     session::{Served, Sessions},
@@ -59,7 +63,7 @@ const DRAIN: Duration = Duration::from_secs(3);
 /// The same when there is no other.
 const DRAIN_ALONE: Duration = Duration::from_millis(300);
 /// Streams on one client's connection.
-const STREAMS: u32 = 16;
+const STREAMS: u32 = 8;
 /// Bytes that a client may send ahead on a stream: more than any of its messages has.
 const STREAM_WINDOW: u32 = 32 << 10;
 /// The same for all streams of a connection: the least that HTTP/2 knows.
@@ -145,13 +149,16 @@ pub async fn run(options: Options, stop: CancellationToken) -> Result<(), Gatewa
         .initial_stream_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
         .http2_max_header_list_size(HEADERS)
-        .add_service(ClientSessionServer::new(service).max_decoding_message_size(told::LARGEST_MESSAGE))
-        .serve_with_incoming_shutdown(listen::accept(sessions, tls), draining.clone().cancelled_owned());
+        .add_service(Door(ClientSessionServer::new(service).max_decoding_message_size(told::LARGEST_MESSAGE)))
+        .serve_with_incoming_shutdown(
+            receive(sessions, callers::house(), callers::Greeter(tls)),
+            draining.clone().cancelled_owned(),
+        );
 
     let mut tasks = tokio::task::JoinSet::new();
     tasks.spawn(link.run());
     tasks.spawn(async move { report_end("the session service", session_service.await) });
-    tasks.spawn(async move { report_end("the health service", probes::serve(probes, control).await) });
+    tasks.spawn(probes::serve(probes, control));
     tasks.spawn(keep_snapshots(store, snapshot_now));
 
     let control_stop = CancellationToken::new();

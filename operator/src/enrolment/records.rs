@@ -31,6 +31,9 @@ pub enum RecordsError {
         /// What was being done.
         doing: &'static str,
     },
+    /// The same, of a question that several asked together.
+    #[error(transparent)]
+    Shared(std::sync::Arc<RecordsError>),
     /// What should be written cannot be.
     #[error("{0}")]
     Encoding(String),
@@ -46,6 +49,7 @@ impl RecordsError {
                 _ => "ApiServerUnavailable",
             },
             Self::Timeout { .. } => "ApiServerUnavailable",
+            Self::Shared(error) => error.category(),
             Self::Encoding(_) => "Internal",
         }
     }
@@ -60,7 +64,8 @@ impl RecordsError {
                 kube::Error::Api(ref status) => Some(status.code),
                 _ => None,
             },
-            _ => None,
+            Self::Shared(error) => error.code(),
+            Self::Timeout { .. } | Self::Encoding(_) => None,
         }
     }
 }

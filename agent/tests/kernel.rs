@@ -3,13 +3,15 @@
 
 use std::{
     net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket},
+    sync::{Arc, Mutex},
     time::{Duration, Instant},
 };
 
 use ipnet::IpNet;
 use libtest_mimic::{Arguments, Failed, Trial};
 use pinhole_agent::kernel::{
-    FullTunnel, InnerAddresses, MAIN_TABLE, Masquerade, RouteSocket, TunDevice, TunnelFilter, forward_v6,
+    DeviceMtu, FullTunnel, InnerAddresses, MAIN_TABLE, Masquerade, RouteSocket, TunDevice, TunnelFilter,
+    forward_v6,
 };
 
 #[path = "namespace/mod.rs"]
@@ -22,6 +24,7 @@ const TESTS: &[(&str, fn())] = &[
         "the_kernel_answers_through_the_queue_that_was_written",
         the_kernel_answers_through_the_queue_that_was_written,
     ),
+    ("an_mtu_is_read_wherever_the_device_is_and_however_it_is_called", an_mtu_is_read_wherever_the_device_is),
     ("a_name_that_is_taken_or_impossible_is_said", a_name_that_is_taken_or_impossible_is_said),
     ("addresses_become_exactly_the_wanted_ones", addresses_become_exactly_the_wanted_ones),
     (
@@ -80,6 +83,30 @@ fn a_device_is_there_as_long_as_its_owner() {
     assert!(!namespace.ip("address show pin0").contains("fe80"), "a link-local address nobody asked for");
     drop(device);
     assert!(namespace.command("ip link show pin0").is_err());
+}
+
+fn an_mtu_is_read_wherever_the_device_is() {
+    let (namespace, other) = (Namespace::new(), Namespace::new());
+    let device = Arc::new(namespace.run(|| device("pin0").0));
+    let reader = Arc::new(Mutex::new(DeviceMtu::default()));
+    let read = || {
+        let (device, reader) = (Arc::clone(&device), Arc::clone(&reader));
+        namespace.run(move || reader.lock().unwrap().read(&device).unwrap())
+    };
+    assert_eq!(read(), 1420);
+    namespace.ip("link set pin0 mtu 1280");
+    assert_eq!(read(), 1280);
+    namespace.ip("link set pin0 down");
+    namespace.ip("link set pin0 name wg7");
+    assert_eq!(read(), 1280);
+    let there = other.run(nix::unistd::gettid);
+    namespace.ip(&format!("link set wg7 netns {there}"));
+    other.ip("link set wg7 mtu 65535");
+    // Another of its old name is none of ours.
+    namespace.ip("link add wg7 mtu 1400 type veth peer name wg8");
+    assert_eq!(read(), 65_535);
+    other.ip("link set wg7 mtu 68");
+    assert_eq!(read(), 68);
 }
 
 fn a_name_that_is_taken_or_impossible_is_said() {

@@ -16,6 +16,10 @@ use pinhole_agent::tunnel::PrivateKey;
 #[allow(dead_code)]
 mod namespace;
 use namespace::Namespace;
+#[path = "wg/ground.rs"]
+mod ground;
+#[path = "wg/linux.rs"]
+mod linux;
 
 const PINHOLE: &str = env!("CARGO_BIN_EXE_pinhole");
 
@@ -66,8 +70,13 @@ fn main() {
         };
         Trial::test(name, run).with_ignored_flag(!lacking.is_empty()).with_kind(lacking)
     };
-    let trials = TESTS.iter().map(|test| trial(test, lacking));
-    let trials = trials.chain(INTEROP.iter().map(|test| trial(test, lacking_go))).collect();
+    let trials = TESTS.iter().chain(ground::TESTS).map(|test| trial(test, lacking));
+    let trials = trials.chain(INTEROP.iter().map(|test| trial(test, lacking_go)));
+    let lacking_linux = match (lacking, linux::is_there()) {
+        ("", false) => "needs qemu-system-x86_64, and a Linux kernel in ~/.cache/pinhole/linux",
+        (lacking, _) => lacking,
+    };
+    let trials = trials.chain(linux::TESTS.iter().map(|test| trial(test, lacking_linux))).collect();
     libtest_mimic::run(&Arguments::from_args(), trials).exit();
 }
 

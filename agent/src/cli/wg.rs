@@ -3,6 +3,7 @@
 use std::{
     fs::File,
     io,
+    os::unix::process::CommandExt,
     process::{Command, Stdio},
 };
 
@@ -81,7 +82,8 @@ impl Wg {
         };
         let program = std::env::current_exe().map_err(failed)?;
         let mut command = Command::new(program);
-        command.args(["wg", "--foreground"]);
+        // Whatever its file is called: by the other name it would not know the command.
+        command.arg0("pinhole").args(["wg", "--foreground"]);
         if let Some(filter) = &self.log.filter {
             command.args(["--log", filter]);
         }

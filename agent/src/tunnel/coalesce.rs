@@ -27,7 +27,8 @@ const DONT_FRAGMENT: u16 = 0x4000;
 const TCP_CHECKSUM: u16 = 16;
 const UDP_CHECKSUM: u16 = 6;
 
-/// The super-packet that is open. Its headers in the buffer are those of its first packet until it is closed.
+/// The super-packet that is open. Its headers in the buffer are those of its first packet until it is closed. It has
+/// room for another packet as large as the first.
 #[derive(Debug)]
 struct Open {
     first: Mergeable,
@@ -106,7 +107,7 @@ impl Coalescer {
             return;
         }
         self.displace(length, &mut write);
-        if packet.pushed {
+        if packet.pushed || length + packet.payload > LARGEST {
             self.write_single(self.room, length, &mut write);
             return;
         }

@@ -31,7 +31,7 @@ use super::{
     team::{Number, Stray, WAITING},
     virtio::{self, FrameHeader},
 };
-use crate::kernel::TunOffload;
+use crate::kernel::{DeviceMtu, TunOffload};
 
 const SOCKET: u64 = 0;
 const DEVICE: u64 = 1;
@@ -43,6 +43,9 @@ const RECEIVED: usize = 128 << 10;
 const FRAME: usize = virtio::HEADER + 65_536;
 /// How soon to publish again what a reader was in the way of.
 const PUBLISH_AGAIN: Duration = Duration::from_millis(50);
+/// How long the device's MTU is believed while packets come from it. Whoever lowers it has some packets padded beyond it
+/// until then.
+const MTU_BELIEVED: Duration = Duration::from_secs(1);
 
 pub(super) struct Driver {
     pub(super) shard: Shard,
@@ -68,12 +71,20 @@ struct Room {
     frame: Vec<u8>,
 }
 
+/// The device's MTU as it was when it was last looked at.
+#[derive(Default)]
+struct Mtu {
+    device: DeviceMtu,
+    looked: Option<Instant>,
+}
+
 /// What of a turn goes on to the next.
 #[derive(Default)]
 struct Carried {
     /// A reader was in the way of some figures.
     unpublished: bool,
     budget: Budget,
+    mtu: Mtu,
     /// Handshakes wait until data has paused for longer.
     resting: bool,
 }
@@ -138,6 +149,7 @@ impl Driver {
             }
         }
         if packets {
+            self.look_at_mtu(began, &mut carried.mtu);
             let (bytes, more) = self.take_packets(&mut room.frame)?;
             data += bytes;
             more_packets = more;
@@ -218,6 +230,18 @@ impl Driver {
             }
         }
         (data, true)
+    }
+
+    /// Others may change it at any time, and tell nobody.
+    fn look_at_mtu(&mut self, now: Instant, mtu: &mut Mtu) {
+        if mtu.looked.is_some_and(|looked| now.saturating_duration_since(looked) < MTU_BELIEVED) {
+            return;
+        }
+        mtu.looked = Some(now);
+        match mtu.device.read(self.outbox.lanes.device()) {
+            Ok(mtu) => self.shard.set_device_mtu(mtu),
+            Err(error) => tracing::debug!(%error, "what is sent is padded up to the MTU known before"),
+        }
     }
 
     /// How many bytes there were, and whether there may be more.

@@ -10,10 +10,8 @@ use nix::errno::Errno;
 
 use super::{inner::field, path::Path};
 
-/// The largest run of merged datagrams.
-const LARGEST_RUN: usize = 65_536;
-/// The largest datagram of a tunnel with the largest MTU, with room to spare.
-const LARGEST_DATAGRAM: usize = 9_600;
+/// The largest datagram, and the largest run of merged ones. What of it is never used never takes memory.
+const LARGEST: usize = 65_536;
 /// Messages in one call, where each may be a run, and where each is one datagram.
 const RUNS: usize = 8;
 const DATAGRAMS: usize = 64;
@@ -24,8 +22,8 @@ const BYTES: usize = 128 << 10;
 #[derive(Debug)]
 pub(super) struct Inbox {
     bytes: Box<[u8]>,
-    /// Bytes for each message.
-    room: usize,
+    /// Whether the kernel merges datagrams (UDP GRO).
+    merged: bool,
     /// Messages to ask for in the next call.
     wanted: usize,
     messages: Vec<Message>,
@@ -60,18 +58,14 @@ struct Control([u8; 64]);
 impl Inbox {
     /// `merged` says whether the kernel merges datagrams (UDP GRO).
     pub(super) fn new(merged: bool) -> Self {
-        let (room, count) = if merged { (LARGEST_RUN, RUNS) } else { (LARGEST_DATAGRAM, DATAGRAMS) };
-        let bytes = vec![0; room * count].into_boxed_slice();
-        Self { bytes, room, wanted: count, messages: Vec::with_capacity(count) }
+        let count = if merged { RUNS } else { DATAGRAMS };
+        let bytes = vec![0; LARGEST * count].into_boxed_slice();
+        Self { bytes, merged, wanted: count, messages: Vec::with_capacity(count) }
     }
 
     /// Receives what is there. `WouldBlock` when there is nothing; `false` when there was not more.
     pub(super) fn receive(&mut self, socket: &impl AsFd) -> io::Result<bool> {
-        if self.room == LARGEST_RUN {
-            self.receive_up_to::<RUNS>(socket)
-        } else {
-            self.receive_up_to::<DATAGRAMS>(socket)
-        }
+        if self.merged { self.receive_up_to::<RUNS>(socket) } else { self.receive_up_to::<DATAGRAMS>(socket) }
     }
 
     fn receive_up_to<const MOST: usize>(&mut self, socket: &impl AsFd) -> io::Result<bool> {
@@ -88,7 +82,7 @@ impl Inbox {
         let mut count = 0;
         let parts = headers.iter_mut().zip(&mut names).zip(controls.iter_mut().zip(&mut slices));
         for (((header, name), (control, slice)), bytes) in
-            parts.zip(self.bytes.chunks_exact_mut(self.room)).take(self.wanted)
+            parts.zip(self.bytes.chunks_exact_mut(LARGEST)).take(self.wanted)
         {
             *slice = libc::iovec { iov_base: bytes.as_mut_ptr().cast(), iov_len: bytes.len() };
             let header = &mut header.msg_hdr;
@@ -125,7 +119,7 @@ impl Inbox {
 
     /// What the last call received, in its order.
     pub(super) fn runs(&self) -> impl Iterator<Item = Run<'_>> {
-        self.messages.iter().zip(self.bytes.chunks_exact(self.room)).map(|(message, bytes)| Run {
+        self.messages.iter().zip(self.bytes.chunks_exact(LARGEST)).map(|(message, bytes)| Run {
             from: message.from,
             bytes: bytes.get(..message.length).unwrap_or_default(),
             segment: message.segment,

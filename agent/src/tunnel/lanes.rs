@@ -51,6 +51,11 @@ impl Lanes {
         self.bulk.name()
     }
 
+    /// The device.
+    pub(super) const fn device(&self) -> &TunDevice {
+        &self.bulk
+    }
+
     /// What to wait for.
     pub(super) fn files(&self) -> [BorrowedFd<'_>; 2] {
         [self.bulk.as_fd(), self.sparse.as_fd()]

@@ -30,6 +30,7 @@ mod message;
 mod offloads;
 mod outbox;
 mod output;
+mod padding;
 mod path;
 mod peer;
 mod probe;

@@ -19,6 +19,7 @@ use super::{
     gate::{Allowance, Bucket},
     message::{DATA_OVERHEAD, INITIATION, Message},
     output::Output,
+    padding::Padding,
     path::Path,
     probe::{Magic, Pending},
     routing::Slot,
@@ -44,6 +45,7 @@ pub(super) struct Surroundings {
     /// Lets everything through: the gate is in front.
     pub(super) limiter: Arc<RateLimiter>,
     pub(super) mtu: u16,
+    pub(super) padding: Padding,
     pub(super) magic: Magic,
     pub(super) jitter: Jitter,
     /// Packets that wait for sessions now.
@@ -286,7 +288,7 @@ impl Peer {
         }
         while let Some(packet) = packets.make_next() {
             clamp_mss(packet, common.mtu);
-            self.encrypt(now, endpoint.path, packet, out);
+            self.encrypt(now, endpoint.path, packet, common, out);
         }
         if self.timers.renew_on_send(now) {
             self.initiate(now, common, out);
@@ -322,7 +324,7 @@ impl Peer {
             return;
         }
         let Some(endpoint) = self.endpoint else { return };
-        self.encrypt(now, endpoint.path, &[], out);
+        self.encrypt(now, endpoint.path, &[], common, out);
         if self.timers.renew_on_send(now) {
             self.initiate(now, common, out);
         }
@@ -403,7 +405,7 @@ impl Peer {
             }
             match due {
                 Due::RetryHandshake | Due::Silence => self.initiate(now, common, out),
-                Due::Keepalive => self.passive_keepalive(now, out),
+                Due::Keepalive => self.passive_keepalive(now, common, out),
                 Due::PersistentKeepalive => {
                     self.timers.traversed(now);
                     self.keepalive(now, common, out);
@@ -591,7 +593,7 @@ impl Peer {
         common.waiting -= held;
         self.stats.dropped += stale;
         for packet in packets {
-            self.encrypt(now, endpoint.path, &packet, out);
+            self.encrypt(now, endpoint.path, &packet, common, out);
         }
         self.release(now, common, out);
     }
@@ -634,7 +636,7 @@ impl Peer {
         }
         let Some(endpoint) = self.endpoint else { return };
         while let Some(packet) = self.asleep.pop(&mut common.held) {
-            self.encrypt(now, endpoint.path, &packet, out);
+            self.encrypt(now, endpoint.path, &packet, common, out);
         }
     }
 
@@ -663,9 +665,17 @@ impl Peer {
         }
     }
 
-    fn encrypt<O: Output>(&mut self, now: Instant, to: Path, packet: &[u8], out: &mut O) {
-        let room = out.datagram(to, (packet.len() + DATA_OVERHEAD).max(INITIATION));
-        let made = self.tunn.as_mut().map(|tunn| tunn.encapsulate(packet, room));
+    fn encrypt<O: Output>(
+        &mut self,
+        now: Instant,
+        to: Path,
+        packet: &[u8],
+        common: &mut Surroundings,
+        out: &mut O,
+    ) {
+        let padded = common.padding.pad(packet);
+        let room = out.datagram(to, (padded.len() + DATA_OVERHEAD).max(INITIATION));
+        let made = self.tunn.as_mut().map(|tunn| tunn.encapsulate(padded, room));
         let Some(TunnResult::WriteToNetwork(message)) = made else {
             self.stats.dropped += 1;
             return;
@@ -701,10 +711,10 @@ impl Peer {
         self.timers.abandon_attempt();
     }
 
-    fn passive_keepalive<O: Output>(&mut self, now: Instant, out: &mut O) {
+    fn passive_keepalive<O: Output>(&mut self, now: Instant, common: &mut Surroundings, out: &mut O) {
         let Some(endpoint) = self.endpoint else { return };
         if self.has_session {
-            self.encrypt(now, endpoint.path, &[], out);
+            self.encrypt(now, endpoint.path, &[], common, out);
         }
     }
 

@@ -18,6 +18,7 @@ use super::{
     line::{Caller, Line, Turn},
     message::Message,
     output::Output,
+    padding::Padding,
     path::Path,
     peer::{Jitter, Peer, Surroundings},
     probe::Magic,
@@ -84,6 +85,7 @@ impl Shard {
                 secret: config.private_key.secret().clone(),
                 limiter,
                 mtu: config.mtu,
+                padding: Padding::new(config.mtu),
                 magic: Magic(magic.unwrap_or_default()),
                 jitter: Jitter(seed.map_or(1, u64::from_ne_bytes) | 1),
                 waiting: 0,
@@ -114,6 +116,11 @@ impl Shard {
             }
         }
         self.routes = routes;
+    }
+
+    /// The device has another MTU now, in bytes: what is sent is not padded beyond it.
+    pub(super) fn set_device_mtu(&mut self, mtu: u16) {
+        self.common.padding.set_mtu(mtu);
     }
 
     /// Becomes somebody else: sessions end, peers stay.

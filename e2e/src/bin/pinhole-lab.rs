@@ -19,7 +19,7 @@ use pinhole_e2e::{
     nat::{NatProfile, lab_profiles, stock_profiles},
     progress,
     project::Images,
-    setup::{packages, rust, tools::Tools},
+    setup::{linux, packages, rust, tools::Tools},
     state, strangers,
     vpn::{Exposure, Vpn},
 };
@@ -224,6 +224,9 @@ async fn setup() -> anyhow::Result<()> {
     Tools::build().await?;
     rust::toolbox().await?;
     rust::binaries().await?;
+    if let Err(error) = linux::prepare().await {
+        progress::say(&format!("tests beside Linux's own WireGuard will be skipped: {error}"));
+    }
     Ok(())
 }
 

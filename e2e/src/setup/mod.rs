@@ -1,5 +1,6 @@
 //! What a fresh Debian machine is missing: packages, Go-built Kubernetes parts, static binaries.
 
+pub mod linux;
 pub mod packages;
 pub mod rust;
 pub mod tools;

@@ -27,7 +27,8 @@ const CABLE: &str = "eth0";
 const PATIENCE: Duration = Duration::from_secs(15);
 /// Where handshakes of a storm come from: any address of it is the near end's.
 const STORM: &str = "198.18.0.0/16";
-const TUNNEL_MTU: u32 = 1420;
+/// The tunnel's MTU but where a scenario says another, in bytes.
+pub(super) const TUNNEL_MTU: u32 = 1420;
 const PORT: u16 = 51820;
 
 /// What the cable does for the kernel.
@@ -164,6 +165,14 @@ impl Pair {
         let ping = near.netns.command("ping").args(["-n", "-c", "1", "-W", "1", &target.to_string()]);
         wait::until(&format!("a ping through {contender}"), PATIENCE, || ping.run()).await?;
         Ok(Self { contender, near, far, target, identity, _server: server })
+    }
+
+    /// Sets the tunnel's MTU, in bytes. A cable keeps its own.
+    pub(super) async fn set_mtu(&self, mtu: u32) -> Result<()> {
+        for end in [&self.near, &self.far].into_iter().filter(|end| end.process.is_some()) {
+            end.netns.ip([format!("link set {} mtu {mtu}", end.device)]).await?;
+        }
+        Ok(())
     }
 
     /// Switches what the cable does.

@@ -5,7 +5,12 @@ use std::{collections::BTreeMap, fmt};
 use clap::ValueEnum;
 use serde::Serialize;
 
-use super::{handshakes, pair::Pair, traffic, usage::Usage};
+use super::{
+    handshakes,
+    pair::{Pair, TUNNEL_MTU},
+    traffic,
+    usage::Usage,
+};
 use crate::error::Result;
 
 /// A kind of work.
@@ -40,6 +45,15 @@ pub enum Scenario {
     /// Eight each way.
     #[value(name = "tcp-8-both")]
     Tcp8Both,
+    /// One TCP stream where the tunnel's MTU is the least that IPv6 allows.
+    #[value(name = "tcp-1-mtu-1280")]
+    Tcp1Mtu1280,
+    /// One where it fits a network of 9000 bytes, but the cable's own is 1500: each datagram is fragmented.
+    #[value(name = "tcp-1-mtu-8920")]
+    Tcp1Mtu8920,
+    /// One where it is about the largest that a datagram carries, over the same cable.
+    #[value(name = "tcp-1-mtu-65455")]
+    Tcp1Mtu65455,
     /// Datagrams of 64 bytes, as many as go.
     #[value(name = "udp-64")]
     Udp64,
@@ -121,7 +135,9 @@ impl Metric {
 impl Scenario {
     const fn work(self) -> Work {
         match self {
-            Self::Tcp1Up => Work::Tcp(1, Way::Up),
+            Self::Tcp1Up | Self::Tcp1Mtu1280 | Self::Tcp1Mtu8920 | Self::Tcp1Mtu65455 => {
+                Work::Tcp(1, Way::Up)
+            }
             Self::Tcp1Down => Work::Tcp(1, Way::Down),
             Self::Tcp1Both => Work::Tcp(1, Way::Both),
             Self::Tcp4Up => Work::Tcp(4, Way::Up),
@@ -136,6 +152,16 @@ impl Scenario {
             Self::Handshakes => Work::Handshakes,
         }
     }
+
+    /// The tunnel's MTU meanwhile, in bytes.
+    const fn mtu(self) -> u32 {
+        match self {
+            Self::Tcp1Mtu1280 => 1280,
+            Self::Tcp1Mtu8920 => 8920,
+            Self::Tcp1Mtu65455 => 65_455,
+            _ => TUNNEL_MTU,
+        }
+    }
 }
 
 impl fmt::Display for Scenario {
@@ -146,6 +172,7 @@ impl fmt::Display for Scenario {
 
 /// Does the work of a scenario for so many seconds, and reads what it gave and cost.
 pub(super) async fn measure(pair: &Pair, scenario: Scenario, seconds: u32) -> Result<BTreeMap<Metric, f64>> {
+    pair.set_mtu(scenario.mtu()).await?;
     let before = [pair.near.usage()?, pair.far.usage()?];
     let mut readings = BTreeMap::new();
     let mut gigabytes = None;
@@ -222,6 +249,15 @@ mod tests {
         assert_eq!(quantile(&[3.0, 1.0, 2.0], 0.5), Some(2.0));
         assert_eq!(quantile(&[4.0, 1.0, 2.0, 3.0], 0.5), Some(2.5));
         assert_eq!(quantile(&[1.0, 2.0], 1.0), Some(2.0));
+    }
+
+    #[test]
+    fn every_mtu_of_interest_is_measured() {
+        let one_stream = |scenario: &&Scenario| scenario.work() == Work::Tcp(1, Way::Up);
+        let mut mtus: Vec<u32> =
+            Scenario::value_variants().iter().filter(one_stream).map(|scenario| scenario.mtu()).collect();
+        mtus.sort_unstable();
+        assert_eq!(mtus, [1280, TUNNEL_MTU, 8920, 65_455]);
     }
 
     #[test]

@@ -162,6 +162,16 @@ proptest! {
     }
 
     #[test]
+    fn packets_so_large_that_two_or_three_fill_a_frame_arrive_too(
+        flow in flow(), size in 16_000_usize..65_400, last in 1_usize..65_400, count in 1_usize..4, pushed: bool,
+    ) {
+        let packets = flow.packets(&vec![7; size * count + last.min(size)], size, pushed);
+        let frames = frames(TunOffload::TcpAndUdp, &packets);
+        prop_assert!(frames.iter().all(|frame| frame.len() <= virtio::HEADER + LARGEST));
+        prop_assert_eq!(split_all(frames), packets);
+    }
+
+    #[test]
     fn splitting_makes_what_the_sender_would_have_made(
         flow in flow(), bytes in payload(), size in 1_u16..1400, flags in prop_oneof![
             Just(ACK), Just(ACK | PSH), Just(ACK | PSH | FIN), Just(ACK | 0x80), Just(ACK | PSH | 0xc0)
@@ -339,6 +349,16 @@ fn a_push_a_short_packet_and_a_full_frame_end_a_run() {
         (0..65).map(|n| Flow { udp: true, ..example() }.packet(n, 0, 0, &[1; 100])).collect();
     assert_eq!(count(&datagrams), 2);
     assert_eq!(frames(TunOffload::Tcp, &datagrams).len(), 65);
+}
+
+#[test]
+fn a_packet_beside_which_no_other_fits_goes_alone_and_those_that_fit_go_together() {
+    for (size, frames_wanted) in [(16_000, 1), (21_000, 2), (32_000, 2), (33_000, 4), (65_403, 4)] {
+        let packets = example().packets(&vec![7; size * 4], size, false);
+        let frames = frames(TunOffload::TcpAndUdp, &packets);
+        assert_eq!(frames.len(), frames_wanted, "payloads of {size} bytes");
+        assert_eq!(split_all(frames), packets, "payloads of {size} bytes");
+    }
 }
 
 #[test]

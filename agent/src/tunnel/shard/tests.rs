@@ -188,6 +188,66 @@ fn the_first_packets_wait_for_the_session_and_arrive_in_order() {
     assert_eq!(client.numbers(), [4]);
 }
 
+/// A packet of so many bytes, between the hosts of these numbers.
+fn sized(v6: bool, [from, to]: [u8; 2], length: usize) -> Vec<u8> {
+    let mut packet = if v6 {
+        let behind = u16::try_from(length - 40).unwrap().to_be_bytes();
+        let mut header = vec![0x60, 0, 0, 0, behind[0], behind[1], 253, 64];
+        for host in [from, to] {
+            header.extend(inner_v6(host).octets());
+        }
+        header
+    } else {
+        let mut header = self::packet(Ipv4Addr::new(10, 9, 0, from), Ipv4Addr::new(10, 9, 0, to), 0);
+        header.truncate(20);
+        header[2..4].copy_from_slice(&u16::try_from(length).unwrap().to_be_bytes());
+        header
+    };
+    packet.resize(length, 0xab);
+    packet
+}
+
+fn inner_v6(host: u8) -> std::net::Ipv6Addr {
+    std::net::Ipv6Addr::new(0xfd09, 0, 0, 0, 0, 0, 0, host.into())
+}
+
+#[test]
+fn the_wire_shows_lengths_in_steps_up_to_the_mtu_and_packets_arrive_as_they_were() {
+    let (now, mut client, mut gateway) = pair();
+    let (to_client, to_gateway) = (client.as_peer(false), gateway.as_peer(true));
+    for (end, mut other, host) in [(&mut client, to_gateway, 1), (&mut gateway, to_client, 2)] {
+        other.allowed_ips.push(IpAddr::from(inner_v6(host)).into());
+        end.shard.set_peers(&[other]);
+    }
+    // The first ones wait for the session.
+    for v6 in [false, true] {
+        client.sends_packet(now, &mut sized(v6, [2, 1], 77));
+    }
+    exchange(now, &mut client, &mut gateway);
+    assert_eq!(gateway.made.packets, [sized(false, [2, 1], 77), sized(true, [2, 1], 77)]);
+    for (mtu, wanted) in [(1420, 1420), (1300, 1300), (1290, 1295)] {
+        for v6 in [false, true] {
+            for length in [40, 41, 47, 48, 49, 1295] {
+                gateway.made = Made::default();
+                client.shard.set_device_mtu(mtu);
+                client.sends_packet(now, &mut sized(v6, [2, 1], length));
+                let shown =
+                    client.made.datagrams.iter().map(|(_, bytes)| bytes.len() - 32).collect::<Vec<_>>();
+                let wanted = if length == 1295 { 1296.min(wanted) } else { length.next_multiple_of(16) };
+                assert_eq!(shown, [wanted], "{length} bytes, MTU {mtu}");
+                exchange(now, &mut client, &mut gateway);
+                assert_eq!(gateway.made.packets, [sized(v6, [2, 1], length)]);
+            }
+        }
+    }
+    // Without a packet there is nothing to pad.
+    client.shard.keepalive(now, &gateway.key, &mut client.made);
+    assert_eq!(client.made.datagrams.iter().map(|(_, bytes)| bytes.len()).collect::<Vec<_>>(), [32]);
+    // Both ends count what was sent, not what it was padded to.
+    client.shard.settle();
+    assert_eq!(client.stats(&gateway).sent.bytes, 2 * 77 + 3 * 2 * (40 + 41 + 47 + 48 + 49 + 1295));
+}
+
 #[test]
 fn who_was_asked_answers_from_there_and_who_asks_leaves_its_address_to_the_system() {
     let (now, mut client, mut gateway) = pair();

@@ -17,7 +17,7 @@ use super::{
 use crate::{
     fleet::{GatewayKey, GatewayView, PoolKey, timestamp},
     plan::{
-        self, ObjectKind, replica_names,
+        self, Foreign, KeyError, ObjectKind, is_controlled_by, replica_names,
         summary::{self, Tally},
         tidings::restart_note,
     },
@@ -62,29 +62,38 @@ impl Context {
     }
 
     async fn make_gateway(&self, gateway: &VPNGateway) -> Result<(), ControlError> {
+        let (mut failure, mut foreign) = (None, Vec::new());
         // Pods wait for their keys, so nothing is lost by making everything else even when this fails.
-        let keys = self.ensure_keys(gateway).await;
-        let mut failure = keys.err();
+        match self.ensure_keys(gateway).await {
+            Err(ControlError::Key(KeyError::ForeignSecret(name))) => {
+                foreign.push(Foreign { kind: ObjectKind::Secret, name, controller: None });
+            }
+            keys => failure = keys.err(),
+        }
         for object in plan::gateway::objects(gateway, &self.settings, &self.ca_pem()) {
-            if let Err(error) = self.applier.apply(&object, MANAGER).await {
-                failure.get_or_insert(error);
+            // They would run as somebody else, or trust what somebody else wrote.
+            if object.kind() == ObjectKind::StatefulSet && foreign.iter().any(plan::gateway::is_of_pods) {
+                continue;
+            }
+            match self.applier.apply(&object, MANAGER).await {
+                Err(ControlError::Foreign(found)) => foreign.extend(found),
+                result => failure = failure.or(result.err()),
             }
         }
         self.remove_surplus(gateway).await?;
-        failure.map_or(Ok(()), Err)
+        if foreign.is_empty() { failure.map_or(Ok(()), Err) } else { Err(ControlError::Foreign(foreign)) }
     }
 
     /// Services of replicas that the gateway has no more.
     async fn remove_surplus(&self, gateway: &VPNGateway) -> Result<(), ControlError> {
         let key = GatewayKey::from(gateway);
         let wanted = replica_names(gateway);
-        let uid = gateway.metadata.uid.clone();
         let surplus: Vec<(String, Option<String>)> = self
             .hub
             .world()
             .services_of(&key)
             .iter()
-            .filter(|s| s.owner_references().iter().any(|o| Some(&o.uid) == uid.as_ref()))
+            .filter(|s| is_controlled_by(&s.metadata, gateway))
             .filter(|s| s.name_any() != key.name && !wanted.contains(&s.name_any()))
             .map(|s| (s.name_any(), s.uid()))
             .collect();
@@ -119,6 +128,9 @@ impl Context {
         self.hub.metrics.nats(&key, Some(&tally));
         let message = error.map(ToString::to_string).unwrap_or_default();
         let obstacle = error.and_then(|e| Some((e.lasting()?, message.as_str())));
+        if let Some(ControlError::Foreign(_)) = error {
+            self.events.warn(gateway, Foreign::CATEGORY, &message);
+        }
         let inputs = plan::gateway::StatusInputs {
             gateway,
             replicas: &replicas,

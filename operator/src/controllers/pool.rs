@@ -19,7 +19,7 @@ use super::{
 use crate::{
     enrolment::{JoinTarget, ensure_tokens, token_secret_name},
     fleet::PoolKey,
-    plan::{self, ObjectKind, overlaps, summary},
+    plan::{self, Foreign, ObjectKind, overlaps, summary},
 };
 
 const MANAGER: &str = "pinhole-operator-pool";
@@ -38,11 +38,12 @@ impl Context {
             return Ok(None);
         }
         let gateway = self.hub.world().gateway(&gateway_of(&pool));
-        let mut failure = None;
+        let (mut failure, mut foreign) = (None, Vec::new());
         if gateway.is_some() {
             for object in plan::pool::objects(&pool) {
-                if let Err(error) = self.applier.apply(&object, MANAGER).await {
-                    failure.get_or_insert(error);
+                match self.applier.apply(&object, MANAGER).await {
+                    Err(ControlError::Foreign(found)) => foreign.extend(found),
+                    result => failure = failure.or(result.err()),
                 }
             }
         }
@@ -53,7 +54,10 @@ impl Context {
                 pool.status.as_ref().map(|s| s.tokens.clone()).unwrap_or_default()
             }
         };
-        let wait = self.pool_status(&pool, gateway.as_deref(), tokens).await?;
+        let wait = self.pool_status(&pool, gateway.as_deref(), tokens, &foreign).await?;
+        if !foreign.is_empty() {
+            return Err(ControlError::Foreign(foreign));
+        }
         failure.map_or_else(|| Ok(next_expiry(&pool).into_iter().chain(wait).min()), Err)
     }
 
@@ -62,6 +66,7 @@ impl Context {
         pool: &VPNClientPool,
         gateway: Option<&VPNGateway>,
         tokens: Vec<TokenStatus>,
+        foreign: &[Foreign],
     ) -> Result<Wait, ControlError> {
         let key = PoolKey::from(pool);
         let (capacity, shortage, clients, tally, overlap) = {
@@ -86,10 +91,12 @@ impl Context {
             clients,
             nat: summary::summary(before.and_then(|s| s.nat.as_ref()), &tally, rebinds),
             tokens,
+            foreign,
             now: Timestamp::now(),
         });
         if let Some(stalled) = status.conditions.iter().find(|c| c.type_ == pinhole_crds::STALLED) {
-            self.events.warn(pool, "OverlappingPool", &stalled.message);
+            let reason = if overlap.is_some() { "OverlappingPool" } else { Foreign::CATEGORY };
+            self.events.warn(pool, reason, &stalled.message);
         }
         if let Some(unusable) = plan::search_domains(pool).1 {
             self.events.warn(pool, unusable.category(), &unusable.to_string());

@@ -14,7 +14,8 @@ use super::{
     condition::Conditions,
     endpoint::{PodFacts, Replica},
     name::{gateway_labels, keys_secret, owned},
-    object::Object,
+    object::{Object, ObjectKind},
+    ownership::Foreign,
     service,
     settings::Settings,
     unusable::exposure_hosts,
@@ -38,6 +39,11 @@ pub fn objects(gateway: &VPNGateway, settings: &Settings, ca_pem: &str) -> Vec<O
     objects.push(Object::StatefulSet(Box::new(workload::stateful_set(gateway, settings))));
     objects.push(Object::PodDisruptionBudget(workload::disruption_budget(gateway)));
     objects
+}
+
+/// Whether the gateway's pods run as this object or mount it.
+pub fn is_of_pods(object: &Foreign) -> bool {
+    matches!(object.kind, ObjectKind::ServiceAccount | ObjectKind::ConfigMap | ObjectKind::Secret)
 }
 
 /// The Secret with the private keys of the gateway's replicas, when it is made.

@@ -10,6 +10,7 @@ mod name;
 mod nat;
 mod object;
 mod overlap;
+mod ownership;
 mod service;
 mod settings;
 mod standby;
@@ -35,6 +36,7 @@ pub use name::{
 };
 pub use object::{Object, ObjectKind};
 pub use overlap::{Overlap, overlaps};
+pub use ownership::{CREATOR, Foreign, adopted, check, is_controlled_by, remedy};
 pub use settings::Settings;
 pub use unusable::{Unusable, exposure_hosts, search_domains};
 

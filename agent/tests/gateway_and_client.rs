@@ -10,9 +10,13 @@
 
 mod lab;
 
-use std::time::{Duration, Instant};
+use std::{
+    io::{Read, Write},
+    net::{SocketAddr, TcpListener, TcpStream},
+    time::{Duration, Instant},
+};
 
-use lab::{Lab, eventually};
+use lab::{Lab, Stock, eventually};
 
 const SOON: Duration = Duration::from_secs(15);
 /// A pod's grace period is ten seconds.
@@ -66,6 +70,89 @@ fn a_client_enrols_connects_and_reaches_what_only_the_gateway_reaches() {
     let refused = lab.client(&["up", "--detach", "--no-dns"], "");
     assert_eq!(refused.status.code(), Some(20), "{refused:?}");
     assert!(refused.stderr.contains("[ClientRemoved]"), "{refused:?}");
+}
+
+#[test]
+fn a_stock_client_reaches_what_its_pool_names_whatever_it_believes() {
+    let lab = Lab::new("limits");
+    let _gateway = lab.gateway();
+    eventually(SOON, "the gateway is ready", || lab.readyz());
+    lab.operator.change(|desired| {
+        desired.tunnel_addresses.push("fd77::1/64".into());
+        desired.pools[0].cidrs.push("fd77::/64".into());
+        desired.pools[0].routes.clear();
+    });
+    let name = |role: &str| format!("s{}{role}", std::process::id());
+    let greedy = Stock {
+        addresses: &["10.77.0.20/32", "fd77::20/128"],
+        endpoint: "192.0.2.1:51820",
+        allowed: "0.0.0.0/0,::/0",
+        routes: &["10.0.0.0/8", "169.254.169.254", "fd00::/8"],
+    };
+    let _stock = lab.stock_client(&name("c"), &greedy);
+    let at = |text: &str| text.parse::<SocketAddr>().unwrap();
+    let connects = |to: SocketAddr| TcpStream::connect_timeout(&to, Duration::from_millis(700)).is_ok();
+    let reaches = |to: &str| lab.within_client(|| connects(at(to)));
+    let _server = lab.within_host(|| TcpListener::bind("0.0.0.0:8080").unwrap());
+    let _client = lab.within_client(|| TcpListener::bind("[::]:7000").unwrap());
+    eventually(SOON, "the gateway answers pings", || lab.client_pings("10.77.0.1"));
+    eventually(SOON, "of both families", || lab.client_pings("fd77::1"));
+    assert!(!reaches("10.50.0.2:8080"), "no route names it");
+    assert!(lab.refused("no-route") >= 1, "{}", lab.metrics());
+    for own in ["10.77.0.1:9090", "10.50.0.1:9090", "[fd77::1]:9090", "10.77.0.1:51821"] {
+        let before = lab.refused("gateway");
+        assert!(!reaches(own), "{own}");
+        eventually(SOON, "it is counted", || lab.refused("gateway") > before);
+    }
+    assert!(!reaches("169.254.169.254:80"));
+    assert!(lab.refused("metadata") >= 1);
+    assert!(lab.operator.in_gateway(|| connects(at("10.77.0.20:7000"))), "the gateway reaches its client");
+
+    let routes = |routes: &[&str]| {
+        lab.operator.change(|desired| {
+            desired.pools[0].routes = routes.iter().map(|&route| route.to_owned()).collect();
+        });
+    };
+    routes(&["0.0.0.0/0", "::/0"]);
+    eventually(CUT, "a route is enough", || reaches("10.50.0.2:8080"));
+    for never in ["10.77.0.1:9090", "[fd77::1]:9090", "169.254.169.254:80"] {
+        assert!(!reaches(never), "{never}");
+    }
+    // Who was not asked stays outside, also where it knows the way.
+    lab.host_knows_the_way_to("10.77.0.20");
+    assert!(!lab.within_host(|| connects(at("10.77.0.20:7000"))));
+
+    let other = Stock {
+        addresses: &["10.77.0.21/32"],
+        endpoint: "10.50.0.1:51820",
+        allowed: "10.77.0.0/16",
+        routes: &["10.77.0.0/16", "10.77.0.20"],
+    };
+    let _other = lab.stock_host(&name("h"), &other);
+    eventually(SOON, "the gateway reaches the other client", || lab.gateway_pings("10.77.0.21"));
+    assert!(!reaches("10.77.0.21:8080"));
+    assert!(lab.refused("other-client") >= 1);
+    lab.operator.change(|desired| desired.pools[0].client_to_client = Some(true));
+    eventually(CUT, "clients that are granted one another meet", || reaches("10.77.0.21:8080"));
+    lab.operator.change(|desired| desired.pools[0].client_to_client = Some(false));
+    eventually(CUT, "and no longer", || !reaches("10.77.0.21:8080"));
+
+    // A connection that stands ends with its route.
+    let long = lab.within_host(|| TcpListener::bind("0.0.0.0:8081").unwrap());
+    let mut near = lab.within_client(|| TcpStream::connect(at("10.50.0.2:8081")).unwrap());
+    let (mut far, _) = long.accept().unwrap();
+    near.write_all(b"1").unwrap();
+    far.read_exact(&mut [0]).unwrap();
+    routes(&[]);
+    eventually(CUT, "a route is withdrawn", || !reaches("10.50.0.2:8080"));
+    near.write_all(b"2").unwrap();
+    far.set_read_timeout(Some(Duration::from_secs(1))).unwrap();
+    far.read_exact(&mut [0]).expect_err("something still comes");
+
+    lab.operator.change(|desired| desired.pools[0].client_to_client = None);
+    eventually(CUT, "an older operator limits nothing", || reaches("10.50.0.2:8080"));
+    assert!(lab.metrics().contains("pinhole_gateway_impairments{category=\"ReachUnlimited\"} 1"));
+    assert!(!reaches("10.77.0.1:9090"), "but for the gateway's own ports");
 }
 
 #[test]

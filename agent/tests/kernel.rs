@@ -2,13 +2,15 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing)]
 
 use std::{
-    net::{IpAddr, UdpSocket},
+    net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket},
     time::{Duration, Instant},
 };
 
 use ipnet::IpNet;
 use libtest_mimic::{Arguments, Failed, Trial};
-use pinhole_agent::kernel::{FullTunnel, MAIN_TABLE, Masquerade, RouteSocket, TunDevice, forward_v6};
+use pinhole_agent::kernel::{
+    FullTunnel, MAIN_TABLE, Masquerade, RouteSocket, TunDevice, TunnelFilter, forward_v6,
+};
 
 #[path = "namespace/mod.rs"]
 mod namespace;
@@ -29,6 +31,7 @@ const TESTS: &[(&str, fn())] = &[
     ("everything_goes_through_a_full_tunnel_but_its_own_datagrams", everything_goes_through_a_full_tunnel),
     ("forwarding_is_switched_by_device", forwarding_is_switched_by_device),
     ("clients_go_out_in_the_name_of_the_host", clients_go_out_in_the_name_of_the_host),
+    ("clients_get_answers_alone_and_ask_the_gateway_for_echo_alone", clients_get_answers_alone),
 ];
 
 fn main() {
@@ -212,7 +215,7 @@ fn forwarding_is_switched_by_device() {
 }
 
 /// client (pin0's side) — gateway — server
-fn clients_go_out_in_the_name_of_the_host() {
+fn row() -> (Namespace, Namespace, Namespace) {
     let (client, gateway, server) = (Namespace::new(), Namespace::new(), Namespace::new());
     client.join(("eth0", "10.9.0.2/24"), &gateway, ("tun0", "10.9.0.1/24"));
     gateway.join(("eth0", "192.0.2.1/24"), &server, ("eth0", "192.0.2.9/24"));
@@ -227,6 +230,18 @@ fn clients_go_out_in_the_name_of_the_host() {
     }
     client.ip("route add default via 10.9.0.1");
     client.ip("-6 route add default via fd09::1");
+    gateway.run(|| {
+        let mut socket = RouteSocket::open().unwrap();
+        for device in ["tun0", "eth0"] {
+            socket.set_forwarding_v4(RouteSocket::index_of(device).unwrap(), true).unwrap();
+        }
+        forward_v6().unwrap();
+    });
+    (client, gateway, server)
+}
+
+fn clients_go_out_in_the_name_of_the_host() {
+    let (client, gateway, server) = row();
     let masquerade = Masquerade {
         table: "pinhole".to_owned(),
         sources: nets(&["10.9.0.0/24", "fd09::/64"]),
@@ -234,11 +249,6 @@ fn clients_go_out_in_the_name_of_the_host() {
     };
     let install = masquerade.clone();
     gateway.run(move || {
-        let mut socket = RouteSocket::open().unwrap();
-        for device in ["tun0", "eth0"] {
-            socket.set_forwarding_v4(RouteSocket::index_of(device).unwrap(), true).unwrap();
-        }
-        forward_v6().unwrap();
         install.install().unwrap();
         install.install().unwrap();
     });
@@ -260,4 +270,62 @@ fn clients_go_out_in_the_name_of_the_host() {
     }
     server.ip("route add 10.9.0.0/24 via 192.0.2.1");
     assert_eq!(seen("10.9.0.2", "192.0.2.9"), "10.9.0.2".parse::<IpAddr>().unwrap());
+}
+
+/// Whether a TCP connection from one to a listener at an address of another comes about in time.
+fn connects(from: &Namespace, to: &Namespace, address: IpAddr, within: Duration) -> bool {
+    let listener = to.run(|| TcpListener::bind("[::]:0").unwrap());
+    let at = SocketAddr::new(address, listener.local_addr().unwrap().port());
+    from.run(move || TcpStream::connect_timeout(&at, within).is_ok())
+}
+
+/// Where it does at all, which may take a while: routers have to find out where their neighbours are.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// Where the way is known by then.
+const IN_VAIN: Duration = Duration::from_millis(500);
+
+fn clients_get_answers_alone() {
+    let (client, gateway, server) = row();
+    // As in access mode Routed: the server knows the way to the clients.
+    server.ip("route add 10.9.0.0/24 via 192.0.2.1");
+    server.ip("-6 route add fd09::/64 via 2001:db8::1");
+    let at = |text: &str| text.parse::<IpAddr>().unwrap();
+    let clients = [at("10.9.0.2"), at("fd09::2")];
+    let servers = [at("192.0.2.9"), at("2001:db8::9")];
+    let own = [at("10.9.0.1"), at("192.0.2.1"), at("fd09::1"), at("2001:db8::1")];
+    let filter = TunnelFilter { table: "pinhole-filter".to_owned(), tunnel_device: "tun0".to_owned() };
+    for (client_address, server_address) in clients.into_iter().zip(servers) {
+        assert!(connects(&server, &client, client_address, PATIENCE), "{client_address}, without the filter");
+        assert!(connects(&client, &server, server_address, PATIENCE));
+    }
+    assert!(own.into_iter().all(|own| connects(&client, &gateway, own, PATIENCE)), "without the filter");
+    let install = filter.clone();
+    gateway.run(move || {
+        install.install().unwrap();
+        install.install().unwrap();
+    });
+    for (client_address, server_address) in clients.into_iter().zip(servers) {
+        assert!(!connects(&server, &client, client_address, IN_VAIN), "nobody asked for it");
+        assert!(connects(&client, &server, server_address, PATIENCE));
+        assert!(connects(&gateway, &client, client_address, PATIENCE), "the gateway itself may");
+    }
+    for own in own {
+        assert!(!connects(&client, &gateway, own, IN_VAIN), "{own} has an open port");
+        client.command(&format!("ping -n -c 1 -W 2 {own}")).unwrap();
+        assert!(connects(&server, &gateway, own, PATIENCE), "others are not meant");
+    }
+    // An answer that is an error.
+    let refused = client.run(|| {
+        let socket = UdpSocket::bind("0.0.0.0:0").unwrap();
+        socket.connect("192.0.2.9:9").unwrap();
+        socket.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+        socket.send(b"who").unwrap();
+        socket.recv(&mut [0; 8]).unwrap_err().kind()
+    });
+    assert_eq!(refused, std::io::ErrorKind::ConnectionRefused);
+    for _ in 0..2 {
+        let filter = filter.clone();
+        gateway.run(move || filter.remove().unwrap());
+    }
+    assert!(connects(&server, &client, clients[0], PATIENCE));
 }

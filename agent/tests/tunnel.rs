@@ -140,6 +140,7 @@ fn peer(public_key: PublicKey, allowed_ips: &[&str], endpoint: Option<SocketAddr
         preshared_key: None,
         allowed_ips: allowed_ips.iter().map(|net| net.parse().unwrap()).collect(),
         endpoints: endpoint.into_iter().collect(),
+        destinations: None,
     }
 }
 

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     AddressRange, ClientCounts, HealthMode, Keepalive, NatSummary,
-    addressing::{addresses_schema, cidrs_schema, pool_cidrs_schema},
+    addressing::{addresses_schema, cidr_schema, cidrs_schema, pool_cidrs_schema},
     gateway::Moment,
     naming::{LABEL, LETTERED_LABEL, WORD, is_domain, labels_schema},
 };
@@ -68,7 +68,9 @@ pub struct VPNClientPoolSpec {
     #[x_kube(validation = Rule::new("self.all(r, isIP(r) || isCIDR(r) || (r.indexOf('-') > 0 && isIP(r.substring(0, r.indexOf('-'))) && isIP(r.substring(r.indexOf('-') + 1)) && ip(r.substring(0, r.indexOf('-'))).family() == ip(r.substring(r.indexOf('-') + 1)).family()))")
         .message("reserved: holds what is no range: write an address, a prefix, or FIRST-LAST such as 10.77.0.1-10.77.0.20"))]
     pub reserved: Vec<AddressRange>,
-    /// Prefixes that clients reach through the tunnel. Only the gateway itself when empty.
+    /// Prefixes that clients reach through the tunnel, whatever they have in their own configuration. Only the gateway itself,
+    /// by ping, when empty. Link-local addresses, metadata services of clouds, and the clients of other pools are not reached
+    /// even where a prefix holds them.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(schema_with = "cidrs_schema")]
     #[x_kube(
@@ -78,6 +80,9 @@ pub struct VPNClientPoolSpec {
             .message("routes: a prefix has host bits set: write its network address"),
     )]
     pub routes: Vec<IpNet>,
+    /// True: clients of this pool reach one another.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub client_to_client: Option<bool>,
     /// Name resolution of clients while the tunnel is up.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub dns: Option<Dns>,
@@ -108,7 +113,7 @@ pub struct GatewayRef {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Dns {
-    /// Resolvers, reached through the tunnel.
+    /// Resolvers, reached through the tunnel: outside of `routes` for DNS alone (ports 53 and 853). Link-local ones are not.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(schema_with = "addresses_schema")]
     #[x_kube(validation = Rule::new("self.all(a, isIP(a))")
@@ -197,6 +202,10 @@ pub struct VPNClientPoolStatus {
     /// Addresses of the scarcer family.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub capacity: Option<PoolCapacity>,
+    /// What clients reach through the tunnel: all of it, and nothing else.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 96))]
+    pub reachable: Vec<Reachable>,
     /// Clients by phase.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub clients: Option<ClientCounts>,
@@ -207,6 +216,31 @@ pub struct VPNClientPoolStatus {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["name".into()]))]
     pub tokens: Vec<TokenStatus>,
+}
+
+/// Destinations that a pool's clients reach.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Reachable {
+    /// Their prefix.
+    #[schemars(schema_with = "cidr_schema")]
+    pub destination: IpNet,
+    /// What is reached there.
+    pub scope: ReachableScope,
+}
+
+/// What is reached at a destination.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+pub enum ReachableScope {
+    /// The gateway, which answers pings.
+    Gateway,
+    /// Whatever is there.
+    All,
+    /// DNS.
+    #[serde(rename = "DNS")]
+    Dns,
+    /// Other clients of the pool.
+    Clients,
 }
 
 /// Addresses of a pool, counted in the family that has fewest. Counts stop at 2^53.

@@ -105,6 +105,11 @@ impl HiddenNetwork {
         Ok(hidden)
     }
 
+    /// A program to run on the host.
+    pub fn command(&self, program: impl AsRef<std::ffi::OsStr>) -> Command {
+        self.netns.command(program)
+    }
+
     /// Starts a program on the host.
     ///
     /// # Errors

@@ -172,6 +172,7 @@ impl Settings {
                 preshared_key: None,
                 allowed_ips,
                 endpoints: Vec::new(),
+                destinations: None,
             }
         };
         self.replicas.iter().map(peer).collect()

@@ -1,13 +1,19 @@
-//! Lets clients reach the cluster: forwarding and masquerading, as the desired state says.
+//! Lets clients reach the cluster, and not the other way round: forwarding, masquerading and a filter, as the desired state
+//! says.
+
+use std::net::IpAddr;
 
 use ipnet::IpNet;
+use nix::{ifaddrs::getifaddrs, sys::socket::SockaddrStorage};
 use pinhole_proto::v1::Impairment;
 
 use super::desired::{Access, Desired};
-use crate::kernel::{KernelError, Masquerade, RouteSocket, forward_v6};
+use crate::kernel::{KernelError, Masquerade, RouteSocket, TunnelFilter, forward_v6};
 
-/// Name of the gateway's own nftables table.
+/// Name of the gateway's own nftables table of masquerading.
 const TABLE: &str = "pinhole";
+/// Name of the one that filters: where a kernel cannot do the one, it may do the other.
+const FILTER: &str = "pinhole-filter";
 
 /// What was set up last.
 #[derive(Debug, Default)]
@@ -24,6 +30,8 @@ impl NetworkAccess {
             return;
         }
         self.impairments.clear();
+        // Before anything is forwarded.
+        self.note("FilterFailed", filter(device.0).install());
         let has_v4 = wanted.1.iter().any(|range| range.addr().is_ipv4());
         let has_v6 = wanted.1.iter().any(|range| range.addr().is_ipv6());
         if has_v4 {
@@ -44,7 +52,13 @@ impl NetworkAccess {
 
     /// Takes back what was set up.
     pub(super) fn remove(&mut self, device: &str) {
-        let Some((Access::Masquerade, sources, _)) = self.installed.take() else { return };
+        let Some((access, sources, _)) = self.installed.take() else { return };
+        if let Err(error) = filter(device).remove() {
+            tracing::warn!(%error, category = error.category(), "the filter stays behind");
+        }
+        if access == Access::Routed {
+            return;
+        }
         let masquerade = Masquerade { table: TABLE.into(), sources, tunnel_device: device.into() };
         if let Err(error) = masquerade.remove() {
             tracing::warn!(%error, category = error.category(), "masquerading stays behind");
@@ -61,6 +75,34 @@ impl NetworkAccess {
         tracing::warn!(%error, category, "part of the network access is missing");
         self.impairments.push(Impairment { category: category.into(), message: error.to_string() });
     }
+}
+
+fn filter(device: &str) -> TunnelFilter {
+    TunnelFilter { table: FILTER.into(), tunnel_device: device.into() }
+}
+
+/// The addresses of this host, by whichever device. What comes to others the kernel's filter holds back.
+pub(super) fn local_addresses() -> Vec<IpAddr> {
+    let listed = getifaddrs().inspect_err(|error| tracing::warn!(%error, "cannot list own addresses"));
+    let address = |storage: SockaddrStorage| {
+        let address = storage.as_sockaddr_in().map(|address| IpAddr::from(address.ip()));
+        address.or_else(|| storage.as_sockaddr_in6().map(|address| IpAddr::from(address.ip())))
+    };
+    let listed = listed.into_iter().flatten();
+    listed.filter_map(|interface| interface.address).filter_map(address).collect()
+}
+
+/// That the operator is too old to say what clients may reach.
+pub(super) fn unlimited(desired: &Desired) -> Option<Impairment> {
+    let pools: Vec<&str> = desired.unlimited_pools().collect();
+    (!pools.is_empty()).then(|| Impairment {
+        category: "ReachUnlimited".into(),
+        message: format!(
+            "clients of {} reach whatever this gateway reaches, as the operator is older than the gateway and does \
+             not say what they may: upgrade the operator",
+            pools.join(", ")
+        ),
+    })
 }
 
 /// Forwarding is decided by the device that a packet comes in by: the tunnel for requests, the uplink for

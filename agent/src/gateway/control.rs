@@ -19,7 +19,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     GatewayError,
-    access::NetworkAccess,
+    access::{self, NetworkAccess},
     command::{Command, Opened, Readiness, Word},
     desired::{Agent, Desired},
     insight::{Insight, Move, canonical},
@@ -271,12 +271,13 @@ impl Control {
             tracing::info!(device = self.setup.tun_name, port = self.setup.listen_port, "the tunnel is up");
         }
         let Some(tunnel) = &self.tunnel else { return Ok(()) };
-        let mut peers = desired.tunnel_peers();
+        let mut peers = desired.tunnel_peers(&access::local_addresses());
         peers.push(PeerConfig {
             public_key: self.setup.prober.public_key(),
             preshared_key: None,
             allowed_ips: Vec::new(),
             endpoints: Vec::new(),
+            destinations: None,
         });
         // A mapping of its session that was lost in silence must not keep a client from hearing that it is cut. Later it
         // could not be reached any more.
@@ -285,7 +286,11 @@ impl Control {
                 attached.recall(tunnel, peer);
             }
         }
-        // First of all: a client that lost its right is cut even when something below fails.
+        // The first clients find the filter in place. Later, first of all: one that lost its right is cut even when something
+        // below fails.
+        if is_new {
+            self.access.apply(desired, (tunnel.name(), tunnel.index()), self.setup.uplink.as_deref());
+        }
         tunnel.set_peers(peers);
         if is_new {
             for (peer, attached) in &self.sessions {
@@ -300,7 +305,7 @@ impl Control {
     /// What `wg show` is told.
     fn device(&mut self) -> Device {
         let (Some(tunnel), Some(desired)) = (&self.tunnel, &self.desired) else { return Device::default() };
-        let peers = desired.tunnel_peers();
+        let peers = desired.tunnel_peers(&[]);
         Device::without_secrets(tunnel.local_port(), peers, &tunnel.stats(), &mut self.handshakes)
     }
 
@@ -634,7 +639,8 @@ impl Control {
         stats.retain(|stats| stats.public_key != prober);
         self.stats = stats;
         self.sampled = Some(now);
-        self.counters.add(&self.stats);
+        let desired = self.desired.as_deref();
+        self.counters.add(&self.stats, |key| desired?.pool_name(key));
         let mut changed = false;
         for stats in &self.stats {
             let sample = Sample { last_receive: stats.last_receive, last_handshake: stats.last_handshake };
@@ -711,6 +717,7 @@ impl Control {
     fn impairments(&self) -> Vec<v1::Impairment> {
         let mut impairments = self.access.impairments().to_vec();
         impairments.extend(self.tunnel_failure.clone());
+        impairments.extend(self.desired.as_ref().and_then(|desired| access::unlimited(desired)));
         if self.oversized {
             impairments.push(v1::Impairment {
                 category: "DatagramTooLarge".into(),

@@ -1,6 +1,6 @@
 //! What the operator wants, checked and in the gateway's own types. Pure.
 
-use std::{collections::HashMap, fmt::Display, str::FromStr, time::Duration};
+use std::{collections::HashMap, fmt::Display, net::IpAddr, str::FromStr, sync::Arc, time::Duration};
 
 use ipnet::IpNet;
 use pinhole_proto::{
@@ -11,7 +11,7 @@ use pinhole_proto::{
 use super::GatewayError;
 use crate::{
     health::{Mode, gateway::Expectation},
-    tunnel::{PeerConfig, PresharedKey, PublicKey},
+    tunnel::{Destinations, Inside, PeerConfig, PresharedKey, PublicKey},
 };
 
 /// Characters of a text that is not what it should be, when it is shown.
@@ -62,12 +62,25 @@ pub enum Access {
 pub struct Pool {
     /// Address ranges of its clients.
     pub cidrs: Vec<IpNet>,
+    /// What its clients reach beside the gateway. `None`: anything, as the operator is too old to say.
+    pub reach: Option<PoolReach>,
     /// As the operator wrote it: what its clients get.
     pub wire: v1::Pool,
     /// How its clients prove their path.
     pub mode: Mode,
     /// Their keepalive interval until something was learnt.
     pub interval: Duration,
+}
+
+/// What the clients of a pool reach beside the gateway itself.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PoolReach {
+    /// Prefixes that the gateway forwards to.
+    pub routes: Vec<IpNet>,
+    /// Addresses that are reached for DNS.
+    pub resolvers: Vec<IpAddr>,
+    /// Whether they reach one another.
+    pub client_to_client: bool,
 }
 
 /// What is known of a client's agent.
@@ -148,15 +161,46 @@ impl Desired {
         self.by_uid.keys().filter(|uid| !other.knows(uid)).cloned().collect()
     }
 
-    /// What the data plane is told. Clients have no endpoint here: it is learnt from them alone.
-    pub fn tunnel_peers(&self) -> Vec<PeerConfig> {
+    /// What the data plane is told. Clients have no endpoint here: it is learnt from them alone. `own` are this host's
+    /// addresses beside the inner ones.
+    pub fn tunnel_peers(&self, own: &[IpAddr]) -> Vec<PeerConfig> {
+        let destinations = self.destinations(own);
         let config = |(key, peer): (&PublicKey, &Peer)| PeerConfig {
             public_key: *key,
             preshared_key: peer.preshared_key.clone(),
             allowed_ips: peer.addresses.clone(),
             endpoints: Vec::new(),
+            destinations: destinations.get(peer.pool).cloned().flatten(),
         };
         self.peers.iter().map(config).collect()
+    }
+
+    /// What the clients of each pool reach.
+    fn destinations(&self, own: &[IpAddr]) -> Vec<Option<Arc<Destinations>>> {
+        let inner = self.tunnel_addresses.iter().map(IpNet::addr);
+        let addresses = inner.chain(own.iter().copied()).collect();
+        let inside = Arc::new(Inside { addresses, clients: self.client_ranges() });
+        let of = |pool: &Pool| {
+            let reach = pool.reach.as_ref()?;
+            let clients = pool.cidrs.iter().copied().filter(|_| reach.client_to_client);
+            let destinations = Destinations::new(Arc::clone(&inside))
+                .with_routes(reach.routes.iter().copied())
+                .with_resolvers(reach.resolvers.iter().copied())
+                .with_clients(clients);
+            Some(Arc::new(destinations))
+        };
+        self.pools.iter().map(of).collect()
+    }
+
+    /// Name of a peer's pool.
+    pub fn pool_name(&self, key: &PublicKey) -> Option<&str> {
+        self.pools.get(self.peers.get(key)?.pool).map(Pool::name)
+    }
+
+    /// Names of the pools whose clients reach anything, as the operator is too old to say what they may.
+    pub fn unlimited_pools(&self) -> impl Iterator<Item = &str> {
+        let unlimited = self.pools.iter().filter(|pool| pool.reach.is_none());
+        unlimited.map(Pool::name)
     }
 
     /// The ranges of all clients.
@@ -219,6 +263,10 @@ impl Desired {
 }
 
 impl Pool {
+    fn name(&self) -> &str {
+        self.wire.pool.as_ref().map_or("?", |pool| pool.name.as_str())
+    }
+
     fn parse(wire: v1::Pool) -> Result<Self, GatewayError> {
         let interval = wire.keepalive.and_then(interval_of);
         let mode = match Word::from(wire.health) {
@@ -229,10 +277,22 @@ impl Pool {
         };
         Ok(Pool {
             cidrs: parse_all(&wire.cidrs, "pool range")?,
+            reach: PoolReach::parse(&wire)?,
             mode,
             interval: interval.unwrap_or(DEFAULT_INTERVAL),
             wire,
         })
+    }
+}
+
+impl PoolReach {
+    fn parse(wire: &v1::Pool) -> Result<Option<Self>, GatewayError> {
+        let Some(client_to_client) = wire.client_to_client else { return Ok(None) };
+        Ok(Some(Self {
+            routes: parse_all(&wire.routes, "route")?,
+            resolvers: parse_all(&wire.dns_servers, "DNS server")?,
+            client_to_client,
+        }))
     }
 }
 
@@ -403,5 +463,56 @@ pub(super) mod tests {
         let told = Duration::from_secs(110);
         let expected = desired.expectations(&HashMap::from([(key(3), Agent::Keeps(told))]));
         assert_eq!(expected[&key(3)], Expectation::Every(told));
+    }
+
+    fn pool(name: &str, cidr: &str, client_to_client: Option<bool>) -> v1::Pool {
+        v1::Pool {
+            pool: Some(client(name)),
+            cidrs: vec![cidr.into()],
+            routes: vec!["10.96.0.0/12".into(), "fd00:96::/112".into()],
+            dns_servers: vec!["10.96.0.10".into()],
+            client_to_client,
+            ..Default::default()
+        }
+    }
+
+    #[test]
+    fn the_clients_of_a_pool_share_its_destinations_and_those_of_an_older_operator_have_no_limits() {
+        let pools = vec![
+            pool("staff", "10.77.0.0/16", Some(false)),
+            pool("devices", "10.78.0.0/16", Some(true)),
+            pool("older", "10.79.0.0/16", None),
+        ];
+        let of = |pool, n| v1::Peer { pool, ..peer(&format!("client-{n}"), n) };
+        let peers = vec![of(0, 2), of(0, 3), of(1, 4), of(2, 5)];
+        let (desired, _) = Desired::parse(v1::DesiredState { pools, ..state(peers) }).unwrap();
+        let own: IpAddr = "10.244.0.7".parse().unwrap();
+        let configs = desired.tunnel_peers(&[own]);
+        let of = |n| {
+            let config = configs.iter().find(|config| config.public_key == PublicKey::from_bytes([n; 32]));
+            config.unwrap().destinations.clone()
+        };
+        let net = |text: &str| text.parse::<IpNet>().unwrap();
+        let inside = Inside {
+            addresses: vec!["10.77.0.1".parse().unwrap(), own],
+            clients: ["10.77.0.0/16", "10.78.0.0/16", "10.79.0.0/16"].map(net).to_vec(),
+        };
+        let routed = Destinations::new(Arc::new(inside))
+            .with_routes(["10.96.0.0/12", "fd00:96::/112"].map(net))
+            .with_resolvers(["10.96.0.10".parse().unwrap()]);
+        assert_eq!(of(2).as_deref(), Some(&routed));
+        assert!(Arc::ptr_eq(&of(2).unwrap(), &of(3).unwrap()));
+        assert_eq!(of(4).as_deref(), Some(&routed.with_clients([net("10.78.0.0/16")])));
+        assert_eq!(of(5), None);
+        assert_eq!(desired.unlimited_pools().collect::<Vec<_>>(), ["older"]);
+        assert_eq!(desired.pool_name(&PublicKey::from_bytes([4; 32])), Some("devices"));
+    }
+
+    #[test]
+    fn a_route_that_makes_no_sense_is_not_taken_for_none() {
+        let broken =
+            v1::Pool { routes: vec!["10.96.0.0".into()], ..pool("staff", "10.77.0.0/16", Some(false)) };
+        let state = v1::DesiredState { pools: vec![broken], ..state(vec![]) };
+        assert_eq!(Desired::parse(state).unwrap_err().category(), "DesiredStateInvalid");
     }
 }

@@ -18,7 +18,7 @@ use super::{
 use crate::{
     health::{Phase, Reach},
     nat::{Cause, Class},
-    tunnel::{BeatCounts, Offloads, PeerStats, PublicKey, Work},
+    tunnel::{BeatCounts, Offloads, PeerStats, PublicKey, Refusal, Refused, Work},
 };
 
 /// Upper edges of the buckets of lifetimes and intervals, seconds: the timeouts that NATs are known to have.
@@ -31,7 +31,7 @@ const PHASES: [Phase; 5] =
 /// Counters that only grow, also when clients come and go.
 #[derive(Debug, Default)]
 pub(super) struct Counters {
-    seen: HashMap<PublicKey, (u64, u64, u64, u64)>,
+    seen: HashMap<PublicKey, Seen>,
     rx_bytes: u64,
     tx_bytes: u64,
     dropped: u64,
@@ -53,7 +53,19 @@ pub(super) struct Counters {
     pub(super) churn: BTreeMap<Cause, u64>,
     /// By pool; a gateway's pools are all in its namespace.
     reach: BTreeMap<String, Reach>,
+    /// By pool.
+    refused: BTreeMap<String, Refused>,
     costs: Costs,
+}
+
+/// What the data plane had counted of a peer the last time.
+#[derive(Debug, Clone, Copy, Default)]
+struct Seen {
+    rx_bytes: u64,
+    tx_bytes: u64,
+    dropped: u64,
+    endpoint_changes: u64,
+    refused: Refused,
 }
 
 impl Counters {
@@ -80,22 +92,39 @@ impl Counters {
         self.costs.probes = self.costs.probes.saturating_add(costs.probes);
     }
 
-    /// Adds what the data plane counted since the last time.
-    pub(super) fn add(&mut self, stats: &[PeerStats]) {
+    /// Adds what the data plane counted since the last time. `pool_of` names a peer's pool.
+    pub(super) fn add<'a>(&mut self, stats: &[PeerStats], pool_of: impl Fn(&PublicKey) -> Option<&'a str>) {
         let mut seen = HashMap::with_capacity(stats.len());
         for peer in stats {
-            let now = (peer.received.bytes, peer.sent.bytes, peer.dropped, peer.endpoint_changes);
+            let now = Seen {
+                rx_bytes: peer.received.bytes,
+                tx_bytes: peer.sent.bytes,
+                dropped: peer.dropped,
+                endpoint_changes: peer.endpoint_changes,
+                refused: peer.refused,
+            };
             let before = self.seen.get(&peer.public_key).copied().unwrap_or_default();
-            // A peer that was taken away and came back counts from zero again.
-            let since = |now: u64, before: u64| if now >= before { now - before } else { now };
-            self.rx_bytes += since(now.0, before.0);
-            self.tx_bytes += since(now.1, before.1);
-            self.dropped += since(now.2, before.2);
-            self.endpoint_changes += since(now.3, before.3);
+            self.rx_bytes += since(now.rx_bytes, before.rx_bytes);
+            self.tx_bytes += since(now.tx_bytes, before.tx_bytes);
+            self.dropped += since(now.dropped, before.dropped);
+            self.endpoint_changes += since(now.endpoint_changes, before.endpoint_changes);
+            if now.refused != before.refused
+                && let Some(pool) = pool_of(&peer.public_key)
+            {
+                let sum = self.refused.entry(pool.to_owned()).or_default();
+                for why in Refusal::ALL {
+                    sum.add(why, since(now.refused.of(why), before.refused.of(why)));
+                }
+            }
             seen.insert(peer.public_key, now);
         }
         self.seen = seen;
     }
+}
+
+/// A peer that was taken away and came back counts from zero again.
+const fn since(now: u64, before: u64) -> u64 {
+    if now >= before { now - before } else { now }
 }
 
 /// What is so now.
@@ -328,6 +357,7 @@ pub(super) fn render(counters: &Counters, gauges: &Gauges) -> String {
     );
     render_nats(&mut page, counters, &gauges.nats);
     render_reach(&mut page, counters);
+    render_refused(&mut page, counters);
     render_wakes(&mut page, counters);
     page.family("pinhole_gateway_send_failures_total", "counter", "Datagrams that the kernel refused.");
     for (category, count) in &counters.send_failures {
@@ -363,6 +393,20 @@ fn render_reach(page: &mut Page, counters: &Counters) {
     for (pool, reach) in &counters.reach {
         let gap = reach.longest_gap.as_secs_f64();
         page.sample("pinhole_gateway_longest_gap_seconds", &[("pool", pool)], gap);
+    }
+}
+
+fn render_refused(page: &mut Page, counters: &Counters) {
+    page.family(
+        "pinhole_gateway_refused_packets_total",
+        "counter",
+        "Packets of clients that were to go where those of the pool may not, by where that is.",
+    );
+    for (pool, refused) in &counters.refused {
+        for why in Refusal::ALL {
+            let labels = [("pool", pool.as_str()), ("reason", why.name())];
+            page.sample("pinhole_gateway_refused_packets_total", &labels, refused.of(why));
+        }
     }
 }
 
@@ -513,5 +557,30 @@ mod tests {
         let page = render(&Counters::default(), &Gauges { work, ..Gauges::default() });
         assert!(page.contains("pinhole_gateway_packet_path_total{step=\"send\"} 3"));
         assert!(page.contains("pinhole_gateway_packet_path_total{step=\"datagram-sent\"} 120"));
+    }
+
+    #[test]
+    fn refused_packets_are_counted_by_pool_and_reason_also_when_clients_come_and_go() {
+        let mut counters = Counters::default();
+        let key = PublicKey::from_bytes([2; 32]);
+        let mut stats = PeerStats::new(key);
+        let mut refuse = |counters: &mut Counters, pool, so_far| {
+            stats.refused = Refused::default();
+            stats.refused.add(Refusal::NoRoute, so_far);
+            counters.add(std::slice::from_ref(&stats), |_| pool);
+        };
+        // It goes, and comes back.
+        for so_far in [3, 5, 1] {
+            refuse(&mut counters, Some("staff"), so_far);
+        }
+        refuse(&mut counters, Some("guests"), 2);
+        refuse(&mut counters, None, 9);
+        let page = render(&counters, &Gauges::default());
+        let line = |pool: &str, why: &str, count: u64| {
+            let name = "pinhole_gateway_refused_packets_total";
+            page.contains(&format!("{name}{{pool=\"{pool}\",reason=\"{why}\"}} {count}\n"))
+        };
+        assert!(line("staff", "no-route", 6) && line("staff", "metadata", 0), "{page}");
+        assert!(line("guests", "no-route", 1), "{page}");
     }
 }

@@ -1,10 +1,10 @@
 //! What a tunnel is told: about itself, and about its peers.
 
-use std::{fmt, net::SocketAddr, num::NonZeroU8, str::FromStr, thread};
+use std::{fmt, net::SocketAddr, num::NonZeroU8, str::FromStr, sync::Arc, thread};
 
 use ipnet::IpNet;
 
-use super::{Offloads, PresharedKey, PrivateKey, PublicKey};
+use super::{Destinations, Offloads, PresharedKey, PrivateKey, PublicKey};
 
 /// The tunnel itself. Fixed for its lifetime, but for [`addresses`](super::Tunnel::set_addresses).
 #[derive(Debug, Clone)]
@@ -84,6 +84,8 @@ pub struct PeerConfig {
     /// their authenticated packets. The first is used until a packet or
     /// [`use_endpoint`](super::Tunnel::use_endpoint) says otherwise.
     pub endpoints: Vec<SocketAddr>,
+    /// Where the peer's packets may go. Peers with the same rights share it. `None`: anywhere.
+    pub destinations: Option<Arc<Destinations>>,
 }
 
 #[cfg(test)]

@@ -5,7 +5,7 @@
 //! `steering` brings datagrams there, and what comes to another is handed over within the `team`. What a shard makes goes
 //! through `output` straight into the buffers of `outbox`, and between a thread's two queues of the device (`lanes`)
 //! by what its `flows` did of late. A `peer` wraps boringtun's `Tunn` with exact
-//! deadlines (`timers`), a small queue (`waiting`) and probes; `gate` stands in front of handshakes, which
+//! deadlines (`timers`), a small queue (`waiting`) and probes, and sends no packet where its `destinations` end; `gate` stands in front of handshakes, which
 //! wait in `line` for time that data does not need. `beats` are the messages of NAT intelligence on the same port.
 
 mod asleep;
@@ -14,6 +14,7 @@ mod checksum;
 mod clamp;
 mod coalesce;
 mod config;
+mod destinations;
 mod driver;
 mod error;
 mod event;
@@ -47,6 +48,7 @@ mod waiting;
 use std::time::Duration;
 
 pub use config::{PeerConfig, Threads, TunnelConfig};
+pub use destinations::{Destinations, Inside, Refusal, Refused};
 pub use error::TunnelError;
 pub use event::{SendFailure, TunnelEvent};
 pub(crate) use gate::place;

@@ -15,6 +15,7 @@ use super::{
     PresharedKey, PublicKey, SILENCE, SendFailure, TunnelEvent,
     asleep::{self, Asleep},
     clamp::clamp_mss,
+    destinations::{Destinations, Limits, Refusal},
     gate::{Allowance, Bucket},
     message::{DATA_OVERHEAD, INITIATION, Message},
     output::Output,
@@ -95,6 +96,7 @@ enum Verdict {
     Deliver(usize),
     ProbeAnswer(u64),
     Foreign,
+    Refused(Refusal),
 }
 
 pub(super) struct Peer {
@@ -114,6 +116,7 @@ pub(super) struct Peer {
     waiting: Waiting,
     asleep: Asleep,
     probes: Pending,
+    limits: Limits,
     stats: PeerStats,
     published: Published,
     /// When the shard is to come back.
@@ -146,6 +149,7 @@ impl Peer {
             waiting: Waiting::default(),
             asleep: Asleep::default(),
             probes: Pending::default(),
+            limits: Limits::default(),
             stats: PeerStats::new(key),
             published,
             scheduled: None,
@@ -198,6 +202,11 @@ impl Peer {
         self.has_session = false;
         self.unconfirmed = None;
         self.timers = self.timers.anew();
+    }
+
+    /// Lets its packets go there alone, from the next one on. `None`: anywhere.
+    pub(super) fn limit(&mut self, destinations: Option<Arc<Destinations>>) {
+        self.limits.set(destinations);
     }
 
     /// Takes the configured candidates, unless the endpoint is settled.
@@ -510,7 +519,7 @@ impl Peer {
                 }
                 TunnResult::Err(_) | TunnResult::WriteToNetwork(_) => return false,
             };
-        let verdict = judge(packet, source, is_own, common);
+        let verdict = judge(packet, source, is_own, &mut self.limits, common);
         self.stats.received_messages.count(datagram.len());
         self.stats.last_data = Some(now);
         self.authenticated(now, from, true, out);
@@ -527,6 +536,10 @@ impl Peer {
                 true
             }
             Verdict::Foreign => false,
+            Verdict::Refused(why) => {
+                self.stats.refused.add(why, 1);
+                true
+            }
         }
     }
 
@@ -759,6 +772,7 @@ fn judge(
     packet: &mut [u8],
     source: IpAddr,
     is_own: impl Fn(IpAddr) -> bool,
+    limits: &mut Limits,
     common: &Surroundings,
 ) -> Verdict {
     // Replicas of a gateway share an inner address, which routes lead to one of them only: the magic proves the
@@ -768,6 +782,9 @@ fn judge(
     }
     if !is_own(source) {
         return Verdict::Foreign;
+    }
+    if let Some(why) = limits.refuse(packet) {
+        return Verdict::Refused(why);
     }
     clamp_mss(packet, common.mtu);
     Verdict::Deliver(packet.len())

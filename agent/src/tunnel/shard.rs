@@ -475,6 +475,7 @@ impl Shard {
             peer.rekey(config.preshared_key.clone());
         }
         peer.offer_endpoints(&config.endpoints);
+        peer.limit(config.destinations.clone());
         touch(&mut self.touched, slot, peer);
         Some(Holder::Here(slot))
     }
@@ -529,6 +530,8 @@ fn touch(touched: &mut Vec<Slot>, slot: Slot, peer: &mut Peer) {
 mod asleep_tests;
 #[cfg(test)]
 mod beat_tests;
+#[cfg(test)]
+mod destinations_tests;
 #[cfg(test)]
 mod team_tests;
 #[cfg(test)]

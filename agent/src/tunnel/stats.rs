@@ -8,7 +8,7 @@ use std::{
     time::Instant,
 };
 
-use super::PublicKey;
+use super::{PublicKey, Refused};
 
 /// Adds the counts of several threads up. One that is left out here does not compile.
 macro_rules! summed {
@@ -54,6 +54,8 @@ pub struct PeerStats {
     pub sent_messages: Traffic,
     /// Packets dropped: no session in time, a source that is not the peer's, a replay, a broken packet.
     pub dropped: u64,
+    /// Packets refused, as they were to go where the peer's may not.
+    pub refused: Refused,
     /// How often the endpoint moved to follow an authenticated packet; its first sighting does not count.
     pub endpoint_changes: u64,
 }
@@ -76,7 +78,7 @@ impl Traffic {
 
 impl PeerStats {
     /// Of a peer that was never heard.
-    pub(crate) const fn new(public_key: PublicKey) -> Self {
+    pub(crate) fn new(public_key: PublicKey) -> Self {
         Self {
             public_key,
             endpoint: None,
@@ -93,6 +95,7 @@ impl PeerStats {
             received_messages: Traffic { bytes: 0, packets: 0 },
             sent_messages: Traffic { bytes: 0, packets: 0 },
             dropped: 0,
+            refused: Refused::default(),
             endpoint_changes: 0,
         }
     }

@@ -234,6 +234,7 @@ mod tests {
             preshared_key: Some(PresharedKey::from_bytes([7; 32])),
             allowed_ips: vec!["10.0.0.2/32".parse().unwrap()],
             endpoints: Vec::new(),
+            destinations: None,
         };
         let device = Device::without_secrets(51820, vec![config], &[], &mut HandshakeClock::default());
         let text = device.to_text();

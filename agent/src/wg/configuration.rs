@@ -163,6 +163,7 @@ impl Configuration {
             allowed_ips: peer.allowed_ips.iter().copied().collect(),
             // The tunnel is told of these apart: a new one counts for more than what it has learnt.
             endpoints: Vec::new(),
+            destinations: None,
         };
         self.private_key.iter().flat_map(|_| self.peers.iter().map(config)).collect()
     }

@@ -17,6 +17,7 @@ use std::{
 
 pub(crate) use nat::Nat;
 pub(crate) use operator::Operator;
+use pinhole_agent::tunnel::PrivateKey;
 
 const PINHOLE: &str = env!("CARGO_BIN_EXE_pinhole");
 
@@ -82,6 +83,14 @@ impl Load {
     pub(crate) fn is_running(&self) -> bool {
         self.client.borrow_mut().0.try_wait().unwrap().is_none()
     }
+}
+
+/// How a client without an agent is set up, by hand.
+pub(crate) struct Stock<'a> {
+    pub(crate) addresses: &'a [&'a str],
+    pub(crate) endpoint: &'a str,
+    pub(crate) allowed: &'a str,
+    pub(crate) routes: &'a [&'a str],
 }
 
 /// A process that is killed with it.
@@ -255,6 +264,53 @@ impl Lab {
         Running(child)
     }
 
+    /// Starts a stock client in a namespace: its device `name` has these addresses, and it sends all of `allowed` to the gateway
+    /// at `endpoint`, whatever its pool says.
+    fn stock(&self, namespace: &Namespace, name: &str, stock: &Stock<'_>) -> Running {
+        let key = PrivateKey::generate().unwrap();
+        self.operator.add_stock(name, key.public().as_bytes(), stock.addresses);
+        let file = self.path(name);
+        std::fs::write(&file, key.to_base64().as_bytes()).unwrap();
+        let wg = Command::new("ip").args(["netns", "exec", &namespace.0, PINHOLE, "wg", "-f", name]).spawn();
+        let wg = Running(wg.expect("`pinhole wg` runs"));
+        let (file, gateway) = (file.to_str().unwrap().to_owned(), self.operator.gateway_key());
+        let set = ["set", name, "private-key", &file, "peer", &gateway, "endpoint", stock.endpoint];
+        let allowed = ["allowed-ips", stock.allowed, "persistent-keepalive", "5"];
+        eventually(Duration::from_secs(10), "wg sets the stock client up", || {
+            let output = Command::new("wg").args(set).args(allowed).output().expect("`wg` runs");
+            output.status.success()
+        });
+        for address in stock.addresses {
+            ip(&format!("-n {namespace} address add {address} dev {name}"));
+        }
+        ip(&format!("-n {namespace} link set {name} up mtu 1420"));
+        for route in stock.routes {
+            ip(&format!("-n {namespace} route replace {route} dev {name}"));
+        }
+        wg
+    }
+
+    pub(crate) fn stock_client(&self, name: &str, stock: &Stock<'_>) -> Running {
+        self.stock(&self.client, name, stock)
+    }
+
+    pub(crate) fn stock_host(&self, name: &str, stock: &Stock<'_>) -> Running {
+        self.stock(&self.host, name, stock)
+    }
+
+    /// Leads what the host sends to a client to the gateway, outside of any tunnel.
+    pub(crate) fn host_knows_the_way_to(&self, client: &str) {
+        ip(&format!("-n {} route replace {client} via 10.50.0.1", self.host));
+    }
+
+    pub(crate) fn within_client<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
+        operator::within(&self.client.0, work)
+    }
+
+    pub(crate) fn within_host<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
+        operator::within(&self.host.0, work)
+    }
+
     /// A join string with this secret.
     pub(crate) fn join(&self, secret: &str) -> String {
         self.join_at(secret, "192.0.2.1:51821")
@@ -378,6 +434,15 @@ impl Lab {
 
     pub(crate) fn readyz(&self) -> bool {
         self.get("/readyz").is_some_and(|answer| answer.starts_with("HTTP/1.1 200"))
+    }
+
+    /// How many packets of the pool's clients were refused for a reason.
+    pub(crate) fn refused(&self, reason: &str) -> u64 {
+        let sample =
+            format!("pinhole_gateway_refused_packets_total{{pool=\"laptops\",reason=\"{reason}\"}} ");
+        let metrics = self.metrics();
+        let line = metrics.lines().find_map(|line| line.strip_prefix(&sample));
+        line.unwrap_or("0").parse().unwrap()
     }
 
     pub(crate) fn metrics(&self) -> String {

@@ -92,6 +92,7 @@ impl Operator {
                 pool: Some(object(POOL)),
                 cidrs: vec!["10.77.0.0/16".into()],
                 routes: vec!["10.50.0.0/24".into()],
+                client_to_client: Some(false),
                 ..Default::default()
             }],
             ca_pem: ca_pem.clone(),
@@ -166,8 +167,40 @@ impl Operator {
         self.inner.desired.send_modify(|desired| {
             desired.revision += 1;
             let cidrs = vec!["10.78.0.0/16".into()];
-            desired.pools.push(v1::Pool { pool: Some(object(name)), cidrs, ..Default::default() });
+            desired.pools.push(v1::Pool {
+                pool: Some(object(name)),
+                cidrs,
+                client_to_client: Some(false),
+                ..Default::default()
+            });
         });
+    }
+
+    /// Changes what the gateway is told.
+    pub(crate) fn change(&self, change: impl FnOnce(&mut v1::DesiredState)) {
+        self.inner.desired.send_modify(|desired| {
+            desired.revision += 1;
+            change(desired);
+        });
+    }
+
+    /// Lets a client without an agent connect, with this key and these addresses, each with its prefix.
+    pub(crate) fn add_stock(&self, name: &str, public_key: &[u8; 32], addresses: &[&str]) {
+        self.change(|desired| {
+            desired.peers.push(v1::Peer {
+                client: Some(object(name)),
+                public_key: public_key.to_vec(),
+                addresses: addresses.iter().map(|&address| address.to_owned()).collect(),
+                stock_keepalive: Some(prost_types::Duration { seconds: 25, nanos: 0 }),
+                ..Default::default()
+            });
+        });
+    }
+
+    /// The gateway's public key.
+    pub(crate) fn gateway_key(&self) -> String {
+        use base64::{Engine as _, engine::general_purpose::STANDARD};
+        STANDARD.encode(&self.inner.desired.borrow().replicas[0].public_key)
     }
 
     /// Says that clients reach the gateway's tunnel here.
@@ -209,16 +242,21 @@ impl Operator {
 
     /// Runs something in the gateway's namespace.
     pub(crate) fn in_gateway<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
-        std::thread::scope(|scope| {
-            scope
-                .spawn(|| {
-                    enter(&self.namespace);
-                    work()
-                })
-                .join()
-                .unwrap()
-        })
+        within(&self.namespace, work)
     }
+}
+
+/// Runs something in a namespace.
+pub(crate) fn within<T: Send>(namespace: &str, work: impl FnOnce() -> T + Send) -> T {
+    std::thread::scope(|scope| {
+        scope
+            .spawn(|| {
+                enter(namespace);
+                work()
+            })
+            .join()
+            .unwrap()
+    })
 }
 
 impl Drop for Operator {

@@ -4,7 +4,7 @@
 //! tear tunnels down (60 to 80 s in all). `make soak` takes ten minutes for each: `PINHOLE_SOAK_SECONDS` says how long.
 
 use std::{
-    net::{IpAddr, SocketAddrV4},
+    net::{IpAddr, Ipv4Addr, SocketAddrV4},
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
@@ -22,9 +22,8 @@ use pinhole_e2e::{
         model::{Profile, Refresh},
         userspace::Event,
     },
-    pods,
-    process::{Command, Process, Spawner},
-    state,
+    pods::{self, HiddenNetwork},
+    process::{Command, Process},
     vpn::{Exposure, PATIENCE, Vpn},
     wait,
 };
@@ -48,7 +47,10 @@ tests![
     control_packets_do_not_queue_behind_data,
 ];
 
-const ANY: &str = "enrolment: { tokens: [{ name: any }] }";
+/// Where iperf3 serves: the one host of a network behind the gateway.
+const SERVER: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 2);
+const ROUTES: &str = "routes: [198.51.100.0/24]";
+const ANY: &str = "routes: [198.51.100.0/24]\n  enrolment: { tokens: [{ name: any }] }";
 /// Keepalives as often as they can be.
 const EAGER: &str = "keepalive: { mode: Fixed, interval: 5s }";
 /// More than any throughput that would not saturate anything.
@@ -85,20 +87,22 @@ impl Way {
     }
 }
 
-/// An iperf3 server at the gateway, inside the tunnel.
+/// An iperf3 server behind the gateway.
 struct Load {
     gateway: IpAddr,
     _server: Process,
+    _network: HiddenNetwork,
 }
 
 impl Load {
     async fn serve(vpn: &Vpn<'_>) -> anyhow::Result<Self> {
-        let inside = pods::netns(vpn.lab(), vpn.namespace(), "edge-0")?;
-        let log = state::directory().join("logs").join(vpn.namespace()).join("iperf3.log");
-        let command = Command::new("iperf3").args(["--server", "--forceflush"]).netns(&inside);
-        let server = Spawner::machine().spawn("iperf3", &command, &log).await?;
+        let (namespace, name) = (vpn.namespace(), format!("{}-server", vpn.namespace()));
+        let network = HiddenNetwork::behind(vpn.lab(), namespace, "edge-0", &name, SERVER).await?;
+        let command = Command::new("iperf3").args(["--server", "--forceflush"]);
+        let server = network.spawn("iperf3", &command).await?;
         server.wait_for_line("listening", Duration::from_secs(10)).await?;
-        Ok(Self { gateway: vpn.gateway_address("staff").await?, _server: server })
+        let gateway = vpn.gateway_address("staff").await?;
+        Ok(Self { gateway, _server: server, _network: network })
     }
 
     /// Sends for so long; yields what iperf3 tells.
@@ -109,7 +113,7 @@ impl Load {
         span: Duration,
         more: &[&str],
     ) -> anyhow::Result<serde_json::Value> {
-        let command = host.command("iperf3").args(["--json", "--client", &self.gateway.to_string()]);
+        let command = host.command("iperf3").args(["--json", "--client", &SERVER.to_string()]);
         let command = command.args(["--time", &span.as_secs().to_string()]).args(way.argument()).args(more);
         let limit = span + Duration::from_secs(30);
         let text = tokio::time::timeout(limit, command.run()).await.context("iperf3 hangs")??;
@@ -408,7 +412,7 @@ async fn a_peer_that_never_answers_keepalives_is_served_all_the_same(lab: &Lab) 
     const SPAN: Duration = Duration::from_secs(10);
     let (_alone, _) = product::alone(lab).await?;
     let vpn = Vpn::declare(lab, "load-stock", Exposure::NodePort, "").await?;
-    vpn.pool("staff", "[10.97.4.0/24]", "").await?;
+    vpn.pool("staff", "[10.97.4.0/24]", ROUTES).await?;
     // One-way, and so below the lifetime of a binding that never sees an answer.
     vpn.apply("kind: VPNClient\nmetadata: { name: router, namespace: load-stock }\nspec: { poolRef: { name: staff }, keepalive: { mode: Fixed, interval: 5s } }")
         .await?;

@@ -22,6 +22,7 @@ mod many_clients;
 mod nats;
 mod product;
 mod quiet;
+mod reach;
 mod resilience;
 mod sidecars;
 mod stale_mapping;
@@ -79,6 +80,7 @@ fn all() -> Vec<Test> {
         access::tests(),
         foreign::tests(),
         stock::tests(),
+        reach::tests(),
         many_clients::tests(),
         sidecars::tests(),
         resilience::tests(),

@@ -55,6 +55,7 @@ pub(crate) fn pool(name: &str, tokens: Vec<JoinToken>) -> VPNClientPool {
             cidrs: vec!["10.77.0.0/24".parse().unwrap()],
             reserved: vec![],
             routes: vec![],
+            client_to_client: None,
             dns: None,
             enrolment: Some(Enrolment { tokens, sidecars: None }),
             max_clients: None,

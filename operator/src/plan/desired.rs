@@ -5,7 +5,7 @@ use k8s_openapi::jiff::Timestamp;
 use pinhole_crds::{EnrolmentMethod, HealthMode, NetworkAccess, VPNClient, VPNClientPool, VPNGateway};
 use pinhole_proto::{HostPort, v1};
 
-use super::{endpoint::Replica, keepalive, keys::parse_public, unusable::search_domains};
+use super::{endpoint::Replica, keepalive, keys::parse_public, reach, unusable::search_domains};
 use crate::{fleet::object_ref, ipam::gateway_address};
 
 /// A pool that its gateway serves.
@@ -138,10 +138,11 @@ fn pool(gateway: &VPNGateway, pool: &VPNClientPool) -> v1::Pool {
     v1::Pool {
         pool: Some(object_ref(pool)),
         cidrs: spec.cidrs.iter().map(ToString::to_string).collect(),
-        routes: spec.routes.iter().map(ToString::to_string).collect(),
+        routes: reach::routes(spec).iter().map(ToString::to_string).collect(),
         dns_servers: servers.iter().map(ToString::to_string).collect(),
         dns_search: search_domains(pool).0.iter().map(ToString::to_string).collect(),
         keepalive: Some(keepalive::policy(keepalive::in_force(&gateway.spec, Some(spec), None))),
+        client_to_client: Some(reach::client_to_client(spec)),
         health: health(spec.health_mode.or(gateway.spec.health_mode).unwrap_or_default()).into(),
     }
 }

@@ -11,6 +11,7 @@ mod nat;
 mod object;
 mod overlap;
 mod ownership;
+mod reach;
 mod service;
 mod settings;
 mod standby;

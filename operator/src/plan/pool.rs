@@ -11,7 +11,7 @@ use super::{
     object::Object,
     overlap::Overlap,
     ownership::{Foreign, remedy},
-    service,
+    reach, service,
     unusable::search_domains,
 };
 use crate::ipam::Denied;
@@ -74,6 +74,7 @@ pub fn status(inputs: StatusInputs<'_>) -> VPNClientPoolStatus {
         observed_generation: pool.metadata.generation,
         conditions: conditions.finish(),
         capacity: Some(inputs.capacity),
+        reachable: reach::reachable(&pool.spec),
         clients: Some(inputs.clients),
         nat: inputs.nat,
         tokens: inputs.tokens,

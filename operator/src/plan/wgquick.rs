@@ -15,6 +15,7 @@ use super::{
     keepalive,
     keys::PrivateKey,
     name::{GATEWAY_LABEL, POOL_OBJECT_LABEL, common, config_secret, labels, owned},
+    reach,
     unusable::search_domains,
 };
 use crate::ipam::gateway_address;
@@ -159,7 +160,7 @@ fn allowed(inputs: &ConfigInputs<'_>) -> Vec<IpNet> {
     let has = |net: &IpNet| inputs.addresses.iter().any(|a| a.is_ipv4() == net.addr().is_ipv4());
     let gateway = inputs.pool.spec.cidrs.iter().map(|cidr| IpNet::from(gateway_address(cidr)));
     let mut all: Vec<IpNet> = Vec::new();
-    for net in inputs.pool.spec.routes.iter().copied().chain(gateway).filter(has) {
+    for net in reach::routes(&inputs.pool.spec).into_iter().chain(gateway).filter(has) {
         if !all.iter().any(|wider| wider.contains(&net)) {
             all.push(net);
         }

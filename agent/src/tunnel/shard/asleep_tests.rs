@@ -180,7 +180,14 @@ fn a_crowd_of_sleepers_is_woken_at_a_pace() {
             let inner = std::net::Ipv4Addr::from(0x0a00_0100 + n);
             let public_key = crate::tunnel::PrivateKey::generate().unwrap().public();
             let allowed_ips = vec![std::net::IpAddr::from(inner).into()];
-            (inner, PeerConfig { public_key, preshared_key: None, allowed_ips, endpoints: Vec::new() })
+            let config = PeerConfig {
+                public_key,
+                preshared_key: None,
+                allowed_ips,
+                endpoints: Vec::new(),
+                destinations: None,
+            };
+            (inner, config)
         })
         .collect();
     gateway.shard.set_peers(&clients.iter().map(|(_, peer)| peer.clone()).collect::<Vec<_>>());

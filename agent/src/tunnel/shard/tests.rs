@@ -97,6 +97,7 @@ impl End {
             preshared_key: None,
             allowed_ips: vec![IpAddr::from(self.inner).into()],
             endpoints: endpoint.then_some(self.address).into_iter().collect(),
+            destinations: None,
         }
     }
 
@@ -705,6 +706,7 @@ fn a_large_set_of_peers_is_taken_without_work_for_each_on_the_curve() {
                 preshared_key: None,
                 allowed_ips: vec![IpAddr::from(Ipv4Addr::from(0x0a40_0000 + n)).into()],
                 endpoints: Vec::new(),
+                destinations: None,
             }
         })
         .collect();

@@ -114,6 +114,10 @@ fn said(status: &str, reason: &str) -> (String, String) {
     (status.to_owned(), reason.to_owned())
 }
 
+fn net(text: &str) -> ipnet::IpNet {
+    text.parse().unwrap()
+}
+
 fn ip(text: &str) -> IpAddr {
     text.parse().unwrap()
 }

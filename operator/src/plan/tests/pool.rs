@@ -1,4 +1,6 @@
-use pinhole_crds::{ClientCounts, PoolCapacity, READY, RECONCILING, STALLED, VPNClientPoolStatus};
+use pinhole_crds::{
+    ClientCounts, Dns, PoolCapacity, READY, RECONCILING, ReachableScope, STALLED, VPNClientPoolStatus,
+};
 
 use super::*;
 use crate::{
@@ -133,4 +135,54 @@ fn a_service_of_somebody_else_in_its_way_is_named_while_the_pool_serves() {
     assert_eq!(verdict(&status.conditions, STALLED), said("True", "ObjectTaken"));
     let stalled = status.conditions.iter().find(|c| c.type_ == STALLED).unwrap();
     assert!(stalled.message.contains("Service staff-join"), "{}", stalled.message);
+}
+
+#[test]
+fn the_status_lists_all_that_is_reachable_and_for_what() {
+    use ReachableScope::{All, Clients, Gateway};
+    let mut staff = pool("staff", 5, &["10.77.0.0/16", "fd77::/64"]);
+    let listed = |pool: &VPNClientPool| {
+        let reachable = judge(pool, None, None).reachable.into_iter();
+        reachable.map(|one| (one.destination.to_string(), one.scope)).collect::<Vec<_>>()
+    };
+    let of = |list: &[(&str, ReachableScope)]| {
+        list.iter().map(|&(destination, scope)| (destination.to_owned(), scope)).collect::<Vec<_>>()
+    };
+    let gateway = [("10.77.0.1/32", Gateway), ("fd77::1/128", Gateway)];
+    let routes = [("10.96.0.0/12", All), ("fd00::/8", All)];
+    assert_eq!(listed(&staff), of(&[gateway, routes].concat()));
+
+    staff.spec.client_to_client = Some(true);
+    let clients = [("10.77.0.0/16", Clients), ("fd77::/64", Clients)];
+    assert_eq!(listed(&staff), of(&[gateway, clients, routes].concat()));
+
+    staff.spec.client_to_client = Some(false);
+    // Some of it nobody reaches, whatever the pool names.
+    staff.spec.routes = ["10.77.0.0/24", "169.254.0.0/16", "fe80::/64", "10.96.0.0/12"].map(net).to_vec();
+    let servers = ["10.96.0.10", "192.0.2.53", "169.254.20.10"].map(ip).to_vec();
+    staff.spec.dns = Some(Dns { servers, search: vec![] });
+    let rest = [("10.96.0.0/12", All), ("192.0.2.53/32", ReachableScope::Dns)];
+    assert_eq!(listed(&staff), of(&[gateway, rest].concat()));
+
+    staff.spec.routes.clear();
+    staff.spec.dns = None;
+    assert_eq!(listed(&staff), of(&gateway));
+}
+
+#[test]
+fn gateways_and_clients_are_told_of_other_clients_where_the_pool_grants_them() {
+    let gateway = load_balancer();
+    let mut staff = pool("staff", 5, &["10.77.0.0/16", "fd77::/64"]);
+    let told = |pool: &VPNClientPool| {
+        let replicas = [Replica { name: "edge-0".into(), ..Replica::default() }];
+        let pools = [PoolInputs { pool, peers: &[] }];
+        let inputs = DesiredInputs { gateway: &gateway, replicas: &replicas, pools: &pools, ca_pem: "" };
+        let pool = desired_states(&inputs).remove("edge-0").unwrap().pools.remove(0);
+        (pool.client_to_client, pool.routes)
+    };
+    let routes = ["10.96.0.0/12", "fd00::/8"].map(str::to_owned);
+    let ranges = ["10.77.0.0/16", "fd77::/64"].map(str::to_owned);
+    assert_eq!(told(&staff), (Some(false), routes.to_vec()), "it is said, also where it is not granted");
+    staff.spec.client_to_client = Some(true);
+    assert_eq!(told(&staff), (Some(true), [routes, ranges].concat()));
 }

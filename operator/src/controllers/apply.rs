@@ -141,7 +141,8 @@ impl Applier {
         if self.lags(object.meta()) {
             return Ok(StatusWrite::Lagging);
         }
-        let api: Api<K> = Api::namespaced(self.client.clone(), &namespace);
+        // What comes back may hold what is not understood.
+        let api: Api<PartialObjectMeta<K>> = Api::namespaced(self.client.clone(), &namespace);
         let params = PatchParams::apply(manager).force();
         let what = || format!("writing the status of {} {namespace}/{name}", K::kind(&()));
         let after = call(what, api.patch_status(&name, &params, &Patch::Apply(&body))).await?;

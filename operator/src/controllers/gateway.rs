@@ -36,6 +36,10 @@ impl Context {
     /// A gateway's objects and status.
     pub(super) async fn gateway(&self, key: &GatewayKey) -> Result<Wait, ControlError> {
         let Some(gateway) = self.hub.world().gateway(key) else {
+            if let Some(frozen) = self.hub.world().frozen_gateway(key) {
+                self.tell_frozen::<VPNGateway>(Some(frozen));
+                return Ok(None);
+            }
             self.gateway_gone(key);
             return Ok(None);
         };
@@ -63,6 +67,13 @@ impl Context {
 
     async fn make_gateway(&self, gateway: &VPNGateway) -> Result<(), ControlError> {
         let (mut failure, mut foreign) = (None, Vec::new());
+        // Pods are not made anew for want of what nobody understands.
+        let pods_unknown = self
+            .hub
+            .world()
+            .unread_gateway(&GatewayKey::from(gateway))
+            .iter()
+            .any(|u| u.is_in("spec.pod") && !u.kept);
         // Pods wait for their keys, so nothing is lost by making everything else even when this fails.
         match self.ensure_keys(gateway).await {
             Err(ControlError::Key(KeyError::ForeignSecret(name))) => {
@@ -72,7 +83,8 @@ impl Context {
         }
         for object in plan::gateway::objects(gateway, &self.settings, &self.ca_pem()) {
             // They would run as somebody else, or trust what somebody else wrote.
-            if object.kind() == ObjectKind::StatefulSet && foreign.iter().any(plan::gateway::is_of_pods) {
+            let is_pods = object.kind() == ObjectKind::StatefulSet;
+            if is_pods && (pods_unknown || foreign.iter().any(plan::gateway::is_of_pods)) {
                 continue;
             }
             match self.applier.apply(&object, MANAGER).await {
@@ -131,6 +143,7 @@ impl Context {
         if let Some(ControlError::Foreign(_)) = error {
             self.events.warn(gateway, Foreign::CATEGORY, &message);
         }
+        let unread = self.hub.world().unread_gateway(&key).to_vec();
         let inputs = plan::gateway::StatusInputs {
             gateway,
             replicas: &replicas,
@@ -139,10 +152,11 @@ impl Context {
             clients,
             nat: nat.as_ref(),
             obstacle,
+            unread: &unread,
             now: Timestamp::now(),
         };
         let (status, wait) = plan::gateway::status(&inputs);
-        if let Some(unusable) = plan::exposure_hosts(gateway).1 {
+        for unusable in [plan::fields(&unread), plan::exposure_hosts(gateway).1].into_iter().flatten() {
             self.events.warn(gateway, unusable.category(), &unusable.to_string());
         }
         let wait = wait.into_iter().chain(fading).min();

@@ -13,6 +13,7 @@ mod keys;
 mod lead;
 mod marker;
 mod observe;
+mod oddity;
 mod pace;
 mod peers;
 mod pool;

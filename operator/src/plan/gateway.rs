@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, time::Duration};
 use k8s_openapi::{ByteString, api::core::v1::Secret, jiff::Timestamp};
 use kube::ResourceExt as _;
 use pinhole_crds::{
-    ClientCounts, ExposureType, NatSummary, PathProof, READY, RECONCILING, ReplicaStatus, STALLED,
+    ClientCounts, ExposureType, NatSummary, PathProof, READY, RECONCILING, ReplicaStatus, STALLED, Unread,
     VPNGateway, VPNGatewayStatus,
 };
 use pinhole_proto::printable;
@@ -18,7 +18,7 @@ use super::{
     ownership::Foreign,
     service,
     settings::Settings,
-    unusable::exposure_hosts,
+    unusable::{exposure_hosts, fields},
     workload,
 };
 use crate::fleet::{GatewayView, Hearing, PROOF_FRESH, ReplicaView};
@@ -74,6 +74,8 @@ pub struct StatusInputs<'a> {
     pub nat: Option<&'a NatSummary>,
     /// Why what it needs cannot be made, if that will not change by itself: reason and message.
     pub obstacle: Option<(&'a str, &'a str)>,
+    /// What of the gateway is not understood.
+    pub unread: &'a [Unread],
     /// The time.
     pub now: Timestamp,
 }
@@ -102,7 +104,7 @@ pub fn status(inputs: &StatusInputs<'_>) -> (VPNGatewayStatus, Option<Duration>)
     let before = gateway.status.as_ref().map(|s| s.conditions.as_slice()).unwrap_or_default();
     let mut conditions = Conditions::new(before, gateway.metadata.generation, inputs.now);
     judge(inputs, &evidence, &mut conditions);
-    if let Some(unusable) = exposure_hosts(gateway).1 {
+    if let Some(unusable) = fields(inputs.unread).or(exposure_hosts(gateway).1) {
         unusable.tell(&mut conditions);
     }
     let mut addresses: Vec<String> = Vec::new();

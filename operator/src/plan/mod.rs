@@ -39,7 +39,7 @@ pub use object::{Object, ObjectKind};
 pub use overlap::{Overlap, overlaps};
 pub use ownership::{CREATOR, Foreign, adopted, check, is_controlled_by, remedy};
 pub use settings::Settings;
-pub use unusable::{Unusable, exposure_hosts, search_domains};
+pub use unusable::{Unusable, exposure_hosts, fields, search_domains};
 
 #[cfg(test)]
 mod tests;

@@ -2,7 +2,7 @@
 
 use k8s_openapi::jiff::Timestamp;
 use pinhole_crds::{
-    ClientCounts, NatSummary, PoolCapacity, READY, RECONCILING, STALLED, TokenStatus, VPNClientPool,
+    ClientCounts, NatSummary, PoolCapacity, READY, RECONCILING, STALLED, TokenStatus, Unread, VPNClientPool,
     VPNClientPoolStatus, VPNGateway,
 };
 
@@ -12,7 +12,7 @@ use super::{
     overlap::Overlap,
     ownership::{Foreign, remedy},
     reach, service,
-    unusable::search_domains,
+    unusable::{fields, search_domains},
 };
 use crate::ipam::Denied;
 
@@ -45,6 +45,8 @@ pub struct StatusInputs<'a> {
     pub tokens: Vec<TokenStatus>,
     /// What others have under the names of its objects.
     pub foreign: &'a [Foreign],
+    /// What of the pool is not understood.
+    pub unread: &'a [Unread],
     /// The time.
     pub now: Timestamp,
 }
@@ -67,7 +69,7 @@ pub fn status(inputs: StatusInputs<'_>) -> VPNClientPoolStatus {
     if inputs.overlap.is_none() && !inputs.foreign.is_empty() {
         conditions.set(STALLED, Some(true), Foreign::CATEGORY, &remedy(inputs.foreign));
     }
-    if let Some(unusable) = search_domains(pool).1 {
+    if let Some(unusable) = fields(inputs.unread).or(search_domains(pool).1) {
         unusable.tell(&mut conditions);
     }
     VPNClientPoolStatus {

@@ -24,6 +24,7 @@ pub(super) fn judged(
         nat: None,
         tokens: vec![],
         foreign: &[],
+        unread: &[],
         now: at(100),
     })
 }
@@ -129,6 +130,7 @@ fn a_service_of_somebody_else_in_its_way_is_named_while_the_pool_serves() {
         nat: None,
         tokens: vec![],
         foreign: &foreign,
+        unread: &[],
         now: at(100),
     });
     assert_eq!(verdict(&status.conditions, READY), said("True", "Serving"));

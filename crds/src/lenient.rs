@@ -282,19 +282,19 @@ fn get<'a>(value: &'a Value, path: &[String]) -> Option<&'a Value> {
 
 /// Puts `new` there, or takes out the element, or the whole where there is none. False: there is nothing to take out.
 fn replace(value: &mut Value, path: &[String], element: Option<usize>, new: Option<Value>) -> bool {
-    let Some((last, above)) = path.split_last() else { return false };
+    let Some((name, above)) = path.split_last() else { return false };
     let parent = above.iter().try_fold(value, |value, key| value.get_mut(key)).and_then(Value::as_object_mut);
     let Some(parent) = parent else { return false };
     if let Some(new) = new {
-        parent.insert(last.clone(), new);
+        parent.insert(name.clone(), new);
         return true;
     }
-    match (element, parent.get_mut(last).and_then(Value::as_array_mut)) {
+    match (element, parent.get_mut(name).and_then(Value::as_array_mut)) {
         (Some(n), Some(list)) if n < list.len() => {
             list.remove(n);
             true
         }
-        _ => parent.remove(last).is_some(),
+        _ => parent.remove(name).is_some(),
     }
 }
 

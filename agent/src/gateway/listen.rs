@@ -22,6 +22,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::server::Connected;
 
 use super::{
+    faults::{Faults, lasting},
     guests::{Action, Guests, Id},
     tls::ServerTls,
 };
@@ -37,15 +38,18 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 pub(super) fn accept(
     listener: TcpListener,
     tls: Arc<ServerTls>,
+    faults: Faults,
 ) -> impl Stream<Item = io::Result<Connection>> {
     let (ready, connections) = mpsc::channel(READY);
-    tokio::spawn(Reception::new(listener, tls, ready).run());
+    let listener = Arc::new(listener);
+    let reception = move || Reception::new(Arc::clone(&listener), Arc::clone(&tls), ready.clone());
+    tokio::spawn(lasting("the session port", faults, async move || reception().run().await));
     ReceiverStream::new(connections)
 }
 
 /// Leads connections in, and out again.
 struct Reception {
-    listener: TcpListener,
+    listener: Arc<TcpListener>,
     tls: Arc<ServerTls>,
     ready: mpsc::Sender<io::Result<Connection>>,
     guests: Guests,
@@ -58,7 +62,11 @@ struct Reception {
 }
 
 impl Reception {
-    fn new(listener: TcpListener, tls: Arc<ServerTls>, ready: mpsc::Sender<io::Result<Connection>>) -> Self {
+    fn new(
+        listener: Arc<TcpListener>,
+        tls: Arc<ServerTls>,
+        ready: mpsc::Sender<io::Result<Connection>>,
+    ) -> Self {
         let (left, leaving) = mpsc::unbounded_channel();
         Self {
             listener,

@@ -27,6 +27,9 @@ const MANAGER: &str = "pinhole-operator-gateway";
 /// Two restarts of one NAT are at least so far apart.
 const DATE_SECONDS: i64 = 60;
 
+/// What a replica is impaired by for a while after its control panicked.
+const CONTROL_RESTARTED: &str = "ControlRestarted";
+
 /// Restarts of NATs are remembered for so long, so that none is told twice.
 const REMEMBERED_SECONDS: i64 = 86_400;
 
@@ -132,6 +135,7 @@ impl Context {
         let (replicas, pods) = self.replicas(gateway, &keys);
         let view = self.fleet.view(&key, Instant::now());
         self.tell_restarts(gateway, &view);
+        self.tell_panics(gateway, &view);
         let (clients, tally, pools) = self.clients_of_gateway(&key);
         let (rebinds, fading) = self.rebinds(&pools);
         let before = gateway.status.as_ref();
@@ -194,6 +198,17 @@ impl Context {
             told.insert(topic, at);
             let note = restart_note(address, restart.changed, restart.clients);
             self.events.tell(gateway, EventType::Warning, ("NATRestart", address), &note);
+        }
+    }
+
+    /// Tells of replicas whose control panicked and began anew.
+    fn tell_panics(&self, gateway: &VPNGateway, view: &GatewayView) {
+        for (replica, seen) in &view.replicas {
+            let panics = seen.impairments.iter().filter(|(category, _)| category == CONTROL_RESTARTED);
+            for (_, message) in panics {
+                let note = format!("replica {replica}: {message}");
+                self.events.tell(gateway, EventType::Warning, ("ControlRestarted", replica), &note);
+            }
         }
     }
 

@@ -8,7 +8,7 @@ DENY  = $(CACHE)/cargo-deny-0.20.2
 PEERS = $(CACHE)/boringtun-cli-0.7.1 $(CACHE)/gotatun-cli-0.10.2
 BENCH = cargo run --quiet --locked --package pinhole-e2e --bin pinhole-bench --
 
-.PHONY: demo test soak bench bench-crowd bench-flood bench-ready bench-peers bench-nat profile lab-ready lab-up lab-down sim lint crds deny
+.PHONY: demo test soak bench bench-crowd bench-flood bench-ready bench-peers bench-nat bench-wakes profile lab-ready lab-up lab-down sim lint crds deny
 
 demo:       ; @$(LAB) demo
 # The lab's tool as `cargo test` builds it: with any other set of crates most would be compiled twice.
@@ -19,6 +19,8 @@ soak: lab-ready ; @PINHOLE_SOAK_SECONDS=600 $(TEST) --test lab -- saturating
 # Real agents behind NATs with the timeouts of stock systems (30/120 s and the like), adaptive against a static
 # keepalive of 25 s; about 25 minutes. `make bench-nat ARGS='--minutes 60 --wakes 3000 -o json'`
 bench-nat:  ; @$(LAB) bench-nat $(ARGS)
+# Clients asleep on their sessions, woken by real packets once every NAT has forgotten them; 45 minutes.
+bench-wakes: lab-ready ; @$(LAB) bench-wakes $(ARGS)
 lab-up:     ; @$(LAB) up
 lab-down:   ; @$(LAB) down
 sim:        ; @mkdir -p target && $(SIM) --svg target/sim.svg && echo && $(SIM) --loss 5 --svg target/sim-loss-5.svg

@@ -54,8 +54,8 @@ pub struct Keepalive {
     /// keepalives are never further apart. 5s to 1h; as long as the NAT and `max` allow when unset.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub longest_blind: Option<Interval>,
-    /// By what an idle client is reached: UDP (when unset), Auto or Session. By its session, its gateway holds the first packets
-    /// and wakes it. Agents only.
+    /// By what an idle client is reached: UDP, Auto or Session; when unset, Auto where the mode is Adaptive and UDP where
+    /// it is Fixed. By its session, its gateway holds the first packets and wakes it. Agents only.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub standby: Option<StandbyMode>,
 }
@@ -64,6 +64,14 @@ impl Keepalive {
     /// The mode in force.
     pub fn mode_or_default(&self) -> KeepaliveMode {
         self.mode.unwrap_or_default()
+    }
+
+    /// By what an idle client is to be reached. Who fixes an interval means that something is sent so often.
+    pub fn standby_or_default(&self) -> StandbyMode {
+        self.standby.unwrap_or(match self.mode_or_default() {
+            KeepaliveMode::Adaptive => StandbyMode::Auto,
+            KeepaliveMode::Fixed => StandbyMode::UDP,
+        })
     }
 
     /// The configured or safe interval: 25 s, as WireGuard recommends for unknown NATs.

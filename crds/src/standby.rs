@@ -5,10 +5,9 @@ use serde::{Deserialize, Serialize};
 use crate::{Interval, gateway::Moment};
 
 /// By what a client is to be reached while it is idle.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 pub enum StandbyMode {
     /// By its UDP mapping, which keepalives keep.
-    #[default]
     UDP,
     /// By whichever costs clearly fewer wake-ups: its UDP mapping, or its session's TCP mapping alone.
     Auto,

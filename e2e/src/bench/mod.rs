@@ -9,6 +9,7 @@
 
 mod report;
 mod simulated;
+mod wakes;
 mod way;
 
 use std::{
@@ -25,6 +26,7 @@ use tokio::time::{Instant, sleep, sleep_until};
 
 pub use self::{
     report::{Kept, Report, Row},
+    wakes::{Wakes, wake},
     way::{Way, WayIn},
 };
 use crate::{
@@ -80,10 +82,12 @@ type Endpoints = Arc<Mutex<HashMap<String, SocketAddr>>>;
 /// When a client does not connect, or a part of the lab fails.
 pub async fn run(vpn: &Vpn<'_>, subnet: u8, plan: &Plan) -> Result<Report> {
     let joins = pools(vpn, subnet).await?;
-    let begin = plan
-        .profiles
-        .iter()
-        .flat_map(|profile| POOLS.iter().zip(&joins).map(|(pool, join)| take_seat(vpn, profile, pool, join)));
+    let begin = plan.profiles.iter().flat_map(|profile| {
+        POOLS
+            .iter()
+            .zip(&joins)
+            .map(|(pool, join)| take_seat(vpn, profile, pool.get(..1).unwrap_or_default(), join))
+    });
     let seats = progress::step("connecting clients from behind every NAT", try_join_all(begin)).await?;
     let endpoints = Endpoints::default();
     let watching = tokio::spawn(watch(vpn.clients(), Arc::clone(&endpoints)));
@@ -122,13 +126,14 @@ async fn pools(vpn: &Vpn<'_>, subnet: u8) -> Result<[String; 2]> {
     let token = "enrolment: { tokens: [{ name: any }] }";
     let fixed = format!("{token}\n  keepalive: {{ mode: Fixed, interval: {}s }}", STATIC.as_secs());
     let [adaptive, unlearnt] = POOLS;
-    vpn.pool(adaptive, &format!("[10.{subnet}.0.0/24]"), token).await?;
+    // What is compared is how a mapping of UDP is kept.
+    let learning = format!("{token}\n  keepalive: {{ standby: UDP }}");
+    vpn.pool(adaptive, &format!("[10.{subnet}.0.0/24]"), &learning).await?;
     vpn.pool(unlearnt, &format!("[10.{subnet}.1.0/24]"), &fixed).await?;
     Ok([vpn.join(adaptive, "any").await?, vpn.join(unlearnt, "any").await?])
 }
 
-async fn take_seat(vpn: &Vpn<'_>, profile: &LabProfile, pool: &str, join: &str) -> Result<Seat> {
-    let kind = pool.get(..1).unwrap_or_default();
+async fn take_seat(vpn: &Vpn<'_>, profile: &LabProfile, kind: &str, join: &str) -> Result<Seat> {
     let host = profile.host(vpn.lab(), &format!("{}-{kind}", profile.name)).await?;
     let capture = Capture::begin(&host).await?;
     let mut device = Device::new(host).await?;

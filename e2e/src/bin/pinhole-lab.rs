@@ -11,12 +11,12 @@ use anyhow::{Context, bail, ensure};
 use clap::{Parser, Subcommand, ValueEnum};
 use pinhole_e2e::{
     Lab,
-    bench::{self, Plan, Row},
+    bench::{self, Plan, Row, Wakes},
     demo,
     host::Host,
     installation::Installation,
     lab,
-    nat::{NatProfile, stock_profiles},
+    nat::{NatProfile, lab_profiles, stock_profiles},
     progress,
     project::Images,
     setup::{packages, rust, tools::Tools},
@@ -55,6 +55,21 @@ enum Action {
         #[arg(short, long, value_enum, default_value = "text")]
         output: Output,
     },
+    /// Wake clients that sleep on their sessions, behind NATs that have forgotten them, again and again
+    BenchWakes {
+        /// For how long, in minutes; a client sleeps again after about 40 seconds
+        #[arg(short, long, default_value_t = 40, value_parser = clap::value_parser!(u64).range(1..=1440))]
+        minutes: u64,
+        /// Clients behind each of two kinds of NAT, one of them 10 ms away
+        #[arg(short, long, default_value_t = 30, value_parser = clap::value_parser!(u8).range(1..=100))]
+        clients: u8,
+        /// At which random times
+        #[arg(short, long, default_value_t = 1)]
+        seed: u64,
+        /// Form of the results; with json all else goes to standard error
+        #[arg(short, long, value_enum, default_value = "text")]
+        output: Output,
+    },
     /// Bring the lab up, with three client hosts behind three kinds of NAT, and leave it open
     Up,
     /// End the lab, and clear away what a killed one left
@@ -76,6 +91,8 @@ enum Output {
     Json,
 }
 
+/// Behind these clients sleep in `bench-wakes`: by netfilter, and in userspace with a round trip of 10 ms.
+const SLEEPERS: [&str; 2] = ["symmetric", "random-symmetric"];
 const READY: &str = "ready";
 
 #[tokio::main]
@@ -85,6 +102,12 @@ async fn main() -> ExitCode {
         Action::BenchNat { minutes, wakes, seed, output } => {
             let span = Duration::from_mins(minutes);
             bench_nat(Plan { profiles: stock_profiles(), span, wakes, seed }, output).await
+        }
+        Action::BenchWakes { minutes, clients, seed, output } => {
+            let span = Duration::from_mins(minutes);
+            let profiles = lab_profiles().into_iter().filter(|profile| SLEEPERS.contains(&profile.name));
+            let plan = Plan { profiles: profiles.collect(), span, wakes: 0, seed };
+            bench_wakes(plan, usize::from(clients), output).await
         }
         Action::Up => up(),
         Action::Down => lab::down().await.map_err(Into::into),
@@ -130,6 +153,25 @@ async fn bench_nat(plan: Plan, output: Output) -> anyhow::Result<()> {
     }
     let loud = report.loud();
     ensure!(faults.is_empty() && loud.is_empty(), "faults: {}; too many wake-ups: {loud:?}", faults.len());
+    Ok(())
+}
+
+async fn bench_wakes(plan: Plan, clients: usize, output: Output) -> anyhow::Result<()> {
+    let work = async {
+        let lab = Lab::find_or_start().await?;
+        Installation::install(&lab, &[]).await?;
+        let vpn = Vpn::declare(&lab, "bench-wakes", Exposure::NodePort, "").await?;
+        let rows = bench::wake(&vpn, 101, clients, &plan).await?;
+        vpn.delete().await?;
+        anyhow::Ok(rows)
+    };
+    let rows = lab::until_signal(work).await?.context("ended before the results were there")??;
+    match output {
+        Output::Text => rows.iter().for_each(|row| println!("{row}")),
+        Output::Json => println!("{:#}", rows.iter().map(Wakes::json).collect::<serde_json::Value>()),
+    }
+    let faults: Vec<_> = rows.iter().filter_map(Wakes::fault).collect();
+    ensure!(faults.is_empty(), "not as promised: {}", faults.join("; "));
     Ok(())
 }
 

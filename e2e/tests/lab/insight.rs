@@ -17,7 +17,8 @@ use crate::{Outcome, product, tests};
 
 tests![status_tells_the_nat_its_lifetime_and_the_keepalive_and_is_not_written_while_nothing_happens,];
 
-const ANY: &str = "enrolment: { tokens: [{ name: any }] }";
+/// What is looked at is what clients tell of their mappings of UDP.
+const ANY: &str = "enrolment: { tokens: [{ name: any }] }\n  keepalive: { standby: UDP }";
 
 /// Lifetime of a mapping in use.
 const LIFETIME: Duration = Duration::from_secs(15);

@@ -17,7 +17,8 @@ use crate::{Outcome, product, tests};
 
 tests![an_idle_client_wakes_for_its_binding_alone_and_counts_what_the_wire_sees];
 
-const ANY: &str = "enrolment: { tokens: [{ name: any }] }";
+/// What is counted is what keeps a mapping of UDP.
+const ANY: &str = "enrolment: { tokens: [{ name: any }] }\n  keepalive: { standby: UDP }";
 const LEARNING: Duration = Duration::from_mins(2);
 /// Four intervals and more, and longer than any ping of a session would wait.
 const WATCHED: Duration = Duration::from_secs(75);

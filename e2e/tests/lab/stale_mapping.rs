@@ -36,6 +36,8 @@ tests![
 ];
 
 const ANY: &str = "enrolment: { tokens: [{ name: any }] }";
+/// What is tested is how a mapping of UDP is kept.
+const LEARNING: &str = "enrolment: { tokens: [{ name: any }] }\n  keepalive: { standby: UDP }";
 /// Until the lifetime is known behind any of the ready-made NATs: 1.3 timeouts and 30 s, and the time to connect.
 const VERDICT: Duration = Duration::from_mins(2);
 /// How often NATs are asked.
@@ -294,7 +296,7 @@ async fn a_rebind_of_an_idle_client_is_adopted_by_the_first_authenticated_packet
 async fn status_is_not_green_while_the_inbound_path_fails_and_the_link_is_up(lab: &Lab) -> Outcome {
     let _product = product::installed(lab).await?;
     let vpn = Vpn::declare(lab, "one-way", Exposure::NodePort, "").await?;
-    vpn.pool("staff", "[10.101.2.0/24]", ANY).await?;
+    vpn.pool("staff", "[10.101.2.0/24]", LEARNING).await?;
     let join = vpn.join("staff", "any").await?;
     let (at, join) = (&vpn, &join);
     let checks = lab_profiles().into_iter().map(|profile| async move {
@@ -411,7 +413,7 @@ fn churn_count(status: Option<&VPNClientStatus>) -> i64 {
 async fn an_invisible_flush_is_healed_in_the_first_cycle_and_stays_healed(lab: &Lab) -> Outcome {
     let _product = product::installed(lab).await?;
     let vpn = Vpn::declare(lab, "flushed", Exposure::NodePort, "").await?;
-    vpn.pool("staff", "[10.101.4.0/24]", ANY).await?;
+    vpn.pool("staff", "[10.101.4.0/24]", LEARNING).await?;
     let join = vpn.join("staff", "any").await?;
     let (at, join, gateway) = (&vpn, &join, &Gateway::of(&vpn)?);
     // Those that give the same port again, and a new mapping a shorter life.

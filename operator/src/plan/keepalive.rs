@@ -43,7 +43,7 @@ pub fn policy(keepalive: Option<&Keepalive>) -> KeepalivePolicy {
         min: Some(wire(keepalive.min_or_default())),
         max: Some(wire(keepalive.max_or_default())),
         longest_blind: keepalive.longest_blind.map(|blind| wire(blind.0)),
-        standby: match keepalive.standby.unwrap_or_default() {
+        standby: match keepalive.standby_or_default() {
             StandbyMode::UDP => Standby::Udp,
             StandbyMode::Auto => Standby::Auto,
             StandbyMode::Session => Standby::Session,
@@ -171,5 +171,26 @@ pub(super) fn wire(duration: Duration) -> prost_types::Duration {
     prost_types::Duration {
         seconds: i64::try_from(duration.as_secs()).unwrap_or(i64::MAX),
         nanos: i32::try_from(duration.subsec_nanos()).unwrap_or(0),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_says_nothing_may_sleep_and_who_fixes_an_interval_may_not() {
+        let of = |mode, standby| policy(Some(&Keepalive { mode, standby, ..Keepalive::default() })).standby();
+        let (fixed, adaptive) = (Some(KeepaliveMode::Fixed), Some(KeepaliveMode::Adaptive));
+        assert_eq!(policy(None).standby(), Standby::Auto);
+        assert_eq!(
+            [None, adaptive, fixed].map(|mode| of(mode, None)),
+            [Standby::Auto, Standby::Auto, Standby::Udp]
+        );
+        for mode in [None, adaptive, fixed] {
+            let all = [StandbyMode::UDP, StandbyMode::Auto, StandbyMode::Session];
+            let told = all.map(|standby| of(mode, Some(standby)));
+            assert_eq!(told, [Standby::Udp, Standby::Auto, Standby::Session]);
+        }
     }
 }

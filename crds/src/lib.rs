@@ -13,6 +13,7 @@ mod conditions;
 mod gateway;
 mod interval;
 mod keepalive;
+mod lenient;
 mod naming;
 mod nat;
 mod pool;
@@ -31,6 +32,7 @@ pub use gateway::{
 };
 pub use interval::{Interval, IntervalError};
 pub use keepalive::{Keepalive, KeepaliveMode};
+pub use lenient::{Lenient, Raw, Reading, Unread, Unreadable};
 pub use nat::{
     BindingConfidence, BindingLifetime, ChurnCause, Finding, NatBehaviour, NatClass, NatFiltering,
     NatMapping, NatSummary, PortAllocation, Reachability, Vantage,

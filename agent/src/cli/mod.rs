@@ -124,6 +124,15 @@ fn finish(result: Result<ExitCode, Failure>) -> ExitCode {
     }
 }
 
+/// Has a panic anywhere end the process, as one in a task would else go on half dead. A gateway looks after its own.
+fn end_on_panic() {
+    let tell = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        tell(panic);
+        std::process::abort();
+    }));
+}
+
 /// Runs `work` on a runtime, with a token that ends it on SIGTERM, SIGINT or SIGHUP.
 fn run<E>(threads: usize, work: impl AsyncFnOnce(CancellationToken) -> Result<(), E>) -> Result<(), Failure>
 where

@@ -233,6 +233,7 @@ fn bring_up(options: Options) -> Result<(), Failure> {
             leave_terminal(&log);
         }
     };
+    super::end_on_panic();
     super::run(2, async |stop| client::up(options, &progress, stop).await)
 }
 

@@ -71,6 +71,7 @@ impl Wg {
                 leave_terminal(level.is_some());
             }
         };
+        super::end_on_panic();
         super::run(1, async |stop| crate::wg::run(&self.name, self.threads, ready, stop).await)
     }
 

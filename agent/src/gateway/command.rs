@@ -69,6 +69,12 @@ pub(super) enum Command {
     Ready(oneshot::Sender<Readiness>),
     /// The metrics, in the text format.
     Metrics(oneshot::Sender<String>),
+    /// The control is to panic. Not in what is released.
+    #[cfg(debug_assertions)]
+    Fault,
+    /// A thread of the data plane is to panic. Not in what is released.
+    #[cfg(debug_assertions)]
+    FaultOfTunnel,
 }
 
 /// A client's session as it begins.

@@ -4,14 +4,17 @@
 mod ended;
 #[cfg(test)]
 mod hostile;
+mod restart;
 
 use std::{
     collections::HashMap,
     net::SocketAddr,
+    panic::AssertUnwindSafe,
     sync::Arc,
     time::{Duration, Instant, SystemTime},
 };
 
+use futures::FutureExt as _;
 use pinhole_proto::v1;
 use tokio::{
     sync::{mpsc, watch},
@@ -19,12 +22,14 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
+use self::restart::Restarts;
 use super::{
     GatewayError,
     access::{self, NetworkAccess},
     command::{Command, Opened, Readiness, Word},
     desired::{Agent, Desired},
     ends::Ends,
+    faults::Faults,
     insight::{Insight, Move, canonical},
     link::Running,
     metrics::{Counters, Gauges, Nats, render},
@@ -74,6 +79,14 @@ pub(super) struct Setup {
     pub(super) running: watch::Sender<Running>,
     pub(super) snapshot: watch::Sender<Option<v1::DesiredState>>,
     pub(super) control: mpsc::Sender<Command>,
+    pub(super) faults: Faults,
+}
+
+/// What the loop is told.
+pub(super) struct Inputs {
+    pub(super) commands: mpsc::Receiver<Command>,
+    pub(super) events: mpsc::Receiver<TunnelEvent>,
+    pub(super) questions: mpsc::Receiver<Question>,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -141,6 +154,9 @@ pub(super) struct Control {
     stats: Vec<PeerStats>,
     counters: Counters,
     handshakes: HandshakeClock,
+    restarts: Restarts,
+    /// Grows when all that hangs on the control is to be made anew.
+    lives: u64,
 }
 
 impl Control {
@@ -174,18 +190,15 @@ impl Control {
             stats: Vec::new(),
             counters: Counters::default(),
             handshakes: HandshakeClock::default(),
+            restarts: Restarts::default(),
+            lives: 0,
         };
         (control, receiver)
     }
 
-    /// Runs until `stop`, or until the data plane ends.
-    pub(super) async fn run(
-        &mut self,
-        mut commands: mpsc::Receiver<Command>,
-        mut events: mpsc::Receiver<TunnelEvent>,
-        mut questions: mpsc::Receiver<Question>,
-        stop: CancellationToken,
-    ) -> Result<(), GatewayError> {
+    /// Works until `stop`, or until the data plane ends.
+    async fn turn(&mut self, inputs: &mut Inputs, stop: &CancellationToken) -> Result<(), GatewayError> {
+        let Inputs { commands, events, questions } = inputs;
         loop {
             let wake = self.next_timeout();
             tokio::select! {
@@ -225,6 +238,7 @@ impl Control {
             revision: desired.revision,
             ca_pem: desired.ca_pem.clone(),
             pools: desired.pools.iter().filter_map(|pool| pool.wire.pool.clone()).collect(),
+            lives: self.lives,
         });
         self.setup.snapshot.send_replace(Some(keep));
         self.changed(now);
@@ -393,6 +407,12 @@ impl Control {
                 }
             }
             Command::Proof(way) => self.handle_proof(now, way),
+            #[cfg(debug_assertions)]
+            Command::Fault => panic!("a fault was asked for"),
+            #[cfg(debug_assertions)]
+            Command::FaultOfTunnel => {
+                let _ = self.tunnel.as_ref().map(Tunnel::fault);
+            }
             Command::Ready(answer) => {
                 let _ = answer.send(self.readiness(now));
             }
@@ -690,7 +710,9 @@ impl Control {
         let pod = self.setup.pod_address;
         self.proving = true;
         tokio::spawn(async move {
-            let way = prober.prove(&published, pod).await;
+            // A proof that panicked is none, and the next one is due.
+            let way =
+                AssertUnwindSafe(prober.prove(&published, pod)).catch_unwind().await.unwrap_or_default();
             let _ = control.send(Command::Proof(way)).await;
         });
     }
@@ -743,6 +765,7 @@ impl Control {
     fn impairments(&self) -> Vec<v1::Impairment> {
         let mut impairments = self.access.impairments().to_vec();
         impairments.extend(self.tunnel_failure.clone());
+        impairments.extend(self.restarts.impairment(Instant::now()));
         impairments.extend(self.desired.as_ref().and_then(|desired| access::unlimited(desired)));
         if self.oversized {
             impairments.push(v1::Impairment {
@@ -768,6 +791,7 @@ impl Control {
             offloads: self.tunnel.as_ref().map(Tunnel::offloads),
             work: self.tunnel.as_ref().map(Tunnel::work).unwrap_or_default(),
             nats: Nats::of(self.insights.values().map(AsRef::as_ref)),
+            faults: self.setup.faults.count(),
         }
     }
 

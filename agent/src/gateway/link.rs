@@ -132,11 +132,13 @@ pub(super) struct Running {
     pub ca_pem: String,
     /// The gateway's pools: clients inside the cluster know it by a name of their pool.
     pub pools: Vec<v1::ObjectRef>,
+    /// Grows when the stream is to be made anew.
+    pub lives: u64,
 }
 
 impl Link {
     /// Runs until the task is dropped.
-    pub(super) async fn run(self) {
+    pub(super) async fn run(&self) {
         let mut jitter = Jitter::from_os();
         let mut failures = 0;
         let certificate = self.load_certificate();
@@ -185,6 +187,8 @@ impl Link {
         let mut stream = answer.map_err(|_| tonic::Status::unavailable("no answer in time"))??.into_inner();
         tracing::info!("attached to the operator");
         self.relay.send_replace(Some(client.clone().max_decoding_message_size(LARGEST_ANSWER)));
+        // Before: a control that begins anew from now on does not know this stream.
+        let lives = self.running.borrow().lives;
         let _ = self.control.send(Command::LinkUp { outbox }).await;
         let mut running = self.running.clone();
         let renew = |delay| self.renew_after(delay, client.clone());
@@ -201,6 +205,9 @@ impl Link {
                     None => return Ok(()),
                 },
                 Ok(()) = running.changed() => {
+                    if running.borrow().lives != lives {
+                        return Ok(());
+                    }
                     self.install(certificate.as_ref());
                     let pools = running.borrow_and_update().pools.clone();
                     if certificate.as_ref().is_some_and(|certificate| certificate.pools != pools) {

@@ -138,6 +138,8 @@ pub(super) struct Gauges {
     pub(super) proof_age_seconds: Option<f64>,
     pub(super) impairments: Vec<String>,
     pub(super) events_lost: u64,
+    /// Panics of parts of the gateway, all of them survived.
+    pub(super) faults: u64,
     pub(super) beats: BeatCounts,
     /// None where there is no tunnel yet.
     pub(super) offloads: Option<Offloads>,
@@ -330,6 +332,12 @@ pub(super) fn render(counters: &Counters, gauges: &Gauges) -> String {
         "counter",
         "Times that several clients behind one public address lost their mappings together.",
         counters.nat_restarts,
+    );
+    page.one(
+        "pinhole_gateway_panics_total",
+        "counter",
+        "Times that a part of the gateway panicked and began anew, while the tunnels went on.",
+        gauges.faults,
     );
     page.one(
         "pinhole_gateway_pokes_total",

@@ -10,6 +10,7 @@ pub mod desired;
 mod door;
 mod ends;
 mod error;
+mod faults;
 pub mod insight;
 mod link;
 mod metrics;
@@ -44,8 +45,9 @@ pub use error::GatewayError;
 pub use link::OperatorAccess;
 
 use self::{
-    control::{Control, Setup},
+    control::{Control, Inputs, Setup},
     door::Door,
+    faults::{Faults, lasting},
     link::{Link, Running},
     proof::Prober,
     session::{Served, Sessions},
@@ -108,6 +110,7 @@ pub async fn run(options: Options, stop: CancellationToken) -> Result<(), Gatewa
     let (relay, relay_now) = watch::channel(None);
     let (snapshot, snapshot_now) = watch::channel(None);
     let tls = Arc::new(ServerTls::default());
+    let faults = Faults::default();
     let draining = CancellationToken::new();
     let public_key = options.private_key.public();
     let challenger = Challenger::generate(Instant::now())?;
@@ -126,6 +129,7 @@ pub async fn run(options: Options, stop: CancellationToken) -> Result<(), Gatewa
         running,
         snapshot,
         control: control.clone(),
+        faults: faults.clone(),
     };
     let (mut loop_, events) = Control::new(setup);
     if let Some(kept) = load_snapshot(&store) {
@@ -152,6 +156,7 @@ pub async fn run(options: Options, stop: CancellationToken) -> Result<(), Gatewa
         draining.clone(),
         challenger,
     );
+    let of_reception = faults.clone();
     let session_service = tonic::transport::Server::builder()
         .max_concurrent_streams(STREAMS)
         .initial_stream_window_size(STREAM_WINDOW)
@@ -159,19 +164,25 @@ pub async fn run(options: Options, stop: CancellationToken) -> Result<(), Gatewa
         .http2_max_header_list_size(HEADERS)
         .add_service(Door(ClientSessionServer::new(service).max_decoding_message_size(told::LARGEST_MESSAGE)))
         .serve_with_incoming_shutdown(
-            receive(sessions, callers::house(), callers::Greeter(tls)),
+            receive(sessions, callers::house(), callers::Greeter(tls), move || of_reception.add()),
             draining.clone().cancelled_owned(),
         );
 
     let mut tasks = tokio::task::JoinSet::new();
-    tasks.spawn(link.run());
+    #[cfg(debug_assertions)]
+    tokio::spawn(faults::on_signals(control.clone()));
+    let (of_link, of_snapshots) = (faults.clone(), faults);
+    tasks.spawn(lasting("the stream to the operator", of_link, async move || link.run().await));
     tasks.spawn(async move { report_end("the session service", session_service.await) });
     tasks.spawn(probes::serve(probes, control));
-    tasks.spawn(keep_snapshots(store, snapshot_now));
+    let mut snapshots = snapshot_now;
+    tasks.spawn(lasting("keeping the desired state", of_snapshots, async move || {
+        keep_snapshots(&store, &mut snapshots).await;
+    }));
 
     let control_stop = CancellationToken::new();
     let ended = {
-        let control_loop = loop_.run(commands, events, questions, control_stop.clone());
+        let control_loop = loop_.run(Inputs { commands, events, questions }, control_stop.clone());
         tokio::pin!(control_loop);
         tokio::select! {
             ended = &mut control_loop => ended,
@@ -217,7 +228,7 @@ fn load_snapshot(store: &Store) -> Option<v1::DesiredState> {
 }
 
 /// Writes the newest snapshot, without holding up anybody.
-async fn keep_snapshots(store: Store, mut snapshots: watch::Receiver<Option<v1::DesiredState>>) {
+async fn keep_snapshots(store: &Store, snapshots: &mut watch::Receiver<Option<v1::DesiredState>>) {
     while snapshots.changed().await.is_ok() {
         let Some(snapshot) = snapshots.borrow_and_update().clone() else { continue };
         let store = store.clone();

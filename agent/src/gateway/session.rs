@@ -268,7 +268,9 @@ impl Inner {
                         let _ = outbox.try_send(Ok(v1::SessionMessage { message: Some(message) }));
                     }
                 }
-                Some(word) = said.recv() => {
+                word = said.recv() => {
+                    // The control has another session of this client, or began anew and knows of none.
+                    let Some(word) = word else { break };
                     self.stir(peer, &mut rest).await;
                     let message = match word {
                         Word::Poke(initiation) => {

@@ -62,7 +62,24 @@ pub(super) struct Driver {
 pub(super) fn spawn(number: Number, driver: Driver) -> Result<JoinHandle<()>, TunnelError> {
     let epoll = driver.watch().map_err(|errno| TunnelError::Thread(errno.into()))?;
     let name = format!("tunnel{number}-{}", driver.outbox.lanes.name());
-    thread::Builder::new().name(name).spawn(move || driver.run(&epoll)).map_err(TunnelError::Thread)
+    let run = move || {
+        let _guard = NotHalfDead;
+        driver.run(&epoll);
+    };
+    thread::Builder::new().name(name).spawn(run).map_err(TunnelError::Thread)
+}
+
+/// Ends the process when a thread of the data plane panics: nobody else carries its peers' packets, and whoever looks after
+/// the process starts another.
+struct NotHalfDead;
+
+impl Drop for NotHalfDead {
+    fn drop(&mut self) {
+        if thread::panicking() {
+            tracing::error!("a thread of the data plane panicked: the process ends, to be started anew");
+            std::process::abort();
+        }
+    }
 }
 
 /// Where what comes in is put.
@@ -339,6 +356,8 @@ impl Driver {
                 Command::Adopt(socket, answer) => {
                     let _ = answer.send(self.adopt(socket, epoll));
                 }
+                #[cfg(debug_assertions)]
+                Command::Fault => panic!("a fault was asked for"),
                 Command::Shutdown => {
                     self.outbox.flush();
                     return Ok(Next::Shutdown);

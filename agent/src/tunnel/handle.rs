@@ -67,6 +67,9 @@ pub(super) enum Command {
     Bind(u16, NonZeroU8, Answer<Vec<UdpEndpoint>>),
     Adopt(UdpEndpoint, Answer<()>),
     Shutdown,
+    /// Panics.
+    #[cfg(debug_assertions)]
+    Fault,
 }
 
 /// How long to wait for an answer of a thread. It is busy for milliseconds at most.
@@ -389,6 +392,14 @@ impl Tunnel {
     /// The offloads in use. UDP GSO may be left out towards a peer whose path refuses it.
     pub const fn offloads(&self) -> Offloads {
         self.offloads
+    }
+
+    /// Has a thread panic. Not in what is released.
+    #[cfg(debug_assertions)]
+    pub(crate) fn fault(&self) {
+        if let Some(worker) = self.workers.first() {
+            worker.tell(Command::Fault);
+        }
     }
 
     /// Ends the threads and removes the TUN device.

@@ -4,7 +4,7 @@ use std::{
     collections::HashMap,
     iter::Sum,
     net::SocketAddr,
-    sync::{Arc, Mutex, PoisonError, RwLock},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, TryLockError},
     time::Instant,
 };
 
@@ -217,9 +217,18 @@ pub(super) struct Published(Arc<Mutex<PeerStats>>);
 impl Published {
     /// Whether the figures are out.
     pub(super) fn publish(&self, stats: &PeerStats) -> bool {
-        let Ok(mut published) = self.0.try_lock() else { return false };
+        let Some(mut published) = unless_held(&self.0) else { return false };
         published.clone_from(stats);
         true
+    }
+}
+
+/// The lock, unless somebody has it. What a reader that panicked held is whole: readers change nothing.
+fn unless_held<T>(figures: &Mutex<T>) -> Option<MutexGuard<'_, T>> {
+    match figures.try_lock() {
+        Ok(held) => Some(held),
+        Err(TryLockError::Poisoned(left)) => Some(left.into_inner()),
+        Err(TryLockError::WouldBlock) => None,
     }
 }
 
@@ -250,14 +259,14 @@ impl Board {
 
     /// Left out where a reader is in the way: the next batch says it again.
     pub(super) fn count(&self, discards: Discards, beats: BeatCounts) {
-        if let Ok(mut published) = self.counts.try_lock() {
+        if let Some(mut published) = unless_held(&self.counts) {
             *published = (discards, beats);
         }
     }
 
     /// Left out where a reader is in the way: the next batch says it again.
     pub(super) fn count_work(&self, work: Work) {
-        if let Ok(mut published) = self.work.try_lock() {
+        if let Some(mut published) = unless_held(&self.work) {
             *published = work;
         }
     }

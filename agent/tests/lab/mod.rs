@@ -96,6 +96,22 @@ pub(crate) struct Stock<'a> {
     pub(crate) routes: &'a [&'a str],
 }
 
+/// Pings that are under way.
+pub(crate) struct Pings {
+    child: Child,
+    count: u32,
+}
+
+impl Pings {
+    /// Waits for the last one. How many were not answered.
+    pub(crate) fn lost(self) -> u32 {
+        let output = self.child.wait_with_output().unwrap();
+        let told = String::from_utf8(output.stdout).unwrap();
+        let received = told.split(", ").find_map(|part| part.strip_suffix(" received")?.parse::<u32>().ok());
+        self.count - received.unwrap_or_else(|| panic!("no figures: {told}"))
+    }
+}
+
 /// A process that is killed with it.
 pub(crate) struct Running(Child);
 
@@ -114,8 +130,17 @@ impl Running {
 
     /// Asks it to end, as the kubelet does, and waits until it has.
     pub(crate) fn terminate(&mut self) -> ExitStatus {
+        self.signal(nix::sys::signal::Signal::SIGTERM);
+        self.wait()
+    }
+
+    pub(crate) fn signal(&self, signal: nix::sys::signal::Signal) {
         let pid = nix::unistd::Pid::from_raw(self.0.id().try_into().unwrap());
-        nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM).unwrap();
+        nix::sys::signal::kill(pid, signal).unwrap();
+    }
+
+    /// Waits until it has ended by itself.
+    pub(crate) fn wait(&mut self) -> ExitStatus {
         self.0.wait().unwrap()
     }
 }
@@ -420,6 +445,14 @@ impl Lab {
         let rules =
             Command::new("ip").args(["netns", "exec", &self.client.0, "nft", "list", "ruleset"]).output();
         String::from_utf8(rules.expect("`nft` runs").stdout).unwrap()
+    }
+
+    /// Begins to ping from the client, every 20 ms.
+    pub(crate) fn steady_pings(&self, address: &str, count: u32) -> Pings {
+        let mut command = Command::new("ip");
+        command.args(["netns", "exec", &self.client.0, "ping", "-q", "-i", "0.02", "-W", "2", "-c"]);
+        command.arg(count.to_string()).arg(address).stdout(Stdio::piped());
+        Pings { child: command.spawn().expect("`ping` runs"), count }
     }
 
     /// Whether a client has begun, connected or not.

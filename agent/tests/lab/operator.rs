@@ -56,6 +56,7 @@ struct Inner {
     ca_pem: String,
     desired: watch::Sender<v1::DesiredState>,
     reports: Reports,
+    impairments: Arc<Mutex<Vec<String>>>,
     enrolments: Mutex<u32>,
     /// How long a client's certificate lives, where a test is about that.
     life: Mutex<Option<Duration>>,
@@ -114,6 +115,7 @@ impl Operator {
             ca_pem,
             desired: watch::channel(desired).0,
             reports: Reports::default(),
+            impairments: Arc::default(),
             enrolments: Mutex::default(),
             life: Mutex::default(),
             session_keys: Mutex::default(),
@@ -162,6 +164,11 @@ impl Operator {
             ca: self.inner.ca_pem.clone(),
         };
         join.encode().unwrap().to_string()
+    }
+
+    /// Whether the gateway ever told of such an impairment.
+    pub(crate) fn heard_of(&self, category: &str) -> bool {
+        self.inner.impairments.lock().unwrap().iter().any(|heard| heard == category)
     }
 
     pub(crate) fn reported(&self, client: &str) -> Option<v1::ClientReport> {
@@ -452,9 +459,11 @@ impl GatewayLink for Inner {
             }
         });
         let reports = Arc::clone(&self.reports);
+        let impairments = Arc::clone(&self.impairments);
         tokio::spawn(async move {
             while let Ok(Some(message)) = incoming.message().await {
                 if let Some(v1::gateway_message::Message::Report(report)) = message.message {
+                    impairments.lock().unwrap().extend(report.impairments.into_iter().map(|i| i.category));
                     let mut reports = reports.lock().unwrap();
                     reports.extend(report.clients.into_iter().map(|c| (c.client.clone().unwrap().name, c)));
                 }

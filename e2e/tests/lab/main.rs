@@ -12,6 +12,7 @@ mod access;
 mod cluster;
 mod enrolment;
 mod first_tunnel;
+mod foreign;
 #[path = "../../../proto/tests/hostile/mod.rs"]
 mod hostile;
 mod insight;
@@ -78,6 +79,7 @@ fn all() -> Vec<Test> {
         enrolment::tests(),
         first_tunnel::tests(),
         access::tests(),
+        foreign::tests(),
         stock::tests(),
         reach::tests(),
         many_clients::tests(),

@@ -93,6 +93,7 @@ fn peers(json: &str) -> Result<Peers, serde_json::Error> {
 async fn main() -> ExitCode {
     let args = Args::parse();
     init_logs(args.log_format, &args.log);
+    end_on_panic();
     match run(args).await {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
@@ -100,6 +101,15 @@ async fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+/// Has a panic anywhere end the process: another one takes over from what the API server holds, and gateways go on.
+fn end_on_panic() {
+    let tell = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        tell(panic);
+        std::process::abort();
+    }));
 }
 
 async fn run(args: Args) -> anyhow::Result<()> {

@@ -129,6 +129,7 @@ impl Allocations {
             let mut records: Records =
                 world.clients_of(&key).iter().map(|c| record(c)).map(|r| (r.0.uid.clone(), r)).collect();
             records.extend(listed.remove(&key).unwrap_or_default());
+            records.extend(held_blindly(world, pool));
             let (ipam, _) = Ipam::rebuild(shape.clone(), records.into_values().collect());
             pools.insert(key.clone(), (uid.clone(), ipam));
         }
@@ -140,6 +141,19 @@ impl Allocations {
     fn lock(&self) -> MutexGuard<'_, State> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// Addresses of the pool that clients hold of which nothing else is understood.
+fn held_blindly(world: &World, pool: &VPNClientPool) -> Records {
+    let of_pool = |address: &IpAddr| pool.spec.cidrs.iter().any(|cidr| cidr.contains(address));
+    let namespace = pool.namespace().unwrap_or_default();
+    let holders = world.frozen_clients_in(&namespace).filter_map(|client| {
+        let held: Vec<IpAddr> = client.addresses.iter().copied().filter(of_pool).collect();
+        let uid = client.metadata.uid.clone().filter(|_| !held.is_empty())?;
+        let created = client.metadata.creation_timestamp.as_ref().map(|t| t.0).unwrap_or_default();
+        Some((uid.clone(), (Holder { created, uid }, held)))
+    });
+    holders.collect()
 }
 
 fn record(client: &VPNClient) -> (Holder, Vec<IpAddr>) {

@@ -10,7 +10,7 @@ use std::{
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::{
     Api, Client, Resource,
-    api::{DynamicObject, Patch, PatchParams},
+    api::{DynamicObject, PartialObjectMeta, Patch, PatchParams, PostParams},
 };
 use serde::{Serialize, de::DeserializeOwned};
 use serde_json::json;
@@ -21,7 +21,7 @@ use super::{
     marker::Marker,
     world::Name,
 };
-use crate::plan::{Object, ObjectKind};
+use crate::plan::{CREATOR, Object, ObjectKind, adopted, check};
 
 /// How long a watch may take to show what was just written.
 const CACHE_LAG: Duration = Duration::from_secs(10);
@@ -59,7 +59,9 @@ impl Applier {
         Self { client, hub, written: Mutex::default(), statuses: Mutex::default() }
     }
 
-    /// Applies the object as `manager`, unless it is known to be there just so. True when it was written.
+    /// Applies the object as `manager`, unless it is known to be there just so. True when it was written. What somebody
+    /// else has under that name is left alone, and so is what somebody else makes in this moment: it is created where
+    /// nothing is, and applied to the very object that was found to be ours.
     pub(super) async fn apply(&self, object: &Object, manager: &'static str) -> Result<bool, ControlError> {
         let kind = object.kind();
         let name: Name = (object.namespace().to_owned(), object.name().to_owned());
@@ -71,10 +73,16 @@ impl Applier {
         }
         let resource = kind.resource();
         let api: Api<DynamicObject> = Api::namespaced_with(self.client.clone(), &name.0, &resource);
-        let params = PatchParams::apply(manager).force();
-        let what = || format!("applying {} {}/{}", resource.kind, name.0, name.1);
-        let applied = call(what, api.patch_metadata(&name.1, &params, &Patch::Apply(&body))).await?;
-        let after = Marker::new(kind, &applied.metadata);
+        let what = || format!("reading {} {}/{}", resource.kind, name.0, name.1);
+        let after = match call(what, api.get_metadata_opt(&name.1)).await? {
+            None => create(&api, body).await?,
+            Some(found) => {
+                check(kind, &found.metadata, object.meta())
+                    .map_err(|foreign| ControlError::Foreign(vec![foreign]))?;
+                update(&api, &found.metadata, body, manager).await?
+            }
+        };
+        let after = Marker::new(kind, &after);
         // An apply that changed nothing leaves the version as it was.
         let wrote = before.as_ref() != Some(&after);
         if wrote {
@@ -133,7 +141,8 @@ impl Applier {
         if self.lags(object.meta()) {
             return Ok(StatusWrite::Lagging);
         }
-        let api: Api<K> = Api::namespaced(self.client.clone(), &namespace);
+        // What comes back may hold what is not understood.
+        let api: Api<PartialObjectMeta<K>> = Api::namespaced(self.client.clone(), &namespace);
         let params = PatchParams::apply(manager).force();
         let what = || format!("writing the status of {} {namespace}/{name}", K::kind(&()));
         let after = call(what, api.patch_status(&name, &params, &Patch::Apply(&body))).await?;
@@ -161,6 +170,41 @@ impl Applier {
             statuses.retain(|_, (_, at)| at.elapsed() < CACHE_LAG);
         }
     }
+}
+
+/// Makes the object, and never touches one that is there.
+async fn create(api: &Api<DynamicObject>, body: serde_json::Value) -> Result<ObjectMeta, ControlError> {
+    let object: DynamicObject = serde_json::from_value(body)?;
+    let params = PostParams { field_manager: Some(CREATOR.into()), ..PostParams::default() };
+    let what =
+        || format!("making {} {}", api.resource_url(), object.metadata.name.as_deref().unwrap_or_default());
+    Ok(call(what, api.create(&params, &object)).await?.metadata)
+}
+
+/// Applies to this incarnation only.
+async fn update(
+    api: &Api<DynamicObject>,
+    found: &ObjectMeta,
+    mut body: serde_json::Value,
+    manager: &'static str,
+) -> Result<ObjectMeta, ControlError> {
+    let name = found.name.as_deref().unwrap_or_default();
+    if let Some(managed) = adopted(found, manager) {
+        let patch = json!({ "metadata": {
+            "uid": found.uid, "resourceVersion": found.resource_version, "managedFields": managed,
+        }});
+        let what = || format!("taking over the fields of {} {name}", api.resource_url());
+        let params = PatchParams { field_manager: Some(manager.into()), ..PatchParams::default() };
+        call(what, api.patch_metadata(name, &params, &Patch::Merge(&patch))).await?;
+    }
+    if let Some(metadata) = body.get_mut("metadata").and_then(serde_json::Value::as_object_mut) {
+        metadata.insert("uid".to_owned(), json!(found.uid));
+    }
+    let params = PatchParams::apply(manager).force();
+    let what = || format!("applying {} {name}", api.resource_url());
+    let applied: PartialObjectMeta<DynamicObject> =
+        call(what, api.patch_metadata(name, &params, &Patch::Apply(&body))).await?;
+    Ok(applied.metadata)
 }
 
 pub(super) fn name_of(meta: &ObjectMeta) -> Name {

@@ -6,8 +6,9 @@ use std::{
 
 use k8s_openapi::{api::core::v1::Pod, jiff::Timestamp};
 use kube::{
-    Api, ResourceExt as _,
+    Api, Resource, ResourceExt as _,
     api::{DeleteParams, Preconditions},
+    core::PartialObjectMetaExt as _,
     runtime::events::EventType,
 };
 use pinhole_crds::{ClientPod, EnrolmentMethod, VPNClient, VPNClientPool, VPNClientStatus, VPNGateway};
@@ -18,6 +19,7 @@ use super::{
     apply::StatusWrite,
     context::{Context, Wait, Written},
     error::{ControlError, call},
+    oddity::Frozen,
     work::Work,
     world::{gateway_of, pool_of, public_key},
 };
@@ -26,7 +28,7 @@ use crate::{
     plan::{
         Overlap,
         client::{self, Backing},
-        overlaps,
+        fields, overlaps,
         tidings::{Tiding, Way, crowd_note, tidings},
     },
 };
@@ -54,10 +56,14 @@ impl Surroundings {
 impl Context {
     /// A client's addresses, Secret and status.
     pub(super) async fn vpn_client(&self, key: &ClientKey) -> Result<Wait, ControlError> {
-        let Some(client) = self.hub.world().client(key) else { return Ok(None) };
-        if client.metadata.deletion_timestamp.is_some() {
+        let Some(client) = self.hub.world().client(key) else {
+            self.tell_frozen::<VPNClient>(self.hub.world().frozen_client(key));
+            return Ok(None);
+        };
+        if client.metadata.deletion_timestamp.is_some() || self.is_backed_by_frozen(&client) {
             return Ok(None);
         }
+        let unread = self.hub.world().unread_client(key).to_vec();
         if self.outlived_its_pod(&client).await? {
             self.delete_client(&client).await?;
             return Ok(None);
@@ -70,7 +76,8 @@ impl Context {
             client.status.as_ref().map(|s| s.addresses.clone()).unwrap_or_default()
         };
         let stock = match around.backing() {
-            Backing::Served(pool, gateway) if client.spec.is_stock() => {
+            // Keys are not made, nor taken out of a Secret, on half of a spec.
+            Backing::Served(pool, gateway) if client.spec.is_stock() && fields(&unread).is_none() => {
                 Some(self.stock(&client, pool, gateway, &addresses).await)
             }
             _ => None,
@@ -86,6 +93,7 @@ impl Context {
         let public = stock.as_ref().map(|s| s.public_key.as_str()).or_else(|| public_key(&client));
         let written = client.uid().and_then(|uid| self.written(&uid));
         let replica = view.as_ref().and_then(|v| v.sighting.as_ref()).map(|(replica, _)| replica.as_str());
+        let secret_before = client.status.as_ref().and_then(|s| s.config_secret.as_deref());
         let inputs = client::StatusInputs {
             client: &client,
             backing: around.backing(),
@@ -94,18 +102,45 @@ impl Context {
             public_key: public,
             key_error,
             key_twin: twin.as_deref(),
-            config_secret: stock.as_ref().and_then(|s| s.secret.as_deref()),
+            config_secret: match &stock {
+                Some(stock) => stock.secret.as_deref(),
+                None => secret_before.filter(|_| !unread.is_empty()),
+            },
             view: view.as_ref(),
             moves_seen: replica.and_then(|replica| written.as_ref()?.moves_of(replica)),
             written_ago: written.as_ref().map(|w| w.at.elapsed()),
+            unread: &unread,
             now: Timestamp::now(),
         };
         let (status, wait) = client::status(&inputs);
         self.tell(&client, &assignment, &status);
+        if let Some(unusable) = fields(&unread) {
+            self.events.warn(client.as_ref(), unusable.category(), &unusable.to_string());
+        }
         let settling = self.tell_churn(&client, &around, view.as_ref());
         let wait = wait.into_iter().chain(settling).min();
         let wait = self.client_status(&client, &status, &addresses, view.as_ref(), wait).await?;
         failure.map_or(Ok(wait), Err)
+    }
+
+    /// Whether its pool or gateway is not understood: its status stays as it is, and so does what runs.
+    fn is_backed_by_frozen(&self, client: &VPNClient) -> bool {
+        let world = self.hub.world();
+        let pool = pool_of(client);
+        world.frozen_pool(&pool).is_some()
+            || world.pool(&pool).is_some_and(|pool| world.frozen_gateway(&gateway_of(&pool)).is_some())
+    }
+
+    /// Says that an object is not understood, if that is so.
+    pub(super) fn tell_frozen<K: Resource<DynamicType = ()>>(&self, frozen: Option<&Frozen>) {
+        let Some(frozen) = frozen else { return };
+        let object = frozen.metadata.clone().into_request_partial::<K>();
+        let note = format!(
+            "{}: too little of it is understood to go by it; what runs for it goes on as it is: upgrade the operator, or \
+             write what its version knows (`kubectl explain`)",
+            frozen.why
+        );
+        self.events.warn(&object, "ObjectNotUnderstood", &note);
     }
 
     fn surroundings(&self, client: &VPNClient) -> Surroundings {

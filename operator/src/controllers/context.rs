@@ -17,7 +17,7 @@ use crate::{
     fleet::{Fleet, GatewayKey, PoolKey},
     identity::Authorities,
     plan::{
-        Observed, PodFacts, Replica, Settings, replica_names, replicas,
+        Observed, PodFacts, Replica, Settings, is_controlled_by, replica_names, replicas,
         summary::{Rebinds, SUMMARY_REST},
         tidings::{Crowds, Told},
     },
@@ -94,6 +94,8 @@ impl Context {
         let services = replica_names(gateway)
             .into_iter()
             .filter_map(|name| Some((name.clone(), world.service(&(namespace.clone(), name))?)))
+            // Where somebody else's Service leads is nothing to tell clients.
+            .filter(|(_, service)| is_controlled_by(&service.metadata, gateway))
             .collect();
         drop(world);
         let observed = Observed { services: &services, pods: &pods, nodes: &nodes, public_keys };

@@ -1,6 +1,9 @@
 use std::{future::Future, time::Duration};
 
-use crate::{enrolment::EnrolmentError, plan::KeyError};
+use crate::{
+    enrolment::EnrolmentError,
+    plan::{Foreign, KeyError, remedy},
+};
 
 /// Longest that one call to the API server may take.
 const CALL_TIMEOUT: Duration = Duration::from_secs(8);
@@ -28,6 +31,9 @@ pub enum ControlError {
     /// A key cannot be made or read.
     #[error(transparent)]
     Key(#[from] KeyError),
+    /// Objects of others have names that objects of the operator should have.
+    #[error("{}", remedy(.0))]
+    Foreign(Vec<Foreign>),
     /// A pool's tokens.
     #[error("join tokens: {0}")]
     Tokens(#[from] EnrolmentError),
@@ -41,6 +47,7 @@ impl ControlError {
             Self::Timeout { .. } => "Timeout",
             Self::Encoding(_) => "Encoding",
             Self::Key(error) => error.category(),
+            Self::Foreign(_) => Foreign::CATEGORY,
             Self::Tokens(error) => error.category(),
         }
     }
@@ -49,6 +56,7 @@ impl ControlError {
     pub(super) fn lasting(&self) -> Option<&'static str> {
         match self {
             Self::Key(_) => self.key_error().map(KeyError::category),
+            Self::Foreign(_) => Some(Foreign::CATEGORY),
             Self::Api { .. } if matches!(self.code(), Some(400 | 403 | 422)) => Some(self.category()),
             _ => None,
         }

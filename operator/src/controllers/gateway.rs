@@ -17,7 +17,7 @@ use super::{
 use crate::{
     fleet::{GatewayKey, GatewayView, PoolKey, timestamp},
     plan::{
-        self, ObjectKind, replica_names,
+        self, Foreign, KeyError, ObjectKind, is_controlled_by, replica_names,
         summary::{self, Tally},
         tidings::restart_note,
     },
@@ -26,6 +26,9 @@ use crate::{
 const MANAGER: &str = "pinhole-operator-gateway";
 /// Two restarts of one NAT are at least so far apart.
 const DATE_SECONDS: i64 = 60;
+
+/// What a replica is impaired by for a while after its control panicked.
+const CONTROL_RESTARTED: &str = "ControlRestarted";
 
 /// Restarts of NATs are remembered for so long, so that none is told twice.
 const REMEMBERED_SECONDS: i64 = 86_400;
@@ -36,6 +39,10 @@ impl Context {
     /// A gateway's objects and status.
     pub(super) async fn gateway(&self, key: &GatewayKey) -> Result<Wait, ControlError> {
         let Some(gateway) = self.hub.world().gateway(key) else {
+            if let Some(frozen) = self.hub.world().frozen_gateway(key) {
+                self.tell_frozen::<VPNGateway>(Some(frozen));
+                return Ok(None);
+            }
             self.gateway_gone(key);
             return Ok(None);
         };
@@ -62,32 +69,49 @@ impl Context {
     }
 
     async fn make_gateway(&self, gateway: &VPNGateway) -> Result<(), ControlError> {
+        let (mut failure, mut foreign) = (None, Vec::new());
+        // Pods are not made anew for want of what nobody understands.
+        let pods_unknown = self
+            .hub
+            .world()
+            .unread_gateway(&GatewayKey::from(gateway))
+            .iter()
+            .any(|u| u.is_in("spec.pod") && !u.kept);
         // Pods wait for their keys, so nothing is lost by making everything else even when this fails.
-        let keys = self.ensure_keys(gateway).await;
-        let mut failure = keys.err();
+        match self.ensure_keys(gateway).await {
+            Err(ControlError::Key(KeyError::ForeignSecret(name))) => {
+                foreign.push(Foreign { kind: ObjectKind::Secret, name, controller: None });
+            }
+            keys => failure = keys.err(),
+        }
         for object in plan::gateway::objects(gateway, &self.settings, &self.ca_pem()) {
-            if let Err(error) = self.applier.apply(&object, MANAGER).await {
-                failure.get_or_insert(error);
+            // They would run as somebody else, or trust what somebody else wrote.
+            let is_pods = object.kind() == ObjectKind::StatefulSet;
+            if is_pods && (pods_unknown || foreign.iter().any(plan::gateway::is_of_pods)) {
+                continue;
+            }
+            match self.applier.apply(&object, MANAGER).await {
+                Err(ControlError::Foreign(found)) => foreign.extend(found),
+                result => failure = failure.or(result.err()),
             }
         }
         if let Err(error) = self.gateway_traffic(gateway, MANAGER).await {
             failure.get_or_insert(error);
         }
         self.remove_surplus(gateway).await?;
-        failure.map_or(Ok(()), Err)
+        if foreign.is_empty() { failure.map_or(Ok(()), Err) } else { Err(ControlError::Foreign(foreign)) }
     }
 
     /// Services of replicas that the gateway has no more.
     async fn remove_surplus(&self, gateway: &VPNGateway) -> Result<(), ControlError> {
         let key = GatewayKey::from(gateway);
         let wanted = replica_names(gateway);
-        let uid = gateway.metadata.uid.clone();
         let surplus: Vec<(String, Option<String>)> = self
             .hub
             .world()
             .services_of(&key)
             .iter()
-            .filter(|s| s.owner_references().iter().any(|o| Some(&o.uid) == uid.as_ref()))
+            .filter(|s| is_controlled_by(&s.metadata, gateway))
             .filter(|s| s.name_any() != key.name && !wanted.contains(&s.name_any()))
             .map(|s| (s.name_any(), s.uid()))
             .collect();
@@ -114,6 +138,7 @@ impl Context {
         let (replicas, pods) = self.replicas(gateway, &keys);
         let view = self.fleet.view(&key, Instant::now());
         self.tell_restarts(gateway, &view);
+        self.tell_panics(gateway, &view);
         let (clients, tally, pools) = self.clients_of_gateway(&key);
         let (rebinds, fading) = self.rebinds(&pools);
         let before = gateway.status.as_ref();
@@ -122,6 +147,10 @@ impl Context {
         self.hub.metrics.nats(&key, Some(&tally));
         let message = error.map(ToString::to_string).unwrap_or_default();
         let obstacle = error.and_then(|e| Some((e.lasting()?, message.as_str())));
+        if let Some(ControlError::Foreign(_)) = error {
+            self.events.warn(gateway, Foreign::CATEGORY, &message);
+        }
+        let unread = self.hub.world().unread_gateway(&key).to_vec();
         let inputs = plan::gateway::StatusInputs {
             gateway,
             replicas: &replicas,
@@ -130,10 +159,11 @@ impl Context {
             clients,
             nat: nat.as_ref(),
             obstacle,
+            unread: &unread,
             now: Timestamp::now(),
         };
         let (status, wait) = plan::gateway::status(&inputs);
-        if let Some(unusable) = plan::exposure_hosts(gateway).1 {
+        for unusable in [plan::fields(&unread), plan::exposure_hosts(gateway).1].into_iter().flatten() {
             self.events.warn(gateway, unusable.category(), &unusable.to_string());
         }
         let wait = wait.into_iter().chain(fading).min();
@@ -171,6 +201,17 @@ impl Context {
             told.insert(topic, at);
             let note = restart_note(address, restart.changed, restart.clients);
             self.events.tell(gateway, EventType::Warning, ("NATRestart", address), &note);
+        }
+    }
+
+    /// Tells of replicas whose control panicked and began anew.
+    fn tell_panics(&self, gateway: &VPNGateway, view: &GatewayView) {
+        for (replica, seen) in &view.replicas {
+            let panics = seen.impairments.iter().filter(|(category, _)| category == CONTROL_RESTARTED);
+            for (_, message) in panics {
+                let note = format!("replica {replica}: {message}");
+                self.events.tell(gateway, EventType::Warning, ("ControlRestarted", replica), &note);
+            }
         }
     }
 

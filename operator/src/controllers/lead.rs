@@ -5,8 +5,8 @@ use std::{
     time::{Duration, Instant},
 };
 
-use kube::{Client, api::ListParams, core::DeserializeGuard};
-use pinhole_crds::VPNClient;
+use kube::{Client, ResourceExt as _, api::ListParams};
+use pinhole_crds::{Raw, VPNClient};
 use ring::rand::{SecureRandom as _, SystemRandom};
 use tokio::{
     sync::watch,
@@ -117,8 +117,12 @@ impl Leader {
         });
         hub.start_leading();
         let listed = list(&context.client, &self.scope).await?;
-        context.allocations.load(&listed);
-        let meanwhile = catch_up(&hub, listed).await;
+        let uids = listed.iter().filter_map(Raw::uid).collect();
+        // Of one that is not understood at all, the world tells what it holds.
+        let understood: Vec<VPNClient> =
+            listed.into_iter().filter_map(|raw| Some(raw.read(None).ok()?.object)).collect();
+        context.allocations.load(&understood);
+        let meanwhile = catch_up(&hub, uids).await;
         context.fleet.listen_from(Instant::now());
         leading.send_replace(true);
         hub.metrics.leading(true);
@@ -131,13 +135,13 @@ impl Leader {
 }
 
 /// All clients as they are, not as a cache shows them: no address may be given that the leader before gave.
-async fn list(client: &Client, scope: &Scope) -> Result<Vec<VPNClient>, ControlError> {
+async fn list(client: &Client, scope: &Scope) -> Result<Vec<Raw<VPNClient>>, ControlError> {
     let mut all = Vec::new();
-    for api in scope.apis::<DeserializeGuard<VPNClient>>(client) {
+    for api in scope.apis::<Raw<VPNClient>>(client) {
         let mut params = ListParams::default().limit(PAGE);
         loop {
             let page = call(|| "listing VPNClients".to_owned(), api.list(&params)).await?;
-            all.extend(page.items.into_iter().filter_map(|guard| guard.0.ok()));
+            all.extend(page.items);
             match page.metadata.continue_.filter(|c| !c.is_empty()) {
                 Some(next) => params = params.continue_token(&next),
                 None => break,
@@ -149,11 +153,11 @@ async fn list(client: &Client, scope: &Scope) -> Result<Vec<VPNClient>, ControlE
 
 /// Waits, within reason, until the world knows all listed clients: gateways must not be told of fewer. Returns what
 /// changed meanwhile.
-async fn catch_up(hub: &Hub, listed: Vec<VPNClient>) -> Effects {
+async fn catch_up(hub: &Hub, uids: Vec<String>) -> Effects {
     let mut effects = Effects::default();
     let knows_all = || {
         let world = hub.world();
-        listed.iter().all(|c| c.metadata.uid.as_ref().is_none_or(|uid| world.has_client(uid)))
+        uids.iter().all(|uid| world.has_client(uid))
     };
     let wait = async {
         while !knows_all() {

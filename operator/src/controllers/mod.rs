@@ -14,6 +14,7 @@ mod lead;
 mod marker;
 mod network;
 mod observe;
+mod oddity;
 mod pace;
 mod peers;
 mod pool;

@@ -21,6 +21,16 @@ impl Context {
     /// Tells a gateway's replicas what to run. Waits for the next client whose time ends.
     pub(super) fn peers(&self, key: &GatewayKey) -> Wait {
         let gateway = self.hub.world().gateway(key)?;
+        // Its replicas go on with what they were told: told of fewer pools, they would cut that one's clients.
+        if let Some(pool) = self.hub.world().frozen_pool_of(key).cloned() {
+            let note = format!(
+                "VPNClientPool {} is not understood: the gateway goes on with what it was told last, and hears of no change \
+                 until the operator is upgraded, or the pool changed",
+                pool.name
+            );
+            self.events.warn(gateway.as_ref(), "PoolNotUnderstood", &note);
+            return None;
+        }
         // Without its keys a replica cannot run; they come first, and call for this again.
         let keys = self.keys.last(key)?;
         let now = Timestamp::now();

@@ -7,7 +7,7 @@ use std::{
 
 use k8s_openapi::jiff::Timestamp;
 use kube::ResourceExt as _;
-use pinhole_crds::{TokenStatus, VPNClientPool, VPNClientPoolStatus, VPNGateway};
+use pinhole_crds::{TokenStatus, Unread, VPNClientPool, VPNClientPoolStatus, VPNGateway};
 use pinhole_proto::gateway_server_name;
 
 use super::{
@@ -19,7 +19,7 @@ use super::{
 use crate::{
     enrolment::{JoinTarget, ensure_tokens, token_secret_name},
     fleet::PoolKey,
-    plan::{self, ObjectKind, overlaps, summary},
+    plan::{self, Foreign, ObjectKind, overlaps, summary},
 };
 
 const MANAGER: &str = "pinhole-operator-pool";
@@ -29,31 +29,44 @@ impl Context {
     /// A pool's objects and status.
     pub(super) async fn pool(&self, key: &PoolKey) -> Result<Wait, ControlError> {
         let Some(pool) = self.hub.world().pool(key) else {
+            if let Some(frozen) = self.hub.world().frozen_pool(key) {
+                self.tell_frozen::<VPNClientPool>(Some(frozen));
+                return Ok(None);
+            }
             self.allocations.remove(key);
             self.lock_tokens().remove(&key.to_string());
             self.rebinds.lock().unwrap_or_else(PoisonError::into_inner).remove(key);
             return Ok(None);
         };
-        if pool.metadata.deletion_timestamp.is_some() {
+        let has_frozen_gateway = self.hub.world().frozen_gateway(&gateway_of(&pool)).is_some();
+        if pool.metadata.deletion_timestamp.is_some() || has_frozen_gateway {
             return Ok(None);
         }
+        let unread = self.hub.world().unread_pool(key).to_vec();
         let gateway = self.hub.world().gateway(&gateway_of(&pool));
-        let mut failure = None;
+        let (mut failure, mut foreign) = (None, Vec::new());
         if gateway.is_some() {
             for object in plan::pool::objects(&pool) {
-                if let Err(error) = self.applier.apply(&object, MANAGER).await {
-                    failure.get_or_insert(error);
+                match self.applier.apply(&object, MANAGER).await {
+                    Err(ControlError::Foreign(found)) => foreign.extend(found),
+                    result => failure = failure.or(result.err()),
                 }
             }
         }
-        let tokens = match self.ensure_pool_tokens(&pool, gateway.as_deref()).await {
-            Ok(tokens) => tokens,
-            Err(error) => {
+        let before = || pool.status.as_ref().map(|s| s.tokens.clone()).unwrap_or_default();
+        // Tokens that are not understood are not revoked.
+        let tokens = if unread.iter().any(|u| u.is_in("spec.enrolment") && !u.kept) {
+            before()
+        } else {
+            self.ensure_pool_tokens(&pool, gateway.as_deref()).await.unwrap_or_else(|error| {
                 failure.get_or_insert(error);
-                pool.status.as_ref().map(|s| s.tokens.clone()).unwrap_or_default()
-            }
+                before()
+            })
         };
-        let wait = self.pool_status(&pool, gateway.as_deref(), tokens).await?;
+        let wait = self.pool_status(&pool, gateway.as_deref(), tokens, (&foreign, &unread)).await?;
+        if !foreign.is_empty() {
+            return Err(ControlError::Foreign(foreign));
+        }
         failure.map_or_else(|| Ok(next_expiry(&pool).into_iter().chain(wait).min()), Err)
     }
 
@@ -62,6 +75,7 @@ impl Context {
         pool: &VPNClientPool,
         gateway: Option<&VPNGateway>,
         tokens: Vec<TokenStatus>,
+        (foreign, unread): (&[Foreign], &[Unread]),
     ) -> Result<Wait, ControlError> {
         let key = PoolKey::from(pool);
         let (capacity, shortage, clients, tally, overlap) = {
@@ -86,12 +100,15 @@ impl Context {
             clients,
             nat: summary::summary(before.and_then(|s| s.nat.as_ref()), &tally, rebinds),
             tokens,
+            foreign,
+            unread,
             now: Timestamp::now(),
         });
         if let Some(stalled) = status.conditions.iter().find(|c| c.type_ == pinhole_crds::STALLED) {
-            self.events.warn(pool, "OverlappingPool", &stalled.message);
+            let reason = if overlap.is_some() { "OverlappingPool" } else { Foreign::CATEGORY };
+            self.events.warn(pool, reason, &stalled.message);
         }
-        if let Some(unusable) = plan::search_domains(pool).1 {
+        for unusable in [plan::fields(unread), plan::search_domains(pool).1].into_iter().flatten() {
             self.events.warn(pool, unusable.category(), &unusable.to_string());
         }
         if before == Some(&status) {

@@ -131,7 +131,7 @@ impl Context {
         // The user's own key was named before and is not any more.
         let key = PrivateKey::generate()?;
         let secret = wgquick::key_secret(client, &key.public_base64(), Some(&key));
-        self.applier.apply(&Object::Secret(secret), MANAGER).await?;
+        self.apply_secret(secret).await?;
         Ok((found, key))
     }
 
@@ -142,8 +142,16 @@ impl Context {
     ) -> Result<Option<String>, ControlError> {
         let Some(secret) = wgquick::secret(inputs, key) else { return Ok(None) };
         let name = secret.name_any();
-        self.applier.apply(&Object::Secret(secret), MANAGER).await?;
+        self.apply_secret(secret).await?;
         Ok(Some(name))
+    }
+
+    async fn apply_secret(&self, secret: Secret) -> Result<(), ControlError> {
+        let name = secret.name_any();
+        match self.applier.apply(&Object::Secret(secret), MANAGER).await {
+            Err(ControlError::Foreign(_)) => Err(KeyError::ForeignSecret(name).into()),
+            result => result.map(drop),
+        }
     }
 }
 

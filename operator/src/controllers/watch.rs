@@ -12,13 +12,13 @@ use k8s_openapi::api::{
 use kube::{
     Api, Client, Resource, ResourceExt as _,
     api::PartialObjectMeta,
-    core::{DeserializeGuard, NamespaceResourceScope},
+    core::NamespaceResourceScope,
     runtime::{
         WatchStreamExt as _,
         watcher::{self, Event, watcher},
     },
 };
-use pinhole_crds::{POOL_LABEL, SidecarTrust, VPNClient, VPNClientPool, VPNGateway};
+use pinhole_crds::{Lenient, POOL_LABEL, Raw, SidecarTrust, VPNClient, VPNClientPool, VPNGateway};
 use pinhole_proto::v1::ObjectRef;
 use serde::de::DeserializeOwned;
 
@@ -44,17 +44,15 @@ pub fn watches(client: &Client, scope: &Scope, own: &str, hub: &Arc<Hub>) -> Vec
     let ours = || config().labels(&gateway_objects_selector());
     let start = Start { client, scope, hub };
     let mut watches = Vec::new();
-    watches.extend(start.guarded("VPNGateway", |world, key, new: Option<VPNGateway>| {
-        world.gateway_changed(&(&key).into(), new)
+    watches.extend(start.lenient("VPNGateway", |world, key, new: Option<Raw<VPNGateway>>| {
+        world.gateway_read(&(&key).into(), new)
     }));
-    watches.extend(start.guarded("VPNClientPool", |world, key, new: Option<VPNClientPool>| {
-        world.pool_changed(&(&key).into(), new)
+    watches.extend(start.lenient("VPNClientPool", |world, key, new: Option<Raw<VPNClientPool>>| {
+        world.pool_read(&(&key).into(), new)
     }));
-    watches.extend(
-        start.guarded("VPNClient", |world, key, new: Option<VPNClient>| {
-            world.client_changed((&key).into(), new)
-        }),
-    );
+    watches.extend(start.lenient("VPNClient", |world, key, new: Option<Raw<VPNClient>>| {
+        world.client_read((&key).into(), new)
+    }));
     watches
         .extend(start.typed("Service", &ours(), |world, name, new: Option<Service>| {
             world.service_changed(&name, new)
@@ -88,36 +86,30 @@ struct Start<'a> {
 }
 
 impl Start<'_> {
-    /// Kinds of our own: an object that is not understood must not stop the others.
-    fn guarded<K>(
+    /// Kinds of our own: what is not understood of an object must not stop it, nor the others.
+    fn lenient<K>(
         &self,
         kind: &'static str,
-        put: impl Fn(&mut World, ObjectRef, Option<K>) -> Effects + Copy + Send + 'static,
+        put: impl Fn(&mut World, ObjectRef, Option<Raw<K>>) -> Effects + Copy + Send + 'static,
     ) -> Vec<Watch>
     where
-        K: Resource<DynamicType = (), Scope = NamespaceResourceScope>
-            + Clone
-            + Debug
-            + DeserializeOwned
-            + Send
-            + 'static,
+        K: Lenient + Resource<Scope = NamespaceResourceScope> + Clone + Debug + Send + 'static,
     {
-        let guarded = |metrics: Arc<Metrics>| {
-            move |world: &mut World, (namespace, name): Name, new: Option<DeserializeGuard<K>>| {
-                let key = ObjectRef { namespace, name, uid: String::new() };
-                match new {
-                    None => put(world, key, None),
-                    Some(DeserializeGuard(Ok(object))) => put(world, key, Some(object)),
-                    Some(DeserializeGuard(Err(error))) => {
-                        metrics.unreadable(kind);
-                        tracing::warn!(kind, namespace = key.namespace, name = key.name, %error,
-                            "object is not understood and stays as it was: does the CRD match this operator?");
-                        Effects::default()
-                    }
+        let counted = |metrics: Arc<Metrics>| {
+            move |world: &mut World, (namespace, name): Name, new: Option<Raw<K>>| {
+                if new.as_ref().is_some_and(Raw::is_odd) {
+                    metrics.unreadable(kind);
+                    tracing::warn!(
+                        kind,
+                        namespace,
+                        name,
+                        "object is not understood in full; see its conditions and events: does the CRD match this operator?"
+                    );
                 }
+                put(world, ObjectRef { namespace, name, uid: String::new() }, new)
             }
         };
-        self.each(kind, &config(), || guarded(Arc::clone(&self.hub.metrics)))
+        self.each(kind, &config(), || counted(Arc::clone(&self.hub.metrics)))
     }
 
     fn typed<K>(

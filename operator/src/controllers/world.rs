@@ -11,9 +11,14 @@ use k8s_openapi::{
     apimachinery::pkg::apis::meta::v1::ObjectMeta,
 };
 use kube::ResourceExt as _;
-use pinhole_crds::{ClientCounts, VPNClient, VPNClientPool, VPNGateway};
+use pinhole_crds::{ClientCounts, Raw, Unread, VPNClient, VPNClientPool, VPNGateway};
 
-use super::{marker::Marker, observe, work::Work};
+use super::{
+    marker::Marker,
+    observe,
+    oddity::{Frozen, Oddity, Resolved, resolve},
+    work::Work,
+};
 use crate::{
     fleet::{ClientKey, GatewayKey, PoolKey},
     plan::{GATEWAY_LABEL, NodeAddresses, ObjectKind, PodFacts, client::count, summary::Tally},
@@ -39,6 +44,10 @@ pub(super) struct World {
     pods: HashMap<GatewayKey, BTreeMap<String, PodFacts>>,
     sidecars: HashSet<String>,
     nodes: HashMap<String, NodeAddresses>,
+    /// What of the objects above is not understood, and objects that are not at all.
+    odd_gateways: HashMap<GatewayKey, Oddity>,
+    odd_pools: HashMap<PoolKey, Oddity>,
+    odd_clients: HashMap<ClientKey, Oddity>,
 }
 
 /// What a change asks for.
@@ -79,8 +88,58 @@ impl World {
         self.client_of_uid.get(uid)
     }
 
+    /// Whether there is a client with this UID, understood or not.
     pub(super) fn has_client(&self, uid: &str) -> bool {
         self.client_of_uid.contains_key(uid)
+            || self
+                .odd_clients
+                .values()
+                .any(|odd| odd.frozen().is_some_and(|frozen| frozen.metadata.uid.as_deref() == Some(uid)))
+    }
+
+    /// What of the gateway is not understood.
+    pub(super) fn unread_gateway(&self, key: &GatewayKey) -> &[Unread] {
+        self.odd_gateways.get(key).map(Oddity::unread).unwrap_or_default()
+    }
+
+    /// What of the pool is not understood.
+    pub(super) fn unread_pool(&self, key: &PoolKey) -> &[Unread] {
+        self.odd_pools.get(key).map(Oddity::unread).unwrap_or_default()
+    }
+
+    /// What of the client is not understood.
+    pub(super) fn unread_client(&self, key: &ClientKey) -> &[Unread] {
+        self.odd_clients.get(key).map(Oddity::unread).unwrap_or_default()
+    }
+
+    /// A gateway that is not understood at all.
+    pub(super) fn frozen_gateway(&self, key: &GatewayKey) -> Option<&Frozen> {
+        self.odd_gateways.get(key)?.frozen()
+    }
+
+    /// A pool that is not understood at all.
+    pub(super) fn frozen_pool(&self, key: &PoolKey) -> Option<&Frozen> {
+        self.odd_pools.get(key)?.frozen()
+    }
+
+    /// A client that is not understood at all.
+    pub(super) fn frozen_client(&self, key: &ClientKey) -> Option<&Frozen> {
+        self.odd_clients.get(key)?.frozen()
+    }
+
+    /// A pool that is not understood at all and is, or may be, one of the gateway's.
+    pub(super) fn frozen_pool_of(&self, gateway: &GatewayKey) -> Option<&PoolKey> {
+        let of = |(key, odd): &(&PoolKey, &Oddity)| {
+            key.namespace == gateway.namespace
+                && odd.frozen().is_some_and(|f| f.gateway.as_ref().is_none_or(|of| of == gateway))
+        };
+        self.odd_pools.iter().filter(of).map(|(key, _)| key).min()
+    }
+
+    /// Clients of the namespace of which not even the pool is understood. Their addresses are not free.
+    pub(super) fn frozen_clients_in(&self, namespace: &str) -> impl Iterator<Item = &Frozen> {
+        let within = self.odd_clients.iter().filter(move |(key, _)| key.namespace == namespace);
+        within.filter_map(|(_, odd)| odd.frozen())
     }
 
     /// The pools that name the gateway.
@@ -165,13 +224,78 @@ impl World {
         all.insert(Work::Sidecars);
         all.extend(self.pools.keys().cloned().map(Work::Pool));
         all.extend(self.clients.keys().cloned().map(Work::Client));
+        all.extend(self.odd_gateways.keys().cloned().map(Work::Gateway));
+        all.extend(self.odd_pools.keys().cloned().map(Work::Pool));
+        all.extend(self.odd_clients.keys().cloned().map(Work::Client));
         all
+    }
+}
+
+/// What watches show of our own kinds. Nothing is skipped that is not understood.
+impl World {
+    pub(super) fn gateway_read(&mut self, key: &GatewayKey, new: Option<Raw<VPNGateway>>) -> Effects {
+        let known = self.gateways.get(key).cloned();
+        let (odd, mut effects) = match new.map(|new| resolve(new, known.as_deref())) {
+            None => (None, self.gateway_changed(key, None)),
+            Some(Resolved::Object(object, unread)) => {
+                (Oddity::partly(unread), self.gateway_changed(key, Some(*object)))
+            }
+            Some(Resolved::Kept(why)) => (Some(Oddity::kept(why)), Effects::default()),
+            Some(Resolved::Frozen(frozen)) => (Some(Oddity::Frozen(frozen)), self.gateway_changed(key, None)),
+        };
+        set(&mut self.odd_gateways, key, odd);
+        effects.work.insert(Work::Gateway(key.clone()));
+        effects
+    }
+
+    pub(super) fn pool_read(&mut self, key: &PoolKey, new: Option<Raw<VPNClientPool>>) -> Effects {
+        let known = self.pools.get(key).cloned();
+        let (odd, mut effects) = match new.map(|new| resolve(new, known.as_deref())) {
+            None => (None, self.pool_changed(key, None)),
+            Some(Resolved::Object(object, unread)) => {
+                (Oddity::partly(unread), self.pool_changed(key, Some(*object)))
+            }
+            Some(Resolved::Kept(why)) => (Some(Oddity::kept(why)), Effects::default()),
+            Some(Resolved::Frozen(frozen)) => (Some(Oddity::Frozen(frozen)), self.pool_changed(key, None)),
+        };
+        // A gateway that went on with what it was told is told again.
+        if let Some(frozen) = self.frozen_pool(key) {
+            let gateways = self.gateways.keys().filter(|g| g.namespace == key.namespace);
+            let waiting = gateways.filter(|g| frozen.gateway.as_ref().is_none_or(|of| of == *g));
+            effects.work.extend(waiting.cloned().map(Work::Peers));
+        }
+        set(&mut self.odd_pools, key, odd);
+        effects.work.insert(Work::Pool(key.clone()));
+        effects
+    }
+
+    pub(super) fn client_read(&mut self, key: ClientKey, new: Option<Raw<VPNClient>>) -> Effects {
+        let known = self.clients.get(&key).cloned();
+        let was_frozen = self.frozen_client(&key).and_then(|frozen| frozen.metadata.uid.clone());
+        let (odd, mut effects) = match new.map(|new| resolve(new, known.as_deref())) {
+            None => (None, self.client_changed(key.clone(), None)),
+            Some(Resolved::Object(object, unread)) => {
+                (Oddity::partly(unread), self.client_changed(key.clone(), Some(*object)))
+            }
+            Some(Resolved::Kept(why)) => (Some(Oddity::kept(why)), Effects::default()),
+            Some(Resolved::Frozen(frozen)) => {
+                (Some(Oddity::Frozen(frozen)), self.client_changed(key.clone(), None))
+            }
+        };
+        set(&mut self.odd_clients, &key, odd);
+        // In which pool it held its addresses was not known.
+        if let Some(uid) = was_frozen.filter(|uid| !self.has_client(uid)) {
+            let pools = self.pools.keys().filter(|pool| pool.namespace == key.namespace);
+            effects.gone.extend(pools.map(|pool| (pool.clone(), uid.clone())));
+        }
+        effects.work.insert(Work::Client(key));
+        effects
     }
 }
 
 /// Changes.
 impl World {
-    pub(super) fn gateway_changed(&mut self, key: &GatewayKey, new: Option<VPNGateway>) -> Effects {
+    fn gateway_changed(&mut self, key: &GatewayKey, new: Option<VPNGateway>) -> Effects {
         let changed = match new {
             Some(new) => {
                 let new = Arc::new(new);
@@ -190,7 +314,7 @@ impl World {
         effects
     }
 
-    pub(super) fn pool_changed(&mut self, key: &PoolKey, new: Option<VPNClientPool>) -> Effects {
+    fn pool_changed(&mut self, key: &PoolKey, new: Option<VPNClientPool>) -> Effects {
         let mut effects = Effects::of([Work::Pool(key.clone())]);
         let new = new.map(Arc::new);
         let old = match &new {
@@ -210,7 +334,7 @@ impl World {
         effects
     }
 
-    pub(super) fn client_changed(&mut self, key: ClientKey, new: Option<VPNClient>) -> Effects {
+    fn client_changed(&mut self, key: ClientKey, new: Option<VPNClient>) -> Effects {
         let new = new.map(Arc::new);
         let old = match &new {
             Some(new) => self.clients.insert(key.clone(), Arc::clone(new)),
@@ -471,6 +595,13 @@ fn what_peers_are(client: &VPNClient) -> Option<serde_json::Value> {
     let keepalive = status.filter(|_| client.spec.is_stock()).map(|s| &s.keepalive);
     let known = status.map(|s| (&s.addresses, &s.public_key));
     serde_json::to_value((client.uid(), deleted, &client.spec, known, keepalive)).ok()
+}
+
+fn set<K: Clone + std::hash::Hash + Eq>(odd: &mut HashMap<K, Oddity>, key: &K, new: Option<Oddity>) {
+    match new {
+        Some(new) => drop(odd.insert(key.clone(), new)),
+        None => drop(odd.remove(key)),
+    }
 }
 
 fn remove_from<K: std::hash::Hash + Eq, V: Ord>(map: &mut HashMap<K, BTreeSet<V>>, key: &K, value: &V) {

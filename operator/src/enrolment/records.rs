@@ -5,7 +5,7 @@ use kube::{
     Api, Client, Resource, ResourceExt as _,
     api::{DeleteParams, ListParams, Patch, PatchParams, PostParams, Preconditions},
 };
-use pinhole_crds::{VPNClient, VPNClientPool};
+use pinhole_crds::{Lenient, Raw, VPNClient, VPNClientPool};
 use serde_json::json;
 
 use super::{KEY_LABEL, KeyHash, PublicKey, client::key_label};
@@ -34,6 +34,9 @@ pub enum RecordsError {
     /// The same, of a question that several asked together.
     #[error(transparent)]
     Shared(std::sync::Arc<RecordsError>),
+    /// What was read is not understood.
+    #[error("{0}")]
+    NotUnderstood(String),
     /// What should be written cannot be.
     #[error("{0}")]
     Encoding(String),
@@ -50,6 +53,7 @@ impl RecordsError {
             },
             Self::Timeout { .. } => "ApiServerUnavailable",
             Self::Shared(error) => error.category(),
+            Self::NotUnderstood(_) => "ObjectNotUnderstood",
             Self::Encoding(_) => "Internal",
         }
     }
@@ -65,7 +69,7 @@ impl RecordsError {
                 _ => None,
             },
             Self::Shared(error) => error.code(),
-            Self::Timeout { .. } | Self::Encoding(_) => None,
+            Self::Timeout { .. } | Self::NotUnderstood(_) | Self::Encoding(_) => None,
         }
     }
 }
@@ -154,7 +158,7 @@ impl ApiRecords {
         Self { scope, ..self }
     }
 
-    fn clients(&self, namespace: &str) -> Api<VPNClient> {
+    fn clients(&self, namespace: &str) -> Api<Raw<VPNClient>> {
         Api::namespaced(self.client.clone(), namespace)
     }
 
@@ -168,8 +172,8 @@ impl Records for ApiRecords {
         if !self.scope.serves(&key.namespace) {
             return Ok(None);
         }
-        let api: Api<VPNClientPool> = Api::namespaced(self.client.clone(), &key.namespace);
-        bounded("reading a pool", api.get_opt(&key.name)).await
+        let api: Api<Raw<VPNClientPool>> = Api::namespaced(self.client.clone(), &key.namespace);
+        bounded("reading a pool", api.get_opt(&key.name)).await?.map(understood).transpose()
     }
 
     async fn secret(&self, namespace: &str, name: &str) -> Answer<Option<Secret>> {
@@ -201,18 +205,19 @@ impl Records for ApiRecords {
     }
 
     async fn client(&self, namespace: &str, name: &str) -> Answer<Option<VPNClient>> {
-        bounded("reading a client", self.clients(namespace).get_opt(name)).await
+        let found = bounded("reading a client", self.clients(namespace).get_opt(name)).await?;
+        found.map(understood).transpose()
     }
 
     async fn client_of_key(&self, namespace: &str, key: KeyHash) -> Answer<Option<VPNClient>> {
         let params = ListParams::default().labels(&format!("{KEY_LABEL}={key}")).limit(1);
         let found = bounded("looking for a client by key", self.clients(namespace).list(&params)).await?;
-        Ok(found.items.into_iter().next())
+        found.items.into_iter().next().map(understood).transpose()
     }
 
     async fn create_client(&self, client: &VPNClient) -> Answer<Option<VPNClient>> {
         let params = PostParams { field_manager: Some(FIELD_MANAGER.into()), ..PostParams::default() };
-        let api = self.clients(&namespace_of(client));
+        let api: Api<VPNClient> = Api::namespaced(self.client.clone(), &namespace_of(client));
         match bounded("making a client", api.create(&params, client)).await {
             Ok(made) => Ok(Some(made)),
             Err(error) if is_conflict(&error) => Ok(None),
@@ -232,7 +237,7 @@ impl Records for ApiRecords {
         let patch = Patch::Merge(&patch);
         match bounded("changing a client's key", api.patch(&client.name_any(), &patch_params(), &patch)).await
         {
-            Ok(changed) => Ok(Some(changed)),
+            Ok(changed) => understood(changed).map(Some),
             Err(error) if is_conflict(&error) => Ok(None),
             Err(error) => Err(error),
         }
@@ -242,7 +247,9 @@ impl Records for ApiRecords {
         let fields = format!("spec.poolRef.name={},spec.suspended=true", pool.name);
         let params = ListParams::default().fields(&fields);
         let api = self.clients(&pool.namespace);
-        Ok(bounded("looking for suspended clients", api.list(&params)).await?.items)
+        let found = bounded("looking for suspended clients", api.list(&params)).await?;
+        // One whose record of tokens is not understood may hold any of them.
+        found.items.into_iter().map(understood).collect()
     }
 
     async fn note(
@@ -257,7 +264,7 @@ impl Records for ApiRecords {
         match bounded("writing down an enrolment", api.patch(&client.name_any(), &patch_params(), &patch))
             .await
         {
-            Ok(noted) => Ok(Some(noted)),
+            Ok(noted) => understood(noted).map(Some),
             Err(error) if is_conflict(&error) || error.is_not_found() => Ok(None),
             Err(error) => Err(error),
         }
@@ -271,6 +278,17 @@ impl Records for ApiRecords {
             Err(error) if !error.is_not_found() && !is_conflict(&error) => Err(error),
             _ => Ok(()),
         }
+    }
+}
+
+/// The object, where all that decides about enrolments is understood.
+fn understood<K: Lenient>(raw: Raw<K>) -> Answer<K> {
+    let name = raw.meta().name.clone().unwrap_or_default();
+    let lost = |why: String| RecordsError::NotUnderstood(format!("{} {name}: {why}", K::kind(&())));
+    let reading = raw.read(None).map_err(|why| lost(why.to_string()))?;
+    match reading.unread.iter().find(|unread| unread.is_in("spec.enrolment")) {
+        Some(unread) => Err(lost(format!("{}: {}", unread.path, unread.why))),
+        None => Ok(reading.object),
     }
 }
 

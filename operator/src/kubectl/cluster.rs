@@ -6,7 +6,7 @@ use kube::{
     api::{ListParams, Patch, PatchParams},
     config::{KubeConfigOptions, Kubeconfig},
 };
-use pinhole_crds::{VPNClient, VPNClientPool};
+use pinhole_crds::{Raw, VPNClient, VPNClientPool};
 use pinhole_proto::is_object_name;
 use serde::de::DeserializeOwned;
 
@@ -43,7 +43,7 @@ impl Cluster {
 
     /// The clients of the namespace, or of all when None, in pages.
     pub(super) async fn clients(&self, namespace: Option<&str>) -> Result<Vec<VPNClient>, PluginError> {
-        let api: Api<VPNClient> = match namespace {
+        let api: Api<Raw<VPNClient>> = match namespace {
             Some(namespace) => Api::namespaced(self.client.clone(), namespace),
             None => Api::all(self.client.clone()),
         };
@@ -57,7 +57,8 @@ impl Cluster {
                 }
                 other => other?,
             };
-            all.extend(page.items);
+            // Of one that is newer than this program, what it knows; `kubectl get` shows it all.
+            all.extend(page.items.into_iter().filter_map(|raw| Some(raw.read(None).ok()?.object)));
             match page.metadata.continue_.filter(|token| !token.is_empty()) {
                 Some(token) => params.continue_token = Some(token),
                 None => return Ok(all),

@@ -121,6 +121,7 @@ impl Operator {
             view: Some(&view),
             moves_seen: [None, Some(0), Some(u64::MAX)][self.hostile.below(3)],
             written_ago: None,
+            unread: &[],
             now,
         };
         let status = client::status(&inputs).0;
@@ -148,6 +149,7 @@ impl Operator {
             clients: ClientCounts::default(),
             nat: nat.as_ref(),
             obstacle: None,
+            unread: &[],
             now,
         };
         let status = gateway::status(&inputs).0;

@@ -4,12 +4,14 @@ use std::{net::IpAddr, time::Duration};
 
 use k8s_openapi::{apimachinery::pkg::apis::meta::v1::Time, jiff::Timestamp};
 use pinhole_crds::{
-    CONNECTED, Churn, ClientCounts, ClientPhase, Interval, READY, VPNClient, VPNClientPool, VPNClientStatus,
-    VPNGateway,
+    CONNECTED, Churn, ClientCounts, ClientPhase, Interval, READY, Unread, VPNClient, VPNClientPool,
+    VPNClientStatus, VPNGateway,
 };
 use pinhole_proto::{bounds::Word, v1::Phase};
 
-use super::{condition::Conditions, keepalive, keys::KeyError, nat, overlap::Overlap, standby};
+use super::{
+    condition::Conditions, keepalive, keys::KeyError, nat, overlap::Overlap, standby, unusable::fields,
+};
 use crate::{
     fleet::{ClientView, HANDSHAKE_GRAIN_SECONDS, Hearing, Sighting, timestamp},
     ipam::Denied,
@@ -56,6 +58,8 @@ pub struct StatusInputs<'a> {
     pub moves_seen: Option<u64>,
     /// How long ago the status was last written, if that is known.
     pub written_ago: Option<Duration>,
+    /// What of it is not understood.
+    pub unread: &'a [Unread],
     /// The time.
     pub now: Timestamp,
 }
@@ -81,6 +85,9 @@ pub fn status(inputs: &StatusInputs<'_>) -> (VPNClientStatus, Option<Duration>) 
         Provision::Reconciling { reason, message } => conditions.reconciling(reason, message),
         Provision::Stalled { reason, message } => conditions.stalled(reason, message),
     };
+    if let Some(unusable) = fields(inputs.unread) {
+        unusable.tell(&mut conditions);
+    }
     let phase = phase(inputs, before, &provision);
     connected(inputs, before, phase, &mut conditions);
     let mut status = VPNClientStatus {

@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, time::Duration};
 use k8s_openapi::{ByteString, api::core::v1::Secret, jiff::Timestamp};
 use kube::ResourceExt as _;
 use pinhole_crds::{
-    ClientCounts, ExposureType, NatSummary, PathProof, READY, RECONCILING, ReplicaStatus, STALLED,
+    ClientCounts, ExposureType, NatSummary, PathProof, READY, RECONCILING, ReplicaStatus, STALLED, Unread,
     VPNGateway, VPNGatewayStatus,
 };
 use pinhole_proto::printable;
@@ -14,10 +14,11 @@ use super::{
     condition::Conditions,
     endpoint::{PodFacts, Replica},
     name::{gateway_labels, keys_secret, owned},
-    object::Object,
+    object::{Object, ObjectKind},
+    ownership::Foreign,
     service,
     settings::Settings,
-    unusable::exposure_hosts,
+    unusable::{exposure_hosts, fields},
     workload,
 };
 use crate::fleet::{GatewayView, Hearing, PROOF_FRESH, ReplicaView};
@@ -38,6 +39,11 @@ pub fn objects(gateway: &VPNGateway, settings: &Settings, ca_pem: &str) -> Vec<O
     objects.push(Object::StatefulSet(Box::new(workload::stateful_set(gateway, settings))));
     objects.push(Object::PodDisruptionBudget(workload::disruption_budget(gateway)));
     objects
+}
+
+/// Whether the gateway's pods run as this object or mount it.
+pub fn is_of_pods(object: &Foreign) -> bool {
+    matches!(object.kind, ObjectKind::ServiceAccount | ObjectKind::ConfigMap | ObjectKind::Secret)
 }
 
 /// The Secret with the private keys of the gateway's replicas, when it is made.
@@ -68,6 +74,8 @@ pub struct StatusInputs<'a> {
     pub nat: Option<&'a NatSummary>,
     /// Why what it needs cannot be made, if that will not change by itself: reason and message.
     pub obstacle: Option<(&'a str, &'a str)>,
+    /// What of the gateway is not understood.
+    pub unread: &'a [Unread],
     /// The time.
     pub now: Timestamp,
 }
@@ -96,7 +104,7 @@ pub fn status(inputs: &StatusInputs<'_>) -> (VPNGatewayStatus, Option<Duration>)
     let before = gateway.status.as_ref().map(|s| s.conditions.as_slice()).unwrap_or_default();
     let mut conditions = Conditions::new(before, gateway.metadata.generation, inputs.now);
     judge(inputs, &evidence, &mut conditions);
-    if let Some(unusable) = exposure_hosts(gateway).1 {
+    if let Some(unusable) = fields(inputs.unread).or(exposure_hosts(gateway).1) {
         unusable.tell(&mut conditions);
     }
     let mut addresses: Vec<String> = Vec::new();

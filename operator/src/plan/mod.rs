@@ -11,6 +11,7 @@ mod nat;
 mod network;
 mod object;
 mod overlap;
+mod ownership;
 mod reach;
 mod service;
 mod settings;
@@ -38,8 +39,9 @@ pub use name::{
 pub use network::{GatewayEgress, network_policy};
 pub use object::{Object, ObjectKind};
 pub use overlap::{Overlap, overlaps};
+pub use ownership::{CREATOR, Foreign, adopted, check, is_controlled_by, remedy};
 pub use settings::Settings;
-pub use unusable::{Unusable, exposure_hosts, search_domains};
+pub use unusable::{Unusable, exposure_hosts, fields, search_domains};
 
 #[cfg(test)]
 mod tests;

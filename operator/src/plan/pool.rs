@@ -2,7 +2,7 @@
 
 use k8s_openapi::jiff::Timestamp;
 use pinhole_crds::{
-    ClientCounts, NatSummary, PoolCapacity, READY, RECONCILING, TokenStatus, VPNClientPool,
+    ClientCounts, NatSummary, PoolCapacity, READY, RECONCILING, STALLED, TokenStatus, Unread, VPNClientPool,
     VPNClientPoolStatus, VPNGateway,
 };
 
@@ -10,8 +10,9 @@ use super::{
     condition::{Conditions, ready_of},
     object::Object,
     overlap::Overlap,
+    ownership::{Foreign, remedy},
     reach, service,
-    unusable::search_domains,
+    unusable::{fields, search_domains},
 };
 use crate::ipam::Denied;
 
@@ -42,6 +43,10 @@ pub struct StatusInputs<'a> {
     pub nat: Option<NatSummary>,
     /// Its join tokens.
     pub tokens: Vec<TokenStatus>,
+    /// What others have under the names of its objects.
+    pub foreign: &'a [Foreign],
+    /// What of the pool is not understood.
+    pub unread: &'a [Unread],
     /// The time.
     pub now: Timestamp,
 }
@@ -60,7 +65,11 @@ pub fn status(inputs: StatusInputs<'_>) -> VPNClientPoolStatus {
         }
     };
     judge(&inputs, &mut conditions);
-    if let Some(unusable) = search_domains(pool).1 {
+    // It serves all the same: those who have their addresses do not come by its own objects.
+    if inputs.overlap.is_none() && !inputs.foreign.is_empty() {
+        conditions.set(STALLED, Some(true), Foreign::CATEGORY, &remedy(inputs.foreign));
+    }
+    if let Some(unusable) = fields(inputs.unread).or(search_domains(pool).1) {
         unusable.tell(&mut conditions);
     }
     VPNClientPoolStatus {

@@ -1,7 +1,7 @@
 //! What of a spec cannot be handed on. Objects that were written before the schema forbade it may hold such a thing: it
 //! is left out and said, and the rest is in force.
 
-use pinhole_crds::{PARTIALLY_INVALID, VPNClientPool, VPNGateway};
+use pinhole_crds::{PARTIALLY_INVALID, Unread, VPNClientPool, VPNGateway};
 use pinhole_proto::{DomainName, Host, parted, quoted};
 
 use super::condition::Conditions;
@@ -20,6 +20,12 @@ pub enum Unusable {
          192.0.2.1, 2001:db8::1 or vpn.example.org", quoted(.0)
     )]
     ExposureAddresses(Vec<String>),
+    /// Fields that this version of the operator does not understand.
+    #[error(
+        "{}: this operator is older than that, or somebody wrote past the schema: upgrade the operator, or write what \
+         its version knows (`kubectl explain`)", told(.0)
+    )]
+    Fields(Vec<Unread>),
 }
 
 impl Unusable {
@@ -28,6 +34,7 @@ impl Unusable {
         match self {
             Self::SearchDomains(_) => "SearchDomainInvalid",
             Self::ExposureAddresses(_) => "ExposureAddressInvalid",
+            Self::Fields(_) => "FieldNotUnderstood",
         }
     }
 
@@ -35,6 +42,21 @@ impl Unusable {
     pub(super) fn tell(&self, conditions: &mut Conditions<'_>) {
         conditions.set(PARTIALLY_INVALID, Some(true), self.category(), &self.to_string());
     }
+}
+
+/// What of a spec is not understood.
+pub fn fields(unread: &[Unread]) -> Option<Unusable> {
+    let of_spec: Vec<Unread> = unread.iter().filter(|unread| unread.is_of_spec()).cloned().collect();
+    (!of_spec.is_empty()).then_some(Unusable::Fields(of_spec))
+}
+
+/// What is not understood, and what is in force in its place.
+fn told(unread: &[Unread]) -> String {
+    let one = |u: &Unread| {
+        let instead = if u.kept { "stays as it was" } else { "is left out" };
+        format!("{} is not understood ({}) and {instead}", u.path, u.why)
+    };
+    unread.iter().map(one).collect::<Vec<_>>().join("; ")
 }
 
 /// The pool's search domains, and those that are none.

@@ -5,6 +5,7 @@ use std::{
     future::Future,
     io,
     net::{IpAddr, SocketAddr},
+    panic::AssertUnwindSafe,
     pin::Pin,
     sync::{
         Arc,
@@ -20,7 +21,7 @@ use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::{TcpListener, TcpStream},
     sync::{mpsc, oneshot},
-    time::{sleep_until, timeout},
+    time::{sleep, sleep_until, timeout},
 };
 use tokio_rustls::server::TlsStream;
 use tokio_stream::wrappers::ReceiverStream;
@@ -33,6 +34,8 @@ const HANDSHAKE: Duration = Duration::from_secs(10);
 const READY: usize = 256;
 /// After an error such as running out of file descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+/// After a panic.
+const PANIC_PAUSE: Duration = Duration::from_secs(1);
 
 /// How a connection begins.
 pub trait Welcome: Clone + Send + Sync + 'static {
@@ -47,7 +50,7 @@ pub trait Welcome: Clone + Send + Sync + 'static {
 }
 
 /// How many there may be of whom.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct House {
     /// Who is not known.
     pub guests: Capacity,
@@ -56,14 +59,28 @@ pub struct House {
 }
 
 /// Connections that have shaken hands, out of a listener, until the stream is dropped. Those who are known then stay until
-/// they end.
+/// they end. A panic of its own is told and ends nothing: it begins anew a second later, with nobody inside.
 pub fn receive<W: Welcome>(
     listener: TcpListener,
     house: House,
     welcome: W,
+    panicked: impl Fn() + Send + 'static,
 ) -> impl Stream<Item = io::Result<Connection<W::Stream>>> {
     let (ready, connections) = mpsc::channel(READY);
-    tokio::spawn(Reception::new(listener, house, welcome, ready).run());
+    let listener = Arc::new(listener);
+    tokio::spawn(async move {
+        loop {
+            let reception =
+                Reception::new(Arc::clone(&listener), house.clone(), welcome.clone(), ready.clone());
+            // Whatever it held is dropped with it.
+            if AssertUnwindSafe(reception.run()).catch_unwind().await.is_ok() {
+                break;
+            }
+            panicked();
+            tracing::error!("the reception of connections panicked, and begins anew");
+            sleep(PANIC_PAUSE).await;
+        }
+    });
     ReceiverStream::new(connections)
 }
 
@@ -85,7 +102,7 @@ struct Inside {
 }
 
 struct Reception<W: Welcome> {
-    listener: TcpListener,
+    listener: Arc<TcpListener>,
     welcome: W,
     ready: mpsc::Sender<io::Result<Connection<W::Stream>>>,
     guests: Guests,
@@ -100,7 +117,7 @@ struct Reception<W: Welcome> {
 
 impl<W: Welcome> Reception<W> {
     fn new(
-        listener: TcpListener,
+        listener: Arc<TcpListener>,
         house: House,
         welcome: W,
         ready: mpsc::Sender<io::Result<Connection<W::Stream>>>,

@@ -61,6 +61,7 @@ impl Gateway {
             running: watch::Sender::default(),
             snapshot: watch::Sender::default(),
             control: commands,
+            faults: Faults::default(),
         };
         let (mut control, events) = Control::new(setup);
         let now = Instant::now();

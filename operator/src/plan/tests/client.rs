@@ -1,4 +1,6 @@
-use pinhole_crds::{CONNECTED, ClientPhase, READY, RECONCILING, STALLED, VPNClientStatus};
+use pinhole_crds::{
+    CONNECTED, ClientPhase, PARTIALLY_INVALID, READY, RECONCILING, STALLED, Unread, VPNClientStatus,
+};
 use pinhole_proto::{
     bounds::{NEWER, Word},
     v1::{
@@ -98,6 +100,7 @@ impl Case {
             view: Some(view),
             moves_seen: self.moves_seen,
             written_ago: self.written_ago,
+            unread: &[],
             now: at(self.now),
         };
         status(&inputs).0
@@ -199,6 +202,7 @@ fn an_expired_client_stalls_and_one_that_will_expire_is_looked_at_in_time() {
         view: Some(&view),
         moves_seen: None,
         written_ago: None,
+        unread: &[],
         now: at(100),
     };
     let wait = status(&inputs).1.unwrap();
@@ -232,6 +236,7 @@ fn what_is_missing_has_its_own_reason() {
             view: None,
             moves_seen: None,
             written_ago: None,
+            unread: &[],
             now: at(100),
         };
         let made = status(&inputs).0;
@@ -444,4 +449,40 @@ fn words_that_are_newer_than_the_operator_are_named_as_that_and_end_nothing() {
         (made.keepalive.unwrap().reason.as_str(), made.standby.unwrap().reason.as_str()),
         (NEWER, NEWER)
     );
+}
+
+#[test]
+fn what_is_not_understood_of_a_client_is_said_and_takes_nothing_from_it() {
+    let client = client(&json!({ "publicKey": KEY, "enrolment": { "method": "Token" } }));
+    let unread = ["spec.keepalive.mode", "status.phase"].map(|path| Unread {
+        path: path.into(),
+        why: "unknown variant `Predictive`".into(),
+        kept: false,
+    });
+    let (pool, gateway) = (pool("staff", 2, &["10.77.0.0/24"]), load_balancer());
+    let addresses = [ip("10.77.0.9")];
+    let status = status(&StatusInputs {
+        client: &client,
+        backing: Backing::Served(&pool, &gateway),
+        addresses: &addresses,
+        denied: None,
+        public_key: Some(KEY),
+        key_error: None,
+        key_twin: None,
+        config_secret: None,
+        view: None,
+        moves_seen: None,
+        written_ago: None,
+        unread: &unread,
+        now: at(100),
+    })
+    .0;
+    assert_eq!(verdict(&status.conditions, READY).0, "True");
+    assert_eq!(verdict(&status.conditions, PARTIALLY_INVALID), said("True", "FieldNotUnderstood"));
+    let said = status.conditions.iter().find(|c| c.type_ == PARTIALLY_INVALID).unwrap();
+    for part in ["spec.keepalive.mode", "Predictive", "is left out", "upgrade the operator"] {
+        assert!(said.message.contains(part), "{}", said.message);
+    }
+    assert!(!said.message.contains("status.phase"), "that is the operator's own to write");
+    assert_eq!(status.addresses, addresses);
 }

@@ -52,6 +52,7 @@ fn judge(
         clients: ClientCounts::default(),
         nat: None,
         obstacle: None,
+        unread: &[],
         now: at(100),
     };
     status(&inputs).0
@@ -255,6 +256,7 @@ fn an_obstacle_stalls_and_is_gone_when_it_is() {
         clients: ClientCounts::default(),
         nat: None,
         obstacle: Some(("KeyUnreadable", "entry edge-0.key is not a key")),
+        unread: &[],
         now: at(100),
     };
     let (stalled, _) = status(&inputs);

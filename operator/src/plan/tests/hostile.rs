@@ -105,6 +105,7 @@ fn a_hostile_address_of_a_gateway_is_told_to_nobody_and_the_others_are() {
             clients: ClientCounts::default(),
             nat: None,
             obstacle: None,
+            unread: &[],
             now: at(100),
         });
         assert_eq!(status.addresses, ["vpn.example.org"]);

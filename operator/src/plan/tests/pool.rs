@@ -23,6 +23,8 @@ pub(super) fn judged(
         clients: ClientCounts::default(),
         nat: None,
         tokens: vec![],
+        foreign: &[],
+        unread: &[],
         now: at(100),
     })
 }
@@ -112,6 +114,29 @@ fn sidecars_find_the_pool_at_port_443_of_its_join_service() {
     let spec = service.spec.unwrap();
     assert_eq!((spec.ports.unwrap()[0].port, spec.publish_not_ready_addresses), (443, Some(true)));
     assert_eq!(spec.selector.unwrap()["app.kubernetes.io/instance"], "edge");
+}
+
+#[test]
+fn a_service_of_somebody_else_in_its_way_is_named_while_the_pool_serves() {
+    let (staff, gateway) = (pool("staff", 5, &["10.99.0.0/24"]), ready(&load_balancer(), "True"));
+    let foreign = [Foreign { kind: ObjectKind::Service, name: "staff-join".into(), controller: None }];
+    let status = status(StatusInputs {
+        pool: &staff,
+        gateway: Some(&gateway),
+        overlap: None,
+        capacity: PoolCapacity::default(),
+        shortage: None,
+        clients: ClientCounts::default(),
+        nat: None,
+        tokens: vec![],
+        foreign: &foreign,
+        unread: &[],
+        now: at(100),
+    });
+    assert_eq!(verdict(&status.conditions, READY), said("True", "Serving"));
+    assert_eq!(verdict(&status.conditions, STALLED), said("True", "ObjectTaken"));
+    let stalled = status.conditions.iter().find(|c| c.type_ == STALLED).unwrap();
+    assert!(stalled.message.contains("Service staff-join"), "{}", stalled.message);
 }
 
 #[test]

@@ -8,7 +8,7 @@ DENY  = $(CACHE)/cargo-deny-0.20.2
 PEERS = $(CACHE)/boringtun-cli-0.7.1 $(CACHE)/gotatun-cli-0.10.2
 BENCH = cargo run --quiet --locked --package pinhole-e2e --bin pinhole-bench --
 
-.PHONY: demo test soak bench bench-crowd bench-flood bench-ready bench-peers bench-nat bench-wakes profile lab-ready lab-up lab-down sim lint crds deny
+.PHONY: demo test soak bench bench-crowd bench-flood bench-strangers bench-ready bench-peers bench-nat bench-wakes bench-reach profile lab-ready lab-up lab-down sim lint crds deny
 
 demo:       ; @$(LAB) demo
 # The lab's tool as `cargo test` builds it: with any other set of crates most would be compiled twice.
@@ -27,6 +27,12 @@ sim:        ; @mkdir -p target && $(SIM) --svg target/sim.svg && echo && $(SIM) 
 bench: bench-ready ; @$(BENCH) speed --svg target/bench.svg $(ARGS)
 # A gateway with up to 10 000 peers, and one under attack. `make bench-crowd ARGS='--with pinhole --peers 10000'`
 bench-crowd bench-flood: bench-%: bench-ready ; @$(BENCH) $* $(ARGS)
+# What it costs that a gateway forwards to what pools name only; two minutes.
+bench-reach: ; @cargo bench --quiet --locked -p pinhole-agent --bench reach
+# Its second part, in a whole lab: strangers with half-sent calls at a gateway's session port and at the operator's link. Alone:
+# `make bench-strangers ARGS='--connections 1000 --calls 16'`
+bench-flood: bench-strangers
+bench-strangers: ; @$(LAB) bench-strangers $(if $(filter bench-strangers,$(MAKECMDGOALS)),$(ARGS))
 bench-ready:
 	@cargo build --release --locked -p pinhole-agent --bin pinhole
 	-@$(MAKE) --no-print-directory -k bench-peers

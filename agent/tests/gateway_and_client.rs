@@ -178,6 +178,38 @@ fn strangers_that_fill_the_session_port_keep_no_client_out_and_cannot_stay() {
 }
 
 #[test]
+fn a_thousand_connections_with_half_sent_enrolments_cost_little_and_nobody_notices() {
+    const GROWTH: u64 = 32 << 20;
+    let lab = Lab::new("half");
+    let gateway = lab.gateway();
+    eventually(SOON, "the gateway is ready", || lab.readyz());
+    let before = gateway.resident();
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let strangers = runtime.block_on(async { lab.half_sent(1000, 16) });
+    eventually(SOON, "there are as many as can be", || strangers.begun().1 >= 128);
+    let begun = Instant::now();
+    let up = lab.client(&["up", "--detach", "--no-dns", "--token-file", "-"], &lab.join("secret"));
+    assert!(up.status.success(), "{up:?}");
+    let took = begun.elapsed();
+    assert!(took < PROMPT, "it took {took:?} with strangers around");
+    let (mut most, begun) = (0, Instant::now());
+    while begun.elapsed() < SOON {
+        assert!(lab.client_pings("10.50.0.2"), "an attached one notices nothing");
+        most = most.max(gateway.resident());
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    assert_eq!(lab.status().unwrap()["session"], true);
+    let grown = most.saturating_sub(before);
+    eprintln!(
+        "{:?} begun; grown by {} kB of {} kB; a newcomer took {took:?}",
+        strangers.begun(),
+        grown / 1000,
+        before / 1000
+    );
+    assert!(grown < GROWTH, "memory grew by {} kB", grown / 1000);
+}
+
+#[test]
 fn a_client_that_knows_no_way_keeps_its_session_and_learns_one_over_it() {
     let lab = Lab::new("nowhere");
     let _gateway = lab.gateway();

@@ -36,6 +36,7 @@ pub mod segment;
 pub mod setup;
 pub mod speed;
 pub mod state;
+pub mod strangers;
 pub mod vpn;
 pub mod wait;
 

@@ -2,17 +2,19 @@
 //! heard, and after that what it wanted last.
 
 mod access;
+mod admission;
+mod callers;
 mod command;
 mod control;
 pub mod desired;
+mod door;
 mod error;
 mod faults;
-mod guests;
 pub mod insight;
 mod link;
-mod listen;
 mod metrics;
 mod neighbours;
+mod paces;
 mod probes;
 mod proof;
 pub mod report;
@@ -23,12 +25,14 @@ pub mod told;
 
 use std::{
     net::{IpAddr, Ipv6Addr, SocketAddr},
+    os::fd::AsFd as _,
     path::PathBuf,
     sync::Arc,
     time::Duration,
 };
 
 use pinhole_proto::v1;
+use pinhole_reception::receive;
 use prost::Message;
 use tokio::{
     net::TcpListener,
@@ -42,6 +46,7 @@ pub use link::OperatorAccess;
 
 use self::{
     control::{Control, Inputs, Setup},
+    door::Door,
     faults::{Faults, lasting},
     link::{Link, Running},
     proof::Prober,
@@ -61,7 +66,7 @@ const DRAIN: Duration = Duration::from_secs(3);
 /// The same when there is no other.
 const DRAIN_ALONE: Duration = Duration::from_millis(300);
 /// Streams on one client's connection.
-const STREAMS: u32 = 16;
+const STREAMS: u32 = 8;
 /// Bytes that a client may send ahead on a stream: more than any of its messages has.
 const STREAM_WINDOW: u32 = 32 << 10;
 /// The same for all streams of a connection: the least that HTTP/2 knows.
@@ -144,27 +149,30 @@ pub async fn run(options: Options, stop: CancellationToken) -> Result<(), Gatewa
     };
     let service =
         Sessions::new(options.operator, relay_now, served_now.clone(), control.clone(), draining.clone());
-    let session_service = tonic::transport::Server::builder()
-        .max_concurrent_streams(STREAMS)
-        .initial_stream_window_size(STREAM_WINDOW)
-        .initial_connection_window_size(CONNECTION_WINDOW)
-        .http2_max_header_list_size(HEADERS)
-        .add_service(ClientSessionServer::new(service).max_decoding_message_size(told::LARGEST_MESSAGE))
-        .serve_with_incoming_shutdown(
-            listen::accept(sessions, tls, faults.clone()),
-            draining.clone().cancelled_owned(),
-        );
-
     let mut tasks = tokio::task::JoinSet::new();
     #[cfg(debug_assertions)]
     tokio::spawn(faults::on_signals(control.clone()));
-    let (of_link, of_snapshots) = (faults.clone(), faults);
-    tasks.spawn(lasting("the stream to the operator", of_link, async move || link.run().await));
-    tasks.spawn(async move { report_end("the session service", session_service.await) });
-    tasks.spawn(async move { report_end("the health service", probes::serve(probes, control).await) });
+    tasks.spawn(lasting("the stream to the operator", faults.clone(), async move || {
+        link.run().await;
+        Some(())
+    }));
+    let drained = draining.clone();
+    tasks.spawn(lasting("the session port", faults.clone(), async move || {
+        serve_sessions(&sessions, service.clone(), Arc::clone(&tls), &drained).await;
+        // Before that it does not end by itself.
+        drained.is_cancelled().then_some(())
+    }));
+    tasks.spawn(lasting("the health port", faults.clone(), async move || {
+        match another(&probes) {
+            Ok(probes) => probes::serve(probes, control.clone()).await,
+            Err(error) => tracing::error!(%error, "the health port cannot be listened on"),
+        }
+        None
+    }));
     let mut snapshots = snapshot_now;
-    tasks.spawn(lasting("keeping the desired state", of_snapshots, async move || {
+    tasks.spawn(lasting("keeping the desired state", faults, async move || {
         keep_snapshots(&store, &mut snapshots).await;
+        Some(())
     }));
 
     let control_stop = CancellationToken::new();
@@ -187,6 +195,35 @@ pub async fn run(options: Options, stop: CancellationToken) -> Result<(), Gatewa
     };
     loop_.shut_down();
     ended
+}
+
+/// Serves client sessions until `draining`, or until what leads connections in has panicked.
+async fn serve_sessions(
+    listener: &TcpListener,
+    service: Sessions,
+    tls: Arc<ServerTls>,
+    draining: &CancellationToken,
+) {
+    let listener = match another(listener) {
+        Ok(listener) => listener,
+        Err(error) => return tracing::error!(%error, "the session port cannot be listened on"),
+    };
+    let ended = tonic::transport::Server::builder()
+        .max_concurrent_streams(STREAMS)
+        .initial_stream_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(CONNECTION_WINDOW)
+        .http2_max_header_list_size(HEADERS)
+        .add_service(Door(ClientSessionServer::new(service).max_decoding_message_size(told::LARGEST_MESSAGE)))
+        .serve_with_incoming_shutdown(
+            receive(listener, callers::house(), callers::Greeter(tls)),
+            draining.clone().cancelled_owned(),
+        );
+    report_end("the session service", ended.await);
+}
+
+/// The same port once more, for a part that begins anew.
+fn another(listener: &TcpListener) -> std::io::Result<TcpListener> {
+    TcpListener::from_std(listener.as_fd().try_clone_to_owned()?.into())
 }
 
 async fn listen(port: u16, what: &str) -> Result<TcpListener, GatewayError> {

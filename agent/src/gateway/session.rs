@@ -2,7 +2,7 @@
 
 use std::{
     collections::VecDeque,
-    net::SocketAddr,
+    net::{IpAddr, Ipv6Addr, SocketAddr},
     pin::Pin,
     sync::{
         Arc,
@@ -13,6 +13,7 @@ use std::{
 
 use futures::Stream;
 use pinhole_proto::{CATEGORY_METADATA, v1};
+use pinhole_reception::Caller;
 use tokio::{
     sync::{Semaphore, mpsc, watch},
     time::{sleep, sleep_until, timeout},
@@ -23,6 +24,7 @@ use tonic::{Code, Request, Response, Status, Streaming, metadata::MetadataValue}
 use v1::client_session_server::ClientSession;
 
 use super::{
+    admission::Admission,
     command::{Command, Opened, Word},
     desired::Desired,
     link::{OperatorAccess, Relay},
@@ -42,8 +44,6 @@ const HELLO: Duration = Duration::from_secs(10);
 const APPEARANCE: Duration = Duration::from_secs(5);
 /// How long a relayed call may take, the wait for a connection to the operator included.
 const RELAY: Duration = Duration::from_secs(8);
-/// Enrolments under way at once; each costs the operator a few writes.
-const ENROLMENTS: usize = 32;
 /// Connections under way at once that clients try for how long they live; each is but a timer.
 const SCOUTS: usize = 16_384;
 /// Messages that wait for a slow client.
@@ -96,7 +96,7 @@ struct Inner {
     served: watch::Receiver<Served>,
     control: mpsc::Sender<Command>,
     draining: CancellationToken,
-    enrolments: Semaphore,
+    admission: Admission,
     scouts: Semaphore,
     counter: AtomicU64,
     keys: AtomicU32,
@@ -111,12 +111,12 @@ impl Sessions {
         control: mpsc::Sender<Command>,
         draining: CancellationToken,
     ) -> Self {
-        let enrolments = Semaphore::new(ENROLMENTS);
+        let admission = Admission::default();
         // From where chance has it, so that the numbers of two replicas hardly ever meet at a client.
         let keys = AtomicU32::new((Jitter::from_os().next_u64() >> 32) as u32);
         let counter = AtomicU64::new(1);
         let scouts = Semaphore::new(SCOUTS);
-        let inner = Inner { access, relay, served, control, draining, enrolments, scouts, counter, keys };
+        let inner = Inner { access, relay, served, control, draining, admission, scouts, counter, keys };
         Sessions { inner: Arc::new(inner) }
     }
 }
@@ -306,7 +306,7 @@ fn next_message(served: &Served, client: &v1::ObjectRef, sent: Option<&v1::Clien
 }
 
 fn caller<T>(request: &Request<T>) -> Result<v1::ObjectRef, Status> {
-    let certificates = request.peer_certs().unwrap_or_default();
+    let certificates = request.extensions().get::<Caller>().map(Caller::certificates).unwrap_or_default();
     let leaf = certificates.first().ok_or_else(|| {
         refuse(Code::Unauthenticated, "CertificateMissing", "this call needs the client's certificate")
     })?;
@@ -314,19 +314,24 @@ fn caller<T>(request: &Request<T>) -> Result<v1::ObjectRef, Status> {
         .map_err(|error| refuse(Code::Unauthenticated, "CertificateInvalid", error.to_string()))
 }
 
+/// Where a call comes from.
+fn source<T>(request: &Request<T>) -> Option<SocketAddr> {
+    request.extensions().get::<Caller>().map(Caller::source)
+}
+
 #[tonic::async_trait]
 impl ClientSession for Sessions {
     type AttachStream = Pin<Box<dyn Stream<Item = Result<v1::SessionMessage, Status>> + Send>>;
 
     async fn enrol(&self, request: Request<v1::EnrolRequest>) -> Result<Response<v1::EnrolResponse>, Status> {
-        let Ok(_permit) = self.inner.enrolments.try_acquire() else {
-            let message = "too many clients are enrolling now, try again in a moment";
-            return Err(refuse(Code::ResourceExhausted, "EnrolmentBusy", message));
-        };
-        let relayed = v1::RelayEnrolRequest { request: Some(request.into_inner()) };
+        let from = source(&request).map_or(IpAddr::V6(Ipv6Addr::UNSPECIFIED), |source| source.ip());
+        let request = request.into_inner();
+        let mut turn = self.inner.admission.enrols(from, &request).await?;
+        let relayed = v1::RelayEnrolRequest { request: Some(request) };
         let mut operator = self.inner.operator().await?;
         let relayed = self.inner.authorised(relayed)?;
-        let response = operator.relay_enrol(relayed).await.map_err(|status| relayed_error(&status))?;
+        let response =
+            turn.answered(operator.relay_enrol(relayed).await).map_err(|status| relayed_error(&status))?;
         let client = response.get_ref().config.as_ref().and_then(|config| config.client.clone());
         // The client's first handshake comes within a round trip of this answer.
         if let Some(client) = client {
@@ -341,7 +346,7 @@ impl ClientSession for Sessions {
     ) -> Result<Response<Self::AttachStream>, Status> {
         let client = caller(&request)?;
         let peer = self.inner.peer_of(&client).await?;
-        let source = request.remote_addr();
+        let source = source(&request);
         let mut incoming = request.into_inner();
         let hello = timeout(HELLO, incoming.message()).await;
         let hello = hello.map_err(|_| Status::deadline_exceeded("no hello in time"))??;
@@ -374,6 +379,7 @@ impl ClientSession for Sessions {
         request: Request<v1::RenewRequest>,
     ) -> Result<Response<v1::IssuedCertificate>, Status> {
         let client = caller(&request)?;
+        self.inner.admission.renews(&client.uid)?;
         let relayed = v1::RelayRenewRequest { client: Some(client), csr: request.into_inner().csr };
         let mut operator = self.inner.operator().await?;
         let relayed = self.inner.authorised(relayed)?;

@@ -7,7 +7,7 @@
 
 use std::{
     collections::HashMap,
-    net::{IpAddr, Ipv6Addr},
+    net::IpAddr,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -16,6 +16,7 @@ use boringtun::{
     noise::{TunnResult, rate_limiter::RateLimiter},
     x25519,
 };
+use pinhole_reception::place;
 
 use super::line::{Line, Turn};
 
@@ -166,17 +167,6 @@ impl HandshakeGate {
 /// Whether there is a second MAC. To check one costs a cookie where it is wrong, and most messages have none.
 fn has_proof(message: &[u8]) -> bool {
     message.last_chunk::<16>().is_some_and(|mac| *mac != [0; 16])
-}
-
-/// Who counts as one source: an IPv4 address, or the /64 that an IPv6 host can pick addresses from.
-pub(crate) fn place(source: IpAddr) -> IpAddr {
-    match source.to_canonical() {
-        IpAddr::V6(address) => {
-            let [a, b, c, d, ..] = address.segments();
-            Ipv6Addr::new(a, b, c, d, 0, 0, 0, 0).into()
-        }
-        v4 @ IpAddr::V4(_) => v4,
-    }
 }
 
 #[cfg(test)]

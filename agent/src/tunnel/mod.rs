@@ -51,7 +51,6 @@ pub use config::{PeerConfig, Threads, TunnelConfig};
 pub use destinations::{Destinations, Inside, Refusal, Refused};
 pub use error::TunnelError;
 pub use event::{SendFailure, TunnelEvent};
-pub(crate) use gate::place;
 pub use handle::{Probe, Tunnel};
 pub use key::{KeyError, PresharedKey, PrivateKey, PublicKey};
 pub use offloads::Offloads;

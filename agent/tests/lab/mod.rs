@@ -18,6 +18,7 @@ use std::{
 pub(crate) use nat::Nat;
 pub(crate) use operator::Operator;
 use pinhole_agent::tunnel::PrivateKey;
+use pinhole_reception::hostile::{Conduct, Strangers};
 
 const PINHOLE: &str = env!("CARGO_BIN_EXE_pinhole");
 
@@ -116,6 +117,13 @@ impl Running {
     pub(crate) fn kill(&mut self) {
         let _ = self.0.kill();
         let _ = self.0.wait();
+    }
+
+    /// Bytes of memory that it has now.
+    pub(crate) fn resident(&self) -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.0.id())).unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+        line.split_whitespace().next().unwrap().parse::<u64>().unwrap() * 1024
     }
 
     /// Asks it to end, as the kubelet does, and waits until it has.
@@ -463,6 +471,15 @@ impl Lab {
         self.operator.in_gateway(move || {
             (0..count).map(|_| TcpStream::connect("192.0.2.1:51821").expect("the port is open")).collect()
         })
+    }
+
+    /// Connections from sixteen addresses to the gateway's session port, with so many half-sent enrolments each.
+    pub(crate) fn half_sent(&self, connections: usize, calls: usize) -> Strangers {
+        let to = ([127, 0, 0, 1], 51_821).into();
+        let conduct = Conduct { to, path: "/pinhole.v1.ClientSession/Enrol", calls };
+        let from: Vec<_> = (2..18).map(|n| [127, 0, 0, n].into()).collect();
+        let bind = self.operator.binding_in_gateway();
+        Strangers::come(&bind, &from, connections, conduct).unwrap()
     }
 
     pub(crate) fn readyz(&self) -> bool {

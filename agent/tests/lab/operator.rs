@@ -247,6 +247,19 @@ impl Operator {
         }
     }
 
+    /// Makes sockets in the gateway's namespace.
+    pub(crate) fn binding_in_gateway(&self) -> Arc<pinhole_reception::hostile::Bind> {
+        let namespace = self.namespace.clone();
+        Arc::new(move |address| {
+            let bind = || {
+                enter(&namespace);
+                let socket = tokio::net::TcpSocket::new_v4()?;
+                socket.bind((address, 0).into()).map(|()| socket)
+            };
+            std::thread::scope(|scope| scope.spawn(bind).join().unwrap())
+        })
+    }
+
     /// Runs something in the gateway's namespace.
     pub(crate) fn in_gateway<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
         within(&self.namespace, work)

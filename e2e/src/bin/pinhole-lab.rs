@@ -20,7 +20,7 @@ use pinhole_e2e::{
     progress,
     project::Images,
     setup::{packages, rust, tools::Tools},
-    state,
+    state, strangers,
     vpn::{Exposure, Vpn},
 };
 
@@ -51,6 +51,21 @@ enum Action {
         /// Which random times those are
         #[arg(short, long, default_value_t = 1)]
         seed: u64,
+        /// Form of the results; with json all else goes to standard error
+        #[arg(short, long, value_enum, default_value = "text")]
+        output: Output,
+    },
+    /// Let strangers loose on a gateway's session port and on the operator's link: a thousand connections with half-sent calls
+    BenchStrangers {
+        /// Connections of strangers
+        #[arg(long, default_value_t = 1000, value_parser = clap::value_parser!(u16).range(1..=10_000))]
+        connections: u16,
+        /// Half-sent calls on each
+        #[arg(long, default_value_t = 16, value_parser = clap::value_parser!(u16).range(1..=100))]
+        calls: u16,
+        /// How long at each port
+        #[arg(long, default_value_t = 40, value_parser = clap::value_parser!(u64).range(10..=600))]
+        seconds: u64,
         /// Form of the results; with json all else goes to standard error
         #[arg(short, long, value_enum, default_value = "text")]
         output: Output,
@@ -103,6 +118,14 @@ async fn main() -> ExitCode {
             let span = Duration::from_mins(minutes);
             bench_nat(Plan { profiles: stock_profiles(), span, wakes, seed }, output).await
         }
+        Action::BenchStrangers { connections, calls, seconds, output } => {
+            let plan = strangers::Plan {
+                connections: connections.into(),
+                calls: calls.into(),
+                span: Duration::from_secs(seconds),
+            };
+            bench_strangers(plan, output).await
+        }
         Action::BenchWakes { minutes, clients, seed, output } => {
             let span = Duration::from_mins(minutes);
             let profiles = lab_profiles().into_iter().filter(|profile| SLEEPERS.contains(&profile.name));
@@ -153,6 +176,27 @@ async fn bench_nat(plan: Plan, output: Output) -> anyhow::Result<()> {
     }
     let loud = report.loud();
     ensure!(faults.is_empty() && loud.is_empty(), "faults: {}; too many wake-ups: {loud:?}", faults.len());
+    Ok(())
+}
+
+async fn bench_strangers(plan: strangers::Plan, output: Output) -> anyhow::Result<()> {
+    let work = async {
+        let lab = Lab::find_or_start().await?;
+        Installation::install(&lab, &[]).await?;
+        let vpn = Vpn::declare(&lab, "bench-strangers", Exposure::NodePort, "").await?;
+        let pod = Vpn::declare(&lab, "bench-strangers-pod", Exposure::NodePort, "").await?;
+        let report = Box::pin(strangers::run(&vpn, &pod, &plan)).await?;
+        pod.delete().await?;
+        vpn.delete().await?;
+        anyhow::Ok(report)
+    };
+    let report = lab::until_signal(work).await?.context("ended before the results were there")??;
+    match output {
+        Output::Text => print!("{report}"),
+        Output::Json => println!("{}", serde_json::to_string_pretty(&report)?),
+    }
+    let faults: Vec<_> = report.rows.iter().flat_map(strangers::Row::faults).collect();
+    ensure!(faults.is_empty(), "{}", faults.join("; "));
     Ok(())
 }
 

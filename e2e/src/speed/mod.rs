@@ -20,7 +20,7 @@ mod summary;
 mod svg;
 mod table;
 mod traffic;
-mod usage;
+pub(crate) mod usage;
 
 use std::{
     collections::BTreeMap,

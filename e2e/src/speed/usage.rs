@@ -6,15 +6,15 @@ use crate::error::{Doing, Error, Result};
 
 /// What a process has used since it began.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Usage {
+pub(crate) struct Usage {
     /// User and system time of all its threads.
-    pub(super) cpu: Duration,
+    pub(crate) cpu: Duration,
     /// Memory in use now, in bytes.
-    pub(super) resident: u64,
+    pub(crate) resident: u64,
 }
 
 /// Of one process, its threads and those that ended.
-pub(super) fn of(pid: i32) -> Result<Usage> {
+pub(crate) fn of(pid: i32) -> Result<Usage> {
     let read = |name: &str| {
         let path = format!("/proc/{pid}/{name}");
         std::fs::read_to_string(&path).doing(|| format!("reading {path}"))

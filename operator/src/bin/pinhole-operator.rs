@@ -108,7 +108,10 @@ async fn run(args: Args) -> anyhow::Result<()> {
         format!("listening on {} for metrics: choose another --metrics-addr", args.metrics_addr)
     })?;
     let serving = telemetry::serve(listener, Arc::clone(&health), Arc::clone(&metrics), stop.clone());
-    tasks.spawn(async move { serving.await.context("serving metrics") });
+    tasks.spawn(async move {
+        serving.await;
+        Ok(())
+    });
     tokio::select! {
         started = start(&args, &health, &metrics, &stop, &mut tasks) => started?,
         () = stop.cancelled() => return Ok(()),

@@ -4,20 +4,24 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 
-use k8s_openapi::jiff::Timestamp;
+use k8s_openapi::{api::core::v1::Secret, jiff::Timestamp};
 use kube::ResourceExt as _;
 use pinhole_crds::{VPNClient, VPNClientPool};
 use pinhole_proto::{
     GATEWAY_AUDIENCE,
     v1::{ClientConfig, EnrolRequest, EnrolResponse, IssuedCertificate, RelayRenewRequest},
 };
-use tokio::{sync::Semaphore, time::timeout};
+use tokio::{
+    sync::{Semaphore, SemaphorePermit},
+    time::timeout,
+};
 
 use super::{
     Ask, Credential, EnrolmentError, Records, capacity,
     client::{check_entitled, of_machine, of_pod},
     config::{client_config, find_peer},
-    limit::Limits,
+    limit::{Limits, Unknown},
+    lookups::Lookups,
     secrets::token_secret_name,
     sidecar,
     token::{Admission, Ledger, verify},
@@ -27,8 +31,10 @@ use crate::{
     identity::{CachedReviewer, Identity, PodIdentity, ReplicaIdentity, RequestedKey, client_uri},
 };
 
-/// Most enrolments under way at a time.
+/// Most enrolments of good credentials under way at a time, and how long others wait for their turn: less than a gateway
+/// waits for its answer, less the time that an enrolment takes.
 const CONCURRENT: usize = 64;
+const TURN: Duration = Duration::from_secs(2);
 
 /// How often a write is tried that others get in the way of.
 const ATTEMPTS: usize = 8;
@@ -47,6 +53,8 @@ pub struct Enroller<R> {
     identity: Arc<Identity>,
     reviewer: Arc<CachedReviewer>,
     limits: Mutex<Limits>,
+    pools: Lookups<PoolKey, Option<Arc<VPNClientPool>>>,
+    secrets: Lookups<(PoolKey, String), Option<Arc<Secret>>>,
     under_way: Semaphore,
     turns: Turns,
 }
@@ -87,6 +95,8 @@ impl<R: Records> Enroller<R> {
             identity,
             reviewer,
             limits: Mutex::default(),
+            pools: Lookups::default(),
+            secrets: Lookups::default(),
             under_way,
             turns: Turns::default(),
         }
@@ -100,23 +110,25 @@ impl<R: Records> Enroller<R> {
         request: EnrolRequest,
     ) -> Result<EnrolResponse, EnrolmentError> {
         let gateway = GatewayKey::new(&caller.namespace, &caller.gateway);
-        let allowed = {
-            let mut limits = self.limits.lock().unwrap_or_else(PoisonError::into_inner);
-            limits.take(&gateway, Instant::now())
-        };
-        let permit = self.under_way.try_acquire().ok().filter(|_| allowed);
-        let _permit = permit.ok_or(EnrolmentError::RateLimited)?;
         let ask = Ask::new(request)?;
-        let pool = self.pool_of(&gateway, &ask.pool).await?;
+        let pool = Box::pin(self.pool_of(&gateway, caller, &ask.pool)).await?;
         match &ask.credential {
             Credential::Token { name, secret } => {
+                Box::pin(self.check_token(&pool, &ask.pool, name, secret)).await?;
+                self.limit(|limits, now| limits.token(now, &ask.pool, name))?;
+                let _turn = self.turn().await?;
                 let enrolled = self.by_token(&pool, name, secret, &ask).await?;
                 let response = self.respond(&gateway, caller, &ask, enrolled).await?;
                 self.settle(&pool, name, &ask).await;
                 Ok(response)
             }
             Credential::ServiceAccount(token) => {
+                if !self.reviewer.remembers(token, GATEWAY_AUDIENCE) {
+                    self.limit(|limits, now| limits.unknown(now, Unknown::ServiceAccount, &gateway))?;
+                }
                 let pod = self.reviewer.review(token, GATEWAY_AUDIENCE).await?;
+                self.limit(|limits, now| limits.pod(now, &pod.pod_uid))?;
+                let _turn = self.turn().await?;
                 let enrolled = self.by_pod(&pool, &pod, &ask).await?;
                 self.respond(&gateway, caller, &ask, enrolled).await
             }
@@ -136,6 +148,7 @@ impl<R: Records> Enroller<R> {
             return Err(EnrolmentError::ClientDeleted(named.to_string()));
         }
         let gateway = GatewayKey::new(&caller.namespace, &caller.gateway);
+        self.limit(|limits, now| limits.renewal(now, &gateway, &client.uid))?;
         let is_peer = {
             let desired = self.fleet.desired(&gateway, &caller.replica);
             let desired = desired.borrow();
@@ -149,14 +162,61 @@ impl<R: Records> Enroller<R> {
         self.certificate(&key, &named, &client.uid)
     }
 
-    async fn pool_of(&self, gateway: &GatewayKey, key: &PoolKey) -> Result<VPNClientPool, EnrolmentError> {
+    fn limit(
+        &self,
+        take: impl FnOnce(&mut Limits, Instant) -> Result<(), EnrolmentError>,
+    ) -> Result<(), EnrolmentError> {
+        take(&mut self.limits.lock().unwrap_or_else(PoisonError::into_inner), Instant::now())
+    }
+
+    /// Waits for a turn, in order.
+    async fn turn(&self) -> Result<SemaphorePermit<'_>, EnrolmentError> {
+        let turn = timeout(TURN, self.under_way.acquire()).await;
+        turn.ok().and_then(Result::ok).ok_or(EnrolmentError::RateLimited)
+    }
+
+    async fn pool_of(
+        &self,
+        gateway: &GatewayKey,
+        caller: &ReplicaIdentity,
+        key: &PoolKey,
+    ) -> Result<Arc<VPNClientPool>, EnrolmentError> {
         let not_found = || EnrolmentError::PoolNotFound(key.to_string());
         if key.namespace != gateway.namespace {
             return Err(not_found());
         }
-        let pool = self.records.pool(key).await?.ok_or_else(not_found)?;
+        if !self.is_told_of(gateway, caller, key) {
+            self.limit(|limits, now| limits.unknown(now, Unknown::Pool, gateway))?;
+        }
+        let look = async { Ok(self.records.pool(key).await?.map(Arc::new)) };
+        let pool = self.pools.get(key.clone(), look).await?.ok_or_else(not_found)?;
         let serves = pool.spec.gateway_ref.name == gateway.name && pool.metadata.deletion_timestamp.is_none();
         if serves { Ok(pool) } else { Err(not_found()) }
+    }
+
+    /// Whether the gateway is told that this pool is one of its own.
+    fn is_told_of(&self, gateway: &GatewayKey, caller: &ReplicaIdentity, key: &PoolKey) -> bool {
+        let desired = self.fleet.desired(gateway, &caller.replica);
+        let desired = desired.borrow();
+        let mut pools = desired.iter().flat_map(|desired| &desired.pools).filter_map(|p| p.pool.as_ref());
+        pools.any(|pool| pool.namespace == key.namespace && pool.name == key.name)
+    }
+
+    /// Whether somebody holds the token, as far as can be told at no cost to others who do.
+    async fn check_token(
+        &self,
+        pool: &VPNClientPool,
+        key: &PoolKey,
+        name: &str,
+        part: &str,
+    ) -> Result<(), EnrolmentError> {
+        if !pool.spec.enrolment.iter().flat_map(|e| &e.tokens).any(|token| token.name == name) {
+            return Err(EnrolmentError::TokenInvalid);
+        }
+        let secret_name = token_secret_name(&key.name, name);
+        let look = async { Ok(self.records.secret(&key.namespace, &secret_name).await?.map(Arc::new)) };
+        let secret = self.secrets.get((key.clone(), name.to_owned()), look).await?;
+        verify(pool, name, part, secret.as_deref()).map(drop)
     }
 
     async fn by_token(

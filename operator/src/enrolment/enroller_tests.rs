@@ -277,3 +277,75 @@ async fn a_certificate_is_renewed_for_who_may_connect_and_nobody_else() {
     memory.reconcile();
     assert_eq!(category(enroller.renew(&caller(), renewal(client)).await), "ClientSuspended");
 }
+
+/// A request with a secret part that nobody has.
+fn guess(n: u32) -> EnrolRequest {
+    let join = JoinCredential { token: "first".into(), secret: format!("guess-{n}") };
+    EnrolRequest { credential: Some(Credential::Join(join)), ..request(1) }
+}
+
+#[tokio::test]
+async fn however_many_guess_at_a_token_who_holds_it_enrols() {
+    let (memory, enroller) = set_up(Some(1));
+    let (enroller, caller, template) = (&enroller, caller(), guess(0));
+    for round in 0..5 {
+        let guesses = (0..200).map(|_| enroller.enrol(&caller, template.clone()));
+        let mut refused = join_all(guesses).await.into_iter().map(category);
+        assert!(refused.all(|category| category == "TokenInvalid"), "round {round}");
+    }
+    assert_eq!(category(enroller.enrol(&caller, request(1)).await), "enrolled");
+    assert_eq!(clients(&memory).len(), 1);
+}
+
+#[tokio::test]
+async fn however_many_name_pools_that_are_none_or_show_tokens_of_no_pod_others_enrol() {
+    let (memory, enroller) = set_up(None);
+    with_sidecar(&memory, "web-0");
+    let (enroller, caller, template) = (&enroller, caller(), sidecar_request(1));
+    let limited = async |make: &dyn Fn(String) -> EnrolRequest| {
+        let asked = (0..200).map(|n| enroller.enrol(&caller, make(format!("none-{n}"))));
+        join_all(asked).await.into_iter().any(|result| category(result) == "RateLimited")
+    };
+    let pool = |pool| EnrolRequest { pool, ..template.clone() };
+    assert!(limited(&pool).await, "what nobody knows costs the API server");
+    let pod = |token| {
+        let credential = Some(Credential::ServiceAccountToken(token));
+        EnrolRequest { credential, ..template.clone() }
+    };
+    assert!(limited(&pod).await, "what nobody knows costs the API server");
+    assert_eq!(category(enroller.enrol(&caller, request(2)).await), "enrolled");
+}
+
+#[tokio::test]
+async fn one_who_holds_a_token_and_enrols_without_end_is_limited_and_holders_of_others_are_not() {
+    let (memory, enroller) = set_up(None);
+    let second = JoinToken { name: "second".into(), ..token(None) };
+    {
+        let mut state = memory.lock();
+        state.pools.get_mut("staff").unwrap().spec.enrolment.as_mut().unwrap().tokens.push(second);
+        let secret = token_secret(&state.pools["staff"], "second", "right");
+        state.secrets.insert(secret.name_any(), secret);
+    }
+    let (enroller, caller, template) = (&enroller, caller(), request(1));
+    assert_eq!(category(enroller.enrol(&caller, template.clone()).await), "enrolled");
+    let asked = join_all((0..200).map(|_| enroller.enrol(&caller, template.clone()))).await;
+    assert!(asked.into_iter().any(|result| category(result) == "RateLimited"));
+    let join = JoinCredential { token: "second".into(), secret: "right".into() };
+    let other = EnrolRequest { credential: Some(Credential::Join(join)), ..request(2) };
+    assert_eq!(category(enroller.enrol(&caller, other).await), "enrolled");
+}
+
+#[tokio::test]
+async fn a_client_that_renews_without_end_is_limited_and_another_is_not() {
+    let (_memory, enroller) = set_up(None);
+    let client =
+        async |key| enroller.enrol(&caller(), request(key)).await.unwrap().config.unwrap().client.unwrap();
+    let (one, other) = (client(1).await, client(2).await);
+    let renewal = |client| RelayRenewRequest { client: Some(client), csr: csr() };
+    let mut results = vec![];
+    for _ in 0..10 {
+        results.push(category(enroller.renew(&caller(), renewal(one.clone())).await));
+    }
+    assert_eq!((results[0], results[9]), ("enrolled", "RateLimited"));
+    assert_eq!(category(enroller.renew(&caller(), renewal(other)).await), "enrolled");
+}

@@ -12,6 +12,7 @@ mod enroller;
 mod error;
 mod join;
 mod limit;
+mod lookups;
 #[cfg(test)]
 pub(crate) mod memory;
 mod name;

@@ -34,6 +34,9 @@ pub enum RecordsError {
     /// What was read is not understood.
     #[error("{0}")]
     NotUnderstood(String),
+    /// The same, of a question that several asked together.
+    #[error(transparent)]
+    Shared(std::sync::Arc<RecordsError>),
     /// What should be written cannot be.
     #[error("{0}")]
     Encoding(String),
@@ -50,6 +53,7 @@ impl RecordsError {
             },
             Self::Timeout { .. } => "ApiServerUnavailable",
             Self::NotUnderstood(_) => "ObjectNotUnderstood",
+            Self::Shared(error) => error.category(),
             Self::Encoding(_) => "Internal",
         }
     }
@@ -64,7 +68,8 @@ impl RecordsError {
                 kube::Error::Api(ref status) => Some(status.code),
                 _ => None,
             },
-            _ => None,
+            Self::Shared(error) => error.code(),
+            Self::Timeout { .. } | Self::NotUnderstood(_) | Self::Encoding(_) => None,
         }
     }
 }

@@ -6,6 +6,7 @@ use std::{
 use futures::future::BoxFuture;
 use k8s_openapi::api::authentication::v1::{TokenReview, TokenReviewSpec};
 use kube::{Api, Client, api::PostParams};
+use pinhole_proto::OPERATOR_AUDIENCE;
 use tokio::{sync::Semaphore, time::timeout};
 
 use super::{
@@ -17,7 +18,7 @@ use super::{
 /// How long a review may take, the wait for its turn included: less than the 10 s that a gateway waits for an answer.
 const REVIEW_TIMEOUT: Duration = Duration::from_secs(8);
 
-/// Most reviews under way at a time.
+/// Most reviews under way at a time, of each audience: sidecars never keep gateways waiting.
 const CONCURRENT_REVIEWS: usize = 16;
 
 /// Whoever can say what pod a ServiceAccount token is bound to.
@@ -65,7 +66,8 @@ impl TokenReviewer for ApiTokenReviewer {
 pub struct CachedReviewer {
     reviewer: Box<dyn TokenReviewer>,
     reviews: Mutex<Reviews>,
-    under_way: Semaphore,
+    of_gateways: Semaphore,
+    of_others: Semaphore,
 }
 
 impl CachedReviewer {
@@ -74,8 +76,15 @@ impl CachedReviewer {
         Self {
             reviewer: Box::new(reviewer),
             reviews: Mutex::default(),
-            under_way: Semaphore::new(CONCURRENT_REVIEWS),
+            of_gateways: Semaphore::new(CONCURRENT_REVIEWS),
+            of_others: Semaphore::new(CONCURRENT_REVIEWS),
         }
+    }
+
+    /// Whether a review would ask nobody.
+    pub fn remembers(&self, token: &str, audience: &'static str) -> bool {
+        !is_plausible(token)
+            || self.with(|reviews| reviews.get(TokenHash::of(token, audience), Instant::now())).is_some()
     }
 
     /// The pod that `token` is bound to.
@@ -88,7 +97,8 @@ impl CachedReviewer {
             return verdict;
         }
         let asked = async {
-            let turn = self.under_way.acquire().await;
+            let turns = if audience == OPERATOR_AUDIENCE { &self.of_gateways } else { &self.of_others };
+            let turn = turns.acquire().await;
             let _permit = turn.map_err(|e| CredentialError::Unavailable(e.to_string()))?;
             self.reviewer.review(token, audience).await
         };

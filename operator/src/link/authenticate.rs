@@ -17,6 +17,11 @@ impl Authenticator {
         Self { reviewer }
     }
 
+    /// Whether nobody would be asked who the caller is.
+    pub(super) fn remembers(&self, metadata: &MetadataMap) -> bool {
+        bearer_token(metadata).map_or(true, |token| self.reviewer.remembers(token, OPERATOR_AUDIENCE))
+    }
+
     /// The caller, by the token that came with the call.
     pub(super) async fn caller(&self, metadata: &MetadataMap) -> Result<ReplicaIdentity, Status> {
         let token = bearer_token(metadata).map_err(|error| status::of_credential(&error))?;

@@ -3,16 +3,19 @@
 
 use std::{
     convert::Infallible,
-    sync::Arc,
+    net::IpAddr,
+    sync::{Arc, Mutex, PoisonError},
     task::{Context, Poll},
+    time::{Duration, Instant},
 };
 
 use futures::future::BoxFuture;
 use http::{Request, Response};
 use pinhole_proto::v1::gateway_link_server::GatewayLinkServer;
+use pinhole_reception::{Allowance, Caller, Rates, place};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
-use tonic::{Status, body::Body, metadata::MetadataMap, server::NamedService};
+use tonic::{Code, Status, body::Body, metadata::MetadataMap, server::NamedService};
 use tower::Service;
 
 use super::{authenticate::Authenticator, service::LinkService, status};
@@ -30,23 +33,61 @@ pub const LARGEST_SNAPSHOT: usize = 64 << 20;
 /// Of the one call that is a stream.
 const STREAM: &str = "/pinhole.v1.GatewayLink/Attach";
 
+/// Calls under way on a connection that has proven no token yet: each holds its headers. A replica makes one, and then others.
+const CALLS_OF_STRANGER: usize = 4;
+
+/// Tokens that nobody knows, from one source: each costs the API server a review. A replica has one every few minutes.
+const REVIEWS: Allowance = Allowance { every: Duration::from_secs(1), burst: 16 };
+/// Sources that are remembered.
+const SOURCES: usize = 16_384;
+
 /// Who may come in.
 #[derive(Clone)]
 pub(super) struct Keeper {
-    pub(super) authenticator: Authenticator,
-    pub(super) leading: watch::Receiver<bool>,
-    pub(super) stop: CancellationToken,
+    authenticator: Authenticator,
+    leading: watch::Receiver<bool>,
+    stop: CancellationToken,
+    reviews: Arc<Mutex<Rates<IpAddr>>>,
 }
 
 impl Keeper {
-    async fn caller(&self, metadata: &MetadataMap) -> Result<ReplicaIdentity, Status> {
+    /// One that lets in while the operator leads and does not stop.
+    pub(super) fn new(
+        authenticator: Authenticator,
+        leading: watch::Receiver<bool>,
+        stop: CancellationToken,
+    ) -> Self {
+        let reviews = Arc::new(Mutex::new(Rates::new(REVIEWS, SOURCES)));
+        Self { authenticator, leading, stop, reviews }
+    }
+
+    async fn caller(&self, metadata: &MetadataMap, connection: &Caller) -> Result<ReplicaIdentity, Status> {
         if self.stop.is_cancelled() {
             return Err(status::stopping());
         }
         if !*self.leading.borrow() {
             return Err(status::standby());
         }
-        self.authenticator.caller(metadata).await
+        let Some(_call) = connection.begin(CALLS_OF_STRANGER) else {
+            let message = "this connection has proven no token yet, and has enough calls under way";
+            return Err(status::status(Code::ResourceExhausted, "RateLimited", message));
+        };
+        let source = place(connection.source().ip());
+        let is_new = !self.authenticator.remembers(metadata);
+        if is_new && !self.with(|reviews| reviews.take(Instant::now(), &source)) {
+            let message = "too many tokens from this address were refused; try again in a moment";
+            return Err(status::status(Code::ResourceExhausted, "RateLimited", message));
+        }
+        let caller = self.authenticator.caller(metadata).await?;
+        if is_new {
+            self.with(|reviews| reviews.give_back(&source));
+        }
+        connection.is_known_as(caller.pod_uid.as_str().into());
+        Ok(caller)
+    }
+
+    fn with<T>(&self, act: impl FnOnce(&mut Rates<IpAddr>) -> T) -> T {
+        act(&mut self.reviews.lock().unwrap_or_else(PoisonError::into_inner))
     }
 }
 
@@ -95,7 +136,10 @@ impl<R: Records> Service<Request<Body>> for Door<R> {
         let keeper = self.keeper.clone();
         Box::pin(async move {
             let metadata = MetadataMap::from_headers(request.headers().clone());
-            match keeper.caller(&metadata).await {
+            let Some(connection) = request.extensions().get::<Caller>().cloned() else {
+                return Ok(status::of_credential(&crate::identity::CredentialError::Missing).into_http());
+            };
+            match keeper.caller(&metadata, &connection).await {
                 Ok(caller) => {
                     request.extensions_mut().insert(caller);
                     service.call(request).await

@@ -3,10 +3,10 @@
 
 mod attach;
 mod authenticate;
+mod callers;
 mod door;
 #[cfg(test)]
 mod hostile;
-mod listen;
 mod report;
 mod server;
 mod service;

@@ -1,10 +1,7 @@
 use std::{future::Future, sync::Arc, time::Duration};
 
-use tokio::{
-    net::TcpListener,
-    sync::{mpsc, watch},
-};
-use tokio_stream::wrappers::ReceiverStream;
+use pinhole_reception::receive;
+use tokio::{net::TcpListener, sync::watch};
 use tokio_util::sync::CancellationToken;
 use tonic::transport::Server;
 use tonic_health::{ServingStatus, server::HealthReporter};
@@ -12,8 +9,8 @@ use tonic_health::{ServingStatus, server::HealthReporter};
 use super::{
     attach::Streams,
     authenticate::Authenticator,
+    callers::{self, Greeter},
     door::{Door, Keeper},
-    listen::accept,
     service::LinkService,
 };
 use crate::{
@@ -31,6 +28,12 @@ const CONNECTION_AGE: Duration = Duration::from_mins(10);
 const STREAMS_PER_CONNECTION: u32 = 64;
 const CALLS_PER_CONNECTION: usize = 64;
 const CALL_HEADER_BYTES: u32 = 16 << 10;
+/// Bytes that a caller may send ahead on a stream, before anybody knows who it is.
+const STREAM_WINDOW: u32 = 32 << 10;
+/// The same for all streams of a connection: the least that HTTP/2 knows.
+const CONNECTION_WINDOW: u32 = 65_535;
+/// Bytes of the largest question about health: the name of a service.
+const LARGEST_QUESTION: usize = 1 << 10;
 
 /// How long streams may take to end when the operator stops.
 const DRAIN: Duration = Duration::from_secs(5);
@@ -74,19 +77,15 @@ impl<R: Records> Link<R> {
     /// Serves on `listener` until `stop`, then ends the streams and returns within a few seconds.
     pub async fn serve(self, listener: TcpListener, stop: CancellationToken) -> Result<(), LinkError> {
         let tls = self.identity.server().tls_config()?;
-        let (connections, incoming) = mpsc::channel(16);
-        let accepting = tokio::spawn(accept(listener, tls, connections, stop.clone()));
+        let incoming = receive(listener, callers::house(), Greeter::new(tls));
         let authenticator = Authenticator::new(self.reviewer);
         let health = HealthReporter::new();
         let health_service = tonic_health::pb::health_server::HealthServer::new(
             tonic_health::server::HealthService::from_health_reporter(health.clone()),
-        );
+        )
+        .max_decoding_message_size(LARGEST_QUESTION);
         let reporting = tokio::spawn(report_health(health, self.leading.clone()));
-        let keeper = Keeper {
-            authenticator: authenticator.clone(),
-            leading: self.leading.clone(),
-            stop: stop.clone(),
-        };
+        let keeper = Keeper::new(authenticator.clone(), self.leading.clone(), stop.clone());
         let service = LinkService {
             streams: Streams::new(self.fleet, authenticator, self.leading, stop.clone()),
             identity: self.identity,
@@ -97,15 +96,16 @@ impl<R: Records> Link<R> {
             .http2_keepalive_interval(Some(KEEPALIVE))
             .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
             .http2_max_header_list_size(CALL_HEADER_BYTES)
+            .initial_stream_window_size(STREAM_WINDOW)
+            .initial_connection_window_size(CONNECTION_WINDOW)
             .max_connection_age(CONNECTION_AGE)
             .max_concurrent_streams(STREAMS_PER_CONNECTION)
             .concurrency_limit_per_connection(CALLS_PER_CONNECTION)
             .add_service(health_service)
             .add_service(service)
-            .serve_with_incoming_shutdown(ReceiverStream::new(incoming), stop.clone().cancelled_owned());
+            .serve_with_incoming_shutdown(incoming, stop.clone().cancelled_owned());
         let result = drained(served, &stop).await;
         reporting.abort();
-        accepting.abort();
         result
     }
 }

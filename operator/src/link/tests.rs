@@ -12,10 +12,11 @@ use pinhole_proto::{
         gateway_message, operator_message,
     },
 };
+use pinhole_reception::hostile::{Bind, Conduct, Strangers};
 use rcgen::{CertificateParams, KeyPair};
 use rustls::pki_types::{CertificateDer, pem::PemObject as _};
 use tokio::{
-    io::AsyncWriteExt as _,
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::{TcpListener, TcpStream},
     sync::{mpsc, watch},
     task::JoinHandle,
@@ -400,6 +401,166 @@ async fn strangers_on_the_port_disturb_nobody() {
     let mut noisy = TcpStream::connect(("127.0.0.1", operator.port)).await.unwrap();
     noisy.write_all(b"GET / HTTP/1.1\r\n\r\n").await.unwrap();
     assert!(operator.attach(TOKEN).await.unwrap().desired().await.is_ok());
+}
+
+#[tokio::test]
+async fn a_thousand_connections_of_one_stranger_keep_no_replica_of_another_address_out() {
+    let operator = Operator::start().await;
+    operator.publish(1300);
+    let from = |address: &'static str| {
+        let port = operator.port;
+        async move {
+            let socket = tokio::net::TcpSocket::new_v4().unwrap();
+            socket.bind(address.parse().unwrap()).unwrap();
+            socket.connect(([127, 0, 0, 1], port).into()).await.unwrap()
+        }
+    };
+    let held = futures::future::join_all((0..1000).map(|_| from("127.0.0.2:0"))).await;
+    let attached = timeout(Duration::from_secs(2), operator.attach(TOKEN)).await.expect("within 2 s");
+    attached.unwrap().desired().await.unwrap();
+    drop(held);
+}
+
+#[tokio::test]
+async fn who_proves_no_token_is_sent_away_and_who_does_stays() {
+    let operator = Operator::start().await;
+    operator.publish(1300);
+    let mut attached = operator.attach(TOKEN).await.unwrap();
+    attached.desired().await.unwrap();
+    let mut stranger = TcpStream::connect(("127.0.0.1", operator.port)).await.unwrap();
+    let end = timeout(Duration::from_secs(20), stranger.read(&mut [0; 1])).await;
+    assert_eq!(end.expect("within 20 s").unwrap_or_default(), 0);
+    operator.publish(1301);
+    assert_eq!(attached.desired().await.unwrap().mtu, 1301);
+}
+
+#[tokio::test]
+async fn tokens_of_nobody_are_reviewed_now_and_then_and_one_that_is_known_is_let_in_meanwhile() {
+    let operator = Operator::start().await;
+    operator.publish(1300);
+    let mut client = operator.client().await;
+    operator.attach(TOKEN).await.unwrap();
+    let call = |token: &str| with_token(token, IssueServerCertificateRequest { csr: csr() });
+    let mut answers = vec![];
+    for n in 0..40 {
+        let status = client.issue_server_certificate(call(&format!("nobody-{n}"))).await.unwrap_err();
+        answers.push((status.code(), category(&status).to_owned()));
+    }
+    assert_eq!(answers[0].0, Code::Unauthenticated);
+    assert!(answers.contains(&(Code::ResourceExhausted, "RateLimited".into())), "{answers:?}");
+    client.issue_server_certificate(call(TOKEN)).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_replica_that_connects_again_and_again_loses_its_oldest_connection() {
+    let operator = Operator::start().await;
+    operator.publish(1300);
+    let mut oldest = operator.attach(TOKEN).await.unwrap();
+    oldest.desired().await.unwrap();
+    let mut clients = vec![];
+    for n in 1..=4 {
+        let mut client = operator.client().await;
+        let request = with_token(TOKEN, IssueServerCertificateRequest { csr: csr() });
+        client.issue_server_certificate(request).await.unwrap();
+        clients.push(client);
+        if n < 4 {
+            operator.publish(1300 + n);
+            assert_eq!(oldest.desired().await.unwrap().mtu, 1300 + n);
+        }
+    }
+    assert_ne!(oldest.end().await.code(), Code::Ok);
+    operator.attach(TOKEN).await.unwrap().desired().await.unwrap();
+}
+
+/// Serves until its standard input ends: memory is that of the operator alone then.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "the test below runs it"]
+async fn in_a_process_of_its_own() {
+    let operator = Operator::start().await;
+    operator.publish(1300);
+    let ca = operator.memory.identity.authorities().bundle_pem().to_owned();
+    println!("SERVING {} {}", operator.port, ca.replace('\n', "|"));
+    let mut end = String::new();
+    tokio::task::spawn_blocking(move || std::io::stdin().read_line(&mut end)).await.unwrap().unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_thousand_connections_with_half_sent_calls_cost_little_and_a_replica_is_served_meanwhile() {
+    const GROWTH: u64 = 32 << 20;
+    let mut child = std::process::Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "link::tests::in_a_process_of_its_own", "--ignored", "--nocapture"])
+        .stdin(std::process::Stdio::piped())
+        .stdout(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    let lines = std::io::BufRead::lines(std::io::BufReader::new(child.stdout.take().unwrap()));
+    let mut lines = lines.map_while(Result::ok);
+    let (port, ca) = lines
+        .find_map(|line| {
+            let (port, ca) = line.split_once("SERVING ")?.1.split_once(' ')?;
+            Some((port.parse::<u16>().unwrap(), ca.replace('|', "\n")))
+        })
+        .unwrap();
+    let resident = || {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", child.id())).unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+        line.split_whitespace().next().unwrap().parse::<u64>().unwrap() * 1024
+    };
+    let client = async || {
+        let tls = ClientTlsConfig::new()
+            .ca_certificate(Certificate::from_pem(&ca))
+            .domain_name(OPERATOR_SERVER_NAME);
+        let endpoint = Endpoint::from_shared(format!("https://127.0.0.1:{port}")).unwrap();
+        GatewayLinkClient::new(endpoint.tls_config(tls).unwrap().connect().await.unwrap())
+    };
+    let enrol = async |client: &mut GatewayLinkClient<Channel>| {
+        let join = JoinCredential { token: "first".into(), secret: "right".into() };
+        let request = EnrolRequest {
+            credential: Some(Credential::Join(join)),
+            pool_namespace: NAMESPACE.into(),
+            pool: "staff".into(),
+            public_key: vec![7; 32],
+            csr: csr(),
+            hostname: "laptop".into(),
+        };
+        let request = RelayEnrolRequest { request: Some(request) };
+        client.relay_enrol(with_token(TOKEN, request)).await
+    };
+    let mut replica = client().await;
+    enrol(&mut replica).await.unwrap();
+    let before = resident();
+    let conduct =
+        Conduct { to: ([127, 0, 0, 1], port).into(), path: "/pinhole.v1.GatewayLink/RelayEnrol", calls: 16 };
+    let bind: Arc<Bind> = Arc::new(|address| {
+        let socket = tokio::net::TcpSocket::new_v4()?;
+        socket.bind((address, 0).into()).map(|()| socket)
+    });
+    // As from as many pods.
+    let from: Vec<_> = (2..18).map(|n| [127, 0, 0, n].into()).collect();
+    let strangers = Strangers::come(&bind, &from, 1000, conduct).unwrap();
+    let (mut most, mut slowest, began) = (0, Duration::ZERO, std::time::Instant::now());
+    while began.elapsed() < SOON {
+        let asked = std::time::Instant::now();
+        timeout(Duration::from_secs(2), enrol(&mut replica)).await.expect("within 2 s").unwrap();
+        slowest = slowest.max(asked.elapsed());
+        most = most.max(resident());
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    let grown = most.saturating_sub(before);
+    let asked = std::time::Instant::now();
+    let anew = async { enrol(&mut client().await).await };
+    timeout(SOON, anew).await.expect("a replica comes in anew").unwrap();
+    let anew = asked.elapsed();
+    eprintln!(
+        "{:?} begun; grown by {} kB of {} kB; a replica came in after {anew:?}; enrolled within {slowest:?}",
+        strangers.begun(),
+        grown / 1000,
+        before / 1000
+    );
+    assert!(strangers.begun().1 >= 64, "{:?}", strangers.begun());
+    assert!(grown < GROWTH, "memory grew by {} kB", grown / 1000);
+    drop(child.stdin.take());
+    assert!(child.wait().unwrap().success());
 }
 
 #[tokio::test]

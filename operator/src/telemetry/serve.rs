@@ -1,12 +1,17 @@
-use std::{sync::Arc, time::Instant};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use axum::{
     Router,
+    body::Bytes,
     extract::State,
     http::{StatusCode, header::CONTENT_TYPE},
     response::{IntoResponse, Response},
     routing::get,
 };
+use pinhole_reception::{Shared, serve_pages};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
@@ -14,13 +19,18 @@ use super::{Health, Metrics};
 
 const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
+/// From one page of metrics to the next.
+const PAUSE: Duration = Duration::from_millis(250);
+
 /// Serves `/metrics`, `/livez` and `/readyz` until `stop`.
 pub async fn serve(
     listener: TcpListener,
     health: Arc<Health>,
     metrics: Arc<Metrics>,
     stop: CancellationToken,
-) -> std::io::Result<()> {
+) {
+    // However many scrape at a time, the page is made and there once.
+    let page = Arc::new(Shared::new(PAUSE));
     let router = Router::new()
         .route(
             "/livez",
@@ -28,8 +38,11 @@ pub async fn serve(
         )
         .route("/readyz", get(|State(health): State<Arc<Health>>| async move { verdict(health.unready()) }))
         .with_state(health)
-        .route("/metrics", get(move || async move { exposition(&metrics) }));
-    axum::serve(listener, router).with_graceful_shutdown(stop.cancelled_owned()).await
+        .route(
+            "/metrics",
+            get(async move || exposition(page.get(async { metrics.text().ok().map(Bytes::from) }).await)),
+        );
+    stop.run_until_cancelled(serve_pages(listener, router)).await;
 }
 
 fn verdict(problem: Option<String>) -> Response {
@@ -39,9 +52,9 @@ fn verdict(problem: Option<String>) -> Response {
     }
 }
 
-fn exposition(metrics: &Metrics) -> Response {
-    match metrics.text() {
-        Ok(text) => ([(CONTENT_TYPE, OPEN_METRICS)], text).into_response(),
-        Err(_) => StatusCode::INTERNAL_SERVER_ERROR.into_response(),
+fn exposition(page: Option<Bytes>) -> Response {
+    match page {
+        Some(page) => ([(CONTENT_TYPE, OPEN_METRICS)], page).into_response(),
+        None => StatusCode::INTERNAL_SERVER_ERROR.into_response(),
     }
 }

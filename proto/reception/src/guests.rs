@@ -1,9 +1,9 @@
-//! Connections that have not shown a certificate: how many there may be, who waits, and who has to go. Pure.
+//! Connections of whom nobody knows: how many there may be, who waits, and who has to go. Pure.
 //!
 //! Whoever reaches the port can open connections, and each costs memory once TLS and HTTP/2 run on it. So only some may do that
-//! at a time, few of one source; the others wait, and cost a socket. After two seconds a guest goes when somebody waits
-//! for its place: an enrolment takes less, and one that takes longer is tried again. Sources that have fewer guests come first, so
-//! that nobody keeps others out by coming often.
+//! at a time, few of one source; the others wait, and cost a socket. After a while undisturbed a guest goes when somebody waits
+//! for its place: what it came for takes less, and what takes longer is tried again. Sources that have fewer guests come first,
+//! so that nobody keeps others out by coming often.
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -11,29 +11,33 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::tunnel::place;
+use crate::place;
 
-/// Guests at a time. Each costs up to about 100 KiB.
-const INSIDE: usize = 256;
-/// Those of one source: as many clients behind one NAT can enrol at a time.
-const INSIDE_OF_ONE: usize = 64;
-/// Connections that wait.
-const WAITING: usize = 4096;
-/// Those of one source.
-const WAITING_OF_ONE: usize = 1024;
-/// A guest has its place for so long, whoever waits.
-const UNDISTURBED: Duration = Duration::from_secs(2);
-/// And no longer than that if nobody does: as long as an enrolment can take while the operator is away.
-const LONGEST_STAY: Duration = Duration::from_secs(30);
-/// Who waits for longer is refused: its own patience has ended.
-const LONGEST_WAIT: Duration = Duration::from_secs(10);
+/// How many guests there may be, and for how long.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Capacity {
+    /// Guests at a time.
+    pub inside: usize,
+    /// Those of one source.
+    pub inside_of_one: usize,
+    /// Connections that wait, and cost a socket each.
+    pub waiting: usize,
+    /// Those of one source.
+    pub waiting_of_one: usize,
+    /// A guest has its place for so long, whoever waits.
+    pub undisturbed: Duration,
+    /// And no longer than that if nobody does.
+    pub longest_stay: Duration,
+    /// Who waits for longer is refused: its own patience has ended.
+    pub longest_wait: Duration,
+}
 
 /// A connection.
-pub(super) type Id = u64;
+pub type Id = u64;
 
 /// What is to become of a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Action {
+pub enum Action {
     /// It has a place.
     Enter(Id),
     /// It had one, and has to go.
@@ -55,25 +59,25 @@ struct Source {
     waiting: VecDeque<Guest>,
 }
 
-impl Source {
-    fn is_full(&self) -> bool {
-        self.inside.len() >= INSIDE_OF_ONE
-    }
-}
-
-/// All connections without a certificate.
-#[derive(Debug, Default)]
-pub(super) struct Guests {
+/// All connections of whom nobody knows.
+#[derive(Debug)]
+pub struct Guests {
+    capacity: Capacity,
     sources: HashMap<IpAddr, Source>,
     inside: usize,
     waiting: usize,
 }
 
 impl Guests {
+    /// Room for so many.
+    pub fn new(capacity: Capacity) -> Self {
+        Self { capacity, sources: HashMap::new(), inside: 0, waiting: 0 }
+    }
+
     /// A connection came. What becomes of it is told by [`settle`](Self::settle), unless there is no room to wait: `false`.
-    pub(super) fn arrive(&mut self, now: Instant, id: Id, from: IpAddr) -> bool {
+    pub fn arrive(&mut self, now: Instant, id: Id, from: IpAddr) -> bool {
         let source = self.sources.entry(place(from)).or_default();
-        if self.waiting >= WAITING || source.waiting.len() >= WAITING_OF_ONE {
+        if self.waiting >= self.capacity.waiting || source.waiting.len() >= self.capacity.waiting_of_one {
             return false;
         }
         source.waiting.push_back(Guest { id, since: now });
@@ -81,8 +85,8 @@ impl Guests {
         true
     }
 
-    /// A guest is gone, or none any more, as it showed a certificate.
-    pub(super) fn leave(&mut self, id: Id, from: IpAddr) {
+    /// A guest is gone, or none any more, as it is known.
+    pub fn leave(&mut self, id: Id, from: IpAddr) {
         let Some(source) = self.sources.get_mut(&place(from)) else { return };
         let before = source.inside.len();
         source.inside.retain(|guest| guest.id != id);
@@ -90,13 +94,16 @@ impl Guests {
     }
 
     /// Who enters, and who goes.
-    pub(super) fn settle(&mut self, now: Instant) -> Vec<Action> {
-        let mut actions = Vec::new();
+    pub fn settle(&mut self, now: Instant) -> Vec<Action> {
+        let (mut actions, capacity) = (Vec::new(), self.capacity);
         self.expire(now, &mut actions);
         while let Some(from) = self.next_in_line(now) {
             if let Some(crowd) = self.makes_room_for(from) {
                 let Some(source) = self.sources.get_mut(&crowd) else { break };
-                let Some(guest) = source.inside.pop_front_if(|guest| is_disturbed(guest, now)) else { break };
+                let Some(guest) = source.inside.pop_front_if(|guest| age(guest, now) >= capacity.undisturbed)
+                else {
+                    break;
+                };
                 self.inside -= 1;
                 actions.push(Action::End(guest.id));
             }
@@ -112,25 +119,39 @@ impl Guests {
     }
 
     /// When [`settle`](Self::settle) is next to be called, if nobody comes or goes.
-    pub(super) fn next(&self) -> Option<Instant> {
+    pub fn next(&self) -> Option<Instant> {
         let after = |guest: Option<&Guest>, span| guest.map(|guest: &Guest| guest.since + span);
         let ends = self.sources.values().flat_map(|source| {
-            [after(source.inside.front(), LONGEST_STAY), after(source.waiting.front(), LONGEST_WAIT)]
+            [
+                after(source.inside.front(), self.capacity.longest_stay),
+                after(source.waiting.front(), self.capacity.longest_wait),
+            ]
         });
         let crowd = self.crowd().and_then(|crowd| self.sources.get(&crowd));
         let waiting = self.sources.values().filter(|source| !source.waiting.is_empty());
-        let makes_room = |source| if Source::is_full(source) { Some(source) } else { crowd };
-        let rooms = waiting.filter_map(makes_room).map(|source| after(source.inside.front(), UNDISTURBED));
+        let makes_room = |source| if self.is_full(source) { Some(source) } else { crowd };
+        let rooms = waiting
+            .filter_map(makes_room)
+            .map(|source| after(source.inside.front(), self.capacity.undisturbed));
         ends.chain(rooms).flatten().min()
     }
 
+    fn is_full(&self, source: &Source) -> bool {
+        source.inside.len() >= self.capacity.inside_of_one
+    }
+
     fn expire(&mut self, now: Instant, actions: &mut Vec<Action>) {
+        let capacity = self.capacity;
         for source in self.sources.values_mut() {
-            while let Some(guest) = source.inside.pop_front_if(|guest| age(guest, now) >= LONGEST_STAY) {
+            while let Some(guest) =
+                source.inside.pop_front_if(|guest| age(guest, now) >= capacity.longest_stay)
+            {
                 self.inside -= 1;
                 actions.push(Action::End(guest.id));
             }
-            while let Some(guest) = source.waiting.pop_front_if(|guest| age(guest, now) >= LONGEST_WAIT) {
+            while let Some(guest) =
+                source.waiting.pop_front_if(|guest| age(guest, now) >= capacity.longest_wait)
+            {
                 self.waiting -= 1;
                 actions.push(Action::Refuse(guest.id));
             }
@@ -141,8 +162,8 @@ impl Guests {
     fn next_in_line(&self, now: Instant) -> Option<IpAddr> {
         let waits = |(from, source): (&IpAddr, &Source)| {
             let first = source.waiting.front()?;
-            let has_room =
-                !source.is_full() || source.inside.front().is_some_and(|guest| is_disturbed(guest, now));
+            let has_room = !self.is_full(source)
+                || source.inside.front().is_some_and(|guest| age(guest, now) >= self.capacity.undisturbed);
             has_room.then_some((source.inside.len(), first.since, *from))
         };
         self.sources.iter().filter_map(waits).min().map(|(_, _, from)| from)
@@ -150,7 +171,7 @@ impl Guests {
 
     /// The source whose oldest guest has to go before another of this source can enter.
     fn makes_room_for(&self, from: IpAddr) -> Option<IpAddr> {
-        if self.sources.get(&from).is_some_and(Source::is_full) {
+        if self.sources.get(&from).is_some_and(|source| self.is_full(source)) {
             return Some(from);
         }
         self.crowd()
@@ -158,7 +179,7 @@ impl Guests {
 
     /// The source that has the most inside, where all places are taken.
     fn crowd(&self) -> Option<IpAddr> {
-        if self.inside < INSIDE {
+        if self.inside < self.capacity.inside {
             return None;
         }
         let oldest = |source: &Source| source.inside.front().map(|guest| std::cmp::Reverse(guest.since));
@@ -167,11 +188,6 @@ impl Guests {
             .max_by_key(|(_, source)| (source.inside.len(), oldest(source)))
             .map(|(from, _)| *from)
     }
-}
-
-/// Whether it has to go when somebody waits.
-fn is_disturbed(guest: &Guest, now: Instant) -> bool {
-    age(guest, now) >= UNDISTURBED
 }
 
 fn age(guest: &Guest, now: Instant) -> Duration {
@@ -185,6 +201,22 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+
+    const INSIDE: usize = 256;
+    const INSIDE_OF_ONE: usize = 64;
+    const WAITING: usize = 4096;
+    const WAITING_OF_ONE: usize = 1024;
+    const UNDISTURBED: Duration = Duration::from_secs(2);
+    const LONGEST_STAY: Duration = Duration::from_secs(30);
+    const CAPACITY: Capacity = Capacity {
+        inside: INSIDE,
+        inside_of_one: INSIDE_OF_ONE,
+        waiting: WAITING,
+        waiting_of_one: WAITING_OF_ONE,
+        undisturbed: UNDISTURBED,
+        longest_stay: LONGEST_STAY,
+        longest_wait: Duration::from_secs(10),
+    };
 
     fn source(n: u32) -> IpAddr {
         Ipv4Addr::from(0x0a00_0000 + n).into()
@@ -201,7 +233,7 @@ mod tests {
 
     #[test]
     fn a_guest_enters_at_once_and_goes_after_half_a_minute_though_nobody_waits() {
-        let (mut guests, now) = (Guests::default(), Instant::now());
+        let (mut guests, now) = (Guests::new(CAPACITY), Instant::now());
         assert!(guests.arrive(now, 1, source(1)));
         assert_eq!(guests.settle(now), [Action::Enter(1)]);
         assert_eq!(guests.next(), Some(now + seconds(30)));
@@ -212,7 +244,7 @@ mod tests {
 
     #[test]
     fn who_comes_a_thousand_times_keeps_nobody_else_waiting() {
-        let (mut guests, now) = (Guests::default(), Instant::now());
+        let (mut guests, now) = (Guests::new(CAPACITY), Instant::now());
         let waits = (0..1200).filter(|id| guests.arrive(now, *id, source(1))).count();
         assert_eq!(waits, WAITING_OF_ONE);
         assert_eq!(entered(&guests.settle(now)).len(), INSIDE_OF_ONE);
@@ -222,7 +254,7 @@ mod tests {
 
     #[test]
     fn where_many_sources_fill_the_place_the_most_crowded_makes_room_and_not_before_two_seconds() {
-        let (mut guests, now) = (Guests::default(), Instant::now());
+        let (mut guests, now) = (Guests::new(CAPACITY), Instant::now());
         for id in 0..1000 {
             guests.arrive(now, id, source(u32::try_from(id % 5).unwrap()));
         }
@@ -238,7 +270,7 @@ mod tests {
 
     #[test]
     fn those_of_one_source_come_in_their_order_as_others_leave() {
-        let (mut guests, now) = (Guests::default(), Instant::now());
+        let (mut guests, now) = (Guests::new(CAPACITY), Instant::now());
         for id in 0..100 {
             guests.arrive(now, id, source(1));
         }
@@ -253,12 +285,15 @@ mod tests {
     }
 
     #[test]
-    fn hosts_of_one_ipv6_network_and_both_forms_of_an_ipv4_address_are_one_source() {
-        let same = |a: &str, b: &str| place(a.parse().unwrap()) == place(b.parse().unwrap());
-        assert!(same("2001:db8:1:2:3::4", "2001:db8:1:2:ffff::"));
-        assert!(!same("2001:db8:1:2::", "2001:db8:1:3::"));
-        assert!(same("::ffff:192.0.2.1", "192.0.2.1"));
-        assert!(!same("::ffff:192.0.2.1", "::ffff:192.0.2.2"));
+    fn where_nobody_is_undisturbed_the_newest_always_enters_at_once() {
+        let capacity = Capacity { inside: 4, inside_of_one: 2, undisturbed: Duration::ZERO, ..CAPACITY };
+        let (mut guests, now) = (Guests::new(capacity), Instant::now());
+        for id in 0..1000 {
+            assert!(guests.arrive(now, id, source(u32::try_from(id % 3).unwrap())));
+            assert!(guests.settle(now).contains(&Action::Enter(id)));
+            assert!(guests.inside <= 4);
+        }
+        assert_eq!(guests.waiting, 0);
     }
 
     proptest! {
@@ -266,7 +301,7 @@ mod tests {
         fn nobody_is_lost_and_there_are_never_more_than_there_may_be(
             steps in prop::collection::vec((0_u32..6, 0_u64..400, 0_u32..4), 1..400),
         ) {
-            let (mut guests, mut now) = (Guests::default(), Instant::now());
+            let (mut guests, mut now) = (Guests::new(CAPACITY), Instant::now());
             let mut known: HashMap<Id, IpAddr> = HashMap::new();
             for (id, (from, ms, what)) in (0..).zip(steps) {
                 now += Duration::from_millis(ms);

@@ -13,10 +13,12 @@ mod lab;
 use std::{
     io::{Read, Write},
     net::{SocketAddr, TcpListener, TcpStream},
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime},
 };
 
 use lab::{Lab, Stock, eventually};
+use pinhole_agent::{identity::possession, tunnel::PrivateKey};
+use pinhole_proto::v1;
 
 const SOON: Duration = Duration::from_secs(15);
 /// A pod's grace period is ten seconds.
@@ -70,6 +72,66 @@ fn a_client_enrols_connects_and_reaches_what_only_the_gateway_reaches() {
     let refused = lab.client(&["up", "--detach", "--no-dns"], "");
     assert_eq!(refused.status.code(), Some(20), "{refused:?}");
     assert!(refused.stderr.contains("[ClientRemoved]"), "{refused:?}");
+}
+
+#[test]
+fn a_public_key_that_was_seen_elsewhere_is_worth_nothing() {
+    let lab = Lab::new("thief");
+    let mut gateway = lab.gateway();
+    eventually(SOON, "the gateway is ready", || lab.readyz());
+    let (victim, thief) = (PrivateKey::generate().unwrap(), PrivateKey::generate().unwrap());
+    let request = lab.operator.request(victim.public());
+    let proven = |key, challenge: &v1::EnrolmentChallenge| {
+        let proof = possession::prove(key, challenge, &request).unwrap();
+        v1::EnrolRequest { proof: Some(proof), ..request.clone() }
+    };
+    let challenge = lab.operator.challenge();
+    assert_eq!(lab.operator.refusal(request.clone()), "AgentOutdated", "without a proof");
+    assert_eq!(lab.operator.refusal(proven(&thief, &challenge)), "KeyNotProven");
+    let stolen =
+        v1::EnrolRequest { csr: lab.operator.request(victim.public()).csr, ..proven(&victim, &challenge) };
+    assert_eq!(lab.operator.refusal(stolen), "KeyNotProven", "another session key than was proven for");
+    gateway.kill();
+    let _gateway = lab.gateway();
+    eventually(SOON, "the gateway is back", || lab.readyz());
+    assert_eq!(lab.operator.refusal(proven(&victim, &challenge)), "ChallengeExpired");
+    assert_eq!(lab.operator.enrolments(), 0, "nothing of it reached the operator");
+}
+
+#[test]
+fn a_certificate_is_renewed_again_and_again_for_the_key_of_the_first_one() {
+    let lab = Lab::new("renew");
+    let _gateway = lab.gateway();
+    eventually(SOON, "the gateway is ready", || lab.readyz());
+    lab.operator.certificates_live_for(PROMPT * 3);
+    let up = lab.client(&["up", "--detach", "--no-dns", "--token-file", "-"], &lab.join("secret"));
+    assert!(up.status.success(), "{up:?}");
+    eventually(SOON * 2, "two renewals", || lab.operator.session_keys().len() >= 3);
+    let keys = lab.operator.session_keys();
+    assert!(keys.iter().all(|key| *key == keys[0]), "{keys:?}");
+}
+
+#[test]
+fn a_right_that_ends_while_the_operator_is_away_ends_at_the_gateway_and_does_not_come_back_with_it() {
+    let lab = Lab::new("end");
+    let mut gateway = lab.gateway();
+    eventually(SOON, "the gateway is ready", || lab.readyz());
+    let up = lab.client(&["up", "--detach", "--no-dns", "--token-file", "-"], &lab.join("secret"));
+    assert!(up.status.success(), "{up:?}");
+    let end = SystemTime::now() + CUT * 2;
+    let told = lab.operator.end("laptop", end);
+    let in_force = format!("pinhole_gateway_desired_revision {told}");
+    eventually(CUT, "the gateway knows the end", || lab.metrics().contains(&in_force));
+    lab.operator.stop();
+    assert!(lab.client_pings("10.50.0.2"));
+    eventually(SOON, "the client is cut off", || !lab.client_pings("10.50.0.2") && lab.status().is_none());
+    assert!(SystemTime::now() >= end);
+    assert!(lab.client_log().contains("ClientRemoved"), "it says why: {}", lab.client_log());
+    gateway.kill();
+    let _gateway = lab.gateway();
+    eventually(SOON, "the gateway is back", || lab.readyz());
+    let refused = lab.client(&["up", "--detach", "--no-dns"], "");
+    assert_eq!(refused.status.code(), Some(20), "{refused:?}");
 }
 
 #[test]

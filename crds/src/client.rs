@@ -27,6 +27,7 @@ use crate::{
     derive = "PartialEq",
     doc = "One client of a pool. Agents make theirs when they enrol; for a stock WireGuard client, a user makes it.",
     selectable = ".spec.poolRef.name",
+    selectable = ".spec.suspended",
     printcolumn(name = "Pool", type_ = "string", json_path = ".spec.poolRef.name"),
     printcolumn(name = "Phase", type_ = "string", json_path = ".status.phase"),
     printcolumn(name = "Address", type_ = "string", json_path = ".status.addresses[0]"),
@@ -67,10 +68,11 @@ pub struct VPNClientSpec {
             .message("addresses: holds more than one of a family: keep one IPv4 and one IPv6 address at most"),
     )]
     pub addresses: Vec<IpAddr>,
-    /// True: it may not connect; it keeps its address and keys.
+    /// True: it may not connect; it keeps its address and keys. A join token that it enrolled with admits no new client
+    /// meanwhile.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub suspended: Option<bool>,
-    /// When its right to connect ends. Never when unset.
+    /// When its right to connect ends, by the gateway's clock too. Never when unset.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub expires_at: Option<Time>,
     /// Keepalive policy, in place of the pool's.

@@ -5,7 +5,8 @@ use std::time::{Duration, SystemTime};
 use pinhole_proto::v1;
 use prost::Message;
 use serde::{Deserialize, Serialize};
-use tonic::Request;
+use tonic::{Code, Request, transport::Channel};
+use v1::client_session_client::ClientSessionClient;
 use zeroize::Zeroizing;
 
 use super::{ClientError, heard};
@@ -13,8 +14,9 @@ use crate::{
     identity::{
         IdentityError, JoinString, SessionKey, Store, certificate,
         dial::{Dialer, Liveness, Proof},
+        possession,
     },
-    tunnel::PublicKey,
+    tunnel::PrivateKey,
 };
 
 const MEMBERSHIP: &str = "enrolment.json";
@@ -152,10 +154,10 @@ pub fn hostname() -> String {
     std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default().trim().to_owned()
 }
 
-/// Enrols, once.
+/// Enrols the holder of `tunnel_key`, once.
 pub async fn enrol(
     invitation: &Invitation,
-    public_key: PublicKey,
+    tunnel_key: &PrivateKey,
     fwmark: Option<u32>,
 ) -> Result<Enrolment, ClientError> {
     let membership = &invitation.membership;
@@ -180,17 +182,16 @@ pub async fn enrol(
             v1::enrol_request::Credential::ServiceAccountToken(token.trim().to_owned())
         }
     };
-    let mut request = Request::new(v1::EnrolRequest {
+    let request = v1::EnrolRequest {
         credential: Some(credential),
         pool_namespace: membership.namespace.clone(),
         pool: membership.pool.clone(),
-        public_key: public_key.as_bytes().to_vec(),
+        public_key: tunnel_key.public().as_bytes().to_vec(),
         csr: key.request()?,
         hostname: invitation.hostname.clone(),
-    });
-    request.set_timeout(CALL);
-    let response = heard::client(channel).enrol(request).await;
-    let response = response.map_err(|status| ClientError::from_status(&status))?.into_inner();
+        proof: None,
+    };
+    let response = ask(&mut heard::client(channel), tunnel_key, request).await?;
     let missing = || ClientError::Config("the answer to the enrolment is incomplete".into());
     let (chain_pem, ca_pem) = heard::issued(response.certificate.ok_or_else(missing)?)?;
     let mut membership = membership.clone();
@@ -202,6 +203,26 @@ pub async fn enrol(
         proof: Proof { chain_pem, key_pem: key.to_pem() },
         config: response.config.ok_or_else(missing)?,
     })
+}
+
+/// Asks with a proof that the request's key is our own.
+async fn ask(
+    gateway: &mut ClientSessionClient<Channel>,
+    tunnel_key: &PrivateKey,
+    request: v1::EnrolRequest,
+) -> Result<v1::EnrolResponse, ClientError> {
+    let mut challenge = Request::new(v1::ChallengeRequest {});
+    challenge.set_timeout(CALL);
+    let challenge = gateway.challenge(challenge).await.map_err(|status| match status.code() {
+        Code::Unimplemented => ClientError::outdated_gateway(),
+        _ => ClientError::from_status(&status),
+    })?;
+    let proof = possession::prove(tunnel_key, challenge.get_ref(), &request)
+        .map_err(|_| ClientError::Config("its challenge is malformed".into()))?;
+    let mut request = Request::new(v1::EnrolRequest { proof: Some(proof), ..request });
+    request.set_timeout(CALL);
+    let response = gateway.enrol(request).await.map_err(|status| ClientError::from_status(&status))?;
+    Ok(response.into_inner())
 }
 
 #[cfg(test)]

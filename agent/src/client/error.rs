@@ -76,7 +76,7 @@ pub enum ClientError {
 }
 
 /// Categories of other ends that have a meaning here, with the exit code of each.
-const KNOWN: [(&str, u8); 26] = [
+const KNOWN: [(&str, u8); 32] = [
     ("TokenInvalid", 10),
     ("TokenExpired", 11),
     ("TokenUsedUp", 12),
@@ -103,6 +103,12 @@ const KNOWN: [(&str, u8); 26] = [
     ("Conflict", 24),
     ("SidecarNotAllowed", 25),
     ("PodNotSelected", 25),
+    ("ChallengeExpired", 24),
+    ("TokenSuspended", 26),
+    ("AgentOutdated", 27),
+    ("GatewayOutdated", 28),
+    ("KeyNotProven", 29),
+    ("SessionKeyChanged", 30),
 ];
 
 /// A text from the wire, as it can be shown and logged.
@@ -149,10 +155,21 @@ impl ClientError {
             Self::GatewayUnreachable(error) => !matches!(error, DialError::Tls(_)),
             Self::Refused { category, .. } => matches!(
                 *category,
-                "OperatorUnreachable" | "EnrolmentBusy" | "RateLimited" | "ClientNotReady" | "Conflict"
+                "OperatorUnreachable"
+                    | "EnrolmentBusy"
+                    | "RateLimited"
+                    | "ClientNotReady"
+                    | "Conflict"
+                    | "ChallengeExpired"
             ),
             _ => false,
         }
+    }
+
+    /// The gateway cannot tell whose key it is told.
+    pub(super) fn outdated_gateway() -> Self {
+        let message = "the gateway is older than this agent, and cannot have it prove its WireGuard key: update the gateway";
+        Self::Refused { category: "GatewayOutdated", message: message.to_owned() }
     }
 
     /// What a gRPC error means.
@@ -170,6 +187,12 @@ impl ClientError {
             "TokenExpired" => "the join token has expired: ask for another".to_owned(),
             "TokenUsedUp" => "the join token was used as often as it may be: ask for another".to_owned(),
             "TokenRevoked" => "the join token was revoked: ask for another".to_owned(),
+            "TokenSuspended" => {
+                "a client that enrolled with the join token is suspended: ask for another token".to_owned()
+            }
+            "AgentOutdated" => "this agent is older than its gateway: update it".to_owned(),
+            "GatewayOutdated" => "the gateway is older than its operator: it must be updated".to_owned(),
+            "SessionKeyChanged" => "this client was enrolled anew elsewhere: enrol it again".to_owned(),
             "PoolExhausted" => {
                 "the pool has no free address: its CIDR must be extended, or clients removed".to_owned()
             }

@@ -40,7 +40,7 @@ use crate::{
     health::{Jitter, Phase},
     identity::Store,
     kernel::TunDevice,
-    tunnel::PublicKey,
+    tunnel::PrivateKey,
 };
 
 const QUESTIONS: usize = 8;
@@ -131,7 +131,7 @@ pub async fn up(
     let enrolment = if let Some(kept) = usable(Enrolment::load(&store)?, options.invitation.as_ref()) {
         kept
     } else {
-        let joining = join(&options, &store, key.public(), progress);
+        let joining = join(&options, &store, &key, progress);
         tokio::select! {
             enrolment = joining => enrolment?,
             () = stop.cancelled() => return Ok(()),
@@ -175,7 +175,7 @@ async fn answer_meanwhile(options: &Options, questions: &mut mpsc::Receiver<cont
 async fn join(
     options: &Options,
     store: &Store,
-    key: PublicKey,
+    key: &PrivateKey,
     progress: &(dyn Fn(Progress) + Sync),
 ) -> Result<Enrolment, ClientError> {
     let Some(invitation) = &options.invitation else {
@@ -191,7 +191,7 @@ async fn join(
 
 async fn enrol_patiently(
     invitation: &Invitation,
-    key: PublicKey,
+    key: &PrivateKey,
     patience: Option<Duration>,
     progress: &(dyn Fn(Progress) + Sync),
 ) -> Result<Enrolment, ClientError> {

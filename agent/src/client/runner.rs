@@ -513,9 +513,9 @@ impl Runner<'_> {
             return false;
         }
         (self.setup.progress)(Progress::Enrolling(invitation.membership.server_name.clone()));
-        let (key, answer) = (self.setup.key.public(), self.enrolled.clone());
+        let (key, answer) = (self.setup.key.clone(), self.enrolled.clone());
         tokio::spawn(async move {
-            let _ = answer.send(enrol_patiently(&invitation, key, None, &|_| {}).await).await;
+            let _ = answer.send(enrol_patiently(&invitation, &key, None, &|_| {}).await).await;
         });
         true
     }

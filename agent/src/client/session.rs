@@ -339,7 +339,8 @@ impl Session {
     }
 
     async fn renew(&mut self, client: &mut ClientSessionClient<Channel>) -> Result<(), ClientError> {
-        let key = SessionKey::generate()?;
+        // The key of the first certificate, for good: whoever comes with another has to enrol.
+        let key = SessionKey::from_pem(&self.proof.borrow().key_pem)?;
         let mut request = Request::new(v1::RenewRequest { csr: key.request()? });
         request.set_timeout(CALL);
         let issued = client.renew(request).await.map_err(|status| ClientError::from_status(&status))?;

@@ -1,6 +1,8 @@
 //! The control loop: the only place where tunnel, health, sessions and reports meet.
 
 #[cfg(test)]
+mod ended;
+#[cfg(test)]
 mod hostile;
 mod restart;
 
@@ -26,6 +28,7 @@ use super::{
     access::{self, NetworkAccess},
     command::{Command, Opened, Readiness, Word},
     desired::{Agent, Desired},
+    ends::Ends,
     faults::Faults,
     insight::{Insight, Move, canonical},
     link::Running,
@@ -126,7 +129,9 @@ pub(super) struct Control {
     tunnel_failure: Option<v1::Impairment>,
     tunnel_retry: Option<Instant>,
     events: mpsc::Sender<TunnelEvent>,
+    /// What is in force.
     desired: Option<Arc<Desired>>,
+    ends: Ends,
     health: GatewayHealth,
     access: NetworkAccess,
     operator: Option<Operator>,
@@ -165,6 +170,7 @@ impl Control {
             tunnel_retry: None,
             events,
             desired: None,
+            ends: Ends::default(),
             health: GatewayHealth::new(),
             access: NetworkAccess::default(),
             operator: None,
@@ -224,9 +230,10 @@ impl Control {
         let keep = wire.clone();
         let (desired, problem) = Desired::parse(wire)?;
         let now = Instant::now();
-        let desired = self.adopt(now, desired);
+        let desired = self.ends.take(now, SystemTime::now(), desired);
+        self.adopt(now, &desired);
         let result = self.apply_tunnel(&desired);
-        self.setup.served.send_modify(|served| served.take(Arc::clone(&desired)));
+        self.serve(&desired);
         self.setup.running.send_replace(Running {
             revision: desired.revision,
             ca_pem: desired.ca_pem.clone(),
@@ -240,9 +247,27 @@ impl Control {
         problem.map_or(Ok(()), Err)
     }
 
+    /// Has sessions go by it.
+    fn serve(&self, desired: &Arc<Desired>) {
+        let ended = self.ends.passed();
+        self.setup.served.send_modify(|served| served.take(Arc::clone(desired), ended));
+    }
+
+    /// Ends what has come to its end, with the operator or without.
+    fn handle_ends(&mut self, now: Instant, wall: SystemTime) {
+        let Some(desired) = self.ends.handle_timeout(now, wall) else { return };
+        tracing::info!(clients = desired.peers.len(), "clients came to their end, or the clock was set");
+        self.adopt(now, &desired);
+        if self.tunnel.is_some() {
+            // What fails is told with the next report, and tried again.
+            let _ = self.apply_tunnel(&desired);
+        }
+        self.serve(&desired);
+        self.changed(now);
+    }
+
     /// Goes by another snapshot from now on. Nothing is kept of clients that it does not have.
-    fn adopt(&mut self, now: Instant, desired: impl Into<Arc<Desired>>) -> Arc<Desired> {
-        let desired = desired.into();
+    fn adopt(&mut self, now: Instant, desired: &Arc<Desired>) {
         self.changes.retain(|key, _| desired.peers.contains_key(key));
         self.sleepers.retain(|key, _| desired.peers.contains_key(key));
         self.insights.retain(|key, _| desired.peers.contains_key(key));
@@ -250,11 +275,10 @@ impl Control {
             self.insights.entry(*key).or_insert_with(|| Arc::new(Insight::new(SystemTime::now())));
         }
         self.agents.retain(|key, _| desired.peers.contains_key(key));
-        self.neighbours.handle_clients(now, &desired, |key| self.agents.contains_key(key));
+        self.neighbours.handle_clients(now, desired, |key| self.agents.contains_key(key));
         self.health.handle_peers(now, &desired.expectations(&self.agents));
-        self.counters.keep_pools(&desired);
-        self.desired = Some(Arc::clone(&desired));
-        desired
+        self.counters.keep_pools(desired);
+        self.desired = Some(Arc::clone(desired));
     }
 
     fn apply_tunnel(&mut self, desired: &Desired) -> Result<(), GatewayError> {
@@ -330,6 +354,7 @@ impl Control {
             self.operator.as_ref().map(|operator| operator.reporter.poll_timeout()),
             self.health.poll_timeout(),
             self.neighbours.poll_timeout(),
+            self.ends.poll_timeout(),
             self.next_proof.filter(|_| !self.proving),
             self.tunnel_retry,
         ];
@@ -582,6 +607,7 @@ impl Control {
     }
 
     fn handle_time(&mut self, now: Instant) {
+        self.handle_ends(now, SystemTime::now());
         let retry = self.tunnel_retry.is_some_and(|at| now >= at);
         if let Some(desired) = self.desired.clone().filter(|_| retry) {
             let _ = self.apply_tunnel(&desired);

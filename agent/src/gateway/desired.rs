@@ -1,6 +1,13 @@
 //! What the operator wants, checked and in the gateway's own types. Pure.
 
-use std::{collections::HashMap, fmt::Display, net::IpAddr, str::FromStr, sync::Arc, time::Duration};
+use std::{
+    collections::HashMap,
+    fmt::Display,
+    net::IpAddr,
+    str::FromStr,
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
 
 use ipnet::IpNet;
 use pinhole_proto::{
@@ -109,6 +116,8 @@ pub struct Peer {
     pub stock_keepalive: Option<Duration>,
     /// Its own keepalive policy, in place of the pool's.
     pub keepalive: Option<v1::KeepalivePolicy>,
+    /// When its right to connect ends. `None`: never.
+    pub not_after: Option<SystemTime>,
 }
 
 impl Desired {
@@ -154,6 +163,14 @@ impl Desired {
     /// Whether a client with this UID may connect.
     pub fn knows(&self, uid: &str) -> bool {
         self.by_uid.contains_key(uid)
+    }
+
+    /// The same but for some clients.
+    pub(super) fn without(&self, is_out: impl Fn(&PublicKey) -> bool) -> Self {
+        let mut rest = self.clone();
+        rest.peers.retain(|key, _| !is_out(key));
+        rest.by_uid.retain(|_, key| !is_out(key));
+        rest
     }
 
     /// UIDs of the clients that may connect here and not by the other snapshot.
@@ -340,7 +357,21 @@ impl Peer {
         }
         let stock_keepalive = wire.stock_keepalive.and_then(positive);
         let (in_cluster, keepalive) = (wire.in_cluster, wire.keepalive);
-        let peer = Peer { client, pool, preshared_key, addresses, in_cluster, stock_keepalive, keepalive };
+        let not_after = bounds::time(wire.not_after);
+        if not_after.is_none() && wire.not_after.is_some() {
+            // It would never end.
+            return Err("its end is no time".into());
+        }
+        let peer = Peer {
+            client,
+            pool,
+            preshared_key,
+            addresses,
+            in_cluster,
+            stock_keepalive,
+            keepalive,
+            not_after,
+        };
         Ok((PublicKey::from_bytes(key), peer))
     }
 }
@@ -404,6 +435,17 @@ pub(super) mod tests {
         let problem = problem.unwrap();
         assert_eq!(problem.category(), "PeerInvalid");
         assert!(problem.to_string().contains("branch/broken"));
+    }
+
+    #[test]
+    fn an_end_that_is_no_time_is_not_taken_for_no_end() {
+        for (seconds, nanos) in [(i64::MAX, 0), (-1, 0), (1, -1)] {
+            let not_after = Some(prost_types::Timestamp { seconds, nanos });
+            let broken = v1::Peer { not_after, ..peer("broken", 1) };
+            let (desired, problem) = Desired::parse(state(vec![broken, peer("fine", 2)])).unwrap();
+            assert_eq!(desired.peers.len(), 1);
+            assert!(problem.unwrap().to_string().contains("its end is no time"));
+        }
     }
 
     #[test]

@@ -8,6 +8,7 @@ mod command;
 mod control;
 pub mod desired;
 mod door;
+mod ends;
 mod error;
 mod faults;
 pub mod insight;
@@ -28,7 +29,7 @@ use std::{
     os::fd::AsFd as _,
     path::PathBuf,
     sync::Arc,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use pinhole_proto::v1;
@@ -54,7 +55,7 @@ use self::{
     tls::ServerTls,
 };
 use crate::{
-    identity::Store,
+    identity::{Store, possession::Challenger},
     tunnel::{PrivateKey, Threads},
     uapi,
 };
@@ -113,6 +114,7 @@ pub async fn run(options: Options, stop: CancellationToken) -> Result<(), Gatewa
     let faults = Faults::default();
     let draining = CancellationToken::new();
     let public_key = options.private_key.public();
+    let challenger = Challenger::generate(Instant::now())?;
     let own_peer = Prober::new(PrivateKey::generate()?, public_key);
 
     let (_wg_socket, questions) = uapi::open_or_say(&options.tun_name);
@@ -147,8 +149,14 @@ pub async fn run(options: Options, stop: CancellationToken) -> Result<(), Gatewa
         tls: Arc::clone(&tls),
         store: store.clone(),
     };
-    let service =
-        Sessions::new(options.operator, relay_now, served_now.clone(), control.clone(), draining.clone());
+    let service = Sessions::new(
+        options.operator,
+        relay_now,
+        served_now.clone(),
+        control.clone(),
+        draining.clone(),
+        challenger,
+    );
     let mut tasks = tokio::task::JoinSet::new();
     #[cfg(debug_assertions)]
     tokio::spawn(faults::on_signals(control.clone()));

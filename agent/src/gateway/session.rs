@@ -33,7 +33,10 @@ use super::{
 };
 use crate::{
     health::Jitter,
-    identity::certificate,
+    identity::{
+        certificate,
+        possession::{Challenger, PossessionError},
+    },
     nat::wire::{BeatKey, KeyId},
     tunnel::PublicKey,
 };
@@ -66,11 +69,13 @@ pub(super) struct Served {
 }
 
 impl Served {
-    /// A newer snapshot is in force.
-    pub(super) fn take(&mut self, desired: Arc<Desired>) {
+    /// A newer snapshot is in force, without those of its clients that have come to their end.
+    pub(super) fn take(&mut self, desired: Arc<Desired>, ended: Vec<String>) {
         self.removed.retain(|uid| !desired.knows(uid));
         let former = self.desired.as_ref().map(|former| former.missing_from(&desired)).unwrap_or_default();
         self.removed.extend(former);
+        let ended: Vec<String> = ended.into_iter().filter(|uid| !self.removed.contains(uid)).collect();
+        self.removed.extend(ended);
         self.removed.drain(..self.removed.len().saturating_sub(REMEMBERED));
         self.desired = Some(desired);
     }
@@ -100,6 +105,7 @@ struct Inner {
     scouts: Semaphore,
     counter: AtomicU64,
     keys: AtomicU32,
+    challenger: Challenger,
 }
 
 impl Sessions {
@@ -110,13 +116,15 @@ impl Sessions {
         served: watch::Receiver<Served>,
         control: mpsc::Sender<Command>,
         draining: CancellationToken,
+        challenger: Challenger,
     ) -> Self {
         let admission = Admission::default();
         // From where chance has it, so that the numbers of two replicas hardly ever meet at a client.
         let keys = AtomicU32::new((Jitter::from_os().next_u64() >> 32) as u32);
         let counter = AtomicU64::new(1);
         let scouts = Semaphore::new(SCOUTS);
-        let inner = Inner { access, relay, served, control, draining, admission, scouts, counter, keys };
+        let inner =
+            Inner { access, relay, served, control, draining, admission, scouts, counter, keys, challenger };
         Sessions { inner: Arc::new(inner) }
     }
 }
@@ -323,11 +331,19 @@ fn source<T>(request: &Request<T>) -> Option<SocketAddr> {
 impl ClientSession for Sessions {
     type AttachStream = Pin<Box<dyn Stream<Item = Result<v1::SessionMessage, Status>> + Send>>;
 
+    async fn challenge(
+        &self,
+        _: Request<v1::ChallengeRequest>,
+    ) -> Result<Response<v1::EnrolmentChallenge>, Status> {
+        Ok(Response::new(self.inner.challenger.challenge(Instant::now())))
+    }
+
     async fn enrol(&self, request: Request<v1::EnrolRequest>) -> Result<Response<v1::EnrolResponse>, Status> {
         let from = source(&request).map_or(IpAddr::V6(Ipv6Addr::UNSPECIFIED), |source| source.ip());
         let request = request.into_inner();
+        self.inner.challenger.check(Instant::now(), &request).map_err(unproven)?;
         let mut turn = self.inner.admission.enrols(from, &request).await?;
-        let relayed = v1::RelayEnrolRequest { request: Some(request) };
+        let relayed = v1::RelayEnrolRequest { request: Some(request), key_proven: true };
         let mut operator = self.inner.operator().await?;
         let relayed = self.inner.authorised(relayed)?;
         let response =
@@ -386,6 +402,16 @@ impl ClientSession for Sessions {
         let issued = operator.relay_renew(relayed).await.map_err(|status| relayed_error(&status))?;
         Ok(Response::new(issued.into_inner()))
     }
+}
+
+/// Nobody is enrolled under a key that may be somebody else's.
+fn unproven(error: PossessionError) -> Status {
+    let code = match error {
+        PossessionError::Missing => Code::FailedPrecondition,
+        PossessionError::Expired => Code::Aborted,
+        PossessionError::Refuted => Code::Unauthenticated,
+    };
+    refuse(code, error.category(), error.to_string())
 }
 
 /// The operator's refusal, with its category and nothing else of its metadata.

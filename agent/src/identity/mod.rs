@@ -6,6 +6,7 @@ pub mod dial;
 mod error;
 pub mod join;
 mod metered;
+pub mod possession;
 pub mod store;
 
 pub use certificate::SessionKey;

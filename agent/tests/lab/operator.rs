@@ -7,16 +7,22 @@ use std::{
     pin::Pin,
     sync::{Arc, Mutex},
     thread::JoinHandle,
-    time::Duration,
+    time::{Duration, SystemTime},
 };
 
 use futures::Stream;
 use nix::sched::{CloneFlags, setns};
-use pinhole_agent::{identity::JoinString, tunnel::PrivateKey};
+use pinhole_agent::{
+    identity::{
+        JoinString, SessionKey,
+        dial::{Dialer, Liveness},
+    },
+    tunnel::{PrivateKey, PublicKey},
+};
 use pinhole_proto::{CATEGORY_METADATA, OPERATOR_SERVER_NAME, gateway_server_name, v1};
 use rcgen::{
     BasicConstraints, CertificateParams, CertificateSigningRequestParams, DistinguishedName,
-    ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, SanType,
+    ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, PublicKeyData as _, SanType,
 };
 use tokio::sync::{mpsc, watch};
 use tokio_stream::wrappers::ReceiverStream;
@@ -24,8 +30,9 @@ use tokio_util::sync::CancellationToken;
 use tonic::{
     Code, Request, Response, Status, Streaming,
     metadata::MetadataValue,
-    transport::{Identity, Server, ServerTlsConfig},
+    transport::{Channel, Identity, Server, ServerTlsConfig},
 };
+use v1::client_session_client::ClientSessionClient;
 use v1::gateway_link_server::{GatewayLink, GatewayLinkServer};
 
 const PORT: u16 = 8443;
@@ -51,6 +58,10 @@ struct Inner {
     reports: Reports,
     impairments: Arc<Mutex<Vec<String>>>,
     enrolments: Mutex<u32>,
+    /// How long a client's certificate lives, where a test is about that.
+    life: Mutex<Option<Duration>>,
+    /// Public keys that clients asked certificates for, the first one at the enrolment.
+    session_keys: Mutex<Vec<Vec<u8>>>,
     server_certificates: Mutex<u32>,
 }
 
@@ -106,6 +117,8 @@ impl Operator {
             reports: Reports::default(),
             impairments: Arc::default(),
             enrolments: Mutex::default(),
+            life: Mutex::default(),
+            session_keys: Mutex::default(),
             server_certificates: Mutex::default(),
         });
         let stop = CancellationToken::new();
@@ -164,6 +177,73 @@ impl Operator {
 
     pub(crate) fn enrolments(&self) -> u32 {
         *self.inner.enrolments.lock().unwrap()
+    }
+
+    /// Has clients renew their certificates so often.
+    pub(crate) fn certificates_live_for(&self, life: Duration) {
+        *self.inner.life.lock().unwrap() = Some(life);
+    }
+
+    /// Public keys that clients asked certificates for.
+    pub(crate) fn session_keys(&self) -> Vec<Vec<u8>> {
+        self.inner.session_keys.lock().unwrap().clone()
+    }
+
+    /// Says that the client's right to connect ends then. Yields the revision that says so.
+    pub(crate) fn end(&self, client: &str, at: SystemTime) -> u64 {
+        self.inner.desired.send_modify(|desired| {
+            desired.revision += 1;
+            for peer in desired.peers.iter_mut().filter(|peer| peer.client == Some(object(client))) {
+                peer.not_after = Some(at.into());
+            }
+        });
+        self.inner.desired.borrow().revision
+    }
+
+    /// Asks the gateway for a challenge, as anybody can.
+    pub(crate) fn challenge(&self) -> v1::EnrolmentChallenge {
+        self.call(async |client| client.challenge(v1::ChallengeRequest {}).await).unwrap().into_inner()
+    }
+
+    /// Asks the gateway to enrol, and yields the category of its refusal.
+    pub(crate) fn refusal(&self, request: v1::EnrolRequest) -> String {
+        let refused = self.call(async |client| client.enrol(request).await).unwrap_err();
+        refused.metadata().get(CATEGORY_METADATA).unwrap().to_str().unwrap().to_owned()
+    }
+
+    /// A request of the holder of a good token, for whatever key.
+    pub(crate) fn request(&self, key: PublicKey) -> v1::EnrolRequest {
+        let join = v1::JoinCredential { token: "first".into(), secret: "secret".into() };
+        let pool = self.inner.desired.borrow().pools[0].pool.clone().unwrap();
+        v1::EnrolRequest {
+            credential: Some(v1::enrol_request::Credential::Join(join)),
+            pool_namespace: pool.namespace,
+            pool: pool.name,
+            public_key: key.as_bytes().to_vec(),
+            csr: SessionKey::generate().unwrap().request().unwrap(),
+            hostname: "laptop".into(),
+            proof: None,
+        }
+    }
+
+    fn call<T: Send>(
+        &self,
+        call: impl AsyncFnOnce(&mut ClientSessionClient<Channel>) -> Result<T, Status> + Send,
+    ) -> Result<T, Status> {
+        let dialer = Dialer {
+            server_name: gateway_server_name(NAMESPACE, GATEWAY),
+            ca_pem: self.inner.ca_pem.clone(),
+            proof: None,
+            fwmark: None,
+            liveness: Liveness::Pinged,
+        };
+        self.in_gateway(|| {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            runtime.block_on(async {
+                let (channel, _) = dialer.connect(&["192.0.2.1:51821".to_owned()]).await.unwrap();
+                call(&mut ClientSessionClient::new(channel)).await
+            })
+        })
     }
 
     pub(crate) fn server_certificates(&self) -> u32 {
@@ -313,17 +393,30 @@ fn serve(inner: Arc<Inner>, namespace: &str, stop: CancellationToken) -> JoinHan
 }
 
 impl Inner {
-    fn sign(&self, csr: Vec<u8>, name: SanType, usage: ExtendedKeyUsagePurpose) -> v1::IssuedCertificate {
+    fn sign(
+        &self,
+        csr: Vec<u8>,
+        name: SanType,
+        usage: ExtendedKeyUsagePurpose,
+        life: Option<Duration>,
+    ) -> v1::IssuedCertificate {
         let mut request = CertificateSigningRequestParams::from_der(&csr.into()).unwrap();
         request.params.subject_alt_names = vec![name];
         request.params.extended_key_usages = vec![usage];
+        if let Some(life) = life {
+            request.params.not_before = SystemTime::now().into();
+            request.params.not_after = (SystemTime::now() + life).into();
+        }
         let chain_pem = request.signed_by(&self.issuer).unwrap().pem();
         v1::IssuedCertificate { chain_pem, ca_pem: self.ca_pem.clone(), not_after: None }
     }
 
     fn client_certificate(&self, csr: Vec<u8>, client: &v1::ObjectRef) -> v1::IssuedCertificate {
         let uri = format!("pinhole://{}/{}/{}", client.namespace, client.name, client.uid);
-        self.sign(csr, SanType::URI(uri.try_into().unwrap()), ExtendedKeyUsagePurpose::ClientAuth)
+        let request = CertificateSigningRequestParams::from_der(&csr.clone().into()).unwrap();
+        self.session_keys.lock().unwrap().push(request.public_key.der_bytes().to_vec());
+        let life = *self.life.lock().unwrap();
+        self.sign(csr, SanType::URI(uri.try_into().unwrap()), ExtendedKeyUsagePurpose::ClientAuth, life)
     }
 }
 
@@ -386,7 +479,8 @@ impl GatewayLink for Inner {
         authorised(&request)?;
         *self.server_certificates.lock().unwrap() += 1;
         let name = SanType::DnsName(gateway_server_name(NAMESPACE, GATEWAY).try_into().unwrap());
-        Ok(Response::new(self.sign(request.into_inner().csr, name, ExtendedKeyUsagePurpose::ServerAuth)))
+        let usage = ExtendedKeyUsagePurpose::ServerAuth;
+        Ok(Response::new(self.sign(request.into_inner().csr, name, usage, None)))
     }
 
     async fn relay_enrol(
@@ -394,7 +488,9 @@ impl GatewayLink for Inner {
         request: Request<v1::RelayEnrolRequest>,
     ) -> Result<Response<v1::EnrolResponse>, Status> {
         authorised(&request)?;
-        let request = request.into_inner().request.unwrap();
+        let request = request.into_inner();
+        assert!(request.key_proven, "a gateway relays nothing else");
+        let request = request.request.unwrap();
         let secret = match request.credential {
             Some(v1::enrol_request::Credential::Join(join)) => join.secret,
             Some(v1::enrol_request::Credential::ServiceAccountToken(token)) if token == TOKEN => {

@@ -114,11 +114,13 @@ async fn a_full_pool_says_so_on_both_sides_and_gives_no_address_twice(lab: &Lab)
 async fn suspending_or_deleting_a_client_cuts_it_off_within_five_seconds(lab: &Lab) -> Outcome {
     let _product = product::installed(lab).await?;
     let vpn = Vpn::declare(lab, "cut", Exposure::NodePort, "").await?;
-    vpn.pool("staff", "[10.83.0.0/24]", "enrolment: { tokens: [{ name: any }] }").await?;
-    let join = vpn.join("staff", "any").await?;
+    vpn.pool("staff", "[10.83.0.0/24]", "enrolment: { tokens: [{ name: suspend }, { name: delete }] }")
+        .await?;
+    let again = device(lab, "cut-again").await?;
     let gateway = vpn.gateway_address("staff").await?;
     for (name, verb) in [("cut-suspend", "suspend"), ("cut-delete", "delete")] {
         let mut device = device(lab, name).await?;
+        let join = vpn.join("staff", verb).await?;
         device.up(&join).await?;
         let client = vpn.client_in(name, ClientPhase::Connected, PATIENCE).await?;
         let object = format!("vc/{}", client.metadata.name.context("no name")?);
@@ -139,6 +141,9 @@ async fn suspending_or_deleting_a_client_cuts_it_off_within_five_seconds(lab: &L
         ensure!(took < CUT, "{verb} took {took:?}");
         if verb == "suspend" {
             vpn.client_in(name, ClientPhase::Suspended, PATIENCE).await?;
+            // A machine that was never seen, which may be the same person's.
+            let output = again.refused(&join).await?;
+            ensure!(output.stderr.contains("TokenSuspended"), "{}", output.stderr);
         }
     }
     vpn.delete().await?;

@@ -18,7 +18,7 @@ use k8s_openapi::{
 };
 use kube::{
     Api, Client, ResourceExt as _,
-    api::{DeleteParams, ListParams, PostParams},
+    api::{DeleteParams, ListParams, Patch, PatchParams, PostParams},
 };
 use pinhole_crds::{TokenState, TokenStatus, VPNClient, VPNClientPool};
 use pinhole_e2e::{Lab, vpn::PATIENCE, wait};
@@ -34,7 +34,7 @@ use pinhole_operator::{
 };
 use pinhole_proto::{
     GATEWAY_AUDIENCE, OPERATOR_AUDIENCE,
-    v1::{self, EnrolRequest, JoinCredential, enrol_request::Credential},
+    v1::{self, EnrolRequest, JoinCredential, RelayEnrolRequest, enrol_request::Credential},
 };
 use rcgen::{CertificateParams, KeyPair};
 use serde_json::{Value, from_value, json};
@@ -293,8 +293,10 @@ impl Desk {
             public_key: vec![key; 32],
             csr: csr()?,
             hostname: "laptop".into(),
+            proof: None,
         };
-        let response = match self.enroller.enrol(&self.caller, request).await {
+        let relayed = RelayEnrolRequest { request: Some(request), key_proven: true };
+        let response = match self.enroller.enrol(&self.caller, relayed).await {
             Ok(response) => response,
             Err(error) => return Ok(Err(error)),
         };
@@ -316,7 +318,11 @@ async fn machines_and_pods_enrol_and_uses_are_counted(lab: &Lab) -> Outcome {
     let pod_token = cluster.bound_token("web", "web-0", GATEWAY_AUDIENCE, labels).await?;
     let fleet = Fleet::new(Instant::now());
     let desk = Desk::new(&cluster, Arc::clone(&fleet))?;
-    let enrolments = enrol_eight_machines_and_a_pod_twice(&desk, text(&secret, "token")?, pod_token);
+    let part = text(&secret, "token")?;
+    let enrolments = async {
+        enrol_eight_machines_and_a_pod_twice(&desk, &part, pod_token).await?;
+        a_suspended_client_holds_its_token(&cluster, &desk, &part).await
+    };
     tokio::select! {
         ended = controllers(&cluster, &fleet) => ended?,
         enrolled = enrolments => enrolled?,
@@ -337,9 +343,28 @@ async fn machines_and_pods_enrol_and_uses_are_counted(lab: &Lab) -> Outcome {
     cluster.end().await
 }
 
-async fn enrol_eight_machines_and_a_pod_twice(desk: &Desk, part: String, pod_token: String) -> Outcome {
+/// What the API server selects by is what enrolment goes by.
+async fn a_suspended_client_holds_its_token(cluster: &Cluster, desk: &Desk, part: &str) -> Outcome {
+    let join = || {
+        let join = JoinCredential { token: "first".into(), secret: part.to_owned() };
+        desk.enrol(200, Credential::Join(join))
+    };
+    let clients: Api<VPNClient> = cluster.api();
+    let all = clients.list(&ListParams::default()).await?.items;
+    let with_token = |client: &&VPNClient| client.spec.enrolment.as_ref().is_some_and(|e| e.token.is_some());
+    let name = all.iter().find(with_token).context("no machine enrolled")?.name_any();
+    for (suspended, category) in [(true, "TokenSuspended"), (false, "TokenUsedUp")] {
+        let patch = json!({ "spec": { "suspended": suspended } });
+        clients.patch(&name, &PatchParams::default(), &Patch::Merge(&patch)).await?;
+        let refused = join().await?.err().map(|error| error.category());
+        ensure!(refused == Some(category), "suspended: {suspended}, and enrolment says {refused:?}");
+    }
+    Ok(())
+}
+
+async fn enrol_eight_machines_and_a_pod_twice(desk: &Desk, part: &str, pod_token: String) -> Outcome {
     let machines = (1..=8).map(|key| {
-        let join = JoinCredential { token: "first".into(), secret: part.clone() };
+        let join = JoinCredential { token: "first".into(), secret: part.to_owned() };
         desk.enrol(key, Credential::Join(join))
     });
     let results = join_all(machines).await.into_iter().collect::<anyhow::Result<Vec<_>>>()?;

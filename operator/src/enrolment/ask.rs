@@ -5,11 +5,11 @@ use std::fmt;
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use pinhole_proto::{
     is_object_name,
-    v1::{EnrolRequest, enrol_request},
+    v1::{RelayEnrolRequest, enrol_request},
 };
 use zeroize::Zeroizing;
 
-use super::{EnrolmentError, Hostname, KeyHash};
+use super::{EnrolmentError, Hostname, KeyHash, binding::SessionBinding};
 use crate::{fleet::PoolKey, identity::RequestedKey};
 
 /// A WireGuard public key (Curve25519).
@@ -21,6 +21,11 @@ impl PublicKey {
     pub fn new(bytes: &[u8]) -> Option<Self> {
         let key: [u8; 32] = bytes.try_into().ok()?;
         (key != [0; 32]).then_some(Self(key))
+    }
+
+    /// Reads what [`fmt::Display`] wrote.
+    pub(super) fn parse(text: &str) -> Option<Self> {
+        STANDARD.decode(text).ok().and_then(|bytes| Self::new(&bytes))
     }
 
     /// The 32 bytes.
@@ -60,18 +65,22 @@ pub struct Ask {
     pub pool: PoolKey,
     /// By what right.
     pub credential: Credential,
-    /// The tunnel's key.
+    /// The tunnel's key, of which the private part was proven to be held.
     pub public_key: PublicKey,
-    /// The session's key, of which the private part was proven to be held.
+    /// The session's key, of which too.
     pub session_key: RequestedKey,
     /// What the machine calls itself.
     pub hostname: Hostname,
 }
 
 impl Ask {
-    /// Checks a request from the wire.
-    pub fn new(request: EnrolRequest) -> Result<Self, EnrolmentError> {
+    /// Checks a request from the wire. That the WireGuard key is the asker's own the gateway has found out, or nobody.
+    pub fn new(relayed: RelayEnrolRequest) -> Result<Self, EnrolmentError> {
         let invalid = EnrolmentError::RequestInvalid;
+        let request = relayed.request.ok_or(invalid("the request is missing"))?;
+        if !relayed.key_proven {
+            return Err(EnrolmentError::KeyNotVouchedFor);
+        }
         if !is_label(&request.pool_namespace) || !is_label(&request.pool) {
             return Err(invalid("pool and pool_namespace must be DNS labels"));
         }
@@ -99,6 +108,11 @@ impl Ask {
         })
     }
 
+    /// What renewals of this enrolment are bound to.
+    pub(super) fn binding(&self) -> SessionBinding {
+        SessionBinding::new(&self.public_key, &self.session_key)
+    }
+
     /// The hash of the tunnel's key.
     pub fn key_hash(&self) -> KeyHash {
         KeyHash::of(&self.public_key)
@@ -111,7 +125,7 @@ fn is_label(text: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use pinhole_proto::v1::JoinCredential;
+    use pinhole_proto::v1::{EnrolRequest, JoinCredential};
 
     use super::*;
     use crate::{enrolment::memory::csr, hostile};
@@ -127,18 +141,31 @@ mod tests {
             public_key: vec![7; 32],
             csr: csr(),
             hostname: "laptop".into(),
+            proof: None,
         }
+    }
+
+    fn ask(request: EnrolRequest) -> Result<Ask, EnrolmentError> {
+        Ask::new(RelayEnrolRequest { request: Some(request), key_proven: true })
     }
 
     fn category(change: impl FnOnce(&mut EnrolRequest)) -> &'static str {
         let mut request = request();
         change(&mut request);
-        Ask::new(request).err().map_or("accepted", |e| e.category())
+        ask(request).err().map_or("accepted", |e| e.category())
     }
 
     #[test]
     fn a_well_formed_request_is_taken() {
         assert_eq!(category(|_| {}), "accepted");
+    }
+
+    #[test]
+    fn a_key_that_no_gateway_vouches_for_is_nobodys() {
+        let relayed = RelayEnrolRequest { request: Some(request()), key_proven: false };
+        let error = Ask::new(relayed).err().unwrap();
+        assert_eq!(error.category(), "GatewayOutdated");
+        assert_eq!(Ask::new(RelayEnrolRequest::default()).err().unwrap().category(), "RequestInvalid");
     }
 
     #[test]
@@ -154,7 +181,7 @@ mod tests {
     #[test]
     fn a_host_name_is_cut_and_cleaned_not_refused() {
         let hostname = format!("lap\0top\n{}", "x".repeat(1000));
-        let ask = Ask::new(EnrolRequest { hostname, ..request() }).unwrap_or_else(|e| panic!("{e}"));
+        let ask = ask(EnrolRequest { hostname, ..request() }).unwrap_or_else(|e| panic!("{e}"));
         assert_eq!(ask.hostname.as_str().len(), 253);
         assert!(ask.hostname.as_str().starts_with("laptopx"));
     }

@@ -12,7 +12,7 @@ use pinhole_crds::{
 };
 
 use super::{
-    Ask, EnrolmentError, KEY_LABEL, KeyHash, PublicKey,
+    Ask, Credential, EnrolmentError, KEY_LABEL, KeyHash, PublicKey, SESSION_ANNOTATION,
     name::{is_word, machine_name, sidecar_name},
 };
 use crate::{
@@ -20,6 +20,10 @@ use crate::{
     identity::PodIdentity,
     plan::{GATEWAY_LABEL, MANAGED_BY, MANAGED_BY_LABEL, POOL_OBJECT_LABEL},
 };
+
+/// Annotation of a VPNClient: tokens that it was enrolled with again, after the one in its record, comma-separated. Such as the pool
+/// does not have any more are left out, so that it stays bounded.
+pub const TOKENS_ANNOTATION: &str = "pinhole.dev/tokens";
 
 /// Client of a machine that holds `token`.
 pub(super) fn of_machine(pool: &VPNClientPool, token: &JoinToken, ask: &Ask) -> VPNClient {
@@ -51,6 +55,35 @@ pub(super) fn of_pod(pool: &VPNClientPool, pod: &PodIdentity, ask: &Ask) -> VPNC
 /// The labels by which a client of this key is found.
 pub(super) fn key_label(key: &PublicKey) -> (String, String) {
     (KEY_LABEL.to_owned(), KeyHash::of(key).to_string())
+}
+
+/// Whether the client was enrolled with the pool's token of this name, at first or again.
+pub(super) fn is_enrolled_with(client: &VPNClient, token: &str) -> bool {
+    let first = client.spec.enrolment.as_ref().and_then(|e| e.token.as_deref());
+    first == Some(token) || later_tokens(client).any(|later| later == token)
+}
+
+/// What has to be written of an enrolment on a client that exists, empty when it says so already.
+pub(super) fn changes(pool: &VPNClientPool, client: &VPNClient, ask: &Ask) -> BTreeMap<String, String> {
+    let mut changes = BTreeMap::new();
+    let binding = ask.binding();
+    if !binding.is_of(client) {
+        changes.insert(SESSION_ANNOTATION.to_owned(), binding.to_string());
+    }
+    if let Credential::Token { name, .. } = &ask.credential
+        && !is_enrolled_with(client, name)
+    {
+        let tokens = || pool.spec.enrolment.iter().flat_map(|e| &e.tokens);
+        let kept = later_tokens(client).filter(|later| tokens().any(|token| token.name == *later));
+        let tokens: Vec<&str> = kept.chain([name.as_str()]).collect();
+        changes.insert(TOKENS_ANNOTATION.to_owned(), tokens.join(","));
+    }
+    changes
+}
+
+fn later_tokens(client: &VPNClient) -> impl Iterator<Item = &str> {
+    let later = client.annotations().get(TOKENS_ANNOTATION).map(String::as_str).unwrap_or_default();
+    later.split(',').filter(|token| !token.is_empty())
 }
 
 /// Whether the client may connect at `now`.
@@ -105,6 +138,7 @@ fn client(
             name: Some(name.to_owned()),
             namespace: pool.namespace(),
             labels: Some(labels),
+            annotations: Some(BTreeMap::from([(SESSION_ANNOTATION.to_owned(), ask.binding().to_string())])),
             owner_references: Some(vec![owner(pool)]),
             ..ObjectMeta::default()
         },

@@ -9,7 +9,7 @@ use kube::ResourceExt as _;
 use pinhole_crds::{VPNClient, VPNClientPool};
 use pinhole_proto::{
     GATEWAY_AUDIENCE,
-    v1::{ClientConfig, EnrolRequest, EnrolResponse, IssuedCertificate, RelayRenewRequest},
+    v1::{ClientConfig, EnrolResponse, IssuedCertificate, RelayEnrolRequest, RelayRenewRequest},
 };
 use tokio::{
     sync::{Semaphore, SemaphorePermit},
@@ -17,8 +17,10 @@ use tokio::{
 };
 
 use super::{
-    Ask, Credential, EnrolmentError, Records, capacity,
-    client::{check_entitled, of_machine, of_pod},
+    Ask, Credential, EnrolmentError, PublicKey, Records,
+    binding::SessionBinding,
+    capacity,
+    client::{changes, check_entitled, is_enrolled_with, of_machine, of_pod},
     config::{client_config, find_peer},
     limit::{Limits, Unknown},
     lookups::Lookups,
@@ -45,8 +47,8 @@ const LOOK: Duration = Duration::from_secs(1);
 
 /// Enrols clients for the gateways that relay them.
 ///
-/// The order of writes: a use of the token, with the key that took it; the VPNClient; then the key is struck off. A
-/// crash in between leaves a machine that can go on, and never one more client than there are uses.
+/// The order of writes: a use of the token, with the key that took it; the VPNClient, or what changed of it; then the key is
+/// struck off. A crash in between leaves a machine that can go on, and never one more client than there are uses.
 pub struct Enroller<R> {
     records: R,
     fleet: Arc<Fleet>,
@@ -107,7 +109,7 @@ impl<R: Records> Enroller<R> {
     pub async fn enrol(
         &self,
         caller: &ReplicaIdentity,
-        request: EnrolRequest,
+        request: RelayEnrolRequest,
     ) -> Result<EnrolResponse, EnrolmentError> {
         let gateway = GatewayKey::new(&caller.namespace, &caller.gateway);
         let ask = Ask::new(request)?;
@@ -118,7 +120,7 @@ impl<R: Records> Enroller<R> {
                 self.limit(|limits, now| limits.token(now, &ask.pool, name))?;
                 let _turn = self.turn().await?;
                 let enrolled = self.by_token(&pool, name, secret, &ask).await?;
-                let response = self.respond(&gateway, caller, &ask, enrolled).await?;
+                let response = self.respond(&gateway, caller, &pool, &ask, enrolled).await?;
                 self.settle(&pool, name, &ask).await;
                 Ok(response)
             }
@@ -130,7 +132,7 @@ impl<R: Records> Enroller<R> {
                 self.limit(|limits, now| limits.pod(now, &pod.pod_uid))?;
                 let _turn = self.turn().await?;
                 let enrolled = self.by_pod(&pool, &pod, &ask).await?;
-                self.respond(&gateway, caller, &ask, enrolled).await
+                self.respond(&gateway, caller, &pool, &ask, enrolled).await
             }
         }
     }
@@ -156,8 +158,16 @@ impl<R: Records> Enroller<R> {
                 find_peer(d, &client.uid).is_some_and(|p| p.client.as_ref() == Some(&client))
             })
         };
+        let found = self.records.client(&named.namespace, &named.name).await?;
+        let found = found.filter(|c| c.metadata.uid.as_deref() == Some(&client.uid));
+        let found = found.ok_or_else(|| EnrolmentError::ClientDeleted(named.to_string()))?;
+        check_entitled(&found, Timestamp::now())?;
         if !is_peer {
-            return Err(self.why_no_peer(&named, &client.uid).await);
+            return Err(EnrolmentError::ClientNotReady(named.to_string()));
+        }
+        let tunnel = found.spec.public_key.as_deref().and_then(PublicKey::parse);
+        if !tunnel.is_some_and(|tunnel| SessionBinding::new(&tunnel, &key).is_of(&found)) {
+            return Err(EnrolmentError::SessionKeyChanged(named.to_string()));
         }
         self.certificate(&key, &named, &client.uid)
     }
@@ -232,14 +242,17 @@ impl<R: Records> Enroller<R> {
             let secret = self.records.secret(&ask.pool.namespace, &secret_name).await?;
             let token = verify(pool, name, part, secret.as_ref())?;
             let known = self.known(pool, ask).await?;
-            let by_this_token = |client: &VPNClient| {
-                client.spec.enrolment.as_ref().is_some_and(|e| e.token.as_deref() == Some(name))
-            };
             let known = match known {
                 // Enrolled with this token before: it needs no other use, and the token may be over.
-                Some(client) if by_this_token(&client) => return Ok(Enrolled { client, made: false }),
+                Some(client) if is_enrolled_with(&client, name) => {
+                    return Ok(Enrolled { client, made: false });
+                }
                 other => other,
             };
+            // Who is suspended could otherwise come back with the same token under a new key.
+            if self.records.suspended(&ask.pool).await?.iter().any(|client| is_enrolled_with(client, name)) {
+                return Err(EnrolmentError::TokenSuspended(name.to_owned()));
+            }
             let Some(secret) = secret else { return Err(EnrolmentError::TokenInvalid) };
             let ledger = Ledger::read(secret.metadata.annotations.as_ref());
             if let Admission::Take(next) = ledger.admit(token, ask.key_hash(), Timestamp::now())? {
@@ -331,6 +344,7 @@ impl<R: Records> Enroller<R> {
         &self,
         gateway: &GatewayKey,
         caller: &ReplicaIdentity,
+        pool: &VPNClientPool,
         ask: &Ask,
         enrolled: Enrolled,
     ) -> Result<EnrolResponse, EnrolmentError> {
@@ -344,6 +358,10 @@ impl<R: Records> Enroller<R> {
             other => other?,
         };
         let uid = enrolled.client.uid().unwrap_or_default();
+        let changes = changes(pool, &enrolled.client, ask);
+        if !changes.is_empty() && self.records.note(&enrolled.client, &changes).await?.is_none() {
+            return Err(EnrolmentError::ClientDeleted(ClientKey::from(&enrolled.client).to_string()));
+        }
         let certificate = self.certificate(&ask.session_key, &ClientKey::from(&enrolled.client), &uid)?;
         Ok(EnrolResponse { certificate: Some(certificate), config: Some(config) })
     }
@@ -393,16 +411,6 @@ impl<R: Records> Enroller<R> {
                 Ok(true) | Err(_) => return,
             }
         }
-    }
-
-    async fn why_no_peer(&self, key: &ClientKey, uid: &str) -> EnrolmentError {
-        let client = match self.records.client(&key.namespace, &key.name).await {
-            Ok(client) => client.filter(|c| c.metadata.uid.as_deref() == Some(uid)),
-            Err(error) => return error.into(),
-        };
-        let Some(client) = client else { return EnrolmentError::ClientDeleted(key.to_string()) };
-        let entitled = check_entitled(&client, Timestamp::now());
-        entitled.err().unwrap_or_else(|| EnrolmentError::ClientNotReady(key.to_string()))
     }
 
     fn certificate(

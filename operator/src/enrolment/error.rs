@@ -19,6 +19,19 @@ pub enum EnrolmentError {
     /// Somebody ended it.
     #[error("join token {0} was revoked; ask for a new one")]
     TokenRevoked(String),
+    /// A client that enrolled with it is suspended.
+    #[error(
+        "join token {0} admits no new client while one that enrolled with it is suspended; resume or delete that VPNClient, or ask for another token"
+    )]
+    TokenSuspended(String),
+    /// Nobody found out whether the WireGuard key is the asker's own.
+    #[error(
+        "the gateway is older than its operator and does not have clients prove their WireGuard key; update its image"
+    )]
+    KeyNotVouchedFor,
+    /// A renewal for another session key than the client was enrolled with, or after its WireGuard key was changed.
+    #[error("client {0} was enrolled with another session key; enrol it anew")]
+    SessionKeyChanged(String),
     /// No such pool, or not one of this gateway.
     #[error("this gateway serves no pool {0}")]
     PoolNotFound(String),
@@ -94,6 +107,9 @@ impl EnrolmentError {
             Self::TokenExpired(_) => "TokenExpired",
             Self::TokenUsedUp(_) => "TokenUsedUp",
             Self::TokenRevoked(_) => "TokenRevoked",
+            Self::TokenSuspended(_) => "TokenSuspended",
+            Self::KeyNotVouchedFor => "GatewayOutdated",
+            Self::SessionKeyChanged(_) => "SessionKeyChanged",
             Self::PoolNotFound(_) => "PoolNotFound",
             Self::PoolExhausted(_) => "PoolExhausted",
             Self::PoolFull(_) => "PoolFull",

@@ -7,6 +7,7 @@ use std::{
     time::{Instant, SystemTime},
 };
 
+use base64::{Engine as _, engine::general_purpose::STANDARD};
 use futures::future::BoxFuture;
 use k8s_openapi::{
     ByteString,
@@ -177,13 +178,13 @@ impl Memory {
         state.writes = 0;
     }
 
-    /// What the controllers do: an address for each client while there are any, and the gateway is told.
+    /// What the controllers do: an address for each client that may connect while there are any, and the gateway is told.
     pub(crate) fn reconcile(&self) {
         let mut state = self.lock();
         let State { clients, addresses, pools, .. } = &mut *state;
         let mut peers = vec![];
         for client in clients.values_mut() {
-            if client.spec.suspended == Some(true) {
+            if !may_connect(pools, client) {
                 continue;
             }
             if peers.len() == *addresses {
@@ -191,11 +192,12 @@ impl Memory {
                 continue;
             }
             let key = client.spec.public_key.clone().unwrap_or_default();
+            let Ok(public_key) = STANDARD.decode(key) else { continue };
             peers.push(Peer {
                 client: Some(object_ref(client)),
                 pool: u32::try_from(pools.keys().position(|n| *n == client.spec.pool_ref.name).unwrap())
                     .unwrap(),
-                public_key: base64::Engine::decode(&base64::engine::general_purpose::STANDARD, key).unwrap(),
+                public_key,
                 addresses: vec![format!("10.77.0.{}/32", peers.len() + 2)],
                 ..Peer::default()
             });
@@ -243,6 +245,22 @@ impl State {
         self.clock += 1;
         self.clock.to_string()
     }
+}
+
+/// Whether it would be a peer with an address.
+fn may_connect(pools: &BTreeMap<String, VPNClientPool>, client: &VPNClient) -> bool {
+    let gateway = serde_json::json!({
+        "apiVersion": "pinhole.dev/v1alpha1",
+        "kind": "VPNGateway",
+        "metadata": { "name": GATEWAY, "namespace": NAMESPACE },
+        "spec": { "exposure": { "type": "LoadBalancer" } },
+    });
+    let gateway = serde_json::from_value(gateway).unwrap();
+    let address = "10.77.0.2".parse().unwrap();
+    let status = Some(VPNClientStatus { addresses: vec![address], ..VPNClientStatus::default() });
+    let addressed = VPNClient { status, ..client.clone() };
+    let pool = &pools[&client.spec.pool_ref.name];
+    crate::plan::peer(&gateway, pool, &addressed, &[address], Timestamp::now()).is_some()
 }
 
 fn exhausted() -> VPNClientStatus {
@@ -330,6 +348,26 @@ impl Records for Arc<Memory> {
             let client = state.clients.get_mut(&read.name_any())?;
             client.spec.public_key = Some(key.to_string());
             client.labels_mut().extend([key_label(key)]);
+            Some(client.clone())
+        })
+    }
+
+    async fn suspended(&self, pool: &PoolKey) -> Result<Vec<VPNClient>, RecordsError> {
+        tokio::task::yield_now().await;
+        let state = self.lock();
+        let suspended = |c: &&VPNClient| c.spec.suspended == Some(true) && c.spec.pool_ref.name == pool.name;
+        Ok(state.clients.values().filter(suspended).cloned().collect())
+    }
+
+    async fn note(
+        &self,
+        read: &VPNClient,
+        annotations: &BTreeMap<String, String>,
+    ) -> Result<Option<VPNClient>, RecordsError> {
+        tokio::task::yield_now().await;
+        self.write(|state| {
+            let client = state.clients.get_mut(&read.name_any()).filter(|c| c.uid() == read.uid())?;
+            client.annotations_mut().extend(annotations.clone());
             Some(client.clone())
         })
     }

@@ -5,6 +5,7 @@
 //! was decided, in an order that a crash cannot turn against anybody; [`ensure_tokens`] keeps the Secrets.
 
 mod ask;
+mod binding;
 mod capacity;
 mod client;
 mod config;
@@ -23,6 +24,8 @@ mod token;
 mod tokens;
 
 pub use ask::{Ask, Credential, PublicKey};
+pub use binding::SESSION_ANNOTATION;
+pub use client::TOKENS_ANNOTATION;
 pub use config::{client_config, find_peer};
 pub use enroller::Enroller;
 pub use error::EnrolmentError;

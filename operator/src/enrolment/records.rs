@@ -128,6 +128,14 @@ pub trait Records: Send + Sync + 'static {
         client: &VPNClient,
         key: &PublicKey,
     ) -> impl Future<Output = Answer<Option<VPNClient>>> + Send;
+    /// Those clients of the pool that are suspended.
+    fn suspended(&self, pool: &PoolKey) -> impl Future<Output = Answer<Vec<VPNClient>>> + Send;
+    /// Sets annotations of the client, this incarnation only. None: it is gone.
+    fn note(
+        &self,
+        client: &VPNClient,
+        annotations: &BTreeMap<String, String>,
+    ) -> impl Future<Output = Answer<Option<VPNClient>>> + Send;
     /// Removes the client, this incarnation only.
     fn delete_client(&self, client: &VPNClient) -> impl Future<Output = Answer<()>> + Send;
 }
@@ -221,6 +229,33 @@ impl Records for ApiRecords {
         {
             Ok(changed) => understood(changed).map(Some),
             Err(error) if is_conflict(&error) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    async fn suspended(&self, pool: &PoolKey) -> Answer<Vec<VPNClient>> {
+        let fields = format!("spec.poolRef.name={},spec.suspended=true", pool.name);
+        let params = ListParams::default().fields(&fields);
+        let api = self.clients(&pool.namespace);
+        let found = bounded("looking for suspended clients", api.list(&params)).await?;
+        // With which token one enrolled that is not understood, nobody can tell: better none than that one.
+        found.items.into_iter().map(understood).collect()
+    }
+
+    async fn note(
+        &self,
+        client: &VPNClient,
+        annotations: &BTreeMap<String, String>,
+    ) -> Answer<Option<VPNClient>> {
+        // The UID is a precondition here.
+        let patch = json!({ "metadata": { "uid": client.uid(), "annotations": annotations } });
+        let api = self.clients(&namespace_of(client));
+        let patch = Patch::Merge(&patch);
+        match bounded("writing down an enrolment", api.patch(&client.name_any(), &patch_params(), &patch))
+            .await
+        {
+            Ok(noted) => understood(noted).map(Some),
+            Err(error) if is_conflict(&error) || error.is_not_found() => Ok(None),
             Err(error) => Err(error),
         }
     }

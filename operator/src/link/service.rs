@@ -92,7 +92,7 @@ impl<R: Records> GatewayLink for LinkService<R> {
         request: Request<RelayEnrolRequest>,
     ) -> Result<Response<EnrolResponse>, Status> {
         let caller = door::caller(&request)?;
-        let request = request.into_inner().request.unwrap_or_default();
+        let request = request.into_inner();
         let (namespace, replica) = (caller.namespace.as_str(), caller.replica.as_str());
         match self.enroller.enrol(&caller, request).await {
             Ok(response) => {

@@ -51,10 +51,13 @@ pub(super) fn of_enrolment(error: &EnrolmentError) -> Status {
         E::TokenExpired(_)
         | E::TokenUsedUp(_)
         | E::TokenRevoked(_)
+        | E::TokenSuspended(_)
+        | E::SessionKeyChanged(_)
         | E::SidecarNotAllowed { .. }
         | E::PodNotSelected { .. }
         | E::ClientSuspended(_)
         | E::ClientExpired(_) => Code::PermissionDenied,
+        E::KeyNotVouchedFor => Code::FailedPrecondition,
         E::PoolNotFound(_) | E::ClientDeleted(_) => Code::NotFound,
         E::PoolExhausted(_) | E::PoolFull(_) | E::RateLimited => Code::ResourceExhausted,
         E::NameTaken(_) | E::SecretTaken(_) => Code::AlreadyExists,

@@ -380,12 +380,17 @@ async fn an_enrolment_is_relayed_and_a_refusal_has_its_category() {
             public_key: vec![7; 32],
             csr: csr(),
             hostname: "laptop".into(),
+            proof: None,
         }),
+        key_proven: true,
     };
     let status = client.relay_enrol(with_token(TOKEN, request("wrong"))).await.unwrap_err();
     assert_eq!((status.code(), category(&status)), (Code::Unauthenticated, "TokenInvalid"));
     let status = client.relay_enrol(with_token(TOKEN, RelayEnrolRequest::default())).await.unwrap_err();
     assert_eq!((status.code(), category(&status)), (Code::InvalidArgument, "RequestInvalid"));
+    let unproven = RelayEnrolRequest { key_proven: false, ..request("right") };
+    let status = client.relay_enrol(with_token(TOKEN, unproven)).await.unwrap_err();
+    assert_eq!((status.code(), category(&status)), (Code::FailedPrecondition, "GatewayOutdated"));
     let response = client.relay_enrol(with_token(TOKEN, request("right"))).await.unwrap().into_inner();
     assert_eq!(response.config.unwrap().addresses, ["10.77.0.2/32"]);
 }
@@ -516,6 +521,7 @@ async fn a_thousand_connections_with_half_sent_calls_cost_little_and_a_replica_i
     let enrol = async |client: &mut GatewayLinkClient<Channel>| {
         let join = JoinCredential { token: "first".into(), secret: "right".into() };
         let request = EnrolRequest {
+            proof: None,
             credential: Some(Credential::Join(join)),
             pool_namespace: NAMESPACE.into(),
             pool: "staff".into(),
@@ -523,7 +529,7 @@ async fn a_thousand_connections_with_half_sent_calls_cost_little_and_a_replica_i
             csr: csr(),
             hostname: "laptop".into(),
         };
-        let request = RelayEnrolRequest { request: Some(request) };
+        let request = RelayEnrolRequest { request: Some(request), key_proven: true };
         client.relay_enrol(with_token(TOKEN, request)).await
     };
     let mut replica = client().await;

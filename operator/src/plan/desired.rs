@@ -32,6 +32,8 @@ pub struct PeerInputs {
     pub stock_keepalive: Option<std::time::Duration>,
     /// Keepalive policy of its own.
     pub keepalive: Option<v1::KeepalivePolicy>,
+    /// When its right to connect ends.
+    pub not_after: Option<Timestamp>,
 }
 
 /// All that a gateway's desired state is made of.
@@ -111,6 +113,7 @@ pub fn peer(
                 .max(keepalive::stock_in_force(policy, status.keepalive.as_ref()))
         }),
         keepalive: spec.keepalive.as_ref().map(|own| keepalive::policy(Some(own))),
+        not_after: spec.expires_at.as_ref().map(|end| end.0),
     })
 }
 
@@ -157,6 +160,9 @@ fn wire(peer: &PeerInputs, pool: u32) -> v1::Peer {
         in_cluster: peer.in_cluster,
         stock_keepalive: peer.stock_keepalive.map(keepalive::wire),
         keepalive: peer.keepalive,
+        not_after: peer
+            .not_after
+            .map(|end| prost_types::Timestamp { seconds: end.as_second(), nanos: end.subsec_nanosecond() }),
     }
 }
 

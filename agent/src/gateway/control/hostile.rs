@@ -15,28 +15,28 @@ use crate::{
     nat::restart::{ADDRESSES, LOSSES_TOGETHER},
 };
 
-const CLIENTS: u8 = 24;
+pub(super) const CLIENTS: u8 = 24;
 /// Things remembered of one client, in all maps together.
 const A_CLIENT: usize = 64;
 /// Things remembered of whatever clients name: verdicts of neighbourhoods, and losses by address.
 const NAMED: usize = 4096 * 8 + ADDRESSES + LOSSES_TOGETHER;
 
 /// A loop without a data plane, whose figures are made up.
-struct Gateway {
-    control: Control,
+pub(super) struct Gateway {
+    pub(super) control: Control,
     hostile: Hostile,
-    now: Instant,
+    pub(super) now: Instant,
     words: Vec<mpsc::Receiver<Word>>,
     reports: mpsc::Receiver<v1::GatewayMessage>,
     _events: mpsc::Receiver<TunnelEvent>,
     _commands: mpsc::Receiver<Command>,
 }
 
-fn key(n: u8) -> PublicKey {
+pub(super) fn key(n: u8) -> PublicKey {
     PublicKey::from_bytes([n; 32])
 }
 
-fn desired() -> v1::DesiredState {
+pub(super) fn desired() -> v1::DesiredState {
     let peer = |n: u8| {
         // Every fourth has no agent.
         let stock = n.is_multiple_of(4).then_some(prost_types::Duration { seconds: 25, nanos: 0 });
@@ -46,7 +46,7 @@ fn desired() -> v1::DesiredState {
 }
 
 impl Gateway {
-    fn new(seed: u64) -> Self {
+    pub(super) fn new(seed: u64) -> Self {
         let private_key = PrivateKey::generate().unwrap();
         let (commands, received) = mpsc::channel(1);
         let setup = Setup {
@@ -65,7 +65,7 @@ impl Gateway {
         };
         let (mut control, events) = Control::new(setup);
         let now = Instant::now();
-        control.adopt(now, Desired::parse(desired()).unwrap().0);
+        control.adopt(now, &Arc::new(Desired::parse(desired()).unwrap().0));
         let (outbox, reports) = mpsc::channel(64);
         control.handle_command(now, Command::LinkUp { outbox });
         let hostile = Hostile::new(seed);
@@ -135,14 +135,16 @@ impl Gateway {
     fn snapshot(&mut self) {
         let wire = self.hostile.readable::<v1::DesiredState>("DesiredState");
         if let Ok((desired, _)) = Desired::parse(wire) {
-            let desired = self.control.adopt(self.now, desired);
+            let desired = self.control.ends.take(self.now, SystemTime::now(), desired);
+            self.control.adopt(self.now, &desired);
             for peer in desired.peers.values() {
                 let _ = desired.client_config(peer);
             }
             self.control.handle_time(self.now);
         }
         let (desired, _) = Desired::parse(desired()).unwrap();
-        self.control.adopt(self.now, desired);
+        let desired = self.control.ends.take(self.now, SystemTime::now(), desired);
+        self.control.adopt(self.now, &desired);
     }
 
     fn place(&mut self) -> SocketAddr {

@@ -47,6 +47,12 @@ impl Ends {
         Some(self.in_force(told))
     }
 
+    /// What is in force of the snapshot that came last, for whoever begins anew.
+    pub(super) fn again(&mut self, now: Instant, wall: SystemTime) -> Option<Arc<Desired>> {
+        self.judge(now, wall);
+        self.told.as_ref().map(|told| self.in_force(told))
+    }
+
     /// When to look again.
     pub(super) fn poll_timeout(&self) -> Option<Instant> {
         self.look

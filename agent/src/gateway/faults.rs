@@ -50,17 +50,21 @@ impl Backoff {
     }
 }
 
-/// Runs a part until it ends by itself: after a panic it is begun anew.
-pub(super) async fn lasting<T>(what: &'static str, faults: Faults, mut part: impl AsyncFnMut() -> T) -> T {
+/// Runs a part until it yields how it ended: after a panic, or when it ended before its time, it is begun anew.
+pub(super) async fn lasting<T>(
+    what: &'static str,
+    faults: Faults,
+    mut part: impl AsyncFnMut() -> Option<T>,
+) -> T {
     let mut backoff = Backoff::default();
     loop {
         // Whatever it was about is dropped with it.
-        if let Ok(ended) = AssertUnwindSafe(part()).catch_unwind().await {
+        if let Ok(Some(ended)) = AssertUnwindSafe(part()).catch_unwind().await {
             return ended;
         }
         faults.add();
         let pause = backoff.handle_panic(Instant::now());
-        tracing::error!(what, again_in = ?pause, "a part of the gateway panicked; the tunnels go on");
+        tracing::error!(what, again_in = ?pause, "a part of the gateway panicked, or ended; the tunnels go on");
         tokio::time::sleep(pause).await;
     }
 }
@@ -109,8 +113,8 @@ mod tests {
         let (faults, mut left) = (Faults::default(), 3_u32);
         let ended = lasting("a test", faults.clone(), async || {
             left = left.checked_sub(1).expect("out of tries");
-            assert!(left == 0, "a fault");
-            "done"
+            assert!(left != 2, "a fault");
+            (left == 0).then_some("done")
         });
         assert_eq!(ended.await, "done");
         assert_eq!(faults.count(), 2);

@@ -26,6 +26,7 @@ pub mod told;
 
 use std::{
     net::{IpAddr, Ipv6Addr, SocketAddr},
+    os::fd::AsFd as _,
     path::PathBuf,
     sync::Arc,
     time::{Duration, Instant},
@@ -156,28 +157,30 @@ pub async fn run(options: Options, stop: CancellationToken) -> Result<(), Gatewa
         draining.clone(),
         challenger,
     );
-    let of_reception = faults.clone();
-    let session_service = tonic::transport::Server::builder()
-        .max_concurrent_streams(STREAMS)
-        .initial_stream_window_size(STREAM_WINDOW)
-        .initial_connection_window_size(CONNECTION_WINDOW)
-        .http2_max_header_list_size(HEADERS)
-        .add_service(Door(ClientSessionServer::new(service).max_decoding_message_size(told::LARGEST_MESSAGE)))
-        .serve_with_incoming_shutdown(
-            receive(sessions, callers::house(), callers::Greeter(tls), move || of_reception.add()),
-            draining.clone().cancelled_owned(),
-        );
-
     let mut tasks = tokio::task::JoinSet::new();
     #[cfg(debug_assertions)]
     tokio::spawn(faults::on_signals(control.clone()));
-    let (of_link, of_snapshots) = (faults.clone(), faults);
-    tasks.spawn(lasting("the stream to the operator", of_link, async move || link.run().await));
-    tasks.spawn(async move { report_end("the session service", session_service.await) });
-    tasks.spawn(probes::serve(probes, control));
+    tasks.spawn(lasting("the stream to the operator", faults.clone(), async move || {
+        link.run().await;
+        Some(())
+    }));
+    let drained = draining.clone();
+    tasks.spawn(lasting("the session port", faults.clone(), async move || {
+        serve_sessions(&sessions, service.clone(), Arc::clone(&tls), &drained).await;
+        // Before that it does not end by itself.
+        drained.is_cancelled().then_some(())
+    }));
+    tasks.spawn(lasting("the health port", faults.clone(), async move || {
+        match another(&probes) {
+            Ok(probes) => probes::serve(probes, control.clone()).await,
+            Err(error) => tracing::error!(%error, "the health port cannot be listened on"),
+        }
+        None
+    }));
     let mut snapshots = snapshot_now;
-    tasks.spawn(lasting("keeping the desired state", of_snapshots, async move || {
+    tasks.spawn(lasting("keeping the desired state", faults, async move || {
         keep_snapshots(&store, &mut snapshots).await;
+        Some(())
     }));
 
     let control_stop = CancellationToken::new();
@@ -200,6 +203,35 @@ pub async fn run(options: Options, stop: CancellationToken) -> Result<(), Gatewa
     };
     loop_.shut_down();
     ended
+}
+
+/// Serves client sessions until `draining`, or until what leads connections in has panicked.
+async fn serve_sessions(
+    listener: &TcpListener,
+    service: Sessions,
+    tls: Arc<ServerTls>,
+    draining: &CancellationToken,
+) {
+    let listener = match another(listener) {
+        Ok(listener) => listener,
+        Err(error) => return tracing::error!(%error, "the session port cannot be listened on"),
+    };
+    let ended = tonic::transport::Server::builder()
+        .max_concurrent_streams(STREAMS)
+        .initial_stream_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(CONNECTION_WINDOW)
+        .http2_max_header_list_size(HEADERS)
+        .add_service(Door(ClientSessionServer::new(service).max_decoding_message_size(told::LARGEST_MESSAGE)))
+        .serve_with_incoming_shutdown(
+            receive(listener, callers::house(), callers::Greeter(tls)),
+            draining.clone().cancelled_owned(),
+        );
+    report_end("the session service", ended.await);
+}
+
+/// The same port once more, for a part that begins anew.
+fn another(listener: &TcpListener) -> std::io::Result<TcpListener> {
+    TcpListener::from_std(listener.as_fd().try_clone_to_owned()?.into())
 }
 
 async fn listen(port: u16, what: &str) -> Result<TcpListener, GatewayError> {

@@ -77,7 +77,7 @@ impl<R: Records> Link<R> {
     /// Serves on `listener` until `stop`, then ends the streams and returns within a few seconds.
     pub async fn serve(self, listener: TcpListener, stop: CancellationToken) -> Result<(), LinkError> {
         let tls = self.identity.server().tls_config()?;
-        let incoming = receive(listener, callers::house(), Greeter::new(tls), || ());
+        let incoming = receive(listener, callers::house(), Greeter::new(tls));
         let authenticator = Authenticator::new(self.reviewer);
         let health = HealthReporter::new();
         let health_service = tonic_health::pb::health_server::HealthServer::new(

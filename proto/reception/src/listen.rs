@@ -5,7 +5,6 @@ use std::{
     future::Future,
     io,
     net::{IpAddr, SocketAddr},
-    panic::AssertUnwindSafe,
     pin::Pin,
     sync::{
         Arc,
@@ -21,7 +20,7 @@ use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::{TcpListener, TcpStream},
     sync::{mpsc, oneshot},
-    time::{sleep, sleep_until, timeout},
+    time::{sleep_until, timeout},
 };
 use tokio_rustls::server::TlsStream;
 use tokio_stream::wrappers::ReceiverStream;
@@ -34,8 +33,6 @@ const HANDSHAKE: Duration = Duration::from_secs(10);
 const READY: usize = 256;
 /// After an error such as running out of file descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
-/// After a panic.
-const PANIC_PAUSE: Duration = Duration::from_secs(1);
 
 /// How a connection begins.
 pub trait Welcome: Clone + Send + Sync + 'static {
@@ -50,7 +47,7 @@ pub trait Welcome: Clone + Send + Sync + 'static {
 }
 
 /// How many there may be of whom.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub struct House {
     /// Who is not known.
     pub guests: Capacity,
@@ -59,28 +56,14 @@ pub struct House {
 }
 
 /// Connections that have shaken hands, out of a listener, until the stream is dropped. Those who are known then stay until
-/// they end. A panic of its own is told and ends nothing: it begins anew a second later, with nobody inside.
+/// they end.
 pub fn receive<W: Welcome>(
     listener: TcpListener,
     house: House,
     welcome: W,
-    panicked: impl Fn() + Send + 'static,
 ) -> impl Stream<Item = io::Result<Connection<W::Stream>>> {
     let (ready, connections) = mpsc::channel(READY);
-    let listener = Arc::new(listener);
-    tokio::spawn(async move {
-        loop {
-            let reception =
-                Reception::new(Arc::clone(&listener), house.clone(), welcome.clone(), ready.clone());
-            // Whatever it held is dropped with it.
-            if AssertUnwindSafe(reception.run()).catch_unwind().await.is_ok() {
-                break;
-            }
-            panicked();
-            tracing::error!("the reception of connections panicked, and begins anew");
-            sleep(PANIC_PAUSE).await;
-        }
-    });
+    tokio::spawn(Reception::new(listener, house, welcome, ready).run());
     ReceiverStream::new(connections)
 }
 
@@ -102,7 +85,7 @@ struct Inside {
 }
 
 struct Reception<W: Welcome> {
-    listener: Arc<TcpListener>,
+    listener: TcpListener,
     welcome: W,
     ready: mpsc::Sender<io::Result<Connection<W::Stream>>>,
     guests: Guests,
@@ -117,7 +100,7 @@ struct Reception<W: Welcome> {
 
 impl<W: Welcome> Reception<W> {
     fn new(
-        listener: Arc<TcpListener>,
+        listener: TcpListener,
         house: House,
         welcome: W,
         ready: mpsc::Sender<io::Result<Connection<W::Stream>>>,

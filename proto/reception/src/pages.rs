@@ -35,7 +35,7 @@ const HEAD: usize = 8 << 10;
 pub async fn serve_pages(listener: TcpListener, router: Router) {
     // Nobody is ever known here.
     let house = House { guests: CALLERS, residents: Residents::new(1, 1) };
-    let mut connections = std::pin::pin!(receive(listener, house, Plain, || ()));
+    let mut connections = std::pin::pin!(receive(listener, house, Plain));
     let mut http = http1::Builder::new();
     http.timer(TokioTimer::new()).header_read_timeout(REQUEST).max_buf_size(HEAD);
     let mut under_way = tokio::task::JoinSet::new();

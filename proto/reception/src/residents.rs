@@ -10,7 +10,7 @@ use crate::Id;
 /// The connections of all who are known. One that has more than it may have loses its oldest: whoever moves from network to
 /// network leaves such behind. Where all have too many, the one with the most loses its oldest; where each has but one, the
 /// newcomer goes.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub struct Residents {
     most: usize,
     most_of_one: usize,

@@ -3,7 +3,7 @@
 
 use std::{
     panic::AssertUnwindSafe,
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime},
 };
 
 use futures::FutureExt as _;
@@ -133,7 +133,7 @@ impl Control {
         self.sampled = None;
         self.proving = false;
         self.next_proof = self.tunnel.is_some().then_some(now);
-        let Some(desired) = self.desired.clone() else { return };
+        let Some(desired) = self.ends.again(now, SystemTime::now()) else { return };
         self.adopt(now, &desired);
         self.serve(&desired);
         // Peers that stay keep their sessions: it is the same set again, whatever became of the last one.

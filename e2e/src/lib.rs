@@ -28,6 +28,7 @@ mod machine;
 pub mod nat;
 pub mod netns;
 pub mod node;
+pub mod ping;
 pub mod pods;
 pub mod process;
 pub mod progress;

@@ -7,6 +7,7 @@ use serde::Deserialize;
 use super::{pair::Pair, scenario::Way};
 use crate::{
     error::{Error, Result},
+    ping::milliseconds,
     process::Command,
     progress,
 };
@@ -106,7 +107,7 @@ pub(super) async fn ping_under_load(pair: &Pair, seconds: u32) -> Result<(Vec<f6
     let load = carry(|| load(pair, seconds + 1).args(["-P", "4"]));
     let (load, ping) = tokio::join!(load, ping.output());
     load?;
-    let times: Vec<f64> = ping?.stdout.lines().filter_map(time).collect();
+    let times: Vec<f64> = ping?.stdout.lines().filter_map(milliseconds).collect();
     if times.is_empty() {
         return Err(Error::Invalid(format!("{}: no ping is answered under load", pair.contender())));
     }
@@ -147,11 +148,6 @@ fn carried(json: &str) -> Result<Carried> {
     Ok(Carried { bytes: received.bytes + back.bytes, seconds: received.seconds, resent, loss })
 }
 
-/// The time in a line of ping's.
-fn time(line: &str) -> Option<f64> {
-    line.split_once("time=")?.1.split_once(' ')?.0.parse().ok()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -172,11 +168,5 @@ mod tests {
         let error = carried(r#"{"start": {}, "end": {}, "error": "unable to connect"}"#).unwrap_err();
         assert!(error.to_string().contains("unable to connect"));
         assert!(carried("").is_err());
-    }
-
-    #[test]
-    fn times_of_pings_are_read() {
-        assert_eq!(time("64 bytes from 10.9.0.2: icmp_seq=1 ttl=64 time=0.123 ms"), Some(0.123));
-        assert_eq!(time("--- 10.9.0.2 ping statistics ---"), None);
     }
 }

@@ -14,6 +14,7 @@ use pinhole_e2e::{
     device::Device,
     nat::lab_profiles,
     netns::Netns,
+    ping::round_trip,
     pods, progress,
     vpn::{Exposure, Vpn},
     wait,
@@ -39,9 +40,7 @@ const ROUNDS: usize = 2;
 async fn ping(from: &Netns, inner: IpAddr) -> anyhow::Result<Duration> {
     let ping = from.command("ping").args(["-n", "-c", "3", "-i", "0.5", "-W", "2", &inner.to_string()]);
     let said = ping.output().await?.stdout;
-    let time = said.lines().find_map(|line| line.split_once("time=")?.1.split(' ').next());
-    let milliseconds: f64 = time.with_context(|| format!("no answer: {said}"))?.parse()?;
-    Ok(Duration::try_from_secs_f64(milliseconds / 1000.0)?)
+    round_trip(&said).with_context(|| format!("no answer: {said}"))
 }
 
 async fn standby(vpn: &Vpn<'_>, name: &str) -> anyhow::Result<VPNClient> {

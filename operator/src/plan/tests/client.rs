@@ -74,6 +74,25 @@ struct Case {
     now: i64,
 }
 
+/// Of a client with its key, of which nothing was heard.
+fn inputs_of<'a>(client: &'a VPNClient, backing: Backing<'a>, addresses: &'a [IpAddr]) -> StatusInputs<'a> {
+    StatusInputs {
+        client,
+        backing,
+        addresses,
+        denied: None,
+        public_key: Some(KEY),
+        key_error: None,
+        key_twin: None,
+        config_secret: None,
+        view: None,
+        moves_seen: None,
+        written_ago: None,
+        unread: &[],
+        now: at(100),
+    }
+}
+
 impl Case {
     fn new() -> Self {
         Self {
@@ -89,19 +108,12 @@ impl Case {
 
     fn judge(&self, client: &VPNClient, view: &ClientView) -> VPNClientStatus {
         let inputs = StatusInputs {
-            client,
-            backing: Backing::Served(&self.pool, &self.gateway),
-            addresses: &self.addresses,
             denied: self.denied.as_ref(),
-            public_key: Some(KEY),
-            key_error: None,
-            key_twin: None,
-            config_secret: None,
             view: Some(view),
             moves_seen: self.moves_seen,
             written_ago: self.written_ago,
-            unread: &[],
             now: at(self.now),
+            ..inputs_of(client, Backing::Served(&self.pool, &self.gateway), &self.addresses)
         };
         status(&inputs).0
     }
@@ -190,21 +202,8 @@ fn an_expired_client_stalls_and_one_that_will_expire_is_looked_at_in_time() {
     assert_eq!(verdict(&made.conditions, STALLED), said("True", "Expired"));
     let expiring = agent(&json!({ "expiresAt": Time(at(130)) }));
     let view = heard(sighting(Phase::Connected));
-    let inputs = StatusInputs {
-        client: &expiring,
-        backing: Backing::Served(&case.pool, &case.gateway),
-        addresses: &case.addresses,
-        denied: None,
-        public_key: Some(KEY),
-        key_error: None,
-        key_twin: None,
-        config_secret: None,
-        view: Some(&view),
-        moves_seen: None,
-        written_ago: None,
-        unread: &[],
-        now: at(100),
-    };
+    let backing = Backing::Served(&case.pool, &case.gateway);
+    let inputs = StatusInputs { view: Some(&view), ..inputs_of(&expiring, backing, &case.addresses) };
     let wait = status(&inputs).1.unwrap();
     assert!((30.0..31.0).contains(&wait.as_secs_f64()), "{wait:?}");
 }
@@ -224,21 +223,7 @@ fn what_is_missing_has_its_own_reason() {
         [(Backing::PoolNotFound, "PoolNotFound"), (Backing::GatewayNotFound(&pool), "GatewayNotFound")]
     {
         let client = agent(&json!({}));
-        let inputs = StatusInputs {
-            client: &client,
-            backing,
-            addresses: &[],
-            denied: None,
-            public_key: Some(KEY),
-            key_error: None,
-            key_twin: None,
-            config_secret: None,
-            view: None,
-            moves_seen: None,
-            written_ago: None,
-            unread: &[],
-            now: at(100),
-        };
+        let inputs = inputs_of(&client, backing, &[]);
         let made = status(&inputs).0;
         assert_eq!(verdict(&made.conditions, RECONCILING), said("True", reason));
         assert_eq!(made.phase, Some(ClientPhase::Pending));
@@ -461,22 +446,8 @@ fn what_is_not_understood_of_a_client_is_said_and_takes_nothing_from_it() {
     });
     let (pool, gateway) = (pool("staff", 2, &["10.77.0.0/24"]), load_balancer());
     let addresses = [ip("10.77.0.9")];
-    let status = status(&StatusInputs {
-        client: &client,
-        backing: Backing::Served(&pool, &gateway),
-        addresses: &addresses,
-        denied: None,
-        public_key: Some(KEY),
-        key_error: None,
-        key_twin: None,
-        config_secret: None,
-        view: None,
-        moves_seen: None,
-        written_ago: None,
-        unread: &unread,
-        now: at(100),
-    })
-    .0;
+    let backing = Backing::Served(&pool, &gateway);
+    let status = status(&StatusInputs { unread: &unread, ..inputs_of(&client, backing, &addresses) }).0;
     assert_eq!(verdict(&status.conditions, READY).0, "True");
     assert_eq!(verdict(&status.conditions, PARTIALLY_INVALID), said("True", "FieldNotUnderstood"));
     let said = status.conditions.iter().find(|c| c.type_ == PARTIALLY_INVALID).unwrap();

@@ -30,6 +30,11 @@ pub const GATEWAY_AUDIENCE: &str = "pinhole.dev/gateway";
 /// Metadata key of the low-cardinality category that every error status carries.
 pub const CATEGORY_METADATA: &str = "pinhole-category";
 
+/// The category that an error status carries.
+pub fn category_of(status: &tonic::Status) -> Option<&str> {
+    status.metadata().get(CATEGORY_METADATA)?.to_str().ok()
+}
+
 /// TLS server name of the operator's [`v1::gateway_link_server::GatewayLink`] service.
 pub const OPERATOR_SERVER_NAME: &str = "operator.pinhole.dev";
 

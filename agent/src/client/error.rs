@@ -1,6 +1,6 @@
 //! Why a client is not connected.
 
-use pinhole_proto::{CATEGORY_METADATA, bounds::LONGEST_TEXT, printable};
+use pinhole_proto::{bounds::LONGEST_TEXT, category_of, printable};
 use tonic::{Code, Status};
 
 use crate::{
@@ -174,8 +174,7 @@ impl ClientError {
 
     /// What a gRPC error means.
     pub fn from_status(status: &Status) -> Self {
-        let category = status.metadata().get(CATEGORY_METADATA).and_then(|value| value.to_str().ok());
-        let category = match (category.map(known_category), status.code()) {
+        let category = match (category_of(status).map(known_category), status.code()) {
             (Some(category), _) if category != "Refused" => category,
             // A timeout of our own is Cancelled.
             (_, Code::Unavailable | Code::DeadlineExceeded | Code::Cancelled) => "OperatorUnreachable",
@@ -216,6 +215,7 @@ impl ClientError {
 mod tests {
     use super::*;
     use crate::hostile;
+    use pinhole_proto::CATEGORY_METADATA;
     use std::collections::HashMap;
     use tonic::metadata::MetadataValue;
 

@@ -13,7 +13,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use pinhole_proto::{CATEGORY_METADATA, v1};
+use pinhole_proto::{category_of, v1};
 use tokio::{
     sync::{Notify, mpsc, watch},
     time::{Instant, sleep, sleep_until, timeout},
@@ -215,9 +215,8 @@ impl Session {
     }
 
     async fn refused(&self, replica: Option<PublicKey>, status: &Status) -> End {
-        let category = status.metadata().get(CATEGORY_METADATA).and_then(|value| value.to_str().ok());
         let error = ClientError::from_status(status);
-        if category == Some("GatewayDraining") {
+        if category_of(status) == Some("GatewayDraining") {
             let _ = self.events.send(Event::Draining(replica)).await;
             return End::Lost(error, Ended::Closed);
         }

@@ -6,7 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use pinhole_proto::{CATEGORY_METADATA, v1};
+use pinhole_proto::{category_of, v1};
 use tokio::{
     sync::{Semaphore, SemaphorePermit},
     time::timeout,
@@ -105,13 +105,11 @@ impl Admission {
 impl Turn<'_> {
     /// What the operator said.
     pub(super) fn answered<T>(&mut self, answer: Result<T, Status>) -> Result<T, Status> {
-        let category = |status: &Status| {
-            let category = status.metadata().get(CATEGORY_METADATA)?;
-            BAD.contains(&category.to_str().ok()?).then_some(())
-        };
         self.outcome = match &answer {
             Ok(_) => Outcome::Good,
-            Err(status) if category(status).is_some() => Outcome::Bad,
+            Err(status) if category_of(status).is_some_and(|category| BAD.contains(&category)) => {
+                Outcome::Bad
+            }
             Err(_) => Outcome::Unknown,
         };
         answer
@@ -142,10 +140,6 @@ mod tests {
         }
     }
 
-    fn category(status: &Status) -> &str {
-        status.metadata().get(CATEGORY_METADATA).and_then(|c| c.to_str().ok()).unwrap_or_default()
-    }
-
     #[tokio::test(start_paused = true)]
     async fn who_waits_has_its_turn_when_another_ends_and_is_told_when_none_does() {
         let admission = Admission::default();
@@ -155,7 +149,7 @@ mod tests {
             turns.push(turn.unwrap());
         }
         let busy = admission.enrols(source(9), &request("right")).await.unwrap_err();
-        assert_eq!(category(&busy), "EnrolmentBusy");
+        assert_eq!(category_of(&busy), Some("EnrolmentBusy"));
         let request = request("right");
         let later = admission.enrols(source(9), &request);
         let ends = async {
@@ -178,7 +172,7 @@ mod tests {
                     assert_eq!(turn.outcome, Outcome::Bad);
                 }
                 Err(status) => {
-                    assert_eq!(category(&status), "RateLimited");
+                    assert_eq!(category_of(&status), Some("RateLimited"));
                     refused += 1;
                 }
             }

@@ -72,11 +72,28 @@ struct Fresh {
 /// Whether a client is there, as its agent says. One that left comes back from another port of its own, which is not
 /// the NAT's doing.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-enum Presence {
-    #[default]
-    Here,
-    Gone,
-    Back(SystemTime),
+struct Presence {
+    /// It was connected, and has not left since.
+    here: bool,
+    /// When it had left, and nothing of it was to come any more.
+    left: Option<SystemTime>,
+}
+
+impl Presence {
+    fn handle_told(&mut self, now: SystemTime, phase: Phase) {
+        match phase {
+            Phase::Disconnected if self.here => *self = Presence { here: false, left: Some(now + OVERTAKES) },
+            Phase::Connected => self.here = true,
+            // Disconnected also while it has only begun, which its first packets may overtake.
+            Phase::Disconnected | Phase::Dormant | Phase::WaitingToReconnect | Phase::Standby => {}
+        }
+    }
+
+    /// Whether this move is its return: nothing was heard of it since it left.
+    fn returns(&mut self, moved: &Move) -> bool {
+        let heard = moved.idle.and_then(|idle| moved.at.checked_sub(idle));
+        self.left.take().is_some_and(|left| heard.is_none_or(|heard| heard <= left))
+    }
 }
 
 /// What is known of one client.
@@ -152,12 +169,7 @@ impl Insight {
     /// An authenticated packet came from elsewhere. Without the agent's word, the address tells a moved client from a
     /// moved mapping. Returns whether it is a move at all, and not the return of a client that had left.
     pub fn handle_move(&mut self, moved: Move) -> bool {
-        let returns = match std::mem::take(&mut self.presence) {
-            Presence::Here => false,
-            Presence::Gone => true,
-            Presence::Back(at) => apart(at, moved.at) < OVERTAKES,
-        };
-        if returns {
+        if self.presence.returns(&moved) {
             return false;
         }
         let moved = Move { from: moved.from.map(plain), to: moved.to.map(plain), ..moved };
@@ -177,11 +189,9 @@ impl Insight {
 
     /// The agent tells of itself. Returns what keepalives cost since the last time.
     pub fn handle_told(&mut self, now: SystemTime, told: &Told) -> Costs {
-        self.presence = match (told.phase, self.presence) {
-            (Some(Phase::Disconnected), _) => Presence::Gone,
-            (Some(Phase::Connected), Presence::Gone) => Presence::Back(now),
-            (_, presence) => presence,
-        };
+        if let Some(phase) = told.phase {
+            self.presence.handle_told(now, phase);
+        }
         if told.nat.is_some() {
             self.version += u64::from(self.nat != told.nat);
             self.nat = told.nat;
@@ -530,11 +540,23 @@ mod tests {
             if word_is_faster {
                 insight.handle_told(back, &says(Phase::Connected));
             }
-            assert!(!insight.handle_move(moved(back, place(9, 1), place(9, 2))));
+            let idle = Some(SECOND * 59);
+            assert!(!insight.handle_move(Move { idle, ..moved(back, place(9, 1), place(9, 2)) }));
             insight.handle_told(back + SECOND, &says(Phase::Connected));
             assert!(insight.handle_move(moved(back + SECOND * 30, place(9, 2), place(9, 3))));
             assert_eq!(counts(&insight), [(v1::ChurnCause::MappingChanged, 1)]);
         }
+    }
+
+    #[test]
+    fn a_client_that_moves_as_soon_as_it_is_there_has_moved() {
+        let says = |phase| Told { phase: Some(phase), ..Told::default() };
+        let step = SECOND / 10;
+        let mut insight = Insight::new(start());
+        insight.handle_told(start() + step * 2, &says(Phase::Disconnected));
+        insight.handle_told(start() + step * 2, &says(Phase::Connected));
+        let idle = Some(step);
+        assert!(insight.handle_move(Move { idle, ..moved(start() + step * 3, place(9, 1), place(9, 2)) }));
     }
 
     #[test]

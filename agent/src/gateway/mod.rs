@@ -25,7 +25,7 @@ mod tls;
 pub mod told;
 
 use std::{
-    net::{IpAddr, Ipv6Addr, SocketAddr},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     os::fd::AsFd as _,
     path::PathBuf,
     sync::Arc,
@@ -33,7 +33,7 @@ use std::{
 };
 
 use pinhole_proto::v1;
-use pinhole_reception::receive;
+use pinhole_reception::{bind, receive};
 use prost::Message;
 use tokio::{
     net::TcpListener,
@@ -103,8 +103,8 @@ pub struct Options {
 /// Runs until `stop`, then drains.
 pub async fn run(options: Options, stop: CancellationToken) -> Result<(), GatewayError> {
     let store = Store::open(&options.state_directory)?;
-    let sessions = listen(options.session_port, "client sessions").await?;
-    let probes = listen(options.health_port, "health probes").await?;
+    let sessions = listen(options.session_port, "client sessions")?;
+    let probes = listen(options.health_port, "health probes")?;
     let (control, commands) = mpsc::channel(COMMANDS);
     let (served, served_now) = watch::channel(Served::default());
     let (running, running_now) = watch::channel(Running::default());
@@ -234,12 +234,12 @@ fn another(listener: &TcpListener) -> std::io::Result<TcpListener> {
     TcpListener::from_std(listener.as_fd().try_clone_to_owned()?.into())
 }
 
-async fn listen(port: u16, what: &str) -> Result<TcpListener, GatewayError> {
+fn listen(port: u16, what: &str) -> Result<TcpListener, GatewayError> {
     let address = SocketAddr::from((Ipv6Addr::UNSPECIFIED, port));
-    let listener = match TcpListener::bind(address).await {
+    let listener = match bind(address) {
         // A kernel without IPv6.
         Err(error) if error.raw_os_error() == Some(libc::EAFNOSUPPORT) => {
-            TcpListener::bind(("0.0.0.0", port)).await
+            bind((Ipv4Addr::UNSPECIFIED, port).into())
         }
         result => result,
     };

@@ -22,8 +22,8 @@ use pinhole_operator::{
     scope::Scope,
     telemetry::{self, Health, LogFormat, Metrics, init_logs},
 };
+use pinhole_reception::bind;
 use tokio::{
-    net::TcpListener,
     signal::unix::{SignalKind, signal},
     sync::watch,
     task::JoinSet,
@@ -120,7 +120,7 @@ async fn run(args: Args) -> anyhow::Result<()> {
     let mut tasks = JoinSet::new();
     tasks.spawn(stop_on_signal(stop.clone()));
     let (health, metrics) = (Arc::new(Health::default()), Arc::new(Metrics::new()));
-    let listener = TcpListener::bind(args.metrics_addr).await.with_context(|| {
+    let listener = bind(args.metrics_addr).with_context(|| {
         format!("listening on {} for metrics: choose another --metrics-addr", args.metrics_addr)
     })?;
     let serving = telemetry::serve(listener, Arc::clone(&health), Arc::clone(&metrics), stop.clone());
@@ -175,7 +175,7 @@ async fn start(
     let reviewer = Arc::new(CachedReviewer::new(ApiTokenReviewer::new(client.clone())));
     let records = ApiRecords::new(client.clone()).within(scope.clone());
     let enroller = Enroller::new(records, Arc::clone(&fleet), Arc::clone(&identity), Arc::clone(&reviewer));
-    let listener = TcpListener::bind(args.link_addr).await.with_context(|| {
+    let listener = bind(args.link_addr).with_context(|| {
         format!("listening on {} for gateways: choose another --link-addr", args.link_addr)
     })?;
     let link = Link {

@@ -2,7 +2,7 @@
 //! and metrics of both.
 //!
 //! Pure: [`place`] says who counts as one source, [`Rates`] how often somebody may ask, [`Guests`] which connections of
-//! strangers may stay, [`Residents`] which of those who are known. Thin: [`receive`] leads connections in, and out
+//! strangers may stay, [`Residents`] which of those who are known. Thin: [`bind`] and [`receive`] lead connections in, and out
 //! again; [`serve_pages`] answers probes and scrapes; [`Shared`] finds out once what many ask.
 
 mod guests;
@@ -16,7 +16,7 @@ mod shared;
 mod source;
 
 pub use guests::{Action, Capacity, Guests, Id};
-pub use listen::{Call, Caller, Connection, House, Welcome, receive};
+pub use listen::{Call, Caller, Connection, House, Welcome, bind, receive};
 pub use pages::serve_pages;
 pub use rates::{Allowance, Rates};
 pub use residents::Residents;

@@ -18,7 +18,7 @@ use futures::{FutureExt, Stream};
 use rustls::pki_types::CertificateDer;
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
-    net::{TcpListener, TcpStream},
+    net::{TcpListener, TcpSocket, TcpStream},
     sync::{mpsc, oneshot},
     time::{sleep_until, timeout},
 };
@@ -28,11 +28,25 @@ use tonic::transport::server::Connected;
 
 use crate::{Action, Capacity, Guests, Id, Residents};
 
+/// Connections that the kernel keeps until they are led in; it has a bound of its own. Where these are too few, those who
+/// come in a burst try again a second later.
+const BACKLOG: u32 = 4096;
 const HANDSHAKE: Duration = Duration::from_secs(10);
 /// Connections that have shaken hands and wait for the service.
 const READY: usize = 256;
 /// After an error such as running out of file descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// A listener for crowds. Is to be called on a runtime.
+///
+/// # Errors
+/// As the kernel has them, such as an address that is taken.
+pub fn bind(address: SocketAddr) -> io::Result<TcpListener> {
+    let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
+    socket.set_reuseaddr(true)?;
+    socket.bind(address)?;
+    socket.listen(BACKLOG)
+}
 
 /// How a connection begins.
 pub trait Welcome: Clone + Send + Sync + 'static {
@@ -142,6 +156,8 @@ impl<W: Welcome> Reception<W> {
                     Action::Refuse(id) => drop(self.waiting.remove(&id)),
                 }
             }
+            // Who entered is looked at before the next do, and take its place.
+            tokio::task::yield_now().await;
         }
         for (_, guest) in self.inside.drain().filter(|(_, inside)| inside.name.is_none()) {
             let _ = guest.end.send(());

@@ -66,7 +66,10 @@ impl Welcome for Plain {
 
 #[cfg(test)]
 mod tests {
-    use std::{future::pending, net::SocketAddr};
+    use std::{
+        future::pending,
+        net::{Ipv4Addr, SocketAddr},
+    };
 
     use axum::routing::get;
     use futures::future::{join_all, try_join_all};
@@ -77,6 +80,7 @@ mod tests {
     };
 
     use super::*;
+    use crate::bind;
 
     const SOON: Duration = Duration::from_secs(1);
     /// More than the kernel takes of a reader that does not read.
@@ -91,13 +95,13 @@ mod tests {
     }
 
     impl Pages {
-        async fn serve() -> Self {
+        fn serve() -> Self {
             let large: &'static str = "x".repeat(LARGE).leak();
             let router = Router::new()
                 .route("/livez", get(async || "ok\n"))
                 .route("/large", get(async move || large))
                 .route("/endless", get(async || pending::<String>().await));
-            let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+            let listener = bind((Ipv4Addr::LOCALHOST, 0).into()).unwrap();
             let address = listener.local_addr().unwrap();
             Self(address, tokio::spawn(serve_pages(listener, router)))
         }
@@ -127,7 +131,7 @@ mod tests {
 
     #[tokio::test]
     async fn liveness_answers_within_a_second_beside_a_thousand_connections_that_say_nothing() {
-        let pages = Pages::serve().await;
+        let pages = Pages::serve();
         let _held = pages.holds(900, "").await;
         pages.lives().await;
         let _more = pages.holds(100, "GET /livez HTTP/1.1\r\nHo").await;
@@ -136,7 +140,7 @@ mod tests {
 
     #[tokio::test]
     async fn liveness_answers_within_a_second_beside_scrapes_that_are_not_read_and_such_that_never_end() {
-        let pages = Pages::serve().await;
+        let pages = Pages::serve();
         let _unread = pages.holds(100, "GET /large HTTP/1.1\r\nHost: x\r\n\r\n").await;
         pages.lives().await;
         let _endless = pages.holds(100, "GET /endless HTTP/1.1\r\nHost: x\r\n\r\n").await;
@@ -145,7 +149,7 @@ mod tests {
 
     #[tokio::test]
     async fn who_takes_its_time_is_sent_away() {
-        let pages = Pages::serve().await;
+        let pages = Pages::serve();
         let began = Instant::now();
         let requests = [
             "",

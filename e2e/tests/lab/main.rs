@@ -10,6 +10,7 @@
 
 mod access;
 mod cluster;
+mod drift;
 mod enrolment;
 mod first_tunnel;
 mod foreign;
@@ -23,6 +24,7 @@ mod nats;
 mod product;
 mod quiet;
 mod reach;
+mod refused;
 mod resilience;
 mod sidecars;
 mod stale_mapping;
@@ -80,6 +82,8 @@ fn all() -> Vec<Test> {
         first_tunnel::tests(),
         access::tests(),
         foreign::tests(),
+        refused::tests(),
+        drift::tests(),
         stock::tests(),
         reach::tests(),
         many_clients::tests(),

@@ -76,7 +76,7 @@ pub enum ClientError {
 }
 
 /// Categories of other ends that have a meaning here, with the exit code of each.
-const KNOWN: [(&str, u8); 32] = [
+const KNOWN: [(&str, u8); 33] = [
     ("TokenInvalid", 10),
     ("TokenExpired", 11),
     ("TokenUsedUp", 12),

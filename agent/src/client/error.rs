@@ -4,6 +4,7 @@ use pinhole_proto::{bounds::LONGEST_TEXT, category_of, printable};
 use tonic::{Code, Status};
 
 use crate::{
+    clock::Skew,
     identity::{IdentityError, dial::DialError},
     kernel::KernelError,
     tunnel::TunnelError,
@@ -28,6 +29,9 @@ pub enum ClientError {
         /// How long.
         seconds: u64,
     },
+    /// The gateway's tunnel has seen handshakes from a later time.
+    #[error("the gateway's tunnel drops this machine's handshakes as old ones: {0}; set the clock")]
+    ClockSkew(Skew),
     /// Gateway or operator refused.
     #[error("{message}")]
     Refused {
@@ -76,7 +80,7 @@ pub enum ClientError {
 }
 
 /// Categories of other ends that have a meaning here, with the exit code of each.
-const KNOWN: [(&str, u8); 32] = [
+const KNOWN: [(&str, u8); 33] = [
     ("TokenInvalid", 10),
     ("TokenExpired", 11),
     ("TokenUsedUp", 12),
@@ -109,6 +113,7 @@ const KNOWN: [(&str, u8); 32] = [
     ("GatewayOutdated", 28),
     ("KeyNotProven", 29),
     ("SessionKeyChanged", 30),
+    ("ClockSkew", 31),
 ];
 
 /// A text from the wire, as it can be shown and logged.
@@ -128,6 +133,7 @@ impl ClientError {
             Self::NotEnrolled(_) => "NotEnrolled",
             Self::GatewayUnreachable(error) => error.category(),
             Self::TunnelUnreachable { .. } => "TunnelUnreachable",
+            Self::ClockSkew(_) => "ClockSkew",
             Self::Refused { category, .. } | Self::Cut { category, .. } => category,
             Self::Config(_) => "ConfigInvalid",
             Self::AlreadyRunning(_) => "AlreadyRunning",

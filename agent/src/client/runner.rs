@@ -21,6 +21,7 @@ use super::{
     dns::{Dns, Wanted},
     enrol_patiently,
     enrolment::{Enrolment, Invitation},
+    heard::Clock,
     network::{AddressKeeper, Routes, Watch, local_network, source_towards},
     pulse::{Pulse, Step, Way},
     session::{self, Nudges, Session, Target, Told},
@@ -28,6 +29,7 @@ use super::{
     sleeper::{self, Place, Sleeper},
 };
 use crate::{
+    clock::Skew,
     health::{
         Jitter, Mode, Phase,
         client::{Action, Candidate, ClientHealth, Network, Sample},
@@ -120,6 +122,8 @@ struct Runner<'a> {
     was_connected: bool,
     enrolled_again: bool,
     last_error: Option<String>,
+    /// By how much the clock was wrong when handshakes were dropped for it.
+    skew: Option<Skew>,
     target: watch::Sender<Target>,
     proof: watch::Sender<Proof>,
     told: watch::Sender<Told>,
@@ -223,6 +227,7 @@ pub(super) async fn run(
         was_connected: false,
         enrolled_again: false,
         last_error: None,
+        skew: None,
         target,
         proof,
         told,
@@ -395,6 +400,7 @@ impl Runner<'_> {
             // Those are for gateways.
             | TunnelEvent::WakeUnanswered { .. }
             | TunnelEvent::Held { .. }
+            | TunnelEvent::Stale { .. }
             | TunnelEvent::NotWoken { .. } => {}
         }
         Ok(())
@@ -432,6 +438,7 @@ impl Runner<'_> {
                 }
             }
             session::Event::Poked(replica, initiation) => self.handle_poke(now, replica, initiation),
+            session::Event::Clock(replica, clock) => self.handle_clock(replica, clock),
             session::Event::Wake(seq) => {
                 self.sleeper.handle_wake(now, seq);
                 if self.sleeper.rests() {
@@ -504,6 +511,22 @@ impl Runner<'_> {
         } else {
             tracing::info!("the gateway does not hear the tunnel");
             self.pulse.handle_poke(now);
+        }
+    }
+
+    /// The gateway drops handshakes as old ones, or has forgotten newer ones since.
+    fn handle_clock(&mut self, replica: Option<PublicKey>, clock: Clock) {
+        if self.health.phase() == Phase::Connected {
+            return;
+        }
+        if clock.stale {
+            let skew = clock.now.map(|theirs| Skew::between(SystemTime::now(), theirs));
+            tracing::warn!(skew = skew.map(tracing::field::display), "the gateway drops handshakes as old ones");
+            self.skew = skew;
+            self.last_error = skew.map(|skew| ClientError::ClockSkew(skew).to_string());
+        } else if let Some(replica) = replica.or_else(|| self.only_replica()) {
+            self.radio.packet(Instant::now());
+            self.tunnel.handshake(&replica);
         }
     }
 
@@ -869,7 +892,7 @@ impl Runner<'_> {
         match phase {
             Phase::Connected => {
                 self.was_connected = true;
-                self.last_error = None;
+                (self.last_error, self.skew) = (None, None);
                 self.install();
                 self.retarget();
                 if let Some(active) = self.health.active() {
@@ -939,17 +962,21 @@ impl Runner<'_> {
     fn publish_state(&mut self) {
         let now = Instant::now();
         let occasion = self.occasion(now);
-        let rides = self.health.phase() == Phase::Connected && occasion != Occasion::Never;
+        let is_connected = self.health.phase() == Phase::Connected;
+        let rides = is_connected && occasion != Occasion::Never;
         if matches!(occasion, Occasion::Awake(_)) {
             self.nudges.awake.notify_waiters();
         }
         let state = self.wire_state(now);
         if let Some(state) = self.bulletin.offer(now, state, occasion) {
-            self.told.send_replace(Told { state, is_goodbye: false, rides });
+            self.told.send_replace(Told { state, is_goodbye: false, rides, is_connected });
             self.sleeper.handle_session_packet(now);
         } else {
             // Nothing to say.
-            self.told.send_if_modified(|told| std::mem::replace(&mut told.rides, rides) && !rides);
+            self.told.send_if_modified(|told| {
+                told.is_connected = is_connected;
+                std::mem::replace(&mut told.rides, rides) && !rides
+            });
         }
     }
 
@@ -968,7 +995,7 @@ impl Runner<'_> {
 
     fn say_goodbye(&self) {
         let state = self.wire_state(Instant::now());
-        self.told.send_replace(Told { state, is_goodbye: true, rides: false });
+        self.told.send_replace(Told { state, is_goodbye: true, ..Told::default() });
     }
 
     fn wire_state(&self, now: Instant) -> v1::ClientState {
@@ -990,6 +1017,9 @@ impl Runner<'_> {
     }
 
     fn unreachable(&self, patience: Duration) -> ClientError {
+        if let Some(skew) = self.skew {
+            return ClientError::ClockSkew(skew);
+        }
         let mut endpoints: Vec<_> =
             self.candidates.iter().map(|candidate| candidate.endpoint.to_string()).collect();
         endpoints.dedup();

@@ -24,7 +24,7 @@ use v1::client_session_client::ClientSessionClient;
 
 use super::{
     ClientError,
-    heard::{self, Heard},
+    heard::{self, Clock, Heard},
 };
 use crate::{
     health::Jitter,
@@ -83,6 +83,8 @@ pub(super) enum Event {
     BeatKey(Option<PublicKey>, BeatKey),
     /// The gateway hears nothing on the tunnel; or holds packets, and this initiation for them.
     Poked(Option<PublicKey>, Box<[u8]>),
+    /// What this replica says of clocks.
+    Clock(Option<PublicKey>, Clock),
     /// The session was silent for as long as the rest of this number asked for.
     Wake(u64),
     /// What this replica advises about experiments.
@@ -110,6 +112,8 @@ pub(super) struct Told {
     pub(super) is_goodbye: bool,
     /// The tunnel works and wakes the radio by itself: attempts to have a session can wait for that.
     pub(super) rides: bool,
+    /// The tunnel works.
+    pub(super) is_connected: bool,
 }
 
 /// What makes the session act, beside news.
@@ -269,6 +273,14 @@ impl Session {
                         Heard::BeatKey(key) => Event::BeatKey(replica, key),
                         Heard::Poke => Event::Poked(replica, Box::default()),
                         Heard::Initiation(initiation) => Event::Poked(replica, initiation),
+                        Heard::Clock(clock) => {
+                            // Who is connected has handshakes that are taken: somebody plays old ones back.
+                            if clock.stale && !self.told.borrow().is_connected {
+                                let anew = v1::client_message::Message::Anew(v1::Anew {});
+                                let _ = outbox.try_send(v1::ClientMessage { message: Some(anew) });
+                            }
+                            Event::Clock(replica, clock)
+                        }
                         Heard::Wake(seq) => Event::Wake(seq),
                         Heard::Guidance(guidance) => Event::Guided(replica, guidance),
                         Heard::Cut(cut) => {

@@ -1,4 +1,4 @@
-//! Wall clocks that are wrong, jump, or are corrected. Pure, but for [`Clocks::now`].
+//! Wall clocks that are wrong, jump, or are corrected. Pure, but for [`Clocks::now`] and [`until_set`].
 
 use std::{
     fmt,
@@ -41,6 +41,21 @@ impl Clocks {
 
 /// What `ntpd` and the like take for a step, and do not slew away (128 ms), with some room.
 pub const JUMP: Duration = Duration::from_secs(1);
+
+/// How often [`until_set`] looks.
+const LOOK: Duration = Duration::from_secs(1);
+
+/// Waits until somebody sets the wall clock. For who cannot go on before that: it looks each second, as no clock that can be
+/// waited for tells how far it was set.
+pub async fn until_set() {
+    let before = Clocks::now();
+    loop {
+        tokio::time::sleep(LOOK).await;
+        if Clocks::now().was_set_since(&before) {
+            return;
+        }
+    }
+}
 
 /// How far one wall clock is from another.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -85,13 +100,13 @@ impl fmt::Display for Skew {
 }
 
 /// A span in the largest unit of which there are two.
-struct Span(Duration);
+pub struct Span(pub Duration);
 
 impl fmt::Display for Span {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         const UNITS: [(u64, &str); 3] = [(24 * 3600, "days"), (3600, "hours"), (60, "minutes")];
         let seconds = self.0.as_secs();
-        let unit = UNITS.into_iter().find(|(size, _)| seconds + size / 2 >= size * 2);
+        let unit = UNITS.into_iter().find(|(size, _)| seconds >= size * 2);
         let (size, name) = unit.unwrap_or((1, "seconds"));
         write!(f, "{} {name}", (seconds + size / 2) / size)
     }
@@ -154,7 +169,8 @@ mod tests {
             (noon() - 2 * DAY, "2 days behind"),
             (noon() + 400 * DAY, "400 days ahead of"),
             (noon() - 30 * MINUTE, "30 minutes behind"),
-            (noon() + 119 * MINUTE + Duration::from_secs(50), "2 hours ahead of"),
+            (noon() + 119 * MINUTE + Duration::from_secs(50), "120 minutes ahead of"),
+            (noon() + 151 * MINUTE, "3 hours ahead of"),
             (noon() + 90 * MINUTE, "90 minutes ahead of"),
             (noon() - Duration::from_secs(45), "45 seconds behind"),
         ] {

@@ -81,10 +81,9 @@ impl From<v1::SessionMessage> for Heard {
             },
             Some(Message::Guidance(guidance)) => Self::Guidance(advised(&guidance)),
             Some(Message::Wake(wake)) => Self::Wake(wake.seq),
-            Some(Message::Clock(clock)) => Self::Clock(Clock {
-                stale: clock.stale,
-                now: bounds::time(clock.now),
-            }),
+            Some(Message::Clock(clock)) => {
+                Self::Clock(Clock { stale: clock.stale, now: bounds::time(clock.now) })
+            }
             None => Self::Newer,
         }
     }

@@ -426,6 +426,13 @@ impl Runner<'_> {
                 tracing::info!(%address, "session attached");
                 self.attached = Some(address);
                 self.sleeper.handle_attached(now);
+                if self.health.phase() != Phase::Connected
+                    && let Some(replica) = replica.or_else(|| self.only_replica())
+                {
+                    // What it dropped before as too old it can say now.
+                    self.radio.packet(now);
+                    self.tunnel.handshake(&replica);
+                }
                 // Who is there again may have started anew, and then knows nothing of the tunnel's session.
                 if std::mem::replace(&mut self.held, Held::With(replica)) != Held::NotYet {
                     self.health.handle_hint(Instant::now());
@@ -474,12 +481,7 @@ impl Runner<'_> {
                 }
                 return Err(error);
             }
-            session::Event::Expired => {
-                if !self.enrol_again() {
-                    let expired = "the certificate has expired: enrol again with a join token";
-                    self.last_error = Some(expired.to_owned());
-                }
-            }
+            session::Event::Expired => self.renew_by_keys(),
             session::Event::Draining(replica) => {
                 if let Some(replica) = replica.or(self.routed) {
                     self.health.handle_draining(Instant::now(), replica);
@@ -516,12 +518,15 @@ impl Runner<'_> {
 
     /// The gateway drops handshakes as old ones, or has forgotten newer ones since.
     fn handle_clock(&mut self, replica: Option<PublicKey>, clock: Clock) {
-        if self.health.phase() == Phase::Connected {
-            return;
-        }
         if clock.stale {
+            if self.health.phase() == Phase::Connected {
+                return;
+            }
             let skew = clock.now.map(|theirs| Skew::between(SystemTime::now(), theirs));
-            tracing::warn!(skew = skew.map(tracing::field::display), "the gateway drops handshakes as old ones");
+            tracing::warn!(
+                skew = skew.map(tracing::field::display),
+                "the gateway drops handshakes as old ones"
+            );
             self.skew = skew;
             self.last_error = skew.map(|skew| ClientError::ClockSkew(skew).to_string());
         } else if let Some(replica) = replica.or_else(|| self.only_replica()) {
@@ -533,17 +538,37 @@ impl Runner<'_> {
     /// Asks for a new certificate, once in a run with a join token (which is meant for one use), always with a
     /// ServiceAccount's. Whether it can.
     fn enrol_again(&mut self) -> bool {
-        let Some(invitation) = self.setup.invitation.clone() else { return false };
-        let once = matches!(invitation.credential, Credential::Join { .. });
-        if std::mem::replace(&mut self.enrolled_again, true) && once {
-            return false;
-        }
+        let Some(invitation) = self.take_invitation() else { return false };
         (self.setup.progress)(Progress::Enrolling(invitation.membership.server_name.clone()));
         let (key, answer) = (self.setup.key.clone(), self.enrolled.clone());
         tokio::spawn(async move {
             let _ = answer.send(enrol_patiently(&invitation, &key, None, &|_| {}).await).await;
         });
         true
+    }
+
+    fn take_invitation(&mut self) -> Option<Invitation> {
+        let invitation = self.setup.invitation.clone()?;
+        let once = matches!(invitation.credential, Credential::Join { .. });
+        let again = std::mem::replace(&mut self.enrolled_again, true);
+        (!again || !once).then_some(invitation)
+    }
+
+    /// The certificate is over; its keys may have another, as the tunnel's is still good, and the invitation may where they may not.
+    fn renew_by_keys(&mut self) {
+        let over_for = self.setup.enrolment.over_for(SystemTime::now());
+        tracing::info!(?over_for, "the certificate is over: asking for another by its keys");
+        let by_keys = Invitation::again(&self.setup.enrolment);
+        let invitation = self.take_invitation();
+        let (key, answer) = (self.setup.key.clone(), self.enrolled.clone());
+        tokio::spawn(async move {
+            let renewed = match (enrol_patiently(&by_keys, &key, None, &|_| {}).await, invitation) {
+                (Err(_), Some(invitation)) => enrol_patiently(&invitation, &key, None, &|_| {}).await,
+                (Err(error), None) => Err(ClientError::NotRenewed { over_for, error: Box::new(error) }),
+                (Ok(renewed), _) => Ok(renewed),
+            };
+            let _ = answer.send(renewed).await;
+        });
     }
 
     fn handle_enrolled(&mut self, enrolled: Result<Enrolment, ClientError>) -> Result<(), ClientError> {
@@ -1110,7 +1135,7 @@ impl Runner<'_> {
 
 /// Whether what is kept can be used as it is.
 pub(super) fn usable(kept: Option<Enrolment>, invitation: Option<&Invitation>) -> Option<Enrolment> {
-    let kept = kept.filter(|kept| kept.is_valid(SystemTime::now()))?;
+    let kept = kept?;
     let Some(invitation) = invitation else { return Some(kept) };
     let (ours, theirs) = (&kept.membership, &invitation.membership);
     let same = (&ours.namespace, &ours.pool, &ours.server_name)

@@ -382,8 +382,10 @@ impl Control {
                 if let (Some(tunnel), Some(key)) = (&self.tunnel, &key) {
                     tunnel.answer_beats(&peer, key);
                 }
-                self.sessions
-                    .insert(peer, Attached { session, key, words, poked: None, warned: None, recalls: 0, called: false });
+                self.sessions.insert(
+                    peer,
+                    Attached { session, key, words, poked: None, warned: None, recalls: 0, called: false },
+                );
                 self.expect(now, peer, Agent::Silent);
                 self.neighbours.handle_attached(now, peer, source);
                 self.changed(now);

@@ -39,6 +39,9 @@ const KNOCKS: Allowance = Allowance { rate: 1000, burst: 500 };
 /// Packets that may wait for sessions in the whole shard, about 12 MB.
 const WAITING_TOGETHER: usize = 8192;
 
+/// A datagram that the network delivers twice comes again within this.
+const TWICE: Duration = Duration::from_secs(1);
+
 /// What the peers of a shard have in common.
 pub(super) struct Surroundings {
     pub(super) place: Place,
@@ -117,6 +120,8 @@ pub(super) struct Peer {
     polled: Option<Instant>,
     has_session: bool,
     unconfirmed: Option<Unconfirmed>,
+    /// When an initiation was last taken.
+    taken: Option<Instant>,
     timers: Timers,
     endpoint: Option<Endpoint>,
     /// Whether the owner ever said where it is.
@@ -152,6 +157,7 @@ impl Peer {
             polled: None,
             has_session: false,
             unconfirmed: None,
+            taken: None,
             timers: Timers::default(),
             endpoint: None,
             is_told: false,
@@ -407,7 +413,9 @@ impl Peer {
         match self.make_tunn(common).decapsulate(None, initiation, &mut room) {
             TunnResult::WriteToNetwork(reply) => self.respond(now, reply, common, out),
             // Its clock went back. Who was called all the same can call.
-            TunnResult::Err(WireGuardError::WrongTai64nTimestamp) => self.handshake(now, common, out),
+            TunnResult::Err(WireGuardError::WrongTai64nTimestamp) if !self.comes_twice(now) => {
+                self.handshake(now, common, out);
+            }
             _ => self.stats.dropped += 1,
         }
     }
@@ -498,7 +506,10 @@ impl Peer {
             TunnResult::Err(WireGuardError::WrongTai64nTimestamp) => {
                 self.stats.dropped += 1;
                 common.stale += 1;
-                return out.event(TunnelEvent::Stale { peer: self.key });
+                if !self.comes_twice(now) {
+                    out.event(TunnelEvent::Stale { peer: self.key });
+                }
+                return;
             }
             _ => {
                 self.stats.dropped += 1;
@@ -514,8 +525,14 @@ impl Peer {
         self.session_ready(now, now, true, common, out);
     }
 
+    /// Whether an initiation may be the one that was taken, delivered twice.
+    fn comes_twice(&self, now: Instant) -> bool {
+        self.taken.is_some_and(|taken| now.saturating_duration_since(taken) < TWICE)
+    }
+
     /// Sends the response that an authentic initiation calls for.
     fn respond<O: Output>(&mut self, now: Instant, response: &[u8], common: &mut Surroundings, out: &mut O) {
+        self.taken = Some(now);
         self.unconfirmed = Message::sender(response).map(|index| Unconfirmed { index, since: now });
         self.timers.keys_derived(now);
         self.transmit(now, response, common, out);

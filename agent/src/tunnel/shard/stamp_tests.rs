@@ -24,8 +24,15 @@ fn an_initiation_that_is_not_new_is_told_and_counted_and_taken_once_all_before_i
     assert_eq!((gateway.made.take_datagrams().len(), told_stale(&gateway, &client)), (1, 0));
 
     gateway.receives(now, client.address, &initiation);
+    assert_eq!(
+        (gateway.made.take_datagrams().len(), told_stale(&gateway, &client)),
+        (0, 0),
+        "delivered twice"
+    );
+    let now = now + Duration::from_secs(2);
+    gateway.receives(now, client.address, &initiation);
     assert_eq!((gateway.made.take_datagrams().len(), told_stale(&gateway, &client)), (0, 1));
-    assert_eq!(gateway.board.counts().0.stale, 1);
+    assert_eq!(gateway.board.counts().0.stale, 2);
 
     gateway.shard.begin_anew(&client.key);
     gateway.receives(now, client.address, &initiation);
@@ -39,7 +46,7 @@ fn what_nobody_who_holds_the_key_has_made_is_not_called_old() {
     let mut initiation = client.made.take_datagrams();
     gateway.receives(now, client.address, &initiation);
     initiation[0][100] ^= 1;
-    gateway.receives(now, client.address, &initiation);
+    gateway.receives(now + Duration::from_mins(1), client.address, &initiation);
     assert_eq!((told_stale(&gateway, &client), gateway.board.counts().0.stale), (0, 0));
 }
 
@@ -66,6 +73,7 @@ fn a_call_over_the_session_that_is_too_old_is_answered_by_a_handshake_of_ones_ow
     client.shard.take_initiation(now, &gateway.key, &initiation, &mut client.made);
     let is_initiation = |datagrams: Vec<Vec<u8>>| Message::is_initiation(&datagrams[0]);
     assert!(!is_initiation(client.made.take_datagrams()), "the first time it is answered");
+    let now = now + Duration::from_secs(2);
     client.shard.take_initiation(now, &gateway.key, &initiation, &mut client.made);
     assert!(is_initiation(client.made.take_datagrams()));
 }
@@ -82,7 +90,11 @@ fn a_clock_that_was_behind_and_is_corrected_is_followed_with_the_next_attempt() 
         gateway.receives(now, client.address, &first);
         let late = gateway.made.take_datagrams();
         client.receives(now, gateway.address, &late);
-        assert_eq!(client.stats(&gateway).has_session, answered, "by what began before the clock gained {by:?}");
+        assert_eq!(
+            client.stats(&gateway).has_session,
+            answered,
+            "by what began before the clock gained {by:?}"
+        );
         gateway.receives(now, client.address, &second);
         exchange(now, &mut client, &mut gateway);
         assert_eq!(gateway.numbers(), [1]);

@@ -37,6 +37,7 @@ use super::{
     proof::{Prober, Way},
     report::{Observation, Reporter},
     session::Served,
+    stale::Stale,
     told::{Asked, Told},
 };
 use crate::{
@@ -158,6 +159,7 @@ pub(super) struct Control {
     stats: Vec<PeerStats>,
     counters: Counters,
     handshakes: HandshakeClock,
+    stale: Stale,
     restarts: Restarts,
     /// Grows when all that hangs on the control is to be made anew.
     lives: u64,
@@ -194,6 +196,7 @@ impl Control {
             stats: Vec::new(),
             counters: Counters::default(),
             handshakes: HandshakeClock::default(),
+            stale: Stale::default(),
             restarts: Restarts::default(),
             lives: 0,
         };
@@ -492,7 +495,9 @@ impl Control {
         if *peer == self.setup.prober.public_key() {
             // The clock of this very process went back.
             let _ = self.tunnel.as_ref().map(|tunnel| tunnel.begin_anew(peer));
+            return;
         }
+        self.stale.handle_stale(now, *peer);
         let Some(attached) = self.sessions.get_mut(peer) else { return };
         if attached.warned.is_some_and(|at| now < at + WARNING_PAUSE) {
             return;
@@ -597,6 +602,7 @@ impl Control {
         match *event {
             TunnelEvent::HandshakeCompleted { peer } => {
                 self.counters.handshakes += 1;
+                self.stale.handle_taken(&peer);
                 if let Some(attached) = self.sessions.get_mut(&peer) {
                     attached.called = false;
                 }
@@ -798,6 +804,7 @@ impl Control {
         let mut impairments = self.access.impairments().to_vec();
         impairments.extend(self.tunnel_failure.clone());
         impairments.extend(self.restarts.impairment(Instant::now()));
+        impairments.extend(self.stale.impairment(Instant::now()));
         impairments.extend(self.desired.as_ref().and_then(|desired| access::unlimited(desired)));
         if self.oversized {
             impairments.push(v1::Impairment {

@@ -428,7 +428,7 @@ impl Inner {
     }
 
     /// The answer to a client that may connect.
-    fn enrolled(&self, csr: Vec<u8>, client: v1::ObjectRef) -> v1::EnrolResponse {
+    fn enrolled(&self, csr: Vec<u8>, client: &v1::ObjectRef) -> v1::EnrolResponse {
         let desired = self.desired.borrow();
         let config = v1::ClientConfig {
             revision: desired.revision,
@@ -439,7 +439,7 @@ impl Inner {
             replicas: desired.replicas.clone(),
             ..Default::default()
         };
-        let certificate = Some(self.client_certificate(csr, &client));
+        let certificate = Some(self.client_certificate(csr, client));
         v1::EnrolResponse { certificate, config: Some(config) }
     }
 
@@ -455,7 +455,7 @@ impl Inner {
             return Err(refuse("SessionKeyChanged"));
         }
         *self.by_keys.lock().unwrap() += 1;
-        Ok(Response::new(self.enrolled(request.csr, object("laptop"))))
+        Ok(Response::new(self.enrolled(request.csr, &object("laptop"))))
     }
 
     fn client_certificate(&self, csr: Vec<u8>, client: &v1::ObjectRef) -> v1::IssuedCertificate {
@@ -568,7 +568,7 @@ impl GatewayLink for Inner {
                 ..Default::default()
             });
         });
-        Ok(Response::new(self.enrolled(request.csr, client)))
+        Ok(Response::new(self.enrolled(request.csr, &client)))
     }
 
     async fn relay_renew(

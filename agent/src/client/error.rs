@@ -120,6 +120,7 @@ const KNOWN: [(&str, u8); 33] = [
     ("Conflict", 24),
     ("SidecarNotAllowed", 25),
     ("PodNotSelected", 25),
+    ("PodOnHostNetwork", 25),
     ("ChallengeExpired", 24),
     ("TokenSuspended", 26),
     ("AgentOutdated", 27),

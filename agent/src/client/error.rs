@@ -90,7 +90,7 @@ pub enum ClientError {
 }
 
 /// Categories of other ends that have a meaning here, with the exit code of each.
-const KNOWN: [(&str, u8); 33] = [
+const KNOWN: [(&str, u8); 34] = [
     ("TokenInvalid", 10),
     ("TokenExpired", 11),
     ("TokenUsedUp", 12),
@@ -117,6 +117,7 @@ const KNOWN: [(&str, u8); 33] = [
     ("Conflict", 24),
     ("SidecarNotAllowed", 25),
     ("PodNotSelected", 25),
+    ("PodOnHostNetwork", 25),
     ("ChallengeExpired", 24),
     ("TokenSuspended", 26),
     ("AgentOutdated", 27),

@@ -10,6 +10,7 @@
 
 mod access;
 mod cluster;
+mod drift;
 mod enrolment;
 mod first_tunnel;
 mod foreign;
@@ -27,6 +28,7 @@ mod newer;
 mod product;
 mod quiet;
 mod reach;
+mod refused;
 mod resilience;
 mod sidecars;
 mod stale_mapping;
@@ -89,6 +91,8 @@ fn all() -> Vec<Test> {
         first_tunnel::tests(),
         access::tests(),
         foreign::tests(),
+        refused::tests(),
+        drift::tests(),
         stock::tests(),
         reach::tests(),
         many_clients::tests(),

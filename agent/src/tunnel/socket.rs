@@ -200,7 +200,8 @@ impl UdpEndpoint {
     }
 
     fn try_send(&self, to: Path, bytes: &[u8], size: Option<u16>) -> io::Result<()> {
-        let (v6, v4) = (to.local.map(source_v6), to.local.and_then(source_v4));
+        let local = to.local.map(|local| local.address);
+        let (v6, v4) = (local.map(source_v6), local.and_then(source_v4));
         let source = if self.dual_stack {
             v6.as_ref().map(ControlMessage::Ipv6PacketInfo)
         } else {
@@ -290,7 +291,7 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::tunnel::inbox::Inbox;
+    use crate::tunnel::{inbox::Inbox, path::Local};
 
     fn bind(port: u16, offloads: Offloads) -> Result<UdpEndpoint, TunnelError> {
         UdpEndpoint::bind(port, None, offloads)
@@ -336,11 +337,12 @@ mod tests {
         poll(&mut ready, PollTimeout::from(1000_u16)).unwrap();
         inbox.receive(&server).unwrap();
         let path = inbox.runs().next().unwrap().from;
-        assert_eq!(path.local, Some(asked.ip()));
+        assert_eq!(path.local.map(|local| local.address), Some(asked.ip()));
         server.send_run(path, &[7; 30], 20).unwrap();
         assert_eq!(receive_all(&client, 2), [(asked, vec![7; 20]), (asked, vec![7; 10])]);
         // The machine has lost that address.
-        let gone = Path { local: Some([192, 0, 2, 77].into()), ..path };
+        let local = path.local.map(|local| Local { address: [192, 0, 2, 77].into(), ..local });
+        let gone = Path { local, ..path };
         server.send_run(gone, &[8; 30], 20).unwrap();
         assert_eq!(receive_all(&client, 2).len(), 2);
     }

@@ -14,6 +14,10 @@ use super::{Device, Namespace, PINHOLE, PrivateKey, Program, Test, cable, eventu
 pub(crate) const TESTS: &[Test] = &[
     ("a_stream_crosses_every_mtu_without_loss", a_stream_crosses_every_mtu_without_loss),
     (
+        "what_was_too_large_for_a_path_costs_nothing_once_the_mtu_is_lower",
+        what_was_too_large_costs_nothing_afterwards,
+    ),
+    (
         "devices_in_other_namespaces_than_their_sockets_carry_all_over_both_families",
         devices_in_other_namespaces_than_their_sockets_carry_all,
     ),
@@ -122,10 +126,15 @@ fn stream(from: &Namespace, to: &Namespace, address: &str) -> u64 {
 
 /// Segments that a namespace's TCP has sent again.
 fn resent(namespace: &Namespace) -> u64 {
+    snmp(namespace, "Tcp:", "RetransSegs")
+}
+
+/// A count of a namespace's kernel.
+fn snmp(namespace: &Namespace, protocol: &str, count: &str) -> u64 {
     let text = namespace.run(|| std::fs::read_to_string("/proc/thread-self/net/snmp").unwrap());
-    let mut lines = text.lines().filter(|line| line.starts_with("Tcp:"));
+    let mut lines = text.lines().filter(|line| line.starts_with(protocol));
     let (names, values) = (lines.next().unwrap(), lines.next().unwrap());
-    let place = names.split_whitespace().position(|name| name == "RetransSegs").unwrap();
+    let place = names.split_whitespace().position(|name| name == count).unwrap();
     values.split_whitespace().nth(place).unwrap().parse().unwrap()
 }
 
@@ -175,6 +184,29 @@ fn a_stream_crosses_every_mtu_without_loss() {
         }
         exercise(&one.namespace, &two.namespace, mtu);
     }
+}
+
+/// The kernel counts a run that it splits as one.
+fn what_was_too_large_costs_nothing_afterwards() {
+    let (one, two) = cable();
+    let (one, two) = (Device::start(one, Program::Pinhole), Device::start(two, Program::Pinhole));
+    one.up(["10.9.0.1/24", "fd09::1/64"]);
+    two.up(["10.9.0.2/24", "fd09::2/64"]);
+    introduce(&one, &two);
+    endpoint(&one, &two, "192.0.2.2");
+    let sent = || snmp(&one.namespace, "Udp:", "OutDatagrams");
+    let datagrams_of = |mtu: u32| {
+        for device in [&one, &two] {
+            device.namespace.ip(&format!("link set {} mtu {mtu}", device.name));
+        }
+        let before = sent();
+        stream(&one.namespace, &two.namespace, "10.9.0.2");
+        sent() - before
+    };
+    let each = |mtu: u64| STREAM as u64 / mtu;
+    assert!(datagrams_of(8920) >= each(8920), "none of these is split");
+    let runs = datagrams_of(1420);
+    assert!(runs < each(1420) / 4, "{runs} runs of {} datagrams", each(1420));
 }
 
 fn devices_in_other_namespaces_than_their_sockets_carry_all() {

@@ -697,6 +697,9 @@ impl Runner<'_> {
             now if now == source && self.network == name => Network::Unchanged,
             _ => Network::Changed,
         };
+        if network == Network::Changed {
+            self.tunnel.forget_own_addresses();
+        }
         self.health.handle_network(Instant::now(), network);
         if network == Network::Changed {
             // From another address its connection carries nothing any more.

@@ -47,6 +47,8 @@ pub(super) enum Heard {
     Guidance(Guidance),
     /// The session was silent for as long as the rest of this number asked for.
     Wake(u64),
+    /// Whether another machine connects with the same key.
+    KeyShared(bool),
     /// Something that this client does not know, or of another time.
     Newer,
 }
@@ -68,6 +70,7 @@ impl From<v1::SessionMessage> for Heard {
             },
             Some(Message::Guidance(guidance)) => Self::Guidance(advised(&guidance)),
             Some(Message::Wake(wake)) => Self::Wake(wake.seq),
+            Some(Message::KeyShared(told)) => Self::KeyShared(told.shared),
             None => Self::Newer,
         }
     }
@@ -193,7 +196,7 @@ mod tests {
                     }
                 }
                 Heard::Wake(seq) => self.standby.handle_wake(now, Line::Live, seq),
-                Heard::Newer => {}
+                Heard::KeyShared(_) | Heard::Newer => {}
             }
         }
 

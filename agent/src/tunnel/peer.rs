@@ -356,7 +356,7 @@ impl Peer {
         self.poll_if_stale(now, common, out);
         match message {
             Message::Data { receiver } => {
-                if !self.receive_data(now, from, datagram, is_own, common, out) {
+                if !self.receive_data(now, (from, receiver), datagram, is_own, common, out) {
                     self.stats.dropped += 1;
                     return;
                 }
@@ -483,7 +483,7 @@ impl Peer {
             }
         };
         self.stats.received_messages.count(datagram.len());
-        self.authenticated(now, from, false, out);
+        self.authenticated(now, (from, None), false, out);
         if message == Message::Initiation {
             return self.respond(now, reply, common, out);
         }
@@ -502,7 +502,7 @@ impl Peer {
     fn receive_data<O: Output>(
         &mut self,
         now: Instant,
-        from: Path,
+        (from, session): (Path, u32),
         datagram: &[u8],
         is_own: impl Fn(IpAddr) -> bool,
         common: &Surroundings,
@@ -516,7 +516,7 @@ impl Peer {
                 TunnResult::Done => {
                     self.stats.received_messages.count(datagram.len());
                     self.stats.last_data = Some(now);
-                    self.authenticated(now, from, false, out);
+                    self.authenticated(now, (from, Some(session)), false, out);
                     return true;
                 }
                 TunnResult::Err(_) | TunnResult::WriteToNetwork(_) => return false,
@@ -524,7 +524,7 @@ impl Peer {
         let verdict = judge(packet, source, is_own, &mut self.limits, common);
         self.stats.received_messages.count(datagram.len());
         self.stats.last_data = Some(now);
-        self.authenticated(now, from, true, out);
+        self.authenticated(now, (from, Some(session)), true, out);
         match verdict {
             Verdict::Deliver(length) => {
                 self.stats.received.count(length);
@@ -546,7 +546,13 @@ impl Peer {
     }
 
     /// Follows the peer to where an authenticated packet came from.
-    fn authenticated<O: Output>(&mut self, now: Instant, from: Path, data: bool, out: &mut O) {
+    fn authenticated<O: Output>(
+        &mut self,
+        now: Instant,
+        (from, session): (Path, Option<u32>),
+        data: bool,
+        out: &mut O,
+    ) {
         self.timers.received(now, data);
         self.heard(now, out);
         self.stats.last_answered_send = self.stats.last_send;
@@ -561,7 +567,7 @@ impl Peer {
         if before != Some(from.remote) {
             self.stats.endpoint_changes += u64::from(before.is_some());
             let to = from.remote;
-            out.event(TunnelEvent::EndpointChanged { peer: self.key, from: before, to, idle });
+            out.event(TunnelEvent::EndpointChanged { peer: self.key, from: before, to, idle, session });
         }
     }
 

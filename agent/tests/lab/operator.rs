@@ -507,13 +507,16 @@ impl GatewayLink for Inner {
             _ => return Err(refuse("TokenInvalid")),
         }
         *self.enrolments.lock().unwrap() += 1;
-        let client = object("laptop");
+        // The second machine of a test about two.
+        let (name, address) =
+            if request.hostname == "twin" { ("twin", "10.77.0.10/32") } else { ("laptop", "10.77.0.9/32") };
+        let client = object(name);
         self.desired.send_modify(|desired| {
             desired.revision += 1;
             desired.peers.push(v1::Peer {
                 client: Some(client.clone()),
                 public_key: request.public_key,
-                addresses: vec!["10.77.0.9/32".into()],
+                addresses: vec![address.into()],
                 ..Default::default()
             });
         });
@@ -521,7 +524,7 @@ impl GatewayLink for Inner {
         let config = v1::ClientConfig {
             revision: desired.revision,
             client: Some(client.clone()),
-            addresses: vec!["10.77.0.9/32".into()],
+            addresses: vec![address.into()],
             routes: vec!["10.50.0.0/24".into()],
             mtu: 1420,
             replicas: desired.replicas.clone(),

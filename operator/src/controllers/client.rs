@@ -11,7 +11,9 @@ use kube::{
     core::PartialObjectMetaExt as _,
     runtime::events::EventType,
 };
-use pinhole_crds::{ClientPod, EnrolmentMethod, VPNClient, VPNClientPool, VPNClientStatus, VPNGateway};
+use pinhole_crds::{
+    ClientPod, EnrolmentMethod, KEY_ON_TWO_MACHINES, VPNClient, VPNClientPool, VPNClientStatus, VPNGateway,
+};
 use pinhole_proto::is_object_name;
 
 use super::{
@@ -257,6 +259,9 @@ impl Context {
                 lost.join(", ")
             );
             self.events.warn(client, "AddressConflict", &text);
+        }
+        if let Some(shared) = status.conditions.iter().find(|c| c.type_ == KEY_ON_TWO_MACHINES) {
+            self.events.warn(client, KEY_ON_TWO_MACHINES, &shared.message);
         }
         if let Some(denied) = &assignment.denied {
             self.events.warn(client, denied.category(), &denied.to_string());

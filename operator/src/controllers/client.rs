@@ -12,7 +12,8 @@ use kube::{
     runtime::events::EventType,
 };
 use pinhole_crds::{
-    ClientPod, EnrolmentMethod, KEY_ON_TWO_MACHINES, VPNClient, VPNClientPool, VPNClientStatus, VPNGateway,
+    ClientPhase, ClientPod, EnrolmentMethod, KEY_ON_TWO_MACHINES, VPNClient, VPNClientPool, VPNClientStatus,
+    VPNGateway,
 };
 use pinhole_proto::is_object_name;
 
@@ -22,6 +23,7 @@ use super::{
     context::{Context, Wait, Written},
     error::{ControlError, call},
     oddity::Frozen,
+    pace::Cause,
     work::Work,
     world::{gateway_of, pool_of, public_key},
 };
@@ -190,7 +192,11 @@ impl Context {
         }
         let before = client.status.as_ref();
         let provisions = before.is_none_or(|b| b.addresses != addresses || b.public_key != status.public_key);
-        if !provisions && let Err(pause) = self.pace.take(Instant::now()) {
+        let connects =
+            status.phase == Some(ClientPhase::Connected) && before.is_none_or(|b| b.phase != status.phase);
+        let changed = before.is_some_and(|b| b.observed_generation != status.observed_generation);
+        let cause = if connects || changed { Cause::Awaited } else { Cause::Other };
+        if !provisions && let Err(pause) = self.pace.take(cause, Instant::now()) {
             return Ok(Some(pause));
         }
         let uid = client.uid().unwrap_or_default();

@@ -17,6 +17,7 @@ mod foreign;
 mod hostile;
 mod insight;
 mod keepalive_under_load;
+mod keys;
 mod kinds;
 mod many_clients;
 mod nats;
@@ -83,6 +84,7 @@ fn all() -> Vec<Test> {
         stock::tests(),
         reach::tests(),
         many_clients::tests(),
+        keys::tests(),
         sidecars::tests(),
         resilience::tests(),
         stale_mapping::tests(),

@@ -22,6 +22,7 @@ pub mod report;
 mod rest;
 mod session;
 mod shared_keys;
+mod stale;
 mod tls;
 pub mod told;
 

@@ -16,7 +16,7 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 
-use lab::{Lab, Stock, eventually};
+use lab::{Lab, Stock, eventually, twin::Twin};
 use pinhole_agent::{identity::possession, tunnel::PrivateKey};
 use pinhole_proto::v1;
 
@@ -487,4 +487,73 @@ fn wg_shows_both_ends_and_changes_neither() {
     let down = lab.client(&["down", "--name", &names[1]], "");
     assert!(down.status.success(), "{down:?}");
     assert!(!std::path::Path::new(&format!("/var/run/wireguard/{}.sock", names[1])).exists());
+}
+
+#[test]
+fn one_key_on_two_machines_is_named_within_ten_seconds_and_one_of_them_gets_a_key_of_its_own() {
+    let lab = Lab::new("twins");
+    let _gateway = lab.gateway();
+    eventually(SOON, "the gateway is ready", || lab.readyz());
+    let up = lab.client(&["up", "--detach", "--no-dns", "--token-file", "-"], &lab.join("secret"));
+    assert!(up.status.success(), "{up:?}");
+    eventually(SOON, "the client is known", || lab.operator.reported("laptop").is_some_and(|it| it.session));
+    assert_eq!(lab.operator.reported("laptop").unwrap().key_on_two_machines, None);
+    let twin = Twin::of(&lab);
+    let again = twin.client(&["up", "--detach", "--no-dns"], "");
+    assert!(again.status.success(), "{again:?}");
+    let pings = [lab.steady_pings("10.77.0.1", 5_000), twin.steady_pings("10.77.0.1", 5_000)];
+    let seen = || lab.operator.reported("laptop").and_then(|report| report.key_on_two_machines);
+    eventually(PROMPT * 5, "it is named", || seen().is_some());
+    let shared = seen().unwrap();
+    let at = |address: &str| [&shared.first, &shared.second].iter().any(|it| it.starts_with(address));
+    assert!(at("192.0.2.2:") && at("192.0.3.2:"), "{shared:?}");
+    eventually(SOON, "both say so, and what to do", || {
+        let said = [lab.client(&["status"], ""), twin.client(&["status"], "")];
+        said.iter().all(|status| status.stdout.contains("pinhole up --new-key"))
+    });
+    let churn = || lab.operator.reported("laptop").unwrap().churn.unwrap_or_default();
+    assert!(churn().count <= 2, "going to and fro is no churn: {:?}", churn());
+    for pings in pings {
+        pings.stop();
+    }
+
+    assert!(twin.client(&["down"], "").status.success());
+    let new = ["up", "--detach", "--no-dns", "--new-key", "--hostname", "twin"];
+    let untold = twin.client(&new, "");
+    assert!(!untold.status.success() && untold.stderr.contains("join token"), "{untold:?}");
+    let own = twin.client(&[&new[..], &["--token-file", "-"]].concat(), &lab.join("secret"));
+    assert!(own.status.success() && own.stdout.contains("enrolled as branch/twin"), "{own:?}");
+    let pings = [lab.steady_pings("10.77.0.1", 100), twin.steady_pings("10.77.0.1", 100)];
+    assert_eq!(pings.map(lab::Pings::lost), [0, 0], "each has its own packets");
+    let kept = twin.client(&["down"], "");
+    assert!(kept.status.success(), "{kept:?}");
+    let again = twin.client(&["up", "--detach", "--no-dns"], "");
+    assert!(again.status.success() && again.stdout.contains("10.77.0.10"), "the new key stays: {again:?}");
+}
+
+#[test]
+fn a_stock_configuration_on_two_machines_is_named_within_ten_seconds_of_traffic() {
+    let lab = Lab::new("phones");
+    let _gateway = lab.gateway();
+    eventually(SOON, "the gateway is ready", || lab.readyz());
+    let twin = Twin::of(&lab);
+    let stock = Stock {
+        addresses: &["10.77.0.20/32"],
+        endpoint: "192.0.2.1:51820",
+        allowed: "10.77.0.0/16",
+        routes: &["10.77.0.1"],
+    };
+    let [one, other] = ["a", "b"].map(|role| format!("s{}{role}", std::process::id()));
+    let _both = twin.stock_on_both([&one, &other], &stock);
+    let pings = [lab.steady_pings("10.77.0.1", 5_000), twin.steady_pings("10.77.0.1", 5_000)];
+    let seen = || lab.operator.reported("laptop").and_then(|report| report.key_on_two_machines);
+    eventually(PROMPT * 5, "it is named", || seen().is_some());
+    let shared = seen().unwrap();
+    let at = |address: &str| [&shared.first, &shared.second].iter().any(|it| it.starts_with(address));
+    assert!(at("192.0.2.2:") && at("192.0.3.2:"), "{shared:?}");
+    let report = lab.operator.reported("laptop").unwrap();
+    assert!(report.churn.as_ref().is_some_and(|churn| churn.count <= 2), "{report:?}");
+    for pings in pings {
+        pings.stop();
+    }
 }

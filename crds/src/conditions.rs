@@ -19,6 +19,10 @@ pub const CONNECTED: &str = "Connected";
 /// True (as the Gateway API has it).
 pub const PARTIALLY_INVALID: &str = "PartiallyInvalid";
 
+/// Condition of a client: two machines use its key at the same time, so that each takes the other's packets. Present only when
+/// True.
+pub const KEY_ON_TWO_MACHINES: &str = "KeyOnTwoMachines";
+
 /// Puts `new` in the list, in place of the one of its type; the transition time moves only when the status does.
 /// The list stays sorted by type, so that the same conditions are always the same bytes.
 pub fn set_condition(conditions: &mut Vec<Condition>, mut new: Condition, now: Timestamp) {

@@ -25,7 +25,9 @@ pub use client::{
     Churn, ClientEnrolment, ClientPhase, ClientPod, EnrolmentMethod, KeepaliveInForce, PoolRef, VPNClient,
     VPNClientSpec, VPNClientStatus,
 };
-pub use conditions::{CONNECTED, PARTIALLY_INVALID, READY, RECONCILING, STALLED, set_condition};
+pub use conditions::{
+    CONNECTED, KEY_ON_TWO_MACHINES, PARTIALLY_INVALID, READY, RECONCILING, STALLED, set_condition,
+};
 pub use gateway::{
     ClientCounts, Exposure, ExposureType, GatewayPod, GatewayPorts, HealthMode, NetworkAccess, NodePorts,
     PathProof, ReplicaStatus, VPNGateway, VPNGatewaySpec, VPNGatewayStatus,

@@ -17,6 +17,9 @@ use crate::{
     state, wait,
 };
 
+/// Name of the tunnel.
+const TUNNEL: &str = "vpn0";
+
 /// What `pinhole status -o json` says, as far as tests ask.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -127,6 +130,24 @@ impl Device {
         let _ = std::fs::remove_dir_all(&directory);
         std::fs::create_dir_all(&directory).doing(|| format!("making {}", directory.display()))?;
         Ok(Self { host, agent: Installation::agent().await?, directory, process: None })
+    }
+
+    /// The same on another host, with a copy of all that it keeps, as an image of its disk has it.
+    ///
+    /// # Errors
+    /// When that cannot be copied, or the agent cannot be built.
+    pub async fn copied_to(&self, host: Host) -> Result<Self> {
+        let copy = Self::new(host).await?;
+        let (from, to) = (self.directory.join(TUNNEL), copy.directory.join(TUNNEL));
+        let doing = || format!("copying {}", from.display());
+        std::fs::create_dir_all(&to).doing(doing)?;
+        for file in std::fs::read_dir(&from).doing(doing)? {
+            let file = file.doing(doing)?;
+            if file.file_type().doing(doing)?.is_file() {
+                std::fs::copy(file.path(), to.join(file.file_name())).doing(doing)?;
+            }
+        }
+        Ok(copy)
     }
 
     /// The machine.
@@ -245,7 +266,7 @@ impl Device {
     }
 
     fn with_identity(&self, command: Command) -> Command {
-        command.args(["--name", "vpn0", "--state-dir"]).arg(&self.directory)
+        command.args(["--name", TUNNEL, "--state-dir"]).arg(&self.directory)
     }
 
     fn token_file(&self, join: &str) -> Result<PathBuf> {

@@ -122,6 +122,9 @@ fn table(statuses: &[Status]) -> String {
         {
             let _ = writeln!(text, "{}: {}", status.name, printable(error, LONGEST_MESSAGE));
         }
+        if status.key_shared {
+            let _ = writeln!(text, "{}: {}", status.name, control::KEY_SHARED);
+        }
         for left_out in &status.left_out {
             let _ = writeln!(text, "{}: {}", status.name, printable(left_out, LONGEST_MESSAGE));
         }

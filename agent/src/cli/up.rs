@@ -35,6 +35,9 @@ pub(super) struct Up {
     /// What this machine calls itself when it enrols; the kernel's host name otherwise
     #[arg(long, env = "PINHOLE_HOSTNAME")]
     hostname: Option<String>,
+    /// Join with a new key, under a new name: for a machine whose key another one has as well. Needs a join token
+    #[arg(long)]
+    new_key: bool,
     /// UDP port of the tunnel on this machine, 0 for any
     #[arg(long, value_name = "PORT", default_value_t = 0)]
     listen_port: u16,
@@ -66,6 +69,7 @@ impl Up {
             name: self.tunnel.name,
             state_root: self.tunnel.state_dir,
             invitation,
+            new_key: self.new_key,
             dns: !self.no_dns,
             listen_port: self.listen_port,
             patience: (self.timeout > 0).then(|| Duration::from_secs(self.timeout)),
@@ -107,6 +111,9 @@ impl Up {
         command.args(["--listen-port", &self.listen_port.to_string()]);
         if let Some(hostname) = &self.hostname {
             command.args(["--hostname", hostname]);
+        }
+        if self.new_key {
+            command.arg("--new-key");
         }
         if self.no_dns {
             command.arg("--no-dns");
@@ -187,6 +194,7 @@ impl Sidecar {
                 credential: Credential::ServiceAccount(self.sa_token_file),
                 hostname: client::hostname(),
             }),
+            new_key: false,
             dns: self.dns,
             listen_port: 0,
             patience: None,

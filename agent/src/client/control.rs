@@ -27,6 +27,11 @@ const AGAIN: Duration = Duration::from_millis(10);
 const LONGEST_REQUEST: u64 = 64;
 const LONGEST_ANSWER: u64 = 1 << 20;
 
+/// What is said where two machines use one key, and what to do.
+pub const KEY_SHARED: &str = "another machine uses this machine's key, and each takes the other's packets: to give this one a \
+                              key and a name of its own, end it with `pinhole down` and join again with `pinhole up \
+                              --new-key` and a join token";
+
 /// What a tunnel is asked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Question {
@@ -95,6 +100,9 @@ pub struct Status {
     /// What of the gateway's configuration is not used, and why.
     #[serde(default)]
     pub left_out: Vec<String>,
+    /// Another machine connects with the same key, so that each takes the other's packets.
+    #[serde(default)]
+    pub key_shared: bool,
     /// The last thing that went wrong.
     pub last_error: Option<String>,
 }

@@ -58,6 +58,8 @@ pub(super) enum Heard {
     Guidance(Guidance),
     /// The session was silent for as long as the rest of this number asked for.
     Wake(u64),
+    /// Whether another machine connects with the same key.
+    KeyShared(bool),
     /// How handshakes fare, and what the time is there, where it is one.
     Clock(Clock),
     /// Something that this client does not know, or of another time.
@@ -81,6 +83,7 @@ impl From<v1::SessionMessage> for Heard {
             },
             Some(Message::Guidance(guidance)) => Self::Guidance(advised(&guidance)),
             Some(Message::Wake(wake)) => Self::Wake(wake.seq),
+            Some(Message::KeyShared(told)) => Self::KeyShared(told.shared),
             Some(Message::Clock(clock)) => {
                 Self::Clock(Clock { stale: clock.stale, now: bounds::time(clock.now) })
             }
@@ -209,7 +212,7 @@ mod tests {
                     }
                 }
                 Heard::Wake(seq) => self.standby.handle_wake(now, Line::Live, seq),
-                Heard::Clock(_) | Heard::Newer => {}
+                Heard::KeyShared(_) | Heard::Clock(_) | Heard::Newer => {}
             }
         }
 

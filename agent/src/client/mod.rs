@@ -58,6 +58,8 @@ pub struct Options {
     pub state_root: PathBuf,
     /// By which right to join, when this machine is not enrolled yet.
     pub invitation: Option<Invitation>,
+    /// Joins with a new key, though this machine has one. The one that it has stays until it has joined.
+    pub new_key: bool,
     /// Whether name servers are set.
     pub dns: bool,
     /// UDP port of the tunnel on this machine, 0 for any.
@@ -128,8 +130,9 @@ pub async fn up(
     let _socket = Socket::open(&options.name, store.directory(), asked).await?;
     // A token may be good for one use: find out before it is spent whether a tunnel can be had at all.
     drop(TunDevice::create(&options.name)?);
-    let key = store.tunnel_key()?;
-    let enrolment = if let Some(kept) = usable(Enrolment::load(&store)?, options.invitation.as_ref()) {
+    let key = if options.new_key { Store::new_key()? } else { store.tunnel_key()? };
+    let kept = if options.new_key { None } else { Enrolment::load(&store)? };
+    let enrolment = if let Some(kept) = usable(kept, options.invitation.as_ref()) {
         kept
     } else {
         let joining = join(&options, &store, &key, progress);
@@ -180,10 +183,20 @@ async fn join(
     progress: &(dyn Fn(Progress) + Sync),
 ) -> Result<Enrolment, ClientError> {
     let Some(invitation) = &options.invitation else {
-        return Err(ClientError::NotEnrolled(options.name.clone()));
+        return Err(if options.new_key {
+            let text = "a new key has to be enrolled: give a join token with --token-file or PINHOLE_TOKEN";
+            ClientError::Setting(text.to_owned())
+        } else {
+            ClientError::NotEnrolled(options.name.clone())
+        });
     };
     progress(Progress::Enrolling(invitation.membership.server_name.clone()));
     let enrolment = enrol_patiently(invitation, key, options.patience, progress).await?;
+    if options.new_key {
+        // A crash in between leaves a machine that is not enrolled, not one with another's certificate.
+        Enrolment::forget(store)?;
+        store.keep_tunnel_key(key)?;
+    }
     enrolment.save(store)?;
     let client = enrolment.config.client.clone().unwrap_or_default();
     progress(Progress::Enrolled { client: format!("{}/{}", client.namespace, client.name) });

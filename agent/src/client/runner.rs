@@ -67,6 +67,8 @@ const SCOUTS: usize = 8;
 /// How long UDP gets no answer, while the session stands, until it is said to be blocked.
 const BLOCKED: Duration = Duration::from_secs(20);
 const IDLE: Duration = Duration::from_hours(1);
+/// A gateway says again that two machines use one key, whenever it is attached to, and takes five minutes to see the end of it.
+const KEY_SHARED: Duration = Duration::from_mins(10);
 /// So long after the user's data the radio is awake for certain.
 const AWAKE_AFTER_DATA: Duration = Duration::from_secs(1);
 
@@ -125,6 +127,8 @@ struct Runner<'a> {
     /// Another certificate is being asked for.
     renewal: Option<JoinHandle<()>>,
     last_error: Option<String>,
+    /// Another machine connects with the same key, as was told; so long that is believed.
+    key_shared: Option<Instant>,
     /// By how much the clock was wrong when handshakes were dropped for it.
     skew: Option<Skew>,
     target: watch::Sender<Target>,
@@ -184,7 +188,9 @@ pub(super) async fn run(
     let (resolved, mut resolutions) = mpsc::channel(1);
     let (enrolled, mut enrolments) = mpsc::channel(1);
     let (radio, nudges) = (Arc::new(Radio::default()), Arc::new(Nudges::default()));
+    let mut random = Jitter::from_os();
     let holder = Session {
+        instance: (u128::from(random.next_u64()) << 64 | u128::from(random.next_u64())).to_be_bytes(),
         nudges: Arc::clone(&nudges),
         radio: Arc::clone(&radio),
         target: target_now,
@@ -231,6 +237,7 @@ pub(super) async fn run(
         enrolled_again: false,
         renewal: None,
         last_error: None,
+        key_shared: None,
         skew: None,
         target,
         proof,
@@ -461,6 +468,7 @@ impl Runner<'_> {
                     self.pulse.handle_guidance(Instant::now(), replica, guidance);
                 }
             }
+            session::Event::KeyShared(shared) => self.handle_key_shared(now, shared),
             session::Event::Config(config) => self.handle_config(*config),
             session::Event::Renewed(proof, ca) => {
                 self.setup.enrolment.proof = proof.clone();
@@ -502,6 +510,17 @@ impl Runner<'_> {
             }
         }
         Ok(())
+    }
+
+    /// Another machine connects with the same key, or does not any more. It is told to the user, who alone can say which of
+    /// the two is to get a key and a name of its own.
+    fn handle_key_shared(&mut self, now: Instant, shared: bool) {
+        let was = std::mem::replace(&mut self.key_shared, shared.then(|| now + KEY_SHARED));
+        if shared && was.is_none() {
+            tracing::warn!("{}", control::KEY_SHARED);
+        } else if !shared && was.is_some() {
+            tracing::warn!("no other machine uses this machine's key any more");
+        }
     }
 
     /// The gateway has something for the tunnel, or hears nothing on it.
@@ -768,6 +787,10 @@ impl Runner<'_> {
         // First of all: a path that was just lost is none.
         self.take_steps(now);
         match (self.health.phase(), self.way()) {
+            // What another machine takes away is no loss at a NAT.
+            (Phase::Connected, Some(_)) if self.key_shared.is_some_and(|until| now < until) => {
+                self.pulse.handle_unreachable(now);
+            }
             (Phase::Connected, Some(way)) => {
                 self.pulse.handle_way(now, &way);
                 self.look_for_a_shut_port(now, &way);
@@ -1117,6 +1140,7 @@ impl Runner<'_> {
             tx_bytes: all.values().map(|stats| stats.sent.bytes).sum(),
             session: matches!(self.held, Held::With(_)),
             left_out: self.settings.left_out.iter().map(ToString::to_string).collect(),
+            key_shared: self.key_shared.is_some_and(|until| now < until),
             last_error: self.last_error.clone(),
         }
     }

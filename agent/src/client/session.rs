@@ -92,6 +92,8 @@ pub(super) enum Event {
     Wake(u64),
     /// What this replica advises about experiments.
     Guided(Option<PublicKey>, Guidance),
+    /// Whether another machine connects with the same key.
+    KeyShared(bool),
     /// A newer configuration.
     Config(Box<v1::ClientConfig>),
     /// The certificate was renewed.
@@ -129,6 +131,8 @@ pub(super) struct Nudges {
 }
 
 pub(super) struct Session {
+    /// By which the gateway tells this process from one on another machine.
+    pub(super) instance: [u8; 16],
     pub(super) nudges: Arc<Nudges>,
     pub(super) radio: Arc<Radio>,
     pub(super) target: watch::Receiver<Target>,
@@ -254,8 +258,12 @@ impl Session {
         address: SocketAddr,
     ) -> Result<End, Status> {
         let (outbox, messages) = mpsc::channel(OUTBOX);
-        let hello =
-            v1::ClientHello { version: env!("CARGO_PKG_VERSION").to_owned(), revision: 0, hears: true };
+        let hello = v1::ClientHello {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            revision: 0,
+            hears: true,
+            instance: self.instance.to_vec(),
+        };
         let hello = v1::ClientMessage { message: Some(v1::client_message::Message::Hello(hello)) };
         let _ = outbox.try_send(hello);
         let answer = timeout(CALL, client.attach(Request::new(ReceiverStream::new(messages)))).await;
@@ -298,6 +306,7 @@ impl Session {
                         }
                         Heard::Wake(seq) => Event::Wake(seq),
                         Heard::Guidance(guidance) => Event::Guided(replica, guidance),
+                        Heard::KeyShared(shared) => Event::KeyShared(shared),
                         Heard::Cut(cut) => {
                             let _ = self.events.send(Event::Cut(cut)).await;
                             return Err(Status::permission_denied("cut off"));

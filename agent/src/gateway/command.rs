@@ -7,7 +7,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::{
     proof::Way,
-    told::{Asked, Told},
+    told::{Asked, Instance, Told},
 };
 use crate::{nat::wire::BeatKey, tunnel::PublicKey};
 
@@ -95,6 +95,8 @@ pub(super) struct Opened {
     pub key: Option<BeatKey>,
     /// Where its connection comes from.
     pub source: Option<SocketAddr>,
+    /// Which process of the client's it is, where it says so.
+    pub instance: Option<Instance>,
     /// Takes a few words at a time.
     pub words: mpsc::Sender<Word>,
 }
@@ -106,6 +108,8 @@ pub(super) enum Word {
     Poke(Option<Box<[u8]>>),
     /// What its neighbours know.
     Guidance(v1::Guidance),
+    /// Whether another machine connects with its key.
+    KeyShared(bool),
     /// The time, and whether its handshakes are dropped as not new.
     Clock {
         /// They are. Else any is taken from now on.

@@ -5,6 +5,8 @@ mod ended;
 #[cfg(test)]
 mod hostile;
 mod restart;
+#[cfg(test)]
+mod shared;
 
 use std::{
     collections::HashMap,
@@ -37,6 +39,7 @@ use super::{
     proof::{Prober, Way},
     report::{Observation, Reporter},
     session::Served,
+    shared_keys::{Seen, SharedKeys},
     stale::Stale,
     told::{Asked, Told},
 };
@@ -150,6 +153,7 @@ pub(super) struct Control {
     accounted: HashMap<PublicKey, Reach>,
     insights: HashMap<PublicKey, Arc<Insight>>,
     neighbours: Neighbours,
+    shared_keys: SharedKeys,
     oversized: bool,
     client_receive: Option<Instant>,
     own_proof: Option<Proof>,
@@ -187,6 +191,7 @@ impl Control {
             accounted: HashMap::new(),
             insights: HashMap::new(),
             neighbours,
+            shared_keys: SharedKeys::default(),
             oversized: false,
             client_receive: None,
             own_proof: None,
@@ -282,6 +287,7 @@ impl Control {
             self.insights.entry(*key).or_insert_with(|| Arc::new(Insight::new(SystemTime::now())));
         }
         self.agents.retain(|key, _| desired.peers.contains_key(key));
+        self.shared_keys.retain(|key| desired.peers.contains_key(key));
         self.neighbours.handle_clients(now, desired, |key| self.agents.contains_key(key));
         self.health.handle_peers(now, &desired.expectations(&self.agents));
         self.counters.keep_pools(desired);
@@ -361,6 +367,7 @@ impl Control {
             self.operator.as_ref().map(|operator| operator.reporter.poll_timeout()),
             self.health.poll_timeout(),
             self.neighbours.poll_timeout(),
+            self.shared_keys.poll_timeout(),
             self.ends.poll_timeout(),
             self.next_proof.filter(|_| !self.proving),
             self.tunnel_retry,
@@ -381,7 +388,8 @@ impl Control {
                 self.setup.served.send_modify(|served| served.attached = None);
             }
             Command::SessionOpened(opened) => {
-                let Opened { peer, session, key, source, words } = *opened;
+                let Opened { peer, session, key, source, instance, words } = *opened;
+                self.shared_keys.handle_attached(now, peer, instance, source);
                 if let (Some(tunnel), Some(key)) = (&self.tunnel, &key) {
                     tunnel.answer_beats(&peer, key);
                 }
@@ -390,7 +398,10 @@ impl Control {
                     Attached { session, key, words, poked: None, warned: None, recalls: 0, called: false },
                 );
                 self.expect(now, peer, Agent::Silent);
-                self.neighbours.handle_attached(now, peer, source);
+                match self.shared_keys.shared(&peer) {
+                    Some(_) => self.say_shared(&peer, true),
+                    None => self.neighbours.handle_attached(now, peer, source),
+                }
                 self.changed(now);
             }
             Command::SessionTold { peer, told } => self.handle_told(now, peer, &told),
@@ -436,6 +447,10 @@ impl Control {
     }
 
     fn handle_told(&mut self, now: Instant, peer: PublicKey, told: &Told) {
+        if self.shared_keys.shared(&peer).is_some() && told.measures() {
+            // Each took the other's packets for losses of its own.
+            return self.handle_told(now, peer, &told.without_measurements());
+        }
         if told.keeps_its_binding() && self.health.handle_awake(now, &peer) {
             self.changed(now);
         }
@@ -613,7 +628,12 @@ impl Control {
             TunnelEvent::FirstReceive { .. } => self.sample(now),
             // It let that mapping go: that is no churn.
             TunnelEvent::EndpointChanged { peer, idle, .. } if self.slept(&peer, idle) => self.changed(now),
-            TunnelEvent::EndpointChanged { peer, from: Some(from), to, idle } => {
+            TunnelEvent::EndpointChanged { peer, from: Some(from), to, idle, session } => {
+                match self.shared_keys.handle_move(now, peer, (from, to), session) {
+                    Seen::Flapped => return self.changed(now),
+                    Seen::Moved { begins: true } => self.neighbours.remember(&peer),
+                    Seen::Moved { begins: false } => {}
+                }
                 tracing::debug!(%from, %to, ?idle, "a client's mapping moved");
                 let moved = Move { at: SystemTime::now(), from: Some(from), to: Some(to), idle };
                 if self.learn(&peer, |insight| insight.handle_move(moved)).unwrap_or(true) {
@@ -663,11 +683,34 @@ impl Control {
             self.sample(now);
             self.neighbours.handle_timeout(now);
         }
+        self.shared_keys.handle_timeout(now);
+        self.take_shared_keys(now);
         self.act(now);
         if !self.proving && self.next_proof.is_some_and(|at| now >= at) {
             self.prove(now);
         }
         self.report(now);
+    }
+
+    /// Does what follows where a key turned out to be on two machines, or is not any more.
+    fn take_shared_keys(&mut self, now: Instant) {
+        while let Some((peer, shared)) = self.shared_keys.poll_news() {
+            if shared {
+                let client = self.desired.as_ref().and_then(|desired| desired.peers.get(&peer));
+                let client = client.map(|peer| peer.client.name.as_str());
+                tracing::warn!(client, "two machines use one key: each takes the other's packets");
+            }
+            self.neighbours.set_aside(now, peer, shared);
+            self.say_shared(&peer, shared);
+            self.changed(now);
+        }
+    }
+
+    /// A client that has no room hears it when it attaches again, as it will for the other one.
+    fn say_shared(&self, peer: &PublicKey, shared: bool) {
+        if let Some(attached) = self.sessions.get(peer) {
+            let _ = attached.words.try_send(Word::KeyShared(shared));
+        }
     }
 
     /// Does what clients' NATs call for.
@@ -729,7 +772,9 @@ impl Control {
         for stats in &self.stats {
             let sample = Sample { last_receive: stats.last_receive, last_handshake: stats.last_handshake };
             changed |= self.health.handle_sample(now, &stats.public_key, sample);
-            self.neighbours.handle_stats(now, stats);
+            if self.shared_keys.shared(&stats.public_key).is_none() {
+                self.neighbours.handle_stats(now, stats);
+            }
             self.client_receive = self.client_receive.max(stats.last_receive);
         }
         if changed {
@@ -902,6 +947,7 @@ impl Control {
                 insight: self.insights.get(key).cloned(),
                 last_rest: self.health.rested(key).map(time),
                 reach: self.health.reach(key),
+                shared: self.shared_keys.shared(key).map(|shared| (time(shared.since), *shared)),
             };
             (*key, observation)
         };

@@ -21,6 +21,7 @@ mod proof;
 pub mod report;
 mod rest;
 mod session;
+mod shared_keys;
 mod stale;
 mod tls;
 pub mod told;

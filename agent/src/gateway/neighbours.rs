@@ -151,6 +151,19 @@ impl Neighbours {
         self.lose(now, Loss { peer, at: now, from, to, idle, believed });
     }
 
+    /// Remembers what is known of a client without an agent: what comes next may have been another machine.
+    pub(super) fn remember(&mut self, peer: &PublicKey) {
+        self.stock.remember(peer);
+    }
+
+    /// Two machines use a client's key, or do not any more: what was known before stays, and nothing is learnt meanwhile.
+    pub(super) fn set_aside(&mut self, now: Instant, peer: PublicKey, shared: bool) {
+        if shared {
+            self.handle_detached(now, &peer);
+        }
+        self.stock.set_aside(now, &peer, shared);
+    }
+
     /// What the data plane counted.
     pub(super) fn handle_stats(&mut self, now: Instant, stats: &PeerStats) {
         let peer = stats.public_key;

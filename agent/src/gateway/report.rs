@@ -2,13 +2,17 @@
 
 use std::{
     collections::HashMap,
+    net::SocketAddr,
     sync::Arc,
     time::{Duration, Instant, SystemTime},
 };
 
 use pinhole_proto::v1;
 
-use super::insight::Insight;
+use super::{
+    insight::{Insight, canonical},
+    shared_keys::Shared,
+};
 use crate::{
     health::{Phase, Reach},
     measured::phase_to_wire,
@@ -51,6 +55,8 @@ pub struct Observation {
     pub last_rest: Option<SystemTime>,
     /// For how long it was proven reachable.
     pub reach: Reach,
+    /// Its key is on two machines, since then.
+    pub(super) shared: Option<(SystemTime, Shared)>,
 }
 
 /// What is worth a report of its own when it changes. Counters and times are not.
@@ -61,16 +67,21 @@ struct Meaning {
     session: bool,
     endpoint_changes: u64,
     insight: u64,
+    is_shared: bool,
+    places: Option<(SocketAddr, SocketAddr)>,
 }
 
 impl Observation {
     fn meaning(&self) -> Meaning {
         Meaning {
             phase: self.phase,
-            endpoint: self.endpoint.clone(),
+            // That it goes to and fro between two machines is no news.
+            endpoint: if self.shared.is_none() { self.endpoint.clone() } else { String::new() },
             session: self.session,
-            endpoint_changes: self.endpoint_changes,
+            endpoint_changes: if self.shared.is_none() { self.endpoint_changes } else { 0 },
             insight: self.insight.as_ref().map_or(0, |insight| insight.version()),
+            is_shared: self.shared.is_some(),
+            places: self.shared.and_then(|(_, shared)| shared.places),
         }
     }
 
@@ -88,6 +99,7 @@ impl Observation {
             last_change: self.last_change.clone(),
             last_rest: self.last_rest.map(Into::into),
             reach: self.reach.share().is_some().then(|| reach_to_wire(&self.reach)),
+            key_on_two_machines: self.shared.map(|(since, shared)| shared_to_wire(since, shared)),
             ..v1::ClientReport::default()
         };
         match &self.insight {
@@ -95,6 +107,12 @@ impl Observation {
             None => report,
         }
     }
+}
+
+fn shared_to_wire(since: SystemTime, shared: Shared) -> v1::KeyOnTwoMachines {
+    let (first, second) = shared.places.unzip();
+    let text = |place: Option<SocketAddr>| place.map(canonical).unwrap_or_default();
+    v1::KeyOnTwoMachines { since: Some(since.into()), first: text(first), second: text(second) }
 }
 
 fn reach_to_wire(reach: &Reach) -> v1::ReachReport {
@@ -192,6 +210,7 @@ mod tests {
             insight: None,
             last_rest: None,
             reach: Reach::default(),
+            shared: None,
         }
     }
 

@@ -29,7 +29,7 @@ use super::{
     desired::Desired,
     link::{OperatorAccess, Relay},
     rest::Rest,
-    told::{Asked, Said},
+    told::{Asked, Instance, Said},
 };
 use crate::{
     health::Jitter,
@@ -195,14 +195,14 @@ impl Inner {
         peer: PublicKey,
         client: v1::ObjectRef,
         source: Option<SocketAddr>,
-        hears: bool,
+        (hears, instance): (bool, Option<Instance>),
         mut incoming: Streaming<v1::ClientMessage>,
         outbox: mpsc::Sender<Result<v1::SessionMessage, Status>>,
     ) {
         let session = self.counter.fetch_add(1, Ordering::Relaxed);
         let (words, mut said) = mpsc::channel(OUTBOX);
         let (key, secret) = BeatKey::generate(self.key_id()).unzip();
-        let opened = Opened { peer, session, key: key.clone(), source, words };
+        let opened = Opened { peer, session, key: key.clone(), source, instance, words };
         let _ = self.control.send(Command::SessionOpened(Box::new(opened))).await;
         if let (Some(key), Some(secret)) = (key, secret) {
             let message = v1::BeatKey { id: key.id().0, secret: secret.to_vec() };
@@ -281,6 +281,9 @@ impl Inner {
                             v1::session_message::Message::Poke(v1::Poke { initiation })
                         }
                         Word::Guidance(guidance) => v1::session_message::Message::Guidance(guidance),
+                        Word::KeyShared(shared) => {
+                            v1::session_message::Message::KeyShared(v1::KeyShared { shared })
+                        }
                         Word::Clock { stale } => {
                             let now = Some(SystemTime::now().into());
                             v1::session_message::Message::Clock(v1::Clock { now, stale })
@@ -373,11 +376,18 @@ impl ClientSession for Sessions {
         let mut incoming = request.into_inner();
         let hello = timeout(HELLO, incoming.message()).await;
         let hello = hello.map_err(|_| Status::deadline_exceeded("no hello in time"))??;
-        let Some(Said::Hello { hears }) = hello.map(Said::from) else {
+        let Some(Said::Hello { hears, instance }) = hello.map(Said::from) else {
             return Err(Status::invalid_argument("a session begins with a hello"));
         };
         let (outbox, messages) = mpsc::channel(OUTBOX);
-        tokio::spawn(Arc::clone(&self.inner).serve(peer, client, source, hears, incoming, outbox));
+        tokio::spawn(Arc::clone(&self.inner).serve(
+            peer,
+            client,
+            source,
+            (hears, instance),
+            incoming,
+            outbox,
+        ));
         Ok(Response::new(Box::pin(ReceiverStream::new(messages))))
     }
 

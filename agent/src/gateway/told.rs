@@ -29,10 +29,12 @@ const SHORTEST_HOLD: Duration = Duration::from_secs(2);
 /// A message of a client.
 #[derive(Debug, PartialEq)]
 pub(super) enum Said {
-    /// The first one. Whether it says `Heard` for what it is told.
+    /// The first one.
     Hello {
-        /// It does.
+        /// It says `Heard` for what it is told.
         hears: bool,
+        /// Which process it is. `None`: an agent that does not say, or not in the right form.
+        instance: Option<Instance>,
     },
     /// It took over this revision.
     Heard(u64),
@@ -50,7 +52,9 @@ impl From<v1::ClientMessage> for Said {
     fn from(wire: v1::ClientMessage) -> Self {
         use v1::client_message::Message;
         match wire.message {
-            Some(Message::Hello(hello)) => Self::Hello { hears: hello.hears },
+            Some(Message::Hello(hello)) => {
+                Self::Hello { hears: hello.hears, instance: hello.instance.try_into().ok().map(Instance) }
+            }
             Some(Message::Heard(heard)) => Self::Heard(heard.revision),
             Some(Message::Rest(rest)) => Self::Rest(Asked::from(&rest)),
             Some(Message::Anew(_)) => Self::Anew,
@@ -58,6 +62,15 @@ impl From<v1::ClientMessage> for Said {
             None => Self::Newer,
         }
     }
+}
+
+/// A number by which an agent's process is told from all others.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Instance(pub(super) [u8; Self::LENGTH]);
+
+impl Instance {
+    /// Its bytes.
+    pub(super) const LENGTH: usize = 16;
 }
 
 /// What a client asks for while it has nothing to say.
@@ -112,6 +125,17 @@ impl From<v1::ClientState> for Told {
 }
 
 impl Told {
+    /// It tells of NATs, bindings or what became of them.
+    pub fn measures(&self) -> bool {
+        self.nat.is_some() || self.binding.is_some() || self.churn.is_some()
+    }
+
+    /// All else that it tells.
+    #[must_use]
+    pub fn without_measurements(&self) -> Self {
+        Self { nat: None, binding: None, churn: None, ..self.clone() }
+    }
+
     /// It is not to be woken by its session.
     pub fn keeps_its_binding(&self) -> bool {
         self.standby.is_some_and(|standby| {

@@ -90,9 +90,19 @@ impl Store {
             };
             return text.parse().map_err(damaged);
         }
-        let key = PrivateKey::generate().map_err(|error| IdentityError::Key(error.to_string()))?;
-        self.write(TUNNEL_KEY, key.to_base64().as_bytes())?;
+        let key = Self::new_key()?;
+        self.keep_tunnel_key(&key)?;
         Ok(key)
+    }
+
+    /// A key that is kept nowhere yet.
+    pub fn new_key() -> Result<PrivateKey, IdentityError> {
+        PrivateKey::generate().map_err(|error| IdentityError::Key(error.to_string()))
+    }
+
+    /// Keeps a key as the tunnel's, in place of the one that there was.
+    pub fn keep_tunnel_key(&self, key: &PrivateKey) -> Result<(), IdentityError> {
+        self.write(TUNNEL_KEY, key.to_base64().as_bytes())
     }
 }
 

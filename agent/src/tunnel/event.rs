@@ -35,6 +35,9 @@ pub enum TunnelEvent {
         to: SocketAddr,
         /// How long nothing authenticated had come from where it was. `None` when nothing ever had.
         idle: Option<Duration>,
+        /// Own index of the session that the packet came by; its low byte counts up with each handshake. `None` for a
+        /// handshake message.
+        session: Option<u32>,
     },
     /// The answer to a probe came back through the tunnel.
     ProbeAnswered {

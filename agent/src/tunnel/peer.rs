@@ -407,7 +407,7 @@ impl Peer {
         self.poll_if_stale(now, common, out);
         match message {
             Message::Data { receiver } => {
-                if !self.receive_data(now, from, datagram, is_own, common, out) {
+                if !self.receive_data(now, (from, receiver), datagram, is_own, common, out) {
                     self.stats.dropped += 1;
                     return;
                 }
@@ -544,7 +544,7 @@ impl Peer {
             }
         };
         self.stats.received_messages.count(datagram.len());
-        self.authenticated(now, from, false, &common.notices, out);
+        self.authenticated(now, (from, None), false, &common.notices, out);
         if message == Message::Initiation {
             return self.respond(now, reply, common, out);
         }
@@ -569,7 +569,7 @@ impl Peer {
     fn receive_data<O: Output>(
         &mut self,
         now: Instant,
-        from: Path,
+        (from, session): (Path, u32),
         datagram: &[u8],
         is_own: impl Fn(IpAddr) -> bool,
         common: &Surroundings,
@@ -583,7 +583,7 @@ impl Peer {
                 TunnResult::Done => {
                     self.stats.received_messages.count(datagram.len());
                     self.stats.last_data = Some(now);
-                    self.authenticated(now, from, false, &common.notices, out);
+                    self.authenticated(now, (from, Some(session)), false, &common.notices, out);
                     return true;
                 }
                 TunnResult::Err(_) | TunnResult::WriteToNetwork(_) => return false,
@@ -591,7 +591,7 @@ impl Peer {
         let verdict = judge(packet, source, is_own, &mut self.limits, common);
         self.stats.received_messages.count(datagram.len());
         self.stats.last_data = Some(now);
-        self.authenticated(now, from, true, &common.notices, out);
+        self.authenticated(now, (from, Some(session)), true, &common.notices, out);
         match verdict {
             Verdict::Deliver(length) => {
                 self.stats.received.count(length);
@@ -616,7 +616,7 @@ impl Peer {
     fn authenticated<O: Output>(
         &mut self,
         now: Instant,
-        from: Path,
+        (from, session): (Path, Option<u32>),
         data: bool,
         notices: &Notices,
         out: &mut O,
@@ -632,7 +632,7 @@ impl Peer {
         if before != Some(from.remote) {
             self.stats.endpoint_changes += u64::from(before.is_some());
             let to = from.remote;
-            out.event(TunnelEvent::EndpointChanged { peer: self.key, from: before, to, idle });
+            out.event(TunnelEvent::EndpointChanged { peer: self.key, from: before, to, idle, session });
         }
     }
 

@@ -200,7 +200,7 @@ mod tests {
             let text = device.to_text();
             let (counted, settings): (Vec<&str>, Vec<&str>) =
                 text.lines().partition(|line| COUNTS.iter().any(|count| line.starts_with(count)));
-            let Ok(Request::Set(change)) = Request::parse(format!("set=1\n{}", settings.join("\n")).as_bytes())
+            let Ok(Request::Set(change)) = Request::parse(format!("set=1\n{}", settings.join("\n")).as_bytes(), &|_| None)
             else {
                 return Err(TestCaseError::fail(text.to_string()));
             };

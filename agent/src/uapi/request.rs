@@ -1,12 +1,18 @@
 //! What is asked: `get=1`, or `set=1` with what to change. Bytes from outside, read strictly; nothing is done
 //! before all of it was understood.
 
-use std::{net::SocketAddr, str};
+use std::{
+    net::{Ipv6Addr, SocketAddr, SocketAddrV6},
+    str,
+};
 
 use ipnet::IpNet;
 
 use super::{Refusal, hex};
 use crate::tunnel::{PresharedKey, PrivateKey, PublicKey};
+
+/// The number of the network device of a name, `None` where there is none.
+pub(super) type Zones<'a> = &'a dyn Fn(&str) -> Option<u32>;
 
 /// A request.
 #[derive(Debug)]
@@ -77,12 +83,12 @@ impl PeerChange {
         }
     }
 
-    fn take(&mut self, key: &str, value: &str) -> Result<(), Refusal> {
+    fn take(&mut self, key: &str, value: &str, index_of: Zones<'_>) -> Result<(), Refusal> {
         match key {
             "remove" => self.remove = yes(value)?,
             "update_only" => self.update_only = yes(value)?,
             "preshared_key" => self.preshared_key = Some(secret(value)?.map(PresharedKey::from_bytes)),
-            "endpoint" => self.endpoint = Some(value.parse().map_err(|_| Refusal::Invalid)?),
+            "endpoint" => self.endpoint = Some(endpoint(value, index_of)?),
             "persistent_keepalive_interval" => {
                 // `wg` itself takes the word, too.
                 self.persistent_keepalive = Some(if value == "off" { 0 } else { number(value)? });
@@ -103,21 +109,21 @@ impl PeerChange {
 }
 
 impl Request {
-    /// Reads one request: its lines, without the empty one that ends it.
-    pub fn parse(bytes: &[u8]) -> Result<Self, Refusal> {
+    /// Reads one request: its lines, without the empty one that ends it. `index_of` tells the number of a network device.
+    pub fn parse(bytes: &[u8], index_of: Zones<'_>) -> Result<Self, Refusal> {
         let text = str::from_utf8(bytes).map_err(|_| Refusal::Protocol)?;
         let mut lines = text.lines();
         match lines.next() {
             Some("get=1") if lines.next().is_none() => Ok(Self::Get),
             Some("get=1") => Err(Refusal::Invalid),
-            Some("set=1") => Change::parse(lines).map(Self::Set),
+            Some("set=1") => Change::parse(lines, index_of).map(Self::Set),
             _ => Err(Refusal::Protocol),
         }
     }
 }
 
 impl Change {
-    fn parse<'a>(lines: impl Iterator<Item = &'a str>) -> Result<Self, Refusal> {
+    fn parse<'a>(lines: impl Iterator<Item = &'a str>, index_of: Zones<'_>) -> Result<Self, Refusal> {
         let mut change = Self::default();
         for line in lines {
             let (key, value) = line.split_once('=').ok_or(Refusal::Protocol)?;
@@ -125,7 +131,7 @@ impl Change {
                 let key = hex::decode(value).ok_or(Refusal::Invalid)?;
                 change.peers.push(PeerChange::new(PublicKey::from_bytes(*key)));
             } else if let Some(peer) = change.peers.last_mut() {
-                peer.take(key, value)?;
+                peer.take(key, value, index_of)?;
             } else {
                 change.take(key, value)?;
             }
@@ -161,6 +167,22 @@ fn number<N: str::FromStr>(value: &str) -> Result<N, Refusal> {
     value.parse().ok().filter(|_| digits).ok_or(Refusal::Invalid)
 }
 
+/// An `ip:port`. A link-local address has a zone (RFC 4007): a network device, by name or number.
+fn endpoint(value: &str, index_of: Zones<'_>) -> Result<SocketAddr, Refusal> {
+    let Some((address, rest)) = value.split_once('%') else {
+        return value.parse().map_err(|_| Refusal::Invalid);
+    };
+    let zoned = || {
+        let address: Ipv6Addr = address.strip_prefix('[')?.parse().ok()?;
+        let (zone, port) = rest.split_once("]:")?;
+        let zone = index_of(zone).or_else(|| number(zone).ok()).filter(|index| *index > 0)?;
+        // Of any other address the kernel tells none either.
+        let zone = if address.is_unicast_link_local() { zone } else { 0 };
+        Some(SocketAddrV6::new(address, number(port).ok()?, 0, zone).into())
+    };
+    zoned().ok_or(Refusal::Invalid)
+}
+
 /// An allowed IP. Bits beyond the prefix do not count.
 fn net(value: &str) -> Result<IpNet, Refusal> {
     value.parse().map(|net: IpNet| net.trunc()).map_err(|_| Refusal::Invalid)
@@ -174,9 +196,18 @@ mod tests {
 
     const KEY: &str = "b85996fecc9c7f1fc6d2572a76eda11d59bcd20be8e543b15ce4bd85a8e75a33";
 
+    /// A machine with two devices.
+    fn index_of(name: &str) -> Option<u32> {
+        Some(match name {
+            "eth0" => 2,
+            "7" => 3,
+            _ => return None,
+        })
+    }
+
     fn set(lines: &[&str]) -> Result<Change, Refusal> {
         let text = std::iter::once("set=1").chain(lines.iter().copied()).collect::<Vec<_>>().join("\n");
-        match Request::parse(text.as_bytes())? {
+        match Request::parse(text.as_bytes(), &index_of)? {
             Request::Set(change) => Ok(change),
             Request::Get => panic!("{text} is no get"),
         }
@@ -220,11 +251,36 @@ mod tests {
     }
 
     #[test]
+    fn a_link_local_peer_is_at_a_device_by_name_or_number() {
+        let peer = format!("public_key={KEY}");
+        let parsed = |endpoint: &str| {
+            let change = set(&[&peer, &format!("endpoint={endpoint}")])?;
+            Ok(change.peers[0].endpoint.unwrap())
+        };
+        for (text, zone) in [("fe80::9%eth0", 2), ("fe80::9%7", 3), ("fe80::9%41", 41), ("fd00::9%eth0", 0)] {
+            let at = SocketAddrV6::new(text.split('%').next().unwrap().parse().unwrap(), 51_820, 0, zone);
+            let shown = SocketAddr::from(at).to_string();
+            assert_eq!(parsed(&format!("[{text}]:51820")), Ok(at.into()));
+            assert_eq!(parsed(&shown), Ok(at.into()), "what is shown can be set");
+        }
+        for text in [
+            "[fe80::9%eth1]:1",
+            "[fe80::9%0]:1",
+            "[fe80::9%]:1",
+            "[fe80::9%eth0]",
+            "fe80::9%eth0:1",
+            "1.2.3.4%eth0:1",
+        ] {
+            assert_eq!(parsed(text), Err(Refusal::Invalid), "{text}");
+        }
+    }
+
+    #[test]
     fn a_get_is_a_get_and_nothing_more() {
-        assert!(matches!(Request::parse(b"get=1\n"), Ok(Request::Get)));
-        assert_eq!(Request::parse(b"get=1\nfwmark=1\n").unwrap_err(), Refusal::Invalid);
+        assert!(matches!(Request::parse(b"get=1\n", &index_of), Ok(Request::Get)));
+        assert_eq!(Request::parse(b"get=1\nfwmark=1\n", &index_of).unwrap_err(), Refusal::Invalid);
         for bytes in [&b""[..], b"get=2\n", b"hello\n", b"\xff\n", b"set=1\nlisten_port\n"] {
-            assert_eq!(Request::parse(bytes).unwrap_err(), Refusal::Protocol, "{bytes:?}");
+            assert_eq!(Request::parse(bytes, &index_of).unwrap_err(), Refusal::Protocol, "{bytes:?}");
         }
     }
 
@@ -256,7 +312,7 @@ mod tests {
     proptest! {
         #[test]
         fn any_bytes_are_survived(bytes: Vec<u8>) {
-            let _ = Request::parse(&bytes);
+            let _ = Request::parse(&bytes, &index_of);
         }
 
         #[test]
@@ -265,7 +321,7 @@ mod tests {
             0..12,
         )) {
             let text = lines.iter().fold("set=1\n".to_owned(), |text, (key, value)| text + key + "=" + value + "\n");
-            let _ = Request::parse(text.as_bytes());
+            let _ = Request::parse(text.as_bytes(), &index_of);
         }
     }
 }

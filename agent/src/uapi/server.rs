@@ -18,6 +18,7 @@ use tokio::{
 use zeroize::Zeroizing;
 
 use super::{Change, Device, Refusal, Request, UapiError};
+use crate::kernel::RouteSocket;
 
 /// Where `wg` looks.
 const DIRECTORY: &str = "/var/run/wireguard";
@@ -232,7 +233,7 @@ async fn receive(
 }
 
 async fn ask(request: &[u8], questions: &mpsc::Sender<Question>) -> Result<Zeroizing<String>, Refusal> {
-    match Request::parse(request)? {
+    match Request::parse(request, &|name| RouteSocket::index_of(name).ok())? {
         Request::Get => {
             let (answer, device) = oneshot::channel();
             questions.send(Question::Get(answer)).await.map_err(|_| Refusal::Failed)?;

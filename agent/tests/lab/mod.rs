@@ -5,6 +5,7 @@
 mod http2;
 mod nat;
 mod operator;
+pub(crate) mod twin;
 
 use std::{
     fmt,
@@ -103,6 +104,19 @@ pub(crate) struct Pings {
 }
 
 impl Pings {
+    fn begin(namespace: &Namespace, address: &str, count: u32) -> Self {
+        let mut command = Command::new("ip");
+        command.args(["netns", "exec", &namespace.0, "ping", "-q", "-i", "0.02", "-W", "2", "-c"]);
+        command.arg(count.to_string()).arg(address).stdout(Stdio::piped());
+        Pings { child: command.spawn().expect("`ping` runs"), count }
+    }
+
+    /// Ends them before their time.
+    pub(crate) fn stop(mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+
     /// Waits for the last one. How many were not answered.
     pub(crate) fn lost(self) -> u32 {
         let output = self.child.wait_with_output().unwrap();
@@ -304,6 +318,11 @@ impl Lab {
     fn stock(&self, namespace: &Namespace, name: &str, stock: &Stock<'_>) -> Running {
         let key = PrivateKey::generate().unwrap();
         self.operator.add_stock(name, key.public().as_bytes(), stock.addresses);
+        self.stock_of(&key, namespace, name, stock)
+    }
+
+    /// The same of one that the gateway knows, with its key.
+    fn stock_of(&self, key: &PrivateKey, namespace: &Namespace, name: &str, stock: &Stock<'_>) -> Running {
         let file = self.path(name);
         std::fs::write(&file, key.to_base64().as_bytes()).unwrap();
         let wg = Command::new("ip").args(["netns", "exec", &namespace.0, PINHOLE, "wg", "-f", name]).spawn();
@@ -416,9 +435,14 @@ impl Lab {
         self.run(command, input)
     }
 
-    fn run(&self, mut command: Command, input: &str) -> Output {
+    fn run(&self, command: Command, input: &str) -> Output {
+        self.run_on("client", command, input)
+    }
+
+    /// Runs a command of the machine that keeps its state in this directory.
+    fn run_on(&self, state: &str, mut command: Command, input: &str) -> Output {
         let mut child = command
-            .env("PINHOLE_STATE_DIR", self.path("client"))
+            .env("PINHOLE_STATE_DIR", self.path(state))
             .env("PINHOLE_NAME", "pinhole0")
             .env("PINHOLE_LOG", "pinhole_agent=debug,warn")
             .env_remove("PINHOLE_TOKEN")
@@ -472,10 +496,7 @@ impl Lab {
 
     /// Begins to ping from the client, every 20 ms.
     pub(crate) fn steady_pings(&self, address: &str, count: u32) -> Pings {
-        let mut command = Command::new("ip");
-        command.args(["netns", "exec", &self.client.0, "ping", "-q", "-i", "0.02", "-W", "2", "-c"]);
-        command.arg(count.to_string()).arg(address).stdout(Stdio::piped());
-        Pings { child: command.spawn().expect("`ping` runs"), count }
+        Pings::begin(&self.client, address, count)
     }
 
     /// Whether a client has begun, connected or not.

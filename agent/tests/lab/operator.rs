@@ -430,10 +430,11 @@ impl Inner {
     /// The answer to a client that may connect.
     fn enrolled(&self, csr: Vec<u8>, client: &v1::ObjectRef) -> v1::EnrolResponse {
         let desired = self.desired.borrow();
+        let own = desired.peers.iter().rfind(|peer| peer.client.as_ref() == Some(client));
         let config = v1::ClientConfig {
             revision: desired.revision,
             client: Some(client.clone()),
-            addresses: vec!["10.77.0.9/32".into()],
+            addresses: own.map(|peer| peer.addresses.clone()).unwrap_or_default(),
             routes: vec!["10.50.0.0/24".into()],
             mtu: 1420,
             replicas: desired.replicas.clone(),
@@ -558,13 +559,16 @@ impl GatewayLink for Inner {
             _ => return Err(refuse("TokenInvalid")),
         }
         *self.enrolments.lock().unwrap() += 1;
-        let client = object("laptop");
+        // The second machine of a test about two.
+        let (name, address) =
+            if request.hostname == "twin" { ("twin", "10.77.0.10/32") } else { ("laptop", "10.77.0.9/32") };
+        let client = object(name);
         self.desired.send_modify(|desired| {
             desired.revision += 1;
             desired.peers.push(v1::Peer {
                 client: Some(client.clone()),
                 public_key: request.public_key,
-                addresses: vec!["10.77.0.9/32".into()],
+                addresses: vec![address.into()],
                 ..Default::default()
             });
         });

@@ -22,6 +22,10 @@ pub(crate) const TESTS: &[Test] = &[
         devices_in_other_namespaces_than_their_sockets_carry_all,
     ),
     ("an_end_that_moves_is_followed_from_family_to_family", an_end_that_moves_is_followed),
+    (
+        "a_peer_at_a_link_local_address_is_reached_and_shown",
+        a_peer_at_a_link_local_address_is_reached_and_shown,
+    ),
     ("only_the_addresses_of_a_peer_pass", only_the_addresses_of_a_peer_pass),
     ("a_keepalive_keeps_the_way_through_a_nat_open", a_keepalive_keeps_the_way_through_a_nat_open),
     ("an_own_address_that_is_gone_is_used_no_more", an_own_address_that_is_gone_is_used_no_more),
@@ -251,6 +255,35 @@ fn an_end_that_moves_is_followed() {
     endpoint(&one, &two, "[::1]");
     ping(&near, "-c 1 10.9.0.2").unwrap();
     assert_eq!(two.shown("endpoints", &one.public()), "[::1]:9998");
+}
+
+fn a_peer_at_a_link_local_address_is_reached_and_shown() {
+    let (one, two) = cable();
+    for (namespace, address) in [(&one, "fe80::1:1/64"), (&two, "fe80::1:2/64")] {
+        namespace.ip(&format!("address add {address} dev eth0 nodad"));
+    }
+    let (one, two) = (Device::start(one, Program::Pinhole), Device::start(two, Program::Pinhole));
+    one.up(["10.9.0.1/24", "fd09::1/64"]);
+    two.up(["10.9.0.2/24", "fd09::2/64"]);
+    introduce(&one, &two);
+    let file = one.file("conf");
+    let private = std::fs::read_to_string(one.file("key")).unwrap();
+    let peer = format!("PublicKey = {}\nAllowedIPs = 10.9.0.2/32, fd09::2/128", two.public());
+    let at = format!("Endpoint = [fe80::1:2%eth0]:{}", two.port());
+    std::fs::write(&file, format!("[Interface]\nPrivateKey = {private}\n[Peer]\n{peer}\n{at}\n")).unwrap();
+    two.wg(&format!("set NAME peer {} preshared-key /dev/null", one.public())).unwrap();
+    one.wg(&format!("setconf NAME {file}")).unwrap();
+    assert_eq!(one.shown("endpoints", &two.public()), format!("[fe80::1:2%eth0]:{}", two.port()));
+    one.ping("-c 1 10.9.0.2").unwrap();
+    two.ping("-c 1 -s 4000 fd09::1").unwrap();
+    let seen = two.shown("endpoints", &one.public());
+    assert!(seen.starts_with("[fe80::") && seen.ends_with(&format!("%eth0]:{}", one.port())), "{seen}");
+    // What is shown can be set, and the session goes on.
+    let shown = one.wg("showconf NAME").unwrap();
+    std::fs::write(&file, &shown).unwrap();
+    one.wg(&format!("syncconf NAME {file}")).unwrap();
+    one.ping("-c 1 fd09::2").unwrap();
+    assert_eq!(one.shown("endpoints", &two.public()), format!("[fe80::1:2%eth0]:{}", two.port()));
 }
 
 fn only_the_addresses_of_a_peer_pass() {

@@ -18,6 +18,7 @@ mod foreign;
 mod hostile;
 mod insight;
 mod keepalive_under_load;
+mod keys;
 mod kinds;
 #[path = "../../../agent/tests/wg/machine.rs"]
 #[allow(clippy::unwrap_used, clippy::expect_used, reason = "a machine that does not boot is a failed test")]
@@ -96,6 +97,7 @@ fn all() -> Vec<Test> {
         stock::tests(),
         reach::tests(),
         many_clients::tests(),
+        keys::tests(),
         sidecars::tests(),
         resilience::tests(),
         stale_mapping::tests(),

@@ -11,7 +11,10 @@ use kube::{
     core::{PartialObjectMeta, PartialObjectMetaExt as _},
     runtime::events::EventType,
 };
-use pinhole_crds::{ClientPod, EnrolmentMethod, VPNClient, VPNClientPool, VPNClientStatus, VPNGateway};
+use pinhole_crds::{
+    ClientPhase, ClientPod, EnrolmentMethod, KEY_ON_TWO_MACHINES, VPNClient, VPNClientPool, VPNClientStatus,
+    VPNGateway,
+};
 use pinhole_proto::is_object_name;
 
 use super::{
@@ -20,6 +23,7 @@ use super::{
     context::{Context, Wait, Written},
     error::{ControlError, call},
     oddity::Frozen,
+    pace::Cause,
     work::Work,
     world::{gateway_of, pool_of, public_key},
 };
@@ -188,7 +192,11 @@ impl Context {
         }
         let before = client.status.as_ref();
         let provisions = before.is_none_or(|b| b.addresses != addresses || b.public_key != status.public_key);
-        if !provisions && let Err(pause) = self.pace.take(Instant::now()) {
+        let connects =
+            status.phase == Some(ClientPhase::Connected) && before.is_none_or(|b| b.phase != status.phase);
+        let changed = before.is_some_and(|b| b.observed_generation != status.observed_generation);
+        let cause = if connects || changed { Cause::Awaited } else { Cause::Other };
+        if !provisions && let Err(pause) = self.pace.take(cause, Instant::now()) {
             return Ok(Some(pause));
         }
         let uid = client.uid().unwrap_or_default();
@@ -257,6 +265,9 @@ impl Context {
                 lost.join(", ")
             );
             self.events.warn(client, "AddressConflict", &text);
+        }
+        if let Some(shared) = status.conditions.iter().find(|c| c.type_ == KEY_ON_TWO_MACHINES) {
+            self.events.warn(client, KEY_ON_TWO_MACHINES, &shared.message);
         }
         if let Some(denied) = &assignment.denied {
             self.events.warn(client, denied.category(), &denied.to_string());

@@ -24,7 +24,7 @@ use super::{
     hub::Hub,
     keys::KeyMemory,
     pace::WritePace,
-    queue::{Outcome, Schedule},
+    queue::{Lane, Outcome, Schedule},
     stock::StockMemory,
     work::Work,
     world::Effects,
@@ -209,7 +209,7 @@ impl Loop {
                 () = stop.cancelled() => break,
                 Some(ended) = self.running.join_next() => self.ended(ended)?,
                 effects = context.hub.changes() => self.react(effects),
-                changes = context.fleet.changes() => self.add(changes.into_iter().map(work_of)),
+                changes = context.fleet.changes() => self.add_changes(changes),
                 changed = authorities.changed(), if authorities_live => {
                     authorities_live = changed.is_ok();
                     let everything = context.hub.world().all();
@@ -230,6 +230,18 @@ impl Loop {
         let now = Instant::now();
         for work in work {
             self.schedule.add(work, now);
+        }
+    }
+
+    /// What replicas say. Clients that are there go before those that nobody ever heard.
+    fn add_changes(&mut self, changes: impl IntoIterator<Item = Change>) {
+        let now = Instant::now();
+        for change in changes {
+            match change {
+                Change::Gateway(key) => self.schedule.add(Work::Gateway(key), now),
+                Change::Client(key) => self.schedule.add(Work::Client(key), now),
+                Change::Heard(key) => self.schedule.add_to(Lane::First, Work::Client(key), now),
+            }
         }
     }
 
@@ -288,12 +300,5 @@ impl Loop {
         if timeout(DRAIN, all).await.is_err() {
             tracing::warn!("looks at objects were still under way when the operator stopped");
         }
-    }
-}
-
-fn work_of(change: Change) -> Work {
-    match change {
-        Change::Gateway(key) => Work::Gateway(key),
-        Change::Client(key) => Work::Client(key),
     }
 }

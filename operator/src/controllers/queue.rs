@@ -1,8 +1,8 @@
 //! When which object is looked at: each at a time once, again when something changed meanwhile, later after a
-//! failure, and never in a hot loop. Pure.
+//! failure, and never in a hot loop; those that somebody waits for before those that nobody does. Pure.
 
 use std::{
-    collections::{BTreeMap, HashMap, hash_map::Entry as MapEntry},
+    collections::{BTreeMap, HashMap},
     hash::Hash,
     time::{Duration, Instant},
 };
@@ -13,6 +13,9 @@ const FIRST_RETRY: Duration = Duration::from_millis(500);
 /// Longest delay after failures.
 const LAST_RETRY: Duration = Duration::from_mins(2);
 
+/// While others wait, one of them is looked at after so many that go first.
+const IN_A_ROW: u32 = 8;
+
 /// What came of a look.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Outcome {
@@ -22,9 +25,21 @@ pub(super) enum Outcome {
     Failed,
 }
 
+/// Who is looked at before whom.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Lane {
+    /// Somebody waits for it, or there are few of the kind.
+    First,
+    /// In its turn.
+    #[default]
+    Usual,
+}
+
 /// How often an object of a kind is looked at, at most.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Pace {
+    /// The lane that it is in by itself.
+    pub(super) lane: Lane,
     /// Time in which further changes may come before the first look.
     pub(super) settle: Duration,
     /// Least time between the end of a look and the next.
@@ -33,9 +48,12 @@ pub(super) struct Pace {
 
 #[derive(Debug, Default)]
 struct Entry {
-    queued: Option<Slot>,
+    queued: Option<(Lane, Slot)>,
     running: bool,
-    again: bool,
+    /// Something changed meanwhile.
+    again: Option<Lane>,
+    /// The lane of the look that runs, for the one that it may ask for.
+    lane: Lane,
     failures: u32,
     not_before: Option<Instant>,
 }
@@ -45,7 +63,10 @@ type Slot = (Instant, u64);
 /// The schedule of all keys.
 #[derive(Debug)]
 pub(super) struct Schedule<K> {
-    due: BTreeMap<Slot, K>,
+    first: BTreeMap<Slot, K>,
+    usual: BTreeMap<Slot, K>,
+    /// Looks out of the first lane since one out of the other.
+    in_a_row: u32,
     entries: HashMap<K, Entry>,
     sequence: u64,
     pace: fn(&K) -> Pace,
@@ -53,32 +74,45 @@ pub(super) struct Schedule<K> {
 
 impl<K: Clone + Eq + Hash> Schedule<K> {
     pub(super) fn new(pace: fn(&K) -> Pace) -> Self {
-        Self { due: BTreeMap::new(), entries: HashMap::new(), sequence: 0, pace }
+        let (first, usual) = (BTreeMap::new(), BTreeMap::new());
+        Self { first, usual, in_a_row: 0, entries: HashMap::new(), sequence: 0, pace }
     }
 
     /// Something about `key` changed.
     pub(super) fn add(&mut self, key: K, now: Instant) {
+        let lane = (self.pace)(&key).lane;
+        self.add_to(lane, key, now);
+    }
+
+    /// The same, in a lane that is not its own.
+    pub(super) fn add_to(&mut self, lane: Lane, key: K, now: Instant) {
         let pace = (self.pace)(&key);
         let entry = self.entries.entry(key.clone()).or_default();
         if entry.running {
-            entry.again = true;
+            entry.again = Some(entry.again.map_or(lane, |before| before.min(lane)));
             return;
         }
         let settled = now + pace.settle;
         let at = entry.not_before.map_or(settled, |rested| rested.max(settled));
-        self.queue(key, at);
+        self.queue(lane, key, at);
     }
 
     /// The next key that is due, to be looked at until [`finish`](Self::finish).
     pub(super) fn take(&mut self, now: Instant) -> Option<K> {
-        let next = self.due.first_entry()?;
-        if next.key().0 > now {
-            return None;
-        }
-        let key = next.remove();
+        let is_due = |lane: &BTreeMap<Slot, K>| lane.first_key_value().is_some_and(|((at, _), _)| *at <= now);
+        let (first, usual) = (is_due(&self.first), is_due(&self.usual));
+        let lane = match (first, usual) {
+            (false, false) => return None,
+            (true, true) if self.in_a_row >= IN_A_ROW => Lane::Usual,
+            (true, _) => Lane::First,
+            (false, true) => Lane::Usual,
+        };
+        self.in_a_row = if lane == Lane::First { self.in_a_row.saturating_add(1) } else { 0 };
+        let (_, key) = self.lane(lane).pop_first()?;
         if let Some(entry) = self.entries.get_mut(&key) {
             entry.queued = None;
             entry.running = true;
+            entry.lane = lane;
         }
         Some(key)
     }
@@ -89,7 +123,8 @@ impl<K: Clone + Eq + Hash> Schedule<K> {
         let Some(entry) = self.entries.get_mut(&key) else { return };
         entry.running = false;
         entry.not_before = (!rest.is_zero()).then(|| now + rest);
-        let again = std::mem::take(&mut entry.again);
+        let again = entry.again.take();
+        let lane = again.unwrap_or(entry.lane);
         let wait = match outcome {
             Outcome::Failed => {
                 entry.failures = entry.failures.saturating_add(1);
@@ -98,11 +133,11 @@ impl<K: Clone + Eq + Hash> Schedule<K> {
             Outcome::Done(wait) => {
                 entry.failures = 0;
                 let jittered = wait.map(|w| w.mul_f64(1.0 + jitter * 0.1));
-                if again { Some(Duration::ZERO) } else { jittered }
+                if again.is_some() { Some(Duration::ZERO) } else { jittered }
             }
         };
         match wait {
-            Some(wait) => self.queue(key, now + wait.max(rest)),
+            Some(wait) => self.queue(lane, key, now + wait.max(rest)),
             None if rest.is_zero() => drop(self.entries.remove(&key)),
             None => {}
         }
@@ -110,12 +145,13 @@ impl<K: Clone + Eq + Hash> Schedule<K> {
 
     /// When [`take`](Self::take) gives the next key.
     pub(super) fn poll_timeout(&self) -> Option<Instant> {
-        self.due.first_key_value().map(|((at, _), _)| *at)
+        let lanes = [&self.first, &self.usual];
+        lanes.into_iter().filter_map(|lane| lane.first_key_value()).map(|((at, _), _)| *at).min()
     }
 
     /// Keys that wait.
     pub(super) fn waiting(&self) -> usize {
-        self.due.len()
+        self.first.len() + self.usual.len()
     }
 
     /// Forgets keys that have rested.
@@ -123,18 +159,30 @@ impl<K: Clone + Eq + Hash> Schedule<K> {
         self.entries.retain(|_, e| e.running || e.queued.is_some() || e.not_before.is_some_and(|t| t > now));
     }
 
-    fn queue(&mut self, key: K, at: Instant) {
-        let MapEntry::Occupied(mut slot) = self.entries.entry(key.clone()) else { return };
-        let entry = slot.get_mut();
-        match entry.queued {
-            Some(queued) if queued.0 <= at => return,
-            Some(queued) => drop(self.due.remove(&queued)),
-            None => {}
+    fn lane(&mut self, lane: Lane) -> &mut BTreeMap<Slot, K> {
+        match lane {
+            Lane::First => &mut self.first,
+            Lane::Usual => &mut self.usual,
+        }
+    }
+
+    /// Queues it, but never later or in a later lane than it is.
+    fn queue(&mut self, lane: Lane, key: K, at: Instant) {
+        let Some(queued) = self.entries.get(&key).map(|entry| entry.queued) else { return };
+        let (lane, at) =
+            queued.map_or((lane, at), |(before, (earliest, _))| (lane.min(before), at.min(earliest)));
+        if let Some((before, slot)) = queued {
+            if (before, slot.0) == (lane, at) {
+                return;
+            }
+            self.lane(before).remove(&slot);
         }
         self.sequence += 1;
         let slot = (at, self.sequence);
-        entry.queued = Some(slot);
-        self.due.insert(slot, key);
+        if let Some(entry) = self.entries.get_mut(&key) {
+            entry.queued = Some((lane, slot));
+        }
+        self.lane(lane).insert(slot, key);
     }
 }
 
@@ -207,6 +255,7 @@ mod tests {
     fn a_key_settles_and_rests() {
         let start = Instant::now();
         let mut queue = Schedule::new(|_: &u8| Pace {
+            lane: Lane::Usual,
             settle: Duration::from_millis(100),
             rest: Duration::from_millis(500),
         });
@@ -224,9 +273,42 @@ mod tests {
         assert!(queue.entries.is_empty());
     }
 
+    #[test]
+    fn one_that_somebody_waits_for_is_looked_at_before_a_crowd_that_came_earlier_wherever_it_stands_in_it() {
+        let now = Instant::now();
+        let mut queue = Schedule::new(|_: &u16| Pace::default());
+        for key in 0..10_000 {
+            queue.add(key, now);
+        }
+        queue.add_to(Lane::First, 10_000, now);
+        queue.add_to(Lane::First, 9_999, now);
+        assert_eq!((queue.take(now), queue.take(now), queue.take(now)), (Some(10_000), Some(9_999), Some(0)));
+        assert_eq!(queue.waiting(), 9_998, "each once");
+        // What a look asks for, and what changes meanwhile, stays in the lane.
+        queue.add(10_000, now);
+        queue.finish(10_000, Outcome::Done(None), now, 0.0);
+        queue.add_to(Lane::First, 0, now);
+        queue.finish(0, Outcome::Done(None), now, 0.0);
+        queue.finish(9_999, Outcome::Done(Some(Duration::from_secs(1))), now, 0.0);
+        assert_eq!(queue.take(now), Some(0));
+        assert_eq!(queue.take(now + Duration::from_secs(2)), Some(9_999));
+    }
+
+    #[test]
+    fn a_crowd_that_goes_first_holds_nobody_up_for_ever() {
+        let now = Instant::now();
+        let mut queue = Schedule::new(|_: &u16| Pace::default());
+        queue.add(10_000, now);
+        for key in 0..100 {
+            queue.add_to(Lane::First, key, now);
+        }
+        let before = std::iter::from_fn(|| queue.take(now)).position(|key| key == 10_000);
+        assert_eq!(before, Some(usize::try_from(IN_A_ROW).unwrap()));
+    }
+
     proptest! {
         #[test]
-        fn no_change_is_ever_lost(steps in prop::collection::vec((0..5_u8, 0..4_u8), 1..200)) {
+        fn no_change_is_ever_lost(steps in prop::collection::vec((0..5_u8, 0..5_u8), 1..200)) {
             let mut now = Instant::now();
             let mut queue = schedule();
             let mut running: Vec<u8> = Vec::new();
@@ -235,6 +317,7 @@ mod tests {
                 now += Duration::from_millis(10);
                 match step {
                     0 | 1 => { queue.add(key, now); changed.insert(key); }
+                    4 => { queue.add_to(Lane::First, key, now); changed.insert(key); }
                     2 => if let Some(key) = queue.take(now) {
                         prop_assert!(!running.contains(&key));
                         running.push(key);

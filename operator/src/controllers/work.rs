@@ -1,6 +1,6 @@
 use std::time::Duration;
 
-use super::queue::Pace;
+use super::queue::{Lane, Pace};
 use crate::fleet::{ClientKey, GatewayKey, PoolKey};
 
 /// What can be looked at.
@@ -48,6 +48,7 @@ impl Work {
             Self::Pool(_) | Self::Sidecars => (50, 500),
             Self::Client(_) => (0, 200),
         };
-        Pace { settle: Duration::from_millis(settle), rest: Duration::from_millis(rest) }
+        let lane = if matches!(self, Self::Client(_)) { Lane::Usual } else { Lane::First };
+        Pace { lane, settle: Duration::from_millis(settle), rest: Duration::from_millis(rest) }
     }
 }

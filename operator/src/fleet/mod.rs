@@ -40,6 +40,8 @@ pub enum Change {
     Gateway(GatewayKey),
     /// A client's phase, endpoint or moves changed, or the replica that spoke of it fell silent.
     Client(ClientKey),
+    /// The same of one that was heard: there is somebody at the other end.
+    Heard(ClientKey),
 }
 
 /// Whether a replica can be heard.

@@ -188,7 +188,9 @@ impl Replica {
                 continue;
             }
             if before.is_none_or(|before| sighting.is_news(&before)) {
-                changes.insert(Change::Client(sighting.client.clone()));
+                let is_there = sighting.last_receive.is_some();
+                let change = if is_there { Change::Heard } else { Change::Client };
+                changes.insert(change(sighting.client.clone()));
             }
             self.clients.insert(uid, sighting);
         }

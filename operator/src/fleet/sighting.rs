@@ -5,7 +5,7 @@ use pinhole_proto::{
     bounds::{self, LONGEST_SPAN, LONGEST_SUM, Word},
     v1::{
         BindingReport, ChurnCause, ChurnEvent, ChurnOfCause, ChurnReport, ClientReport, KeepaliveReport,
-        NatReport, Phase, ReachReport, StandbyReport,
+        KeyOnTwoMachines, NatReport, Phase, ReachReport, StandbyReport,
     },
 };
 
@@ -44,6 +44,8 @@ pub struct Sighting {
     pub last_rest: Option<Timestamp>,
     /// For how long it was proven reachable.
     pub reach: Option<ReachReport>,
+    /// Two machines use its key.
+    pub key_on_two_machines: Option<KeyOnTwoMachines>,
 }
 
 impl Sighting {
@@ -65,6 +67,7 @@ impl Sighting {
             standby: report.standby,
             last_rest: report.last_rest.and_then(timestamp),
             reach: report.reach,
+            key_on_two_machines: report.key_on_two_machines,
         })
     }
 
@@ -82,7 +85,8 @@ impl Sighting {
     /// Whether a person, or the object's status, would want to know of the step from `old` to `self`.
     pub(super) fn is_news(&self, old: &Self) -> bool {
         self.phase != old.phase
-            || self.endpoint != old.endpoint
+            || (self.endpoint != old.endpoint && self.key_on_two_machines.is_none())
+            || self.key_on_two_machines != old.key_on_two_machines
             || self.session != old.session
             || self.nat != old.nat
             || self.churn != old.churn

@@ -10,7 +10,7 @@ use pinhole_proto::{
     is_object_name,
     v1::{
         Ack, BindingReport, ChurnEvent, ChurnOfCause, ChurnReport, ClientReport, EndpointChange,
-        GatewayReport, Impairment, KeepaliveReport, NatReport, ReachReport, StandbyReport,
+        GatewayReport, Impairment, KeepaliveReport, KeyOnTwoMachines, NatReport, ReachReport, StandbyReport,
     },
 };
 use prost_types::{Duration, Timestamp};
@@ -76,6 +76,11 @@ fn clean_client(client: &mut ClientReport, now: i64) {
         from: endpoint(&change.from),
         to: endpoint(&change.to),
         idle: span(change.idle),
+    });
+    client.key_on_two_machines = client.key_on_two_machines.take().map(|shared| KeyOnTwoMachines {
+        since: shared.since.filter(|t| is_past(*t, now)),
+        first: endpoint(&shared.first),
+        second: endpoint(&shared.second),
     });
     clean_measurements(client, now);
 }
@@ -279,6 +284,11 @@ mod tests {
             reach: Some(ReachReport { proven: idle, unproven: idle, longest_gap: idle }),
             standby: Some(standby),
             last_rest: at,
+            key_on_two_machines: Some(KeyOnTwoMachines {
+                since: at,
+                first: place.clone(),
+                second: place.clone(),
+            }),
             ..client("vpn", &place)
         };
         let bytes =
@@ -290,7 +300,10 @@ mod tests {
         #[test]
         fn nothing_unprintable_passes(category in ".{0,80}", message in any::<String>(), endpoint in any::<String>()) {
             let impairments = vec![Impairment { category, message }; 40];
-            let report = GatewayReport { clients: vec![client("vpn", &endpoint)], impairments, ..GatewayReport::default() };
+            let key_on_two_machines =
+                Some(KeyOnTwoMachines { first: endpoint.clone(), second: endpoint.clone(), since: None });
+            let clients = vec![ClientReport { key_on_two_machines, ..client("vpn", &endpoint) }];
+            let report = GatewayReport { clients, impairments, ..GatewayReport::default() };
             let report = accepted(report, "vpn", 0);
             prop_assert!(report.impairments.len() <= MOST_IMPAIRMENTS);
             for i in &report.impairments {
@@ -298,6 +311,8 @@ mod tests {
                 prop_assert!(!i.message.chars().any(char::is_control) && i.message.chars().count() <= LONGEST_TEXT);
             }
             prop_assert!(!report.clients[0].endpoint.chars().any(char::is_control));
+            let shared = report.clients[0].key_on_two_machines.clone().unwrap();
+            prop_assert_eq!([&shared.first, &shared.second], [&report.clients[0].endpoint; 2]);
         }
     }
 }

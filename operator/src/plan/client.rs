@@ -4,8 +4,8 @@ use std::{net::IpAddr, time::Duration};
 
 use k8s_openapi::{apimachinery::pkg::apis::meta::v1::Time, jiff::Timestamp};
 use pinhole_crds::{
-    CONNECTED, Churn, ClientCounts, ClientPhase, Interval, READY, Unread, VPNClient, VPNClientPool,
-    VPNClientStatus, VPNGateway,
+    CONNECTED, Churn, ClientCounts, ClientPhase, Interval, KEY_ON_TWO_MACHINES, READY, Unread, VPNClient,
+    VPNClientPool, VPNClientStatus, VPNGateway,
 };
 use pinhole_proto::{bounds::Word, v1::Phase};
 
@@ -90,6 +90,7 @@ pub fn status(inputs: &StatusInputs<'_>) -> (VPNClientStatus, Option<Duration>) 
     }
     let phase = phase(inputs, before, &provision);
     connected(inputs, before, phase, &mut conditions);
+    key_on_two_machines(inputs, &mut conditions);
     let mut status = VPNClientStatus {
         observed_generation: client.metadata.generation,
         conditions: conditions.finish(),
@@ -270,6 +271,31 @@ fn connected(
     conditions.set(CONNECTED, status, reason, message);
 }
 
+/// Whether two machines use its key. What a replica that cannot be heard now said of that stays.
+fn key_on_two_machines(inputs: &StatusInputs<'_>, conditions: &mut Conditions<'_>) {
+    let Some((_, sighting)) = live(inputs) else {
+        conditions.keep(KEY_ON_TWO_MACHINES);
+        return;
+    };
+    let Some(shared) = &sighting.key_on_two_machines else { return };
+    let places: Vec<&str> = [&shared.first, &shared.second]
+        .into_iter()
+        .map(String::as_str)
+        .filter(|place| !place.is_empty())
+        .collect();
+    let places = if places.is_empty() { String::new() } else { format!(", at {}", places.join(" and ")) };
+    let remedy = if inputs.client.spec.is_stock() {
+        "make a VPNClient for each machine, and use each configuration on one machine only"
+    } else {
+        "on the one that is to be another client, run `pinhole down` and then `pinhole up --new-key` with a join token"
+    };
+    let text = format!(
+        "two machines use this client's key at the same time{places}, and each takes the other's packets: {remedy}; \
+         nothing is learnt of their NATs meanwhile"
+    );
+    conditions.set(KEY_ON_TWO_MACHINES, Some(true), "BothConnect", &text);
+}
+
 /// A configuration that was made is not taken away because its gateway is gone for a while.
 fn config_secret(inputs: &StatusInputs<'_>, before: &VPNClientStatus) -> Option<String> {
     let made = inputs.config_secret.map(str::to_owned);
@@ -310,6 +336,14 @@ fn seen(inputs: &StatusInputs<'_>, before: &VPNClientStatus) -> VPNClientStatus 
         ..VPNClientStatus::default()
     };
     let Some((replica, sighting)) = live(inputs) else { return kept };
+    // With one key on two machines it would be of the one and of the other in turn.
+    if sighting.key_on_two_machines.is_some() && kept.replica.is_some() {
+        return VPNClientStatus {
+            replica: Some(replica.clone()),
+            last_handshake: sighting.last_handshake.map(seconds).or(kept.last_handshake.clone()),
+            ..kept
+        };
+    }
     let heard = sighting.last_receive.is_some();
     VPNClientStatus {
         endpoint: sighting.endpoint.clone().or(kept.endpoint),

@@ -10,7 +10,7 @@ use super::*;
 use crate::{
     gateway::{
         desired::tests::{peer, state},
-        told::Said,
+        told::{Instance, Said},
     },
     nat::restart::{ADDRESSES, LOSSES_TOGETHER},
 };
@@ -82,7 +82,8 @@ impl Gateway {
                 self.words.push(said);
                 self.words.truncate(8);
                 let source = Some(self.place());
-                let opened = Opened { peer, session, key: None, source, words };
+                let instance = Some(Instance([u8::try_from(session).unwrap(); Instance::LENGTH]));
+                let opened = Opened { peer, session, key: None, source, instance, words };
                 self.control.handle_command(self.now, Command::SessionOpened(Box::new(opened)));
             }
             2 => self.control.handle_command(self.now, Command::SessionClosed { peer, session }),
@@ -91,7 +92,8 @@ impl Gateway {
                 let idle = self.hostile.below(2) == 0;
                 let idle = idle.then(|| Duration::from_secs(self.hostile.below(100_000) as u64));
                 let (from, to) = (Some(self.place()), self.place());
-                let moved = TunnelEvent::EndpointChanged { peer, from, to, idle };
+                let session = self.hostile.below(6).checked_sub(1).and_then(|index| index.try_into().ok());
+                let moved = TunnelEvent::EndpointChanged { peer, from, to, idle, session };
                 self.control.handle_event(self.now, &moved);
             }
             5 if self.hostile.below(8) == 0 => self.snapshot(),
@@ -166,7 +168,7 @@ impl Gateway {
             control.insights.len(),
         ];
         let (neighbours, named) = control.neighbours.entries();
-        (maps.iter().sum::<usize>() + insights + neighbours, named)
+        (maps.iter().sum::<usize>() + insights + neighbours + control.shared_keys.entries(), named)
     }
 
     fn scrape(&mut self) -> String {

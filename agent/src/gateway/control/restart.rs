@@ -125,6 +125,7 @@ impl Control {
         }
         self.health = super::GatewayHealth::new();
         self.neighbours = super::Neighbours::new(self.setup.listen_port);
+        self.shared_keys = super::SharedKeys::default();
         self.agents.clear();
         self.changes.clear();
         self.accounted.clear();

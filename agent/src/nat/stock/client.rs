@@ -107,7 +107,7 @@ enum State {
 }
 
 /// What the gateway knows of one client.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) struct Client {
     counters: Counters,
     mapped: Option<Instant>,
@@ -122,6 +122,8 @@ pub(super) struct Client {
     unanswered: u64,
     /// Wakes since anything was settled.
     tries: u32,
+    /// Its packets are not its own: nothing is learnt of them.
+    aside: bool,
 }
 
 impl Client {
@@ -139,11 +141,15 @@ impl Client {
             answered: 0,
             unanswered: 0,
             tries: 0,
+            aside: false,
         }
     }
 
     /// The data plane's counters. Those of one moment belong together.
     pub(super) fn handle_counters(&mut self, now: Instant, counters: Counters) {
+        if self.aside {
+            return;
+        }
         let before = std::mem::replace(&mut self.counters, counters);
         if counters.endpoint != before.endpoint {
             self.mapped = counters.last_receive;
@@ -159,6 +165,9 @@ impl Client {
 
     /// The client's address changed after a silence, without an answer to us in between.
     pub(super) fn handle_moved(&mut self, now: Instant, from: SocketAddr, to: SocketAddr, idle: Duration) {
+        if self.aside {
+            return;
+        }
         let stayed = from.ip().to_canonical() == to.ip().to_canonical();
         let cause = if stayed { Cause::MappingChanged } else { Cause::Roam };
         self.churn.push(Churn { at: now, cause, from: Some(from), to: Some(to), idle });
@@ -168,6 +177,13 @@ impl Client {
             // It was there all the time, and nothing but the NAT ended its mapping.
             self.settled.died(idle);
         }
+    }
+
+    /// Nothing is learnt any more, or again: what is known stays, and what was counted before tells nothing then.
+    pub(super) fn set_aside(&mut self, now: Instant, aside: bool) {
+        self.aside = aside;
+        (self.counters, self.mapped, self.lost) = (Counters::default(), None, None);
+        self.state = State::Idle { not_before: now + LEARNING };
     }
 
     /// When [`Self::handle_timeout`] is due.

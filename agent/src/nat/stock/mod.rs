@@ -110,6 +110,8 @@ pub struct Insight<'a> {
 #[derive(Debug, Default)]
 pub struct StockClients {
     clients: HashMap<PublicKey, Client>,
+    /// As they were before what came last.
+    remembered: HashMap<PublicKey, Client>,
     deadlines: BTreeSet<(Instant, PublicKey)>,
     due: HashMap<PublicKey, Instant>,
     last_wake: Option<Instant>,
@@ -124,6 +126,7 @@ impl StockClients {
     /// The clients without an agent: one that stays keeps what is known of it.
     pub fn handle_clients(&mut self, now: Instant, clients: &HashSet<PublicKey>) {
         self.clients.retain(|key, _| clients.contains(key));
+        self.remembered.retain(|key, _| clients.contains(key));
         self.due.retain(|key, _| clients.contains(key));
         self.deadlines.retain(|(_, key)| clients.contains(key));
         for key in clients {
@@ -148,6 +151,25 @@ impl StockClients {
     ) {
         let Some(client) = self.clients.get_mut(key) else { return };
         client.handle_moved(now, from, to, idle);
+        self.settle(key);
+    }
+
+    /// Remembers a client as it is, for [`Self::set_aside`].
+    pub fn remember(&mut self, key: &PublicKey) {
+        if let Some(client) = self.clients.get(key) {
+            self.remembered.insert(*key, client.clone());
+        }
+    }
+
+    /// Nothing is learnt of a client any more, and it is what it was when it was remembered last, if it was; or it is
+    /// learnt of again.
+    pub fn set_aside(&mut self, now: Instant, key: &PublicKey, aside: bool) {
+        let former = self.remembered.remove(key).filter(|_| aside);
+        let Some(client) = self.clients.get_mut(key) else { return };
+        if let Some(former) = former {
+            *client = former;
+        }
+        client.set_aside(now, aside);
         self.settle(key);
     }
 

@@ -257,6 +257,38 @@ fn a_keepalive_that_got_lost_is_no_longer_silence() {
     }
 }
 
+/// Another machine with the same key, elsewhere: its first packet looks like a client that went to another network.
+#[test]
+fn what_was_learnt_before_a_second_machine_came_with_the_same_key_is_known_after_it_too() {
+    let mut world = World::new(40, None);
+    world.run(Duration::from_mins(30));
+    let known = |world: &World| {
+        let insight = world.clients.insight(&key()).unwrap();
+        (insight.binding.at_least, insight.binding.less_than, insight.recommendation)
+    };
+    let before = known(&world);
+    assert!(before.0 > SECOND * 20 && before.2.is_some(), "{before:?}");
+    let (here, there) = (world.address(), SocketAddr::from(([198, 51, 100, 9], 1)));
+    world.clients.remember(&key());
+    for (n, at) in [there, here, there, here, there].into_iter().enumerate() {
+        world.now += SECOND * 6;
+        let from = if at == here { there } else { here };
+        let moved = Counters { endpoint: Some(at), last_receive: Some(world.now), ..world.counters };
+        world.clients.handle_moved(world.now, &key(), (from, at), SECOND * 6);
+        world.clients.handle_counters(world.now, &key(), moved);
+        if n == 2 {
+            assert_ne!(known(&world), before, "so far it was a move");
+            world.clients.set_aside(world.now, &key(), true);
+        }
+    }
+    assert_eq!(known(&world), before);
+    assert_eq!(world.clients.poll_timeout(), None, "it is not woken either");
+    world.clients.set_aside(world.now, &key(), false);
+    world.send();
+    world.run(Duration::from_mins(10));
+    assert!(known(&world).0 >= before.0 && known(&world).0 < Duration::from_secs(41), "{:?}", known(&world));
+}
+
 proptest! {
     #[test]
     fn what_is_recommended_never_lets_a_mapping_die(

@@ -112,11 +112,14 @@ fn a_beat_is_answered_from_wherever_it_comes_and_moves_no_endpoint() {
     pair.client.shard.keepalive(pair.now, &pair.gateway.key, &mut pair.client.made);
     let datagrams = pair.client.made.take_datagrams();
     pair.gateway.receives(pair.now, elsewhere(), &datagrams);
+    let session = Message::parse(&datagrams[0]).and_then(Message::receiver);
+    assert!(session.is_some());
     assert!(pair.gateway.made.events.contains(&TunnelEvent::EndpointChanged {
         peer: pair.client.key,
         from: Some(here),
         to: elsewhere(),
         idle: Some(Duration::from_secs(3)),
+        session,
     }));
 }
 

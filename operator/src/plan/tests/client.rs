@@ -1,11 +1,12 @@
 use pinhole_crds::{
-    CONNECTED, ClientPhase, PARTIALLY_INVALID, READY, RECONCILING, STALLED, Unread, VPNClientStatus,
+    CONNECTED, ClientPhase, KEY_ON_TWO_MACHINES, PARTIALLY_INVALID, READY, RECONCILING, STALLED, Unread,
+    VPNClientStatus,
 };
 use pinhole_proto::{
     bounds::{NEWER, Word},
     v1::{
-        ChurnCause, ChurnEvent, ChurnOfCause, ChurnReport, KeepaliveReason, KeepaliveReport, Phase,
-        StandbyReason, StandbyReport,
+        ChurnCause, ChurnEvent, ChurnOfCause, ChurnReport, KeepaliveReason, KeepaliveReport,
+        KeyOnTwoMachines, Phase, StandbyReason, StandbyReport,
         keepalive_policy::{Mode, Standby},
     },
 };
@@ -41,6 +42,7 @@ fn sighting(phase: Phase) -> Sighting {
         standby: None,
         last_rest: None,
         reach: None,
+        key_on_two_machines: None,
     }
 }
 
@@ -456,4 +458,38 @@ fn what_is_not_understood_of_a_client_is_said_and_takes_nothing_from_it() {
     }
     assert!(!said.message.contains("status.phase"), "that is the operator's own to write");
     assert_eq!(status.addresses, addresses);
+}
+
+#[test]
+fn one_key_on_two_machines_is_named_with_both_places_and_a_remedy_until_it_is_over() {
+    let case = Case::new();
+    let shared = KeyOnTwoMachines {
+        since: Some(prost_types::Timestamp { seconds: 90, nanos: 0 }),
+        first: "198.51.100.9:4500".into(),
+        second: "203.0.113.5:4501".into(),
+    };
+    let seen = Sighting { key_on_two_machines: Some(shared), ..sighting(Phase::Connected) };
+    let said = |status: &VPNClientStatus| {
+        status.conditions.iter().find(|c| c.type_ == KEY_ON_TWO_MACHINES).map(|c| c.message.clone())
+    };
+    let mut own = agent(&json!({}));
+    own.status = Some(case.judge(&own, &heard(sighting(Phase::Connected))));
+    assert_eq!(said(own.status.as_ref().unwrap()), None);
+    let named = case.judge(&own, &heard(seen.clone()));
+    let text = said(&named).unwrap();
+    for part in ["198.51.100.9:4500 and 203.0.113.5:4501", "pinhole up --new-key"] {
+        assert!(text.contains(part), "{text}");
+    }
+    assert_eq!(named.phase, Some(ClientPhase::Connected));
+    own.status = Some(named.clone());
+    let elsewhere = Sighting { endpoint: Some("203.0.113.5:4501".into()), ..seen };
+    assert_eq!(case.judge(&own, &heard(elsewhere)), named, "it is not written again for every packet");
+    assert_eq!(said(&case.judge(&own, &unheard(Hearing::Silent))), Some(text), "nobody knows any better");
+    assert_eq!(said(&case.judge(&own, &heard(sighting(Phase::Connected)))), None);
+
+    let stock = client(&json!({}));
+    let anywhere = KeyOnTwoMachines::default();
+    let seen = Sighting { key_on_two_machines: Some(anywhere), ..sighting(Phase::Connected) };
+    let text = said(&case.judge(&stock, &heard(seen))).unwrap();
+    assert!(text.contains("a VPNClient for each machine") && !text.contains(" at ,"), "{text}");
 }

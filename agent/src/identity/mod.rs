@@ -6,10 +6,12 @@ pub mod dial;
 mod error;
 pub mod join;
 mod metered;
+mod names;
 pub mod possession;
 pub mod store;
 
 pub use certificate::SessionKey;
 pub use error::IdentityError;
 pub use join::JoinString;
+pub use names::Names;
 pub use store::Store;

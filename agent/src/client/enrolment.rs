@@ -12,7 +12,7 @@ use zeroize::Zeroizing;
 use super::{ClientError, heard};
 use crate::{
     identity::{
-        IdentityError, JoinString, SessionKey, Store, certificate,
+        IdentityError, JoinString, Names, SessionKey, Store, certificate,
         dial::{Dialer, Liveness, Proof},
         possession,
     },
@@ -52,6 +52,8 @@ pub enum Credential {
     },
     /// The pod's ServiceAccount token, a file that is read for each enrolment.
     ServiceAccount(std::path::PathBuf),
+    /// The keys that it enrolled with before: that of its certificate, PEM, and that of its tunnel, which is proven in any case.
+    Keys(Zeroizing<String>),
 }
 
 /// A way to become a client.
@@ -76,6 +78,17 @@ impl From<JoinString> for Invitation {
                 ca: join.ca,
             },
             credential: Credential::Join { token: join.token, secret: Zeroizing::new(join.secret) },
+            hostname: hostname(),
+        }
+    }
+}
+
+impl Invitation {
+    /// For a client that was one before, and let its certificate end.
+    pub fn again(enrolment: &Enrolment) -> Self {
+        Invitation {
+            membership: enrolment.membership.clone(),
+            credential: Credential::Keys(enrolment.proof.key_pem.clone()),
             hostname: hostname(),
         }
     }
@@ -140,9 +153,10 @@ impl Enrolment {
         Ok(store.remove(CONFIG)?)
     }
 
-    /// Whether the certificate is still valid.
-    pub fn is_valid(&self, now: SystemTime) -> bool {
-        certificate::validity(&self.proof.chain_pem).is_ok_and(|(_, not_after)| now < not_after)
+    /// For how long the certificate has been over.
+    pub fn over_for(&self, now: SystemTime) -> Option<Duration> {
+        let (_, not_after) = certificate::validity(&self.proof.chain_pem).ok()?;
+        now.duration_since(not_after).ok()
     }
 }
 
@@ -159,6 +173,7 @@ pub async fn enrol(
     invitation: &Invitation,
     tunnel_key: &PrivateKey,
     fwmark: Option<u32>,
+    names: &Names,
 ) -> Result<Enrolment, ClientError> {
     let membership = &invitation.membership;
     let dialer = Dialer {
@@ -169,13 +184,18 @@ pub async fn enrol(
         liveness: Liveness::Pinged,
     };
     let (channel, _) =
-        dialer.connect(&membership.endpoints).await.map_err(ClientError::GatewayUnreachable)?;
-    let key = SessionKey::generate()?;
+        dialer.connect_by(names, &membership.endpoints).await.map_err(ClientError::GatewayUnreachable)?;
+    let key = match &invitation.credential {
+        // Who has both keys is who enrolled with them; with another it would be somebody new.
+        Credential::Keys(pem) => SessionKey::from_pem(pem)?,
+        Credential::Join { .. } | Credential::ServiceAccount(_) => SessionKey::generate()?,
+    };
     let credential = match &invitation.credential {
         Credential::Join { token, secret } => v1::enrol_request::Credential::Join(v1::JoinCredential {
             token: token.clone(),
             secret: secret.to_string(),
         }),
+        Credential::Keys(_) => v1::enrol_request::Credential::Keys(v1::KeysCredential {}),
         Credential::ServiceAccount(path) => {
             let token = std::fs::read_to_string(path)
                 .map_err(|source| IdentityError::Read { path: path.clone(), source })?;

@@ -38,8 +38,9 @@ use self::{
     runner::{FWMARK, Setup, usable},
 };
 use crate::{
+    clock,
     health::{Jitter, Phase},
-    identity::Store,
+    identity::{Names, Store},
     kernel::TunDevice,
     tunnel::PrivateKey,
 };
@@ -189,7 +190,7 @@ async fn join(
         return Err(ClientError::NotEnrolled(options.name.clone()));
     };
     progress(Progress::Enrolling(invitation.membership.server_name.clone()));
-    let enrolment = enrol_patiently(invitation, key, options.patience, progress).await?;
+    let enrolment = enrol_patiently(invitation, key, &Names::default(), options.patience, progress).await?;
     enrolment.save(store)?;
     store.remove(TOKEN)?;
     let client = enrolment.config.client.clone().unwrap_or_default();
@@ -200,6 +201,7 @@ async fn join(
 async fn enrol_patiently(
     invitation: &Invitation,
     key: &PrivateKey,
+    names: &Names,
     patience: Option<Duration>,
     progress: &(dyn Fn(Progress) + Sync),
 ) -> Result<Enrolment, ClientError> {
@@ -207,7 +209,7 @@ async fn enrol_patiently(
     let mut jitter = Jitter::from_os();
     let mut failures = 0;
     loop {
-        let error = match enrol(invitation, key, Some(FWMARK)).await {
+        let error = match enrol(invitation, key, Some(FWMARK), names).await {
             Ok(enrolment) => return Ok(enrolment),
             Err(error) => error,
         };
@@ -218,7 +220,10 @@ async fn enrol_patiently(
         if failures % 5 == 0 {
             progress(Progress::Retrying(error.to_string()));
         }
-        tokio::time::sleep(jitter.backoff(RETRY, RETRY_CAP, failures)).await;
+        tokio::select! {
+            () = tokio::time::sleep(jitter.backoff(RETRY, RETRY_CAP, failures)) => {}
+            () = clock::until_set(), if error.category() == "ClockSkew" => {}
+        }
         failures += 1;
     }
 }

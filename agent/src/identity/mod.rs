@@ -5,6 +5,7 @@ pub mod certificate;
 pub mod dial;
 mod error;
 pub mod join;
+mod judge;
 mod metered;
 mod names;
 pub mod possession;

@@ -115,8 +115,8 @@ async fn crowd(vpn: &Vpn<'_>) -> anyhow::Result<()> {
             anyhow::Ok(())
         }
     };
-    let mut made = stream::iter((0..CROWD).map(make)).buffer_unordered(AT_ONCE);
-    while let Some(one) = made.next().await {
+    let mut crowd = stream::iter((0..CROWD).map(make)).buffer_unordered(AT_ONCE);
+    while let Some(one) = crowd.next().await {
         one?;
     }
     Ok(())

@@ -70,16 +70,20 @@ impl Show {
 
 impl Down {
     pub(super) fn run(self) -> Result<(), Failure> {
-        ask(&self.tunnel.name, &self.tunnel.state_dir, Question::Down)?;
+        wait_for(client::down(&self.tunnel.name, &self.tunnel.state_dir))?;
         println!("{} is down", self.tunnel.name);
         Ok(())
     }
 }
 
 fn ask(name: &str, state_root: &std::path::Path, question: Question) -> Result<Status, ClientError> {
+    wait_for(client::ask(name, state_root, question))
+}
+
+fn wait_for<T>(answer: impl Future<Output = Result<T, ClientError>>) -> Result<T, ClientError> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.map_err(|error| ClientError::Setting(format!("cannot start: {error}")))?;
-    runtime.block_on(client::ask(name, state_root, question))
+    runtime.block_on(answer)
 }
 
 /// Longest cell, characters: the name of an object.
@@ -124,6 +128,10 @@ fn table(statuses: &[Status]) -> String {
         }
         for left_out in &status.left_out {
             let _ = writeln!(text, "{}: {}", status.name, printable(left_out, LONGEST_MESSAGE));
+        }
+        for impairment in &status.impairments {
+            let _ =
+                writeln!(text, "{}: {}", status.name, printable(&impairment.to_string(), LONGEST_MESSAGE));
         }
         let lacking = lacking(status);
         if !lacking.is_empty() {

@@ -61,6 +61,9 @@ pub enum ClientError {
         /// What the system said.
         source: std::io::Error,
     },
+    /// The pool's routes overlap with this machine's, and the user would rather have no tunnel.
+    #[error("the tunnel does not come up, as --on-overlap refuse says: {0}")]
+    RouteConflict(String),
     /// A setting is wrong.
     #[error("{0}")]
     Setting(String),
@@ -76,7 +79,7 @@ pub enum ClientError {
 }
 
 /// Categories of other ends that have a meaning here, with the exit code of each.
-const KNOWN: [(&str, u8); 32] = [
+const KNOWN: [(&str, u8); 33] = [
     ("TokenInvalid", 10),
     ("TokenExpired", 11),
     ("TokenUsedUp", 12),
@@ -109,6 +112,7 @@ const KNOWN: [(&str, u8); 32] = [
     ("GatewayOutdated", 28),
     ("KeyNotProven", 29),
     ("SessionKeyChanged", 30),
+    ("RouteConflict", 31),
 ];
 
 /// A text from the wire, as it can be shown and logged.
@@ -136,6 +140,7 @@ impl ClientError {
                 "NotPermitted"
             }
             Self::Control { .. } => "ControlSocketFailed",
+            Self::RouteConflict(_) => "RouteConflict",
             Self::Setting(_) => "SettingInvalid",
             Self::Identity(error) => error.category(),
             Self::Tunnel(error) => error.category(),

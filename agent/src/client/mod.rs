@@ -6,10 +6,12 @@ mod dns;
 pub mod enrolment;
 mod error;
 mod heard;
+mod kill_switch;
 mod left_out;
 mod memory;
 mod network;
 mod pulse;
+mod routes;
 mod runner;
 mod session;
 pub mod settings;
@@ -30,6 +32,7 @@ pub use control::{Question, Status};
 pub use enrolment::{Credential, Invitation, Membership, hostname};
 pub use error::ClientError;
 pub use left_out::LeftOut;
+pub use routes::{Accepted, Choice, Impairment, Overlap};
 
 use self::{
     control::Socket,
@@ -39,7 +42,7 @@ use self::{
 use crate::{
     health::{Jitter, Phase},
     identity::Store,
-    kernel::TunDevice,
+    kernel::{TunDevice, remove_table},
     tunnel::PrivateKey,
 };
 
@@ -59,6 +62,10 @@ pub struct Options {
     pub invitation: Option<Invitation>,
     /// Whether name servers are set.
     pub dns: bool,
+    /// Which routes are made, and what becomes of those that others have.
+    pub routes: Choice,
+    /// Whether what is to go through the tunnel is kept in while there is none, until [`down`].
+    pub kill_switch: bool,
     /// UDP port of the tunnel on this machine, 0 for any.
     pub listen_port: u16,
     /// How long enrolment and the first connection may take, each; `None` for ever.
@@ -89,6 +96,8 @@ pub enum Progress {
         addresses: Vec<IpNet>,
         /// Round trip, where it was measured.
         rtt: Option<Duration>,
+        /// What is not as the pool says.
+        impairments: Vec<Impairment>,
     },
     /// The path is in doubt, or gone.
     Phase(Phase),
@@ -101,13 +110,15 @@ impl fmt::Display for Progress {
             Self::Retrying(why) => write!(f, "not yet: {why}; trying again ..."),
             Self::Enrolled { client } => write!(f, "enrolled as {client}"),
             Self::Connecting => f.write_str("connecting ..."),
-            Self::Connected { replica, endpoint, addresses, rtt } => {
+            Self::Connected { replica, endpoint, addresses, rtt, impairments } => {
                 let addresses: Vec<_> = addresses.iter().map(|address| address.addr().to_string()).collect();
+                let is_whole = impairments.iter().all(|impairment| impairment.accepted);
+                f.write_str(if is_whole { "" } else { "degraded: " })?;
                 write!(f, "connected to {replica} at {endpoint} as {}", addresses.join(", "))?;
-                match rtt {
-                    Some(rtt) => write!(f, " (round trip {:.1} ms)", rtt.as_secs_f64() * 1000.0),
-                    None => Ok(()),
+                if let Some(rtt) = rtt {
+                    write!(f, " (round trip {:.1} ms)", rtt.as_secs_f64() * 1000.0)?;
                 }
+                impairments.iter().try_for_each(|impairment| write!(f, "; {impairment}"))
             }
             Self::Phase(Phase::Dormant) => f.write_str("no network: waiting for one ..."),
             Self::Phase(_) => f.write_str("reconnecting ..."),
@@ -125,6 +136,7 @@ pub async fn up(
     let store = Store::open(options.state_root.join(&options.name))?;
     let (asked, mut questions) = mpsc::channel(QUESTIONS);
     let _socket = Socket::open(&options.name, store.directory(), asked).await?;
+    sweep(&options);
     // A token may be good for one use: find out before it is spent whether a tunnel can be had at all.
     drop(TunDevice::create(&options.name)?);
     let key = store.tunnel_key()?;
@@ -146,11 +158,27 @@ pub async fn up(
         enrolment,
         invitation: options.invitation,
         dns: options.dns,
+        routes: options.routes,
+        kill_switch: options.kill_switch,
         listen_port: options.listen_port,
         patience: options.patience,
         progress,
     };
     runner::run(setup, questions, stop).await
+}
+
+/// Begins where the last process of this tunnel may have been killed.
+fn sweep(options: &Options) {
+    match network::sweep(&options.name) {
+        Ok(true) => tracing::warn!("the last process of this tunnel was killed: what it left is removed"),
+        Ok(false) => {}
+        Err(error) => tracing::warn!(%error, category = error.category(), "what a killed process left stays"),
+    }
+    if !options.kill_switch
+        && let Err(error) = remove_table(&kill_switch::table(&options.name))
+    {
+        tracing::debug!(%error, "no kill switch is looked for");
+    }
 }
 
 /// Answers while there is no tunnel yet, until somebody wants it to end.
@@ -226,6 +254,20 @@ fn check_name(name: &str) -> Result<(), ClientError> {
     Err(ClientError::Setting(format!(
         "{name:?} cannot name a tunnel: use 1 to 15 letters, digits, '-', '_' and '.'"
     )))
+}
+
+/// Ends a tunnel, or takes away what one left that was killed.
+///
+/// # Errors
+/// [`ClientError::NotRunning`] when there was nothing of it either.
+pub async fn down(name: &str, state_root: &Path) -> Result<(), ClientError> {
+    match ask(name, state_root, Question::Down).await {
+        Err(not_running @ ClientError::NotRunning(_)) => {
+            let kept_in = remove_table(&kill_switch::table(name)).unwrap_or_default();
+            if network::sweep(name)? || kept_in { Ok(()) } else { Err(not_running) }
+        }
+        result => result.map(drop),
+    }
 }
 
 /// Asks a running tunnel.

@@ -17,7 +17,7 @@ use tokio::{
     time::{sleep, timeout},
 };
 
-use super::{ClientError, pulse::Change};
+use super::{ClientError, Impairment, pulse::Change};
 use crate::nat::{self, standby};
 
 /// In the tunnel's state directory.
@@ -42,7 +42,7 @@ pub enum Question {
 pub struct Status {
     /// The tunnel's name, also of its device.
     pub name: String,
-    /// Its phase.
+    /// Its phase. `Degraded`: the path is proven, and something that the pool promises is missing: `impairments` has it.
     pub phase: String,
     /// The client, `namespace/name`.
     pub client: String,
@@ -95,6 +95,9 @@ pub struct Status {
     /// What of the gateway's configuration is not used, and why.
     #[serde(default)]
     pub left_out: Vec<String>,
+    /// What of the tunnel is not as the pool says.
+    #[serde(default)]
+    pub impairments: Vec<Impairment>,
     /// The last thing that went wrong.
     pub last_error: Option<String>,
 }

@@ -78,6 +78,9 @@ pub enum ClientError {
         /// What the system said.
         source: std::io::Error,
     },
+    /// The pool's routes overlap with this machine's, and the user would rather have no tunnel.
+    #[error("the tunnel does not come up, as --on-overlap refuse says: {0}")]
+    RouteConflict(String),
     /// A setting is wrong.
     #[error("{0}")]
     Setting(String),
@@ -93,7 +96,7 @@ pub enum ClientError {
 }
 
 /// Categories of other ends that have a meaning here, with the exit code of each.
-const KNOWN: [(&str, u8); 34] = [
+const KNOWN: [(&str, u8); 35] = [
     ("TokenInvalid", 10),
     ("TokenExpired", 11),
     ("TokenUsedUp", 12),
@@ -128,6 +131,7 @@ const KNOWN: [(&str, u8); 34] = [
     ("KeyNotProven", 29),
     ("SessionKeyChanged", 30),
     ("ClockSkew", 31),
+    ("RouteConflict", 32),
 ];
 
 /// A text from the wire, as it can be shown and logged.
@@ -157,6 +161,7 @@ impl ClientError {
                 "NotPermitted"
             }
             Self::Control { .. } => "ControlSocketFailed",
+            Self::RouteConflict(_) => "RouteConflict",
             Self::Setting(_) => "SettingInvalid",
             Self::Identity(error) => error.category(),
             Self::Tunnel(error) => error.category(),

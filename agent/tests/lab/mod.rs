@@ -526,6 +526,17 @@ impl Lab {
         String::from_utf8(links.stdout).unwrap()
     }
 
+    /// Runs `ip` in the client's namespace. What it printed.
+    pub(crate) fn client_ip(&self, words: &str) -> String {
+        self.try_client_ip(words).unwrap_or_else(|complaint| panic!("ip {words}: {complaint}"))
+    }
+
+    pub(crate) fn try_client_ip(&self, words: &str) -> Result<String, String> {
+        let output = Command::new("ip").args(["-n", &self.client.0]).args(words.split(' ')).output().unwrap();
+        let told = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
+        if output.status.success() { Ok(told(output.stdout)) } else { Err(told(output.stderr)) }
+    }
+
     pub(crate) fn renumber_client(&self, from: &str, to: &str) {
         ip(&format!("-n {} address del {from} dev wan", self.client));
         ip(&format!("-n {} address add {to} dev wan", self.client));

@@ -344,11 +344,6 @@ impl Lab {
         ip(&format!("-n {} {words}", self.gateway));
     }
 
-    /// Runs `ip` in the client's namespace.
-    pub(crate) fn client_ip(&self, words: &str) {
-        ip(&format!("-n {} {words}", self.client));
-    }
-
     /// Starts the client as a service manager does that listens there.
     pub(crate) fn service(&self, notify: &Path, join: &str) -> Running {
         let token = self.path("join");

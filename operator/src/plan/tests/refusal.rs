@@ -47,7 +47,9 @@ fn judge(refused: &[(&str, Refusal)], unbalanced: &[(&str, Refusal)], proven: bo
     let (refused, unbalanced) = (map(refused), map(unbalanced));
     let mut replicas = balanced(&gateway);
     if !unbalanced.is_empty() {
-        replicas.iter_mut().for_each(|replica| replica.tunnel_endpoints.clear());
+        for replica in &mut replicas {
+            replica.tunnel_endpoints.clear();
+        }
     }
     let second = Duration::from_secs(1);
     let view = replica_view(Some(second), Some((PathProof::PodAddress, second)));

@@ -9,7 +9,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    Keepalive, NatSummary,
+    Interval, Keepalive, NatSummary,
     naming::{IMAGE, QUALIFIED, SUBDOMAIN, is_domain, labels_schema},
 };
 
@@ -50,6 +50,10 @@ use crate::{
         .message("exposure.loadBalancerClass: is for type LoadBalancer only: remove it or change exposure.type"),
     validation = Rule::new("!has(self.exposure.nodePorts) || !has(self.replicas) || self.replicas <= 1")
         .message("exposure.nodePorts: fixed node ports serve one replica only: remove nodePorts or set replicas to 1"),
+    validation = Rule::new("!has(self.exposure.addresses) || self.exposure.addresses.size() == 0 || self.exposure.type == 'NodePort' || !has(self.replicas) || self.replicas <= 1")
+        .message("exposure.addresses: cannot lead to several replicas on the same ports, for each has a key of its own: set replicas to 1, use type NodePort, or make a VPNGateway for each address"),
+    validation = Rule::new("!has(self.exposure.servicePerProtocol) || !self.exposure.servicePerProtocol || self.exposure.type == 'LoadBalancer'")
+        .message("exposure.servicePerProtocol: is for type LoadBalancer only: remove it or change exposure.type"),
 )]
 pub struct VPNGatewaySpec {
     /// Endpoints, each with a key and an address of its own; clients fail over between them by themselves.
@@ -99,6 +103,10 @@ pub struct Exposure {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 253), regex(pattern = QUALIFIED))]
     pub load_balancer_class: Option<String>,
+    /// Type LoadBalancer: a Service for the tunnel (UDP) and another for the session (TCP) of each replica, each with an
+    /// address of its own, for load balancers that carry one protocol only. One Service for both when unset.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub service_per_protocol: Option<bool>,
     /// Annotations for the Services, as load balancers want them.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub annotations: BTreeMap<String, String>,
@@ -175,6 +183,10 @@ pub enum NetworkAccess {
 /// What the gateway's pods need to fit into a cluster.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
+#[x_kube(
+    validation = Rule::new("!has(self.removeAfterNodeLoss) || (duration(self.removeAfterNodeLoss) >= duration('1m') && duration(self.removeAfterNodeLoss) <= duration('24h'))")
+        .message("removeAfterNodeLoss: is out of range: use 1m to 24h"),
+)]
 pub struct GatewayPod {
     /// Image of the agent. The operator's own default when unset.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -209,6 +221,12 @@ pub struct GatewayPod {
     /// gateway. The kubelet must allow it (`--allowed-unsafe-sysctls`).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ipv6_forwarding: Option<bool>,
+    /// Remove a pod by force once its node has not been heard of for this long, so that another node runs the replica.
+    /// 1m to 24h; never when unset. Kubernetes itself waits for a person, because a node that is only cut off runs the
+    /// pod still: then two pods have one key, and tunnels go to and fro between them until that node is back or off.
+    /// The operator needs the right to it (chart value `rbac.removeLostPods`).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub remove_after_node_loss: Option<Interval>,
 }
 
 /// What is known of a gateway.

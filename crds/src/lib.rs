@@ -61,10 +61,16 @@ pub const POOL_NAMESPACE_ANNOTATION: &str = "pinhole.dev/pool-namespace";
 /// # Errors
 /// Never, unless a definition cannot be serialised.
 pub fn definitions() -> Result<Vec<serde_json::Value>, serde_json::Error> {
+    use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceConversion;
     use kube::CustomResourceExt as _;
     [VPNGateway::crd(), VPNClientPool::crd(), VPNClient::crd(), SidecarTrust::crd()]
         .into_iter()
-        .map(|definition| {
+        .map(|mut definition| {
+            // As the API server would fill them in: who compares the two sees no difference then.
+            let names = &mut definition.spec.names;
+            names.list_kind = Some(format!("{}List", names.kind));
+            definition.spec.conversion =
+                Some(CustomResourceConversion { strategy: "None".to_owned(), webhook: None });
             let mut value = serde_json::to_value(definition)?;
             drop_rust_formats(&mut value);
             Ok(value)

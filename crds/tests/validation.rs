@@ -40,7 +40,7 @@ fn refused(result: Result<(), String>, words: &str) {
 fn a_sound_gateway_is_accepted() {
     gateway(&json!({ "exposure": { "type": "LoadBalancer" } })).unwrap();
     gateway(&json!({
-        "replicas": 2, "exposure": { "type": "HostPort", "addresses": ["vpn.example.org", "2001:db8::1"] },
+        "replicas": 1, "exposure": { "type": "HostPort", "addresses": ["vpn.example.org", "2001:db8::1"] },
         "ports": { "tunnel": 443, "session": 8443 },
         "keepalive": { "mode": "Adaptive", "min": "10s", "max": "5m" },
     }))
@@ -101,6 +101,40 @@ fn node_ports_belong_to_node_ports() {
         gateway(&json!({ "replicas": 2, "exposure": { "type": "NodePort", "nodePorts": ports } })),
         "one replica only",
     );
+}
+
+#[test]
+fn one_name_in_front_of_two_replicas_is_refused_unless_they_have_ports_of_their_own() {
+    let with = |type_: &str, replicas: i32| {
+        gateway(
+            &json!({ "replicas": replicas, "exposure": { "type": type_, "addresses": ["vpn.example.org"] } }),
+        )
+    };
+    for type_ in ["LoadBalancer", "HostPort"] {
+        with(type_, 1).unwrap();
+        refused(with(type_, 2), "each has a key of its own");
+    }
+    with("NodePort", 2).unwrap();
+    gateway(&json!({ "replicas": 2, "exposure": { "type": "LoadBalancer", "addresses": [] } })).unwrap();
+}
+
+#[test]
+fn a_lost_node_is_waited_for_a_minute_at_least() {
+    let after = |span: &str| {
+        gateway(&json!({ "exposure": { "type": "NodePort" }, "pod": { "removeAfterNodeLoss": span } }))
+    };
+    after("1m").unwrap();
+    after("24h").unwrap();
+    for span in ["59s", "25h", "0s"] {
+        refused(after(span), "removeAfterNodeLoss: is out of range");
+    }
+}
+
+#[test]
+fn a_service_for_each_protocol_is_a_matter_of_load_balancers() {
+    let with = |type_: &str| gateway(&json!({ "exposure": { "type": type_, "servicePerProtocol": true } }));
+    with("LoadBalancer").unwrap();
+    refused(with("NodePort"), "for type LoadBalancer only");
 }
 
 #[test]

@@ -12,7 +12,7 @@ use regex::Regex;
 use serde_json::{Value, json};
 
 /// Fields, each with a text that it takes: `[]` is an item of a list, `{}` a value of a map.
-const FIELDS: [(&str, &str, &[&str]); 29] = [
+const FIELDS: [(&str, &str, &[&str]); 30] = [
     (
         "VPNGateway",
         "exposure.addresses[]",
@@ -37,6 +37,7 @@ const FIELDS: [(&str, &str, &[&str]); 29] = [
     ),
     ("VPNGateway", "pod.nodeSelector{}", &["", "zone-a", "a_B.c"]),
     ("VPNGateway", "pod.labels{}", &["", "team-a"]),
+    ("VPNGateway", "pod.removeAfterNodeLoss", &["10m"]),
     ("VPNGateway", "pod.priorityClassName", &["system-node-critical", "a.b"]),
     ("VPNClientPool", "gatewayRef.name", &["edge"]),
     ("VPNClientPool", "cidrs[]", &["10.77.0.0/16"]),

@@ -64,6 +64,11 @@ spec:
         Ok(vpn)
     }
 
+    /// One that was declared by other means.
+    pub fn declared(lab: &'a Lab, namespace: &str) -> Self {
+        Self { lab, namespace: namespace.to_owned() }
+    }
+
     /// The lab that it lives in.
     pub fn lab(&self) -> &'a Lab {
         self.lab

@@ -33,7 +33,7 @@ const KINDS: [&str; 3] = ["VPNGateway", "VPNClientPool", "VPNClient"];
 fn main() -> ExitCode {
     let helm = program(&["helm"]);
     let lua = program(&["lua5.1", "lua5.4", "lua"]);
-    let with_helm: [(&str, WithHelm); 20] = [
+    let with_helm: [(&str, WithHelm); 24] = [
         ("the_chart_lints", the_chart_lints),
         ("the_crds_are_those_of_the_types_and_are_kept", the_crds_are_those_of_the_types_and_are_kept),
         ("crds_can_be_left_out_or_not_kept", crds_can_be_left_out_or_not_kept),
@@ -42,6 +42,19 @@ fn main() -> ExitCode {
         ("the_operator_is_told_the_name_of_its_service", the_operator_is_told_the_name_of_its_service),
         ("sidecars_are_injected_where_the_cluster_can", sidecars_are_injected_where_the_cluster_can),
         ("sidecars_use_the_older_version_of_the_api", sidecars_use_the_older_version_of_the_api),
+        (
+            "pods_on_the_host_network_are_refused_where_sidecars_are_injected",
+            pods_on_the_host_network_are_refused_where_sidecars_are_injected,
+        ),
+        (
+            "admission_policies_are_written_as_the_api_server_fills_them_in",
+            admission_policies_are_written_as_the_api_server_fills_them_in,
+        ),
+        (
+            "events_are_read_where_gateways_are_and_nowhere_else",
+            events_are_read_where_gateways_are_and_nowhere_else,
+        ),
+        ("pods_are_deleted_only_where_that_is_wanted", pods_are_deleted_only_where_that_is_wanted),
         ("a_single_replica_has_no_disruption_budget", a_single_replica_has_no_disruption_budget),
         ("watched_namespaces_bound_what_may_be_read", watched_namespaces_bound_what_may_be_read),
         (
@@ -179,6 +192,11 @@ impl Objects {
         Ok(found[0])
     }
 
+    fn named(&self, kind: &str, name: &str) -> anyhow::Result<&Value> {
+        let found = self.of(kind).into_iter().find(|object| object["metadata"]["name"] == name);
+        found.with_context(|| format!("no {kind} {name}"))
+    }
+
     fn operator(&self) -> anyhow::Result<&Value> {
         Ok(&self.one("Deployment")?["spec"]["template"]["spec"]["containers"][0])
     }
@@ -283,6 +301,72 @@ fn sidecars_are_injected_where_the_cluster_can(helm: &Helm) -> Outcome {
     ensure!(*selector == json!([{ "key": pinhole_crds::POOL_LABEL, "operator": "Exists" }]), "{selector}");
     let namespaces = &policy["matchConstraints"]["namespaceSelector"]["matchExpressions"][0]["values"];
     ensure!(*namespaces == json!(["pinhole-system", "kube-system"]), "{namespaces}");
+    Ok(())
+}
+
+/// The lab's API server shows that it holds; here, that the two policies are about the same pods.
+fn pods_on_the_host_network_are_refused_where_sidecars_are_injected(helm: &Helm) -> Outcome {
+    let objects = helm.render(&json!({ "sidecars": { "excludeNamespaces": ["kube-system", "edge"] } }))?;
+    let injects = &objects.one("MutatingAdmissionPolicy")?["spec"];
+    let refuses = &objects.named("ValidatingAdmissionPolicy", "pinhole-sidecar")?["spec"];
+    ensure!(injects["matchConstraints"] == refuses["matchConstraints"], "{refuses}");
+    ensure!(refuses["failurePolicy"] == "Fail");
+    let rule = &refuses["validations"][0]["expression"];
+    ensure!(rule == "!has(object.spec.hostNetwork) || !object.spec.hostNetwork", "{rule}");
+    let conditions = injects["matchConditions"].as_array().context("no conditions")?;
+    ensure!(conditions.iter().any(|condition| condition["expression"] == *rule), "{injects}");
+    let off = helm.render(&json!({ "sidecars": { "enabled": false } }))?;
+    ensure!(off.named("ValidatingAdmissionPolicy", "pinhole-sidecar").is_err());
+    Ok(())
+}
+
+/// Argo CD compares what was applied with what there is: what the API server adds to a list differs for ever. The lab
+/// compares everything; here, what was forgotten before.
+fn admission_policies_are_written_as_the_api_server_fills_them_in(helm: &Helm) -> Outcome {
+    let objects = helm.render(&json!({}))?;
+    let kinds = ["ValidatingAdmissionPolicy", "MutatingAdmissionPolicy"];
+    let policies: Vec<_> = kinds.iter().flat_map(|kind| objects.of(kind)).collect();
+    ensure!(policies.len() == 3, "{} policies", policies.len());
+    for policy in policies {
+        let name = &policy["metadata"]["name"];
+        ensure!(policy["spec"]["failurePolicy"].is_string(), "{name}: failurePolicy");
+        let constraints = &policy["spec"]["matchConstraints"];
+        for field in ["matchPolicy", "namespaceSelector", "objectSelector"] {
+            ensure!(!constraints[field].is_null(), "{name}: {field}");
+        }
+        for rule in constraints["resourceRules"].as_array().context("no rules")? {
+            ensure!(rule["scope"] == "*", "{name}: scope of {rule}");
+        }
+    }
+    Ok(())
+}
+
+/// In the namespaces that it serves, which is what `watchNamespaces` binds, and to read only.
+fn events_are_read_where_gateways_are_and_nowhere_else(helm: &Helm) -> Outcome {
+    let objects = helm.render(&json!({}))?;
+    let mut rules = Vec::new();
+    for role in objects.of("ClusterRole").into_iter().chain(objects.of("Role")) {
+        let all = role["rules"].as_array().context("no rules")?.iter();
+        let core = all.filter(|rule| {
+            rule["apiGroups"] == json!([""]) && rule["resources"].to_string().contains("\"events\"")
+        });
+        rules.extend(core.map(|rule| (&role["metadata"]["name"], &rule["resources"], &rule["verbs"])));
+    }
+    let wanted = [(&json!("pinhole-operator"), &json!(["events"]), &json!(["list", "watch"]))];
+    ensure!(rules == wanted, "{rules:?}");
+    Ok(())
+}
+
+fn pods_are_deleted_only_where_that_is_wanted(helm: &Helm) -> Outcome {
+    for wanted in [false, true] {
+        let objects = helm.render(&json!({ "rbac": { "removeLostPods": wanted } }))?;
+        let roles = objects.of("ClusterRole").into_iter().chain(objects.of("Role"));
+        let rules = roles.filter_map(|role| role["rules"].as_array()).flatten();
+        let deletes = |rule: &&Value| {
+            rule["resources"].to_string().contains("\"pods\"") && rule["verbs"].to_string().contains("delete")
+        };
+        ensure!(rules.filter(deletes).count() == usize::from(wanted), "{wanted}");
+    }
     Ok(())
 }
 
@@ -399,7 +483,8 @@ fn gateways_get_network_policies_unless_they_are_off(helm: &Helm) -> Outcome {
 /// The API server evaluates the expressions; here they must be there, and be about whom the chart installs.
 fn the_operator_writes_no_secrets_but_its_own(helm: &Helm) -> Outcome {
     let objects = helm.render(&json!({ "serviceAccount": { "name": "other" } }))?;
-    let spec = &objects.one("ValidatingAdmissionPolicy")?["spec"];
+    let name = "pinhole-operator-secrets";
+    let spec = &objects.named("ValidatingAdmissionPolicy", name)?["spec"];
     ensure!(spec["failurePolicy"] == "Fail", "{spec}");
     let rule = &spec["matchConstraints"]["resourceRules"][0];
     ensure!(rule["resources"] == json!(["secrets"]), "{rule}");
@@ -410,13 +495,11 @@ fn the_operator_writes_no_secrets_but_its_own(helm: &Helm) -> Outcome {
     for known in ["Opaque", pinhole_operator::enrolment::TOKEN_SECRET_TYPE] {
         ensure!(types.contains(&format!("'{known}'")), "Secrets of type {known} are refused");
     }
-    let binding = &objects.one("ValidatingAdmissionPolicyBinding")?["spec"];
+    let binding = &objects.named("ValidatingAdmissionPolicyBinding", name)?["spec"];
     ensure!(binding["validationActions"] == json!(["Deny"]), "{binding}");
     let off = helm.render(&json!({ "rbac": { "restrictSecretWrites": false } }))?;
-    ensure!(
-        off.of("ValidatingAdmissionPolicy").is_empty()
-            && off.of("ValidatingAdmissionPolicyBinding").is_empty()
-    );
+    ensure!(off.named("ValidatingAdmissionPolicy", name).is_err());
+    ensure!(off.named("ValidatingAdmissionPolicyBinding", name).is_err());
     Ok(())
 }
 

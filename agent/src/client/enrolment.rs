@@ -52,6 +52,8 @@ pub enum Credential {
     },
     /// The pod's ServiceAccount token, a file that is read for each enrolment.
     ServiceAccount(std::path::PathBuf),
+    /// The keys that it enrolled with before: that of its certificate, PEM, and that of its tunnel, which is proven in any case.
+    Keys(Zeroizing<String>),
 }
 
 /// A way to become a client.
@@ -76,6 +78,17 @@ impl From<JoinString> for Invitation {
                 ca: join.ca,
             },
             credential: Credential::Join { token: join.token, secret: Zeroizing::new(join.secret) },
+            hostname: hostname(),
+        }
+    }
+}
+
+impl Invitation {
+    /// For a client that was one before, and let its certificate end.
+    pub fn again(enrolment: &Enrolment) -> Self {
+        Invitation {
+            membership: enrolment.membership.clone(),
+            credential: Credential::Keys(enrolment.proof.key_pem.clone()),
             hostname: hostname(),
         }
     }
@@ -140,9 +153,10 @@ impl Enrolment {
         Ok(store.remove(CONFIG)?)
     }
 
-    /// Whether the certificate is still valid.
-    pub fn is_valid(&self, now: SystemTime) -> bool {
-        certificate::validity(&self.proof.chain_pem).is_ok_and(|(_, not_after)| now < not_after)
+    /// For how long the certificate has been over.
+    pub fn over_for(&self, now: SystemTime) -> Option<Duration> {
+        let (_, not_after) = certificate::validity(&self.proof.chain_pem).ok()?;
+        now.duration_since(not_after).ok()
     }
 }
 
@@ -170,12 +184,17 @@ pub async fn enrol(
     };
     let (channel, _) =
         dialer.connect(&membership.endpoints).await.map_err(ClientError::GatewayUnreachable)?;
-    let key = SessionKey::generate()?;
+    let key = match &invitation.credential {
+        // Who has both keys is who enrolled with them; with another it would be somebody new.
+        Credential::Keys(pem) => SessionKey::from_pem(pem)?,
+        Credential::Join { .. } | Credential::ServiceAccount(_) => SessionKey::generate()?,
+    };
     let credential = match &invitation.credential {
         Credential::Join { token, secret } => v1::enrol_request::Credential::Join(v1::JoinCredential {
             token: token.clone(),
             secret: secret.to_string(),
         }),
+        Credential::Keys(_) => v1::enrol_request::Credential::Keys(v1::KeysCredential {}),
         Credential::ServiceAccount(path) => {
             let token = std::fs::read_to_string(path)
                 .map_err(|source| IdentityError::Read { path: path.clone(), source })?;

@@ -1,9 +1,12 @@
 //! Why a client is not connected.
 
+use std::time::Duration;
+
 use pinhole_proto::{bounds::LONGEST_TEXT, category_of, printable};
 use tonic::{Code, Status};
 
 use crate::{
+    clock::{Skew, Span},
     identity::{IdentityError, dial::DialError},
     kernel::KernelError,
     tunnel::TunnelError,
@@ -27,6 +30,20 @@ pub enum ClientError {
         endpoints: String,
         /// How long.
         seconds: u64,
+    },
+    /// The gateway's tunnel has seen handshakes from a later time.
+    #[error("the gateway's tunnel drops this machine's handshakes as old ones: {0}; set the clock")]
+    ClockSkew(Skew),
+    /// The certificate is over, and its keys get no other.
+    #[error(
+        "this client's certificate is over{}, and is not renewed: {error}; enrol again with a join token",
+        over_for.map(|ago| format!(" since {} ago", Span(ago))).unwrap_or_default()
+    )]
+    NotRenewed {
+        /// For how long, by this machine's clock.
+        over_for: Option<Duration>,
+        /// Why not.
+        error: Box<ClientError>,
     },
     /// Gateway or operator refused.
     #[error("{message}")]
@@ -79,7 +96,7 @@ pub enum ClientError {
 }
 
 /// Categories of other ends that have a meaning here, with the exit code of each.
-const KNOWN: [(&str, u8); 33] = [
+const KNOWN: [(&str, u8); 35] = [
     ("TokenInvalid", 10),
     ("TokenExpired", 11),
     ("TokenUsedUp", 12),
@@ -106,13 +123,15 @@ const KNOWN: [(&str, u8); 33] = [
     ("Conflict", 24),
     ("SidecarNotAllowed", 25),
     ("PodNotSelected", 25),
+    ("PodOnHostNetwork", 25),
     ("ChallengeExpired", 24),
     ("TokenSuspended", 26),
     ("AgentOutdated", 27),
     ("GatewayOutdated", 28),
     ("KeyNotProven", 29),
     ("SessionKeyChanged", 30),
-    ("RouteConflict", 31),
+    ("ClockSkew", 31),
+    ("RouteConflict", 32),
 ];
 
 /// A text from the wire, as it can be shown and logged.
@@ -132,6 +151,8 @@ impl ClientError {
             Self::NotEnrolled(_) => "NotEnrolled",
             Self::GatewayUnreachable(error) => error.category(),
             Self::TunnelUnreachable { .. } => "TunnelUnreachable",
+            Self::ClockSkew(_) => "ClockSkew",
+            Self::NotRenewed { error, .. } => error.category(),
             Self::Refused { category, .. } | Self::Cut { category, .. } => category,
             Self::Config(_) => "ConfigInvalid",
             Self::AlreadyRunning(_) => "AlreadyRunning",

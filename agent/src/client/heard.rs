@@ -3,7 +3,9 @@
 //! Configurations are the exception: they are kept on disk as they came, and parsed by [`Settings`](super::settings::Settings)
 //! wherever they come from.
 
-use pinhole_proto::v1;
+use std::time::SystemTime;
+
+use pinhole_proto::{bounds, v1};
 use tonic::transport::Channel;
 use v1::client_session_client::ClientSessionClient;
 use zeroize::Zeroizing;
@@ -31,6 +33,15 @@ pub(super) fn client(channel: Channel) -> ClientSessionClient<Channel> {
     ClientSessionClient::new(channel).max_decoding_message_size(LARGEST_MESSAGE)
 }
 
+/// What a gateway says of clocks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Clock {
+    /// Handshakes are dropped as not new. Else any is taken from now on.
+    pub(super) stale: bool,
+    /// The time there.
+    pub(super) now: Option<SystemTime>,
+}
+
 /// A message of a gateway.
 pub(super) enum Heard {
     /// A newer configuration.
@@ -47,6 +58,8 @@ pub(super) enum Heard {
     Guidance(Guidance),
     /// The session was silent for as long as the rest of this number asked for.
     Wake(u64),
+    /// How handshakes fare, and what the time is there, where it is one.
+    Clock(Clock),
     /// Something that this client does not know, or of another time.
     Newer,
 }
@@ -68,6 +81,9 @@ impl From<v1::SessionMessage> for Heard {
             },
             Some(Message::Guidance(guidance)) => Self::Guidance(advised(&guidance)),
             Some(Message::Wake(wake)) => Self::Wake(wake.seq),
+            Some(Message::Clock(clock)) => {
+                Self::Clock(Clock { stale: clock.stale, now: bounds::time(clock.now) })
+            }
             None => Self::Newer,
         }
     }
@@ -203,7 +219,7 @@ mod tests {
                     }
                 }
                 Heard::Wake(seq) => self.standby.handle_wake(now, Line::Live, seq),
-                Heard::Newer => {}
+                Heard::Clock(_) | Heard::Newer => {}
             }
         }
 

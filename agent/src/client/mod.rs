@@ -40,6 +40,7 @@ use self::{
     runner::{FWMARK, Setup, usable},
 };
 use crate::{
+    clock,
     health::{Jitter, Phase},
     identity::Store,
     kernel::{TunDevice, remove_table},
@@ -238,7 +239,10 @@ async fn enrol_patiently(
         if failures % 5 == 0 {
             progress(Progress::Retrying(error.to_string()));
         }
-        tokio::time::sleep(jitter.backoff(RETRY, RETRY_CAP, failures)).await;
+        tokio::select! {
+            () = tokio::time::sleep(jitter.backoff(RETRY, RETRY_CAP, failures)) => {}
+            () = clock::until_set(), if error.category() == "ClockSkew" => {}
+        }
         failures += 1;
     }
 }

@@ -21,6 +21,7 @@ use super::{
     dns::{Dns, Wanted},
     enrol_patiently,
     enrolment::{Enrolment, Invitation},
+    heard::Clock,
     kill_switch,
     network::{self, AddressKeeper, Routes, Watch, local_network, source_towards},
     pulse::{Pulse, Step, Way},
@@ -30,6 +31,7 @@ use super::{
     sleeper::{self, Place, Sleeper},
 };
 use crate::{
+    clock::Skew,
     health::{
         Jitter, Mode, Phase,
         client::{Action, Candidate, ClientHealth, Network, Sample},
@@ -130,6 +132,8 @@ struct Runner<'a> {
     was_connected: bool,
     enrolled_again: bool,
     last_error: Option<String>,
+    /// By how much the clock was wrong when handshakes were dropped for it.
+    skew: Option<Skew>,
     target: watch::Sender<Target>,
     proof: watch::Sender<Proof>,
     told: watch::Sender<Told>,
@@ -235,6 +239,7 @@ pub(super) async fn run(
         was_connected: false,
         enrolled_again: false,
         last_error: None,
+        skew: None,
         target,
         proof,
         told,
@@ -412,6 +417,7 @@ impl Runner<'_> {
             // Those are for gateways.
             | TunnelEvent::WakeUnanswered { .. }
             | TunnelEvent::Held { .. }
+            | TunnelEvent::Stale { .. }
             | TunnelEvent::NotWoken { .. } => {}
         }
         Ok(())
@@ -437,6 +443,13 @@ impl Runner<'_> {
                 tracing::info!(%address, "session attached");
                 self.attached = Some(address);
                 self.sleeper.handle_attached(now);
+                if self.health.phase() != Phase::Connected
+                    && let Some(replica) = replica.or_else(|| self.only_replica())
+                {
+                    // What it dropped before as too old it can say now.
+                    self.radio.packet(now);
+                    self.tunnel.handshake(&replica);
+                }
                 // Who is there again may have started anew, and then knows nothing of the tunnel's session.
                 if std::mem::replace(&mut self.held, Held::With(replica)) != Held::NotYet {
                     self.health.handle_hint(Instant::now());
@@ -449,6 +462,7 @@ impl Runner<'_> {
                 }
             }
             session::Event::Poked(replica, initiation) => self.handle_poke(now, replica, initiation),
+            session::Event::Clock(replica, clock) => self.handle_clock(replica, clock),
             session::Event::Wake(seq) => {
                 self.sleeper.handle_wake(now, seq);
                 if self.sleeper.rests() {
@@ -484,12 +498,7 @@ impl Runner<'_> {
                 }
                 return Err(error);
             }
-            session::Event::Expired => {
-                if !self.enrol_again() {
-                    let expired = "the certificate has expired: enrol again with a join token";
-                    self.last_error = Some(expired.to_owned());
-                }
-            }
+            session::Event::Expired => self.renew_by_keys(),
             session::Event::Draining(replica) => {
                 if let Some(replica) = replica.or(self.routed) {
                     self.health.handle_draining(Instant::now(), replica);
@@ -524,20 +533,59 @@ impl Runner<'_> {
         }
     }
 
+    /// The gateway drops handshakes as old ones, or has forgotten newer ones since.
+    fn handle_clock(&mut self, replica: Option<PublicKey>, clock: Clock) {
+        if clock.stale {
+            if self.health.phase() == Phase::Connected {
+                return;
+            }
+            let skew = clock.now.map(|theirs| Skew::between(SystemTime::now(), theirs));
+            tracing::warn!(
+                skew = skew.map(tracing::field::display),
+                "the gateway drops handshakes as old ones"
+            );
+            self.skew = skew;
+            self.last_error = skew.map(|skew| ClientError::ClockSkew(skew).to_string());
+        } else if let Some(replica) = replica.or_else(|| self.only_replica()) {
+            self.radio.packet(Instant::now());
+            self.tunnel.handshake(&replica);
+        }
+    }
+
     /// Asks for a new certificate, once in a run with a join token (which is meant for one use), always with a
     /// ServiceAccount's. Whether it can.
     fn enrol_again(&mut self) -> bool {
-        let Some(invitation) = self.setup.invitation.clone() else { return false };
-        let once = matches!(invitation.credential, Credential::Join { .. });
-        if std::mem::replace(&mut self.enrolled_again, true) && once {
-            return false;
-        }
+        let Some(invitation) = self.take_invitation() else { return false };
         (self.setup.progress)(Progress::Enrolling(invitation.membership.server_name.clone()));
         let (key, answer) = (self.setup.key.clone(), self.enrolled.clone());
         tokio::spawn(async move {
             let _ = answer.send(enrol_patiently(&invitation, &key, None, &|_| {}).await).await;
         });
         true
+    }
+
+    fn take_invitation(&mut self) -> Option<Invitation> {
+        let invitation = self.setup.invitation.clone()?;
+        let once = matches!(invitation.credential, Credential::Join { .. });
+        let again = std::mem::replace(&mut self.enrolled_again, true);
+        (!again || !once).then_some(invitation)
+    }
+
+    /// The certificate is over; its keys may have another, as the tunnel's is still good, and the invitation may where they may not.
+    fn renew_by_keys(&mut self) {
+        let over_for = self.setup.enrolment.over_for(SystemTime::now());
+        tracing::info!(?over_for, "the certificate is over: asking for another by its keys");
+        let by_keys = Invitation::again(&self.setup.enrolment);
+        let invitation = self.take_invitation();
+        let (key, answer) = (self.setup.key.clone(), self.enrolled.clone());
+        tokio::spawn(async move {
+            let renewed = match (enrol_patiently(&by_keys, &key, None, &|_| {}).await, invitation) {
+                (Err(_), Some(invitation)) => enrol_patiently(&invitation, &key, None, &|_| {}).await,
+                (Err(error), None) => Err(ClientError::NotRenewed { over_for, error: Box::new(error) }),
+                (Ok(renewed), _) => Ok(renewed),
+            };
+            let _ = answer.send(renewed).await;
+        });
     }
 
     fn handle_enrolled(&mut self, enrolled: Result<Enrolment, ClientError>) -> Result<(), ClientError> {
@@ -887,7 +935,7 @@ impl Runner<'_> {
         match phase {
             Phase::Connected => {
                 let is_first = !std::mem::replace(&mut self.was_connected, true);
-                self.last_error = None;
+                (self.last_error, self.skew) = (None, None);
                 self.install();
                 if is_first && self.setup.routes.overlap == Some(Overlap::Refuse) && self.is_degraded() {
                     let all: Vec<String> = self.impairments.iter().map(ToString::to_string).collect();
@@ -1013,17 +1061,21 @@ impl Runner<'_> {
     fn publish_state(&mut self) {
         let now = Instant::now();
         let occasion = self.occasion(now);
-        let rides = self.health.phase() == Phase::Connected && occasion != Occasion::Never;
+        let is_connected = self.health.phase() == Phase::Connected;
+        let rides = is_connected && occasion != Occasion::Never;
         if matches!(occasion, Occasion::Awake(_)) {
             self.nudges.awake.notify_waiters();
         }
         let state = self.wire_state(now);
         if let Some(state) = self.bulletin.offer(now, state, occasion) {
-            self.told.send_replace(Told { state, is_goodbye: false, rides });
+            self.told.send_replace(Told { state, is_goodbye: false, rides, is_connected });
             self.sleeper.handle_session_packet(now);
         } else {
             // Nothing to say.
-            self.told.send_if_modified(|told| std::mem::replace(&mut told.rides, rides) && !rides);
+            self.told.send_if_modified(|told| {
+                told.is_connected = is_connected;
+                std::mem::replace(&mut told.rides, rides) && !rides
+            });
         }
     }
 
@@ -1042,7 +1094,7 @@ impl Runner<'_> {
 
     fn say_goodbye(&self) {
         let state = self.wire_state(Instant::now());
-        self.told.send_replace(Told { state, is_goodbye: true, rides: false });
+        self.told.send_replace(Told { state, is_goodbye: true, ..Told::default() });
     }
 
     fn wire_state(&self, now: Instant) -> v1::ClientState {
@@ -1064,6 +1116,9 @@ impl Runner<'_> {
     }
 
     fn unreachable(&self, patience: Duration) -> ClientError {
+        if let Some(skew) = self.skew {
+            return ClientError::ClockSkew(skew);
+        }
         let mut endpoints: Vec<_> =
             self.candidates.iter().map(|candidate| candidate.endpoint.to_string()).collect();
         endpoints.dedup();
@@ -1163,7 +1218,7 @@ impl Runner<'_> {
 
 /// Whether what is kept can be used as it is.
 pub(super) fn usable(kept: Option<Enrolment>, invitation: Option<&Invitation>) -> Option<Enrolment> {
-    let kept = kept.filter(|kept| kept.is_valid(SystemTime::now()))?;
+    let kept = kept?;
     let Some(invitation) = invitation else { return Some(kept) };
     let (ours, theirs) = (&kept.membership, &invitation.membership);
     let same = (&ours.namespace, &ours.pool, &ours.server_name)

@@ -24,9 +24,10 @@ use v1::client_session_client::ClientSessionClient;
 
 use super::{
     ClientError,
-    heard::{self, Heard},
+    heard::{self, Clock, Heard},
 };
 use crate::{
+    clock,
     health::Jitter,
     identity::{
         SessionKey, certificate,
@@ -52,6 +53,8 @@ const LATELY: Duration = Duration::from_secs(10);
 /// How soon the gateway ends the stream after a goodbye that it heard.
 const GOODBYE_HEARD: Duration = Duration::from_millis(400);
 const CALL: Duration = Duration::from_secs(20);
+/// How often it is looked whether a renewal is due: the clock may be set, and timers stand still while the machine sleeps.
+const RENEWAL_LOOK: Duration = Duration::from_hours(1);
 const RENEWAL_RETRY: Duration = Duration::from_mins(1);
 const OUTBOX: usize = 4;
 
@@ -83,6 +86,8 @@ pub(super) enum Event {
     BeatKey(Option<PublicKey>, BeatKey),
     /// The gateway hears nothing on the tunnel; or holds packets, and this initiation for them.
     Poked(Option<PublicKey>, Box<[u8]>),
+    /// What this replica says of clocks.
+    Clock(Option<PublicKey>, Clock),
     /// The session was silent for as long as the rest of this number asked for.
     Wake(u64),
     /// What this replica advises about experiments.
@@ -93,7 +98,7 @@ pub(super) enum Event {
     Renewed(Proof, String),
     /// The right to connect was taken away.
     Cut(ClientError),
-    /// The certificate is no longer valid: only enrolling again helps.
+    /// The certificate is over: its keys may get another, or who enrols again.
     Expired,
     /// The replica is going away.
     Draining(Option<PublicKey>),
@@ -110,6 +115,8 @@ pub(super) struct Told {
     pub(super) is_goodbye: bool,
     /// The tunnel works and wakes the radio by itself: attempts to have a session can wait for that.
     pub(super) rides: bool,
+    /// The tunnel works.
+    pub(super) is_connected: bool,
 }
 
 /// What makes the session act, beside news.
@@ -150,7 +157,7 @@ impl Session {
         let mut failures = 0;
         loop {
             let began = Instant::now();
-            match self.hold().await {
+            let is_skewed = match self.hold().await {
                 End::Stop => return,
                 End::Retarget => continue,
                 // Over a connection that is not forgotten. Who waits for it has its own patience.
@@ -159,12 +166,14 @@ impl Session {
                     return;
                 }
                 End::Lost(error, ended) => {
+                    let is_skewed = error.category() == "ClockSkew";
                     let said = self.events.send(Event::Lost(error.to_string(), ended)).await;
                     if said.is_err() || self.told.borrow().is_goodbye {
                         return;
                     }
+                    is_skewed
                 }
-            }
+            };
             failures = if began.elapsed() > STABLE { 0 } else { failures + 1 };
             let rides = failures > PERSISTENT && self.told.borrow().rides;
             let cap = if rides { RIDING_CAP } else { BACKOFF_CAP };
@@ -179,6 +188,7 @@ impl Session {
             tokio::select! {
                 () = pause => {}
                 () = nudges.recalled.notified() => {}
+                () = clock::until_set(), if is_skewed => {}
                 changed = self.target.changed() => if changed.is_err() { return },
                 // Only what cannot wait.
                 told = self.told.wait_for(|told| told.is_goodbye || (rides && !told.rides)) => {
@@ -194,11 +204,7 @@ impl Session {
         let expired = certificate::validity(&proof.chain_pem)
             .is_ok_and(|(_, not_after)| SystemTime::now() >= not_after);
         if expired {
-            if self.events.send(Event::Expired).await.is_err() {
-                return End::Stop;
-            }
-            // A new certificate comes with a new target.
-            return if self.target.changed().await.is_ok() { End::Retarget } else { End::Stop };
+            return self.expired().await;
         }
         let connected = tokio::select! {
             connected = connect(&target, proof, &self.radio) => connected,
@@ -210,7 +216,20 @@ impl Session {
         };
         match self.attached(heard::client(channel), replica, address).await {
             Ok(end) => end,
+            Err(status) if is_expired(&status) => self.expired().await,
             Err(status) => self.refused(replica, &status).await,
+        }
+    }
+
+    /// The certificate is over, by this machine's clock or by the gateway's.
+    async fn expired(&mut self) -> End {
+        if self.events.send(Event::Expired).await.is_err() {
+            return End::Stop;
+        }
+        // A new certificate comes with a new target. By another time the old one may be good.
+        tokio::select! {
+            changed = self.target.changed() => if changed.is_ok() { End::Retarget } else { End::Stop },
+            () = clock::until_set() => End::Retarget,
         }
     }
 
@@ -248,7 +267,7 @@ impl Session {
             return Ok(End::Stop);
         }
         self.told.mark_changed();
-        let mut renewal = Box::pin(sleep(self.renewal_delay()));
+        let mut renewal = Box::pin(sleep(self.renewal_delay().min(RENEWAL_LOOK)));
         let nudges = Arc::clone(&self.nudges);
         let mut doubted: Option<Instant> = None;
         let (mut asked, mut carried) = (false, Instant::now());
@@ -269,6 +288,14 @@ impl Session {
                         Heard::BeatKey(key) => Event::BeatKey(replica, key),
                         Heard::Poke => Event::Poked(replica, Box::default()),
                         Heard::Initiation(initiation) => Event::Poked(replica, initiation),
+                        Heard::Clock(clock) => {
+                            // Who is connected has handshakes that are taken: somebody plays old ones back.
+                            if clock.stale && !self.told.borrow().is_connected {
+                                let anew = v1::client_message::Message::Anew(v1::Anew {});
+                                let _ = outbox.try_send(v1::ClientMessage { message: Some(anew) });
+                            }
+                            Event::Clock(replica, clock)
+                        }
                         Heard::Wake(seq) => Event::Wake(seq),
                         Heard::Guidance(guidance) => Event::Guided(replica, guidance),
                         Heard::Cut(cut) => {
@@ -319,14 +346,18 @@ impl Session {
                     return Ok(if changed.is_ok() { End::Retarget } else { End::Stop });
                 }
                 () = &mut renewal => {
-                    let delay = match self.renew(&mut client).await {
-                        Ok(()) => self.renewal_delay(),
+                    let delay = match self.renewal_delay() {
+                        Duration::ZERO => self.renew(&mut client).await.map(|()| self.renewal_delay()),
+                        left => Ok(left),
+                    };
+                    let delay = match delay {
+                        Ok(delay) => delay,
                         Err(error) => {
                             tracing::warn!(%error, category = error.category(), "the certificate could not be renewed yet");
                             RENEWAL_RETRY
                         }
                     };
-                    renewal.set(sleep(delay));
+                    renewal.set(sleep(delay.min(RENEWAL_LOOK)));
                 }
             }
         }
@@ -350,6 +381,19 @@ impl Session {
         let _ = self.proof.changed().await;
         Ok(())
     }
+}
+
+/// Whether the gateway finds the certificate to be over by its clock: an alert of TLS (RFC 8446, section 6.2), which comes
+/// through HTTP/2 as text alone.
+fn is_expired(status: &Status) -> bool {
+    let mut error: Option<&(dyn Error + 'static)> = Some(status);
+    while let Some(source) = error {
+        if source.to_string().contains("CertificateExpired") {
+            return true;
+        }
+        error = source.source();
+    }
+    false
 }
 
 /// How a connection ended, as far as what it told can be traced back to the kernel.

@@ -79,7 +79,7 @@ impl Admission {
         })?;
         let mut turn = Turn { admission: self, applicant, pace, outcome: Outcome::Unknown, permit: None };
         let turns = match kind {
-            Kind::Join => &self.joins,
+            Kind::Join | Kind::Keys => &self.joins,
             Kind::ServiceAccount => &self.service_accounts,
         };
         turn.permit = timeout(PATIENCE, turns.acquire()).await.ok().and_then(Result::ok);

@@ -56,6 +56,13 @@ pub(super) enum Command {
         /// Which of its sessions.
         session: u64,
     },
+    /// A client's clock went back, and its handshakes begin anew.
+    SessionAnew {
+        /// The client.
+        peer: PublicKey,
+        /// Which of its sessions.
+        session: u64,
+    },
     /// A client's session stream ended.
     SessionClosed {
         /// The client.
@@ -99,6 +106,11 @@ pub(super) enum Word {
     Poke(Option<Box<[u8]>>),
     /// What its neighbours know.
     Guidance(v1::Guidance),
+    /// The time, and whether its handshakes are dropped as not new.
+    Clock {
+        /// They are. Else any is taken from now on.
+        stale: bool,
+    },
 }
 
 /// An answer of `/readyz`.

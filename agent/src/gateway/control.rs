@@ -38,6 +38,7 @@ use super::{
     proof::{Prober, Way},
     report::{Observation, Reporter},
     session::Served,
+    stale::Stale,
     told::{Asked, Told},
 };
 use crate::{
@@ -64,6 +65,8 @@ const PROOF_LIFETIME: Duration = Duration::from_secs(90);
 const SAMPLE: Duration = Duration::from_millis(100);
 /// A client is poked at most this often.
 const POKE_PAUSE: Duration = Duration::from_secs(5);
+/// A client is told that its handshakes are dropped at most this often.
+const WARNING_PAUSE: Duration = Duration::from_secs(2);
 const TUNNEL_RETRY: Duration = Duration::from_secs(10);
 const EVENTS: usize = 8192;
 
@@ -103,6 +106,8 @@ struct Attached {
     key: Option<BeatKey>,
     words: mpsc::Sender<Word>,
     poked: Option<Instant>,
+    /// When it was told that its handshakes are not new.
+    warned: Option<Instant>,
     /// How often it was recalled.
     recalls: u64,
     /// It was called to the tunnel, and has not come yet as far as is known.
@@ -157,6 +162,7 @@ pub(super) struct Control {
     stats: Vec<PeerStats>,
     counters: Counters,
     handshakes: HandshakeClock,
+    stale: Stale,
     restarts: Restarts,
     /// Grows when all that hangs on the control is to be made anew.
     lives: u64,
@@ -194,6 +200,7 @@ impl Control {
             stats: Vec::new(),
             counters: Counters::default(),
             handshakes: HandshakeClock::default(),
+            stale: Stale::default(),
             restarts: Restarts::default(),
             lives: 0,
         };
@@ -382,8 +389,10 @@ impl Control {
                 if let (Some(tunnel), Some(key)) = (&self.tunnel, &key) {
                     tunnel.answer_beats(&peer, key);
                 }
-                self.sessions
-                    .insert(peer, Attached { session, key, words, poked: None, recalls: 0, called: false });
+                self.sessions.insert(
+                    peer,
+                    Attached { session, key, words, poked: None, warned: None, recalls: 0, called: false },
+                );
                 self.expect(now, peer, Agent::Silent);
                 self.neighbours.handle_attached(now, peer, source);
                 self.changed(now);
@@ -398,6 +407,7 @@ impl Control {
                     self.counters.recalls += 1;
                 }
             }
+            Command::SessionAnew { peer, session } => self.take_older(&peer, session),
             Command::SessionClosed { peer, session } => {
                 if self.sessions.get(&peer).is_some_and(|attached| attached.session == session) {
                     self.sessions.remove(&peer);
@@ -481,6 +491,32 @@ impl Control {
         self.counters.not_woken += 1;
         if called && self.health.handle_awake(now, peer) {
             self.changed(now);
+        }
+    }
+
+    /// A client's handshake is not newer than one before. Only the client knows whether that one was its own: its session asks it.
+    fn handle_stale(&mut self, now: Instant, peer: &PublicKey) {
+        if *peer == self.setup.prober.public_key() {
+            // The clock of this very process went back.
+            let _ = self.tunnel.as_ref().map(|tunnel| tunnel.begin_anew(peer));
+            return;
+        }
+        self.stale.handle_stale(now, *peer);
+        let Some(attached) = self.sessions.get_mut(peer) else { return };
+        if attached.warned.is_some_and(|at| now < at + WARNING_PAUSE) {
+            return;
+        }
+        attached.warned = Some(now);
+        let _ = attached.words.try_send(Word::Clock { stale: true });
+    }
+
+    /// A client says that they are its own, by its certificate.
+    fn take_older(&mut self, peer: &PublicKey, session: u64) {
+        let attached = self.sessions.get_mut(peer).filter(|attached| attached.session == session);
+        if let (Some(tunnel), Some(attached)) = (&self.tunnel, attached) {
+            tunnel.begin_anew(peer);
+            self.counters.begun_anew += 1;
+            let _ = attached.words.try_send(Word::Clock { stale: false });
         }
     }
 
@@ -570,6 +606,7 @@ impl Control {
         match *event {
             TunnelEvent::HandshakeCompleted { peer } => {
                 self.counters.handshakes += 1;
+                self.stale.handle_taken(&peer);
                 if let Some(attached) = self.sessions.get_mut(&peer) {
                     attached.called = false;
                 }
@@ -603,6 +640,7 @@ impl Control {
             TunnelEvent::WakeUnanswered { peer } => self.poke(now, &peer),
             TunnelEvent::Held { peer, ref initiation } => self.wake(&peer, initiation),
             TunnelEvent::NotWoken { peer } => self.not_woken(now, &peer),
+            TunnelEvent::Stale { peer } => self.handle_stale(now, &peer),
             TunnelEvent::HandshakeTimedOut { .. }
             | TunnelEvent::ProbeAnswered { .. }
             | TunnelEvent::BeatAnswered { .. }
@@ -771,6 +809,7 @@ impl Control {
         impairments.extend(self.tunnel_failure.clone());
         impairments.extend(access::without_ipv6(&self.without));
         impairments.extend(self.restarts.impairment(Instant::now()));
+        impairments.extend(self.stale.impairment(Instant::now()));
         impairments.extend(self.desired.as_ref().and_then(|desired| access::unlimited(desired)));
         if self.oversized {
             impairments.push(v1::Impairment {
@@ -792,6 +831,7 @@ impl Control {
             proof_age_seconds: age,
             impairments: self.impairments().into_iter().map(|impairment| impairment.category).collect(),
             events_lost: self.tunnel.as_ref().map_or(0, Tunnel::events_lost),
+            discards: self.tunnel.as_ref().map(Tunnel::discards).unwrap_or_default(),
             beats: self.tunnel.as_ref().map(Tunnel::beats).unwrap_or_default(),
             offloads: self.tunnel.as_ref().map(Tunnel::offloads),
             work: self.tunnel.as_ref().map(Tunnel::work).unwrap_or_default(),

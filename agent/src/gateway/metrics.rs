@@ -18,7 +18,7 @@ use super::{
 use crate::{
     health::{Phase, Reach},
     nat::{Cause, Class},
-    tunnel::{BeatCounts, Offloads, PeerStats, PublicKey, Refusal, Refused, Work},
+    tunnel::{BeatCounts, Discards, Offloads, PeerStats, PublicKey, Refusal, Refused, Work},
 };
 
 /// Upper edges of the buckets of lifetimes and intervals, seconds: the timeouts that NATs are known to have.
@@ -42,6 +42,8 @@ pub(super) struct Counters {
     pub(super) send_failures: BTreeMap<&'static str, u64>,
     pub(super) desired_errors: BTreeMap<&'static str, u64>,
     pub(super) proofs_failed: u64,
+    /// Times that a client whose clock went back had its handshakes begin anew.
+    pub(super) begun_anew: u64,
     pub(super) pokes: u64,
     pub(super) recalls: u64,
     /// The longest that waking a client took, by pool.
@@ -140,6 +142,7 @@ pub(super) struct Gauges {
     pub(super) events_lost: u64,
     /// Panics of parts of the gateway, all of them survived.
     pub(super) faults: u64,
+    pub(super) discards: Discards,
     pub(super) beats: BeatCounts,
     /// None where there is no tunnel yet.
     pub(super) offloads: Option<Offloads>,
@@ -274,6 +277,18 @@ pub(super) fn render(counters: &Counters, gauges: &Gauges) -> String {
         "counter",
         "Handshakes that ended with a session.",
         counters.handshakes,
+    );
+    page.family(
+        "pinhole_gateway_handshakes_dropped_total",
+        "counter",
+        "Handshakes of clients that led to nothing; stale: not newer than one before, by a clock that went back or a replay.",
+    );
+    page.sample("pinhole_gateway_handshakes_dropped_total", &[("reason", "stale")], gauges.discards.stale);
+    page.one(
+        "pinhole_gateway_handshakes_begun_anew_total",
+        "counter",
+        "Times that a client whose clock went back asked over its session for its handshakes to be taken all the same.",
+        counters.begun_anew,
     );
     page.one("pinhole_gateway_reports_total", "counter", "Reports sent to the operator.", counters.reports);
     page.one(

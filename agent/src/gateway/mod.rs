@@ -21,6 +21,7 @@ mod proof;
 pub mod report;
 mod rest;
 mod session;
+mod stale;
 mod tls;
 pub mod told;
 

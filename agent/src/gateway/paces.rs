@@ -34,6 +34,8 @@ pub(super) enum Kind {
     Join,
     /// A pod's ServiceAccount token.
     ServiceAccount,
+    /// The keys of a client whose certificate is over.
+    Keys,
 }
 
 type Fingerprint = [u8; 32];
@@ -50,21 +52,25 @@ impl Applicant {
     /// Of a request, whatever it says.
     pub(super) fn new(source: IpAddr, request: &EnrolRequest) -> Self {
         let mut hash = Context::new(&SHA256);
-        let mut add = |part: &str| {
+        let mut add = |part: &[u8]| {
             hash.update(&part.len().to_be_bytes());
-            hash.update(part.as_bytes());
+            hash.update(part);
         };
-        add(&request.pool_namespace);
-        add(&request.pool);
+        add(request.pool_namespace.as_bytes());
+        add(request.pool.as_bytes());
         let kind = match &request.credential {
             Some(Credential::ServiceAccountToken(token)) => {
-                add(token);
+                add(token.as_bytes());
                 Kind::ServiceAccount
             }
             Some(Credential::Join(join)) => {
-                add(&join.token);
-                add(&join.secret);
+                add(join.token.as_bytes());
+                add(join.secret.as_bytes());
                 Kind::Join
+            }
+            Some(Credential::Keys(_)) => {
+                add(&request.public_key);
+                Kind::Keys
             }
             None => Kind::Join,
         };

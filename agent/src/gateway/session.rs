@@ -8,7 +8,7 @@ use std::{
         Arc,
         atomic::{AtomicU32, AtomicU64, Ordering},
     },
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime},
 };
 
 use futures::Stream;
@@ -252,6 +252,9 @@ impl Inner {
                             Said::Told(told) => {
                                 let _ = self.control.send(Command::SessionTold { peer, told }).await;
                             }
+                            Said::Anew => {
+                                let _ = self.control.send(Command::SessionAnew { peer, session }).await;
+                            }
                             Said::Hello { .. } | Said::Newer => {}
                         }
                     }
@@ -278,6 +281,10 @@ impl Inner {
                             v1::session_message::Message::Poke(v1::Poke { initiation })
                         }
                         Word::Guidance(guidance) => v1::session_message::Message::Guidance(guidance),
+                        Word::Clock { stale } => {
+                            let now = Some(SystemTime::now().into());
+                            v1::session_message::Message::Clock(v1::Clock { now, stale })
+                        }
                     };
                     // A client that takes nothing is told with the next one.
                     let _ = outbox.try_send(Ok(v1::SessionMessage { message: Some(message) }));

@@ -38,6 +38,8 @@ pub(super) enum Said {
     Heard(u64),
     /// It has nothing to say for a while.
     Rest(Asked),
+    /// Its handshakes begin anew.
+    Anew,
     /// How it is.
     Told(Box<Told>),
     /// Something that this gateway does not know.
@@ -51,6 +53,7 @@ impl From<v1::ClientMessage> for Said {
             Some(Message::Hello(hello)) => Self::Hello { hears: hello.hears },
             Some(Message::Heard(heard)) => Self::Heard(heard.revision),
             Some(Message::Rest(rest)) => Self::Rest(Asked::from(&rest)),
+            Some(Message::Anew(_)) => Self::Anew,
             Some(Message::State(state)) => Self::Told(Box::new(Told::from(state))),
             None => Self::Newer,
         }

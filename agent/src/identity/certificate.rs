@@ -86,7 +86,11 @@ pub fn client_of(certificate: &[u8]) -> Result<ObjectRef, IdentityError> {
 /// From when and until when a chain's leaf is valid.
 pub fn validity(pem: &str) -> Result<(SystemTime, SystemTime), IdentityError> {
     let chain = chain(pem)?;
-    let leaf = chain.first().ok_or_else(|| IdentityError::Certificate("it is empty".into()))?;
+    leaf_validity(chain.first().ok_or_else(|| IdentityError::Certificate("it is empty".into()))?)
+}
+
+/// From when until when a certificate (DER) is valid. Times before 1970 are 1970.
+pub fn leaf_validity(leaf: &[u8]) -> Result<(SystemTime, SystemTime), IdentityError> {
     let (_, leaf) = X509Certificate::from_der(leaf)
         .map_err(|_| IdentityError::Certificate("it is not a certificate".into()))?;
     let time = |seconds: i64| {
@@ -97,11 +101,12 @@ pub fn validity(pem: &str) -> Result<(SystemTime, SystemTime), IdentityError> {
 }
 
 /// How long to wait before a certificate is renewed: two thirds of its life have then passed. Zero when it is
-/// due.
+/// due, and never more than these.
 pub fn renewal_delay(now: SystemTime, (not_before, not_after): (SystemTime, SystemTime)) -> Duration {
     let life = not_after.duration_since(not_before).unwrap_or_default();
-    let due = not_before + life / 3 * 2;
-    due.duration_since(now).unwrap_or_default()
+    let wait = life / 3 * 2;
+    // By a clock that is behind it would be over before.
+    (not_before + wait).duration_since(now).unwrap_or_default().min(wait)
 }
 
 #[cfg(test)]
@@ -156,5 +161,7 @@ mod tests {
         let life = (start, start + Duration::from_mins(5));
         assert_eq!(renewal_delay(start, life), Duration::from_secs(200));
         assert_eq!(renewal_delay(start + Duration::from_secs(250), life), Duration::ZERO);
+        let later = (start + Duration::from_hours(48), start + Duration::from_hours(51));
+        assert_eq!(renewal_delay(start, later), Duration::from_hours(2), "the clock is two days behind");
     }
 }

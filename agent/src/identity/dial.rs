@@ -11,16 +11,20 @@ use std::{
 use futures::{StreamExt as _, future::join_all, stream::FuturesUnordered};
 use hyper_util::rt::TokioIo;
 use nix::sys::socket::{setsockopt, sockopt};
+use rustls::{ClientConfig, crypto::ring, pki_types::ServerName};
 use tokio::net::{TcpSocket, TcpStream, lookup_host};
-use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity, Uri};
+use tokio_rustls::TlsConnector;
+use tonic::transport::{Channel, Endpoint, Uri};
 use zeroize::Zeroizing;
 
-use super::metered::Metered;
-use crate::nat::Radio;
+use super::{IdentityError, SessionKey, certificate, judge::Judge, metered::Metered};
+use crate::{clock::Skew, nat::Radio};
 
 const CONNECT: Duration = Duration::from_secs(5);
 /// How long an attempt has for itself before the next one starts (RFC 8305, section 5).
 const STAGGER: Duration = Duration::from_millis(250);
+/// Protocol of gRPC, to be agreed in the handshake.
+const HTTP2: &[u8] = b"h2";
 const KEEPALIVE: Duration = Duration::from_secs(20);
 const KEEPALIVE_ANSWER: Duration = Duration::from_secs(10);
 
@@ -46,6 +50,16 @@ pub enum DialError {
     /// The CA, the certificate or the key is malformed.
     #[error("cannot set up TLS: {0}")]
     Tls(String),
+    /// The server's certificate is over by this machine's clock, and right otherwise.
+    #[error(
+        "the certificate of {endpoint} is over: {skew} at least, or the gateway could not renew it; set the clock"
+    )]
+    ClockSkew {
+        /// `host:port`.
+        endpoint: String,
+        /// By how much the clock would be ahead.
+        skew: Skew,
+    },
     /// There is no endpoint to try.
     #[error("no endpoint is known")]
     NoEndpoint,
@@ -63,6 +77,7 @@ impl DialError {
                 "NameUnresolved"
             }
             Self::Unreachable { .. } | Self::NoEndpoint | Self::Several(_) => "GatewayUnreachable",
+            Self::ClockSkew { .. } => "ClockSkew",
             Self::Tls(_) => "TlsConfigInvalid",
         }
     }
@@ -74,6 +89,10 @@ impl DialError {
             error => vec![error],
         });
         let mut flat: Vec<_> = flat.collect();
+        // All else may be due to it.
+        if let Some(at) = flat.iter().position(|error| matches!(error, Self::ClockSkew { .. })) {
+            return flat.swap_remove(at);
+        }
         // The same endpoint may be known from several sides.
         let mut said = HashSet::new();
         flat.retain(|error| said.insert(error.to_string()));
@@ -128,6 +147,13 @@ pub fn end_unacknowledged(stream: &TcpStream) -> io::Result<()> {
     Ok(setsockopt(stream, sockopt::TcpUserTimeout, &milliseconds)?)
 }
 
+/// TLS with one server, whichever its address.
+struct Tls {
+    connector: TlsConnector,
+    name: ServerName<'static>,
+    judge: Arc<Judge>,
+}
+
 /// How to connect.
 #[derive(Clone)]
 pub struct Dialer {
@@ -156,7 +182,8 @@ impl Dialer {
             }
         }
         let ordered = routed_first(addresses, |address| has_route(address, self.fwmark));
-        match race(ordered, |address| self.connect_address(address)).await {
+        let tls = self.tls().map_err(|error| DialError::Tls(error.to_string()))?;
+        match race(ordered, |address| self.connect_address(address, &tls)).await {
             Ok(connected) => Ok(connected),
             Err(mut refused) => {
                 if let Some(at) = refused.iter().position(|error| matches!(error, DialError::Tls(_))) {
@@ -168,21 +195,36 @@ impl Dialer {
         }
     }
 
-    async fn connect_address(&self, address: SocketAddr) -> Result<Channel, DialError> {
-        let mut tls = ClientTlsConfig::new()
-            .domain_name(self.server_name.clone())
-            .ca_certificate(Certificate::from_pem(&self.ca_pem));
-        if let Some(proof) = &self.proof {
-            tls = tls.identity(Identity::from_pem(&proof.chain_pem, proof.key_pem.as_bytes()));
-        }
-        let invalid = |error: tonic::transport::Error| DialError::Tls(reason(&error));
-        let uri = Uri::builder()
-            .scheme("https")
-            .authority(address.to_string())
-            .path_and_query("/")
-            .build()
-            .map_err(|error| DialError::Tls(error.to_string()))?;
-        let channel = Endpoint::from(uri).tls_config(tls).map_err(invalid)?.connect_timeout(CONNECT);
+    /// TLS as it is spoken with all endpoints.
+    fn tls(&self) -> Result<Tls, IdentityError> {
+        let malformed = |error: &dyn std::error::Error| IdentityError::Certificate(error.to_string());
+        let provider = Arc::new(ring::default_provider());
+        let judge = Arc::new(Judge::new(&self.ca_pem, Arc::clone(&provider))?);
+        let config = ClientConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .map_err(|error| malformed(&error))?
+            .dangerous()
+            .with_custom_certificate_verifier(Arc::<Judge>::clone(&judge));
+        let mut config = match &self.proof {
+            None => config.with_no_client_auth(),
+            Some(proof) => {
+                let (chain, key) =
+                    (certificate::chain(&proof.chain_pem)?, SessionKey::from_pem(&proof.key_pem)?);
+                config.with_client_auth_cert(chain, key.to_der()).map_err(|error| malformed(&error))?
+            }
+        };
+        config.alpn_protocols = vec![HTTP2.to_vec()];
+        let name = ServerName::try_from(self.server_name.clone()).map_err(|error| malformed(&error))?;
+        Ok(Tls { connector: TlsConnector::from(Arc::new(config)), name, judge })
+    }
+
+    async fn connect_address(&self, address: SocketAddr, tls: &Tls) -> Result<Channel, DialError> {
+        let uri = |scheme: &str| {
+            let uri = Uri::builder().scheme(scheme).authority(address.to_string()).path_and_query("/");
+            uri.build().map_err(|error| DialError::Tls(error.to_string()))
+        };
+        // The connector below speaks TLS; the library would do so itself, with a verifier of its own.
+        let channel = Endpoint::from(uri("http")?).origin(uri("https")?).connect_timeout(CONNECT);
         let channel = match self.liveness {
             Liveness::Pinged => channel
                 .http2_keep_alive_interval(KEEPALIVE)
@@ -191,8 +233,9 @@ impl Dialer {
             Liveness::Quiet(_) => channel,
         };
         let (fwmark, radio) = (self.fwmark, self.liveness.radio().cloned());
+        let (connector, name) = (tls.connector.clone(), tls.name.clone());
         let connector = tower::service_fn(move |_: Uri| {
-            let radio = radio.clone();
+            let (radio, connector, name) = (radio.clone(), connector.clone(), name.clone());
             async move {
                 let count = || radio.iter().for_each(|radio| radio.packet(Instant::now()));
                 count();
@@ -201,13 +244,17 @@ impl Dialer {
                 if radio.is_some() {
                     end_unacknowledged(&stream)?;
                 }
-                io::Result::Ok(TokioIo::new(Metered::new(stream, radio)))
+                let stream = connector.connect(name, Metered::new(stream, radio)).await?;
+                if stream.get_ref().1.alpn_protocol() != Some(HTTP2) {
+                    return Err(io::Error::other("the other end does not speak HTTP/2"));
+                }
+                io::Result::Ok(TokioIo::new(stream))
             }
         });
-        channel
-            .connect_with_connector(connector)
-            .await
-            .map_err(|error| unreachable(&address.to_string(), &reason(&error)))
+        channel.connect_with_connector(connector).await.map_err(|error| match tls.judge.skew() {
+            Some(skew) => DialError::ClockSkew { endpoint: address.to_string(), skew },
+            None => unreachable(&address.to_string(), &reason(&error)),
+        })
     }
 }
 

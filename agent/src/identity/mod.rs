@@ -5,6 +5,7 @@ pub mod certificate;
 pub mod dial;
 mod error;
 pub mod join;
+mod judge;
 mod metered;
 pub mod possession;
 pub mod store;

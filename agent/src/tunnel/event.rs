@@ -79,6 +79,13 @@ pub enum TunnelEvent {
         /// The peer.
         peer: PublicKey,
     },
+    /// An authentic handshake initiation of the peer was not newer than one before, and dropped: its clock went back, or somebody
+    /// played an old one back. Not told of one that comes within a second of the one that was taken, as the network delivers
+    /// some twice. The first can be helped by [`Tunnel::begin_anew`](super::Tunnel::begin_anew).
+    Stale {
+        /// The peer.
+        peer: PublicKey,
+    },
     /// The kernel refused a datagram to the peer. Told once, until something
     /// authenticated comes from the peer, its endpoint changes, or the reason does.
     SendFailed {

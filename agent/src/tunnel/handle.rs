@@ -51,6 +51,7 @@ pub(super) enum Command {
     SetPeers(Arc<[PeerConfig]>),
     UseEndpoint(PublicKey, SocketAddr),
     Handshake(PublicKey),
+    BeginAnew(PublicKey),
     Keepalive(PublicKey),
     Probe(PublicKey, Probe),
     BeatKey(PublicKey, BeatKey, Role),
@@ -264,6 +265,13 @@ impl Tunnel {
     /// Begins a handshake now, even if there is a session or an attempt under way.
     pub fn handshake(&self, peer: &PublicKey) {
         self.tell(peer, Command::Handshake(*peer));
+    }
+
+    /// Ends the peer's sessions, and forgets how new its last handshake was: the next one is taken, whatever its stamp. Only for
+    /// who has proven by other means to be the peer and to want it. What was recorded of its handshakes can be played back once
+    /// after that, as after a start of the tunnel.
+    pub fn begin_anew(&self, peer: &PublicKey) {
+        self.tell(peer, Command::BeginAnew(*peer));
     }
 
     /// Sends an empty data message over the session, or begins a handshake when there is none.

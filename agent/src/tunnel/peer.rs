@@ -7,7 +7,7 @@ use std::{
 };
 
 use boringtun::{
-    noise::{Tunn, TunnResult, rate_limiter::RateLimiter},
+    noise::{Tunn, TunnResult, errors::WireGuardError, rate_limiter::RateLimiter},
     x25519,
 };
 
@@ -29,6 +29,7 @@ use super::{
     timers::{Due, RETRY_JITTER, Timers},
     waiting::Waiting,
 };
+use crate::clock::{Clocks, JUMP};
 
 /// `Tunn` stamps everything with the time of its last poll, so it must have been polled this recently.
 const CLOCK: Duration = Duration::from_millis(250);
@@ -37,6 +38,9 @@ const CLOCK: Duration = Duration::from_millis(250);
 const KNOCKS: Allowance = Allowance { rate: 1000, burst: 500 };
 /// Packets that may wait for sessions in the whole shard, about 12 MB.
 const WAITING_TOGETHER: usize = 8192;
+
+/// A datagram that the network delivers twice comes again within this.
+const TWICE: Duration = Duration::from_secs(1);
 
 /// What the peers of a shard have in common.
 pub(super) struct Surroundings {
@@ -54,6 +58,8 @@ pub(super) struct Surroundings {
     pub(super) held: usize,
     /// What is left for waking them.
     pub(super) knocks: Bucket,
+    /// Authentic initiations so far that were not newer than one before.
+    pub(super) stale: u64,
 }
 
 /// Spreads retries. No secret depends on it.
@@ -108,9 +114,14 @@ pub(super) struct Peer {
     /// Made with the first handshake. It costs two multiplications on the curve and several kilobytes, so the
     /// peers of a large set would hold up the packets of all others when the set is taken.
     tunn: Option<Box<Tunn>>,
+    /// When it was made: it reads the wall clock then, and counts its handshakes' stamps (TAI64N) on from there by the boot
+    /// clock, whatever becomes of the wall clock.
+    anchor: Option<Clocks>,
     polled: Option<Instant>,
     has_session: bool,
     unconfirmed: Option<Unconfirmed>,
+    /// When an initiation was last taken.
+    taken: Option<Instant>,
     timers: Timers,
     endpoint: Option<Endpoint>,
     /// Whether the owner ever said where it is.
@@ -142,9 +153,11 @@ impl Peer {
             preshared,
             slot,
             tunn: None,
+            anchor: None,
             polled: None,
             has_session: false,
             unconfirmed: None,
+            taken: None,
             timers: Timers::default(),
             endpoint: None,
             is_told: false,
@@ -179,6 +192,12 @@ impl Peer {
         self.tunn.is_some()
     }
 
+    /// As if the wall clock had been put forward since the `Tunn` was made.
+    #[cfg(test)]
+    pub(super) fn put_clock_forward(&mut self, by: Duration) {
+        self.anchor = self.anchor.map(|anchor| Clocks { wall: anchor.wall - by, ..anchor });
+    }
+
     pub(super) fn waiting(&self) -> usize {
         self.waiting.len()
     }
@@ -198,8 +217,13 @@ impl Peer {
 
     /// Begins anew with other keys; the figures and the endpoint stay.
     pub(super) fn rekey(&mut self, preshared: Option<PresharedKey>) {
-        self.tunn = None;
         self.preshared = preshared;
+        self.begin_anew();
+    }
+
+    /// Forgets its sessions and the newest of its initiations: the next one counts, whatever its stamp.
+    pub(super) fn begin_anew(&mut self) {
+        self.tunn = None;
         self.polled = None;
         self.has_session = false;
         self.unconfirmed = None;
@@ -386,12 +410,14 @@ impl Peer {
     ) {
         let mut room = [0; INITIATION];
         self.poll_if_stale(now, common, out);
-        let made = self.make_tunn(common).decapsulate(None, initiation, &mut room);
-        let TunnResult::WriteToNetwork(reply) = made else {
-            self.stats.dropped += 1;
-            return;
-        };
-        self.respond(now, reply, common, out);
+        match self.make_tunn(common).decapsulate(None, initiation, &mut room) {
+            TunnResult::WriteToNetwork(reply) => self.respond(now, reply, common, out),
+            // Its clock went back. Who was called all the same can call.
+            TunnResult::Err(WireGuardError::WrongTai64nTimestamp) if !self.comes_twice(now) => {
+                self.handshake(now, common, out);
+            }
+            _ => self.stats.dropped += 1,
+        }
     }
 
     /// Does what is due.
@@ -477,6 +503,14 @@ impl Peer {
             TunnResult::WriteToNetwork(reply) => reply,
             // A cookie: to be used with the next retry. It proves nobody's presence.
             TunnResult::Done => return,
+            TunnResult::Err(WireGuardError::WrongTai64nTimestamp) => {
+                self.stats.dropped += 1;
+                common.stale += 1;
+                if !self.comes_twice(now) {
+                    out.event(TunnelEvent::Stale { peer: self.key });
+                }
+                return;
+            }
             _ => {
                 self.stats.dropped += 1;
                 return;
@@ -491,8 +525,14 @@ impl Peer {
         self.session_ready(now, now, true, common, out);
     }
 
+    /// Whether an initiation may be the one that was taken, delivered twice.
+    fn comes_twice(&self, now: Instant) -> bool {
+        self.taken.is_some_and(|taken| now.saturating_duration_since(taken) < TWICE)
+    }
+
     /// Sends the response that an authentic initiation calls for.
     fn respond<O: Output>(&mut self, now: Instant, response: &[u8], common: &mut Surroundings, out: &mut O) {
+        self.taken = Some(now);
         self.unconfirmed = Message::sender(response).map(|index| Unconfirmed { index, since: now });
         self.timers.keys_derived(now);
         self.transmit(now, response, common, out);
@@ -698,6 +738,7 @@ impl Peer {
     }
 
     fn initiate<O: Output>(&mut self, now: Instant, common: &mut Surroundings, out: &mut O) {
+        self.follow_clock();
         let mut room = [0; INITIATION];
         if self.endpoint.is_some()
             && !self.is_asleep(now)
@@ -725,8 +766,21 @@ impl Peer {
         out.event(TunnelEvent::HandshakeTimedOut { peer: self.key });
     }
 
+    /// A wall clock that was behind and is right now: the peer may know stamps of before it was behind, and refuse each that is
+    /// older. `Tunn` takes no other clock, but a new one reads the clock again. Not where the clock was put back, so that stamps
+    /// never go back; and not while there is a session, which would be lost and shows that the stamps do.
+    fn follow_clock(&mut self) {
+        let gained = self.anchor.map(|anchor| Clocks::now().gained_since(&anchor));
+        if self.tunn.is_some() && !self.has_session && gained.is_some_and(|gained| gained >= JUMP) {
+            self.tunn = None;
+            self.polled = None;
+            self.unconfirmed = None;
+        }
+    }
+
     fn make_tunn(&mut self, common: &Surroundings) -> &mut Tunn {
         self.tunn.get_or_insert_with(|| {
+            self.anchor = Some(Clocks::now());
             // The low byte of the 24-bit index is the shard's number, at a fixed place in every message to us,
             // so that datagrams can be steered by peer.
             let index = u32::from(self.slot) << 8 | u32::from(common.place.number());

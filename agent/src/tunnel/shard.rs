@@ -91,6 +91,7 @@ impl Shard {
                 waiting: 0,
                 held: 0,
                 knocks: Bucket::full(now),
+                stale: 0,
             },
             board,
             discards: Discards::default(),
@@ -346,6 +347,7 @@ impl Shard {
             }
         }
         self.touched = unpublished;
+        self.discards.stale = self.common.stale;
         self.board.count(self.discards, self.beats.counts());
         self.touched.is_empty()
     }
@@ -397,6 +399,11 @@ impl Shard {
         if Message::parse(initiation) == Some(Message::Initiation) {
             self.with(key, |peer, common| peer.take_initiation(now, initiation, common, out));
         }
+    }
+
+    /// Forgets the peer's sessions, and which of its initiations is the newest.
+    pub(super) fn begin_anew(&mut self, key: &PublicKey) {
+        self.with(key, |peer, _| peer.begin_anew());
     }
 
     /// Begins a handshake.
@@ -539,6 +546,8 @@ mod asleep_tests;
 mod beat_tests;
 #[cfg(test)]
 mod destinations_tests;
+#[cfg(test)]
+mod stamp_tests;
 #[cfg(test)]
 mod team_tests;
 #[cfg(test)]

@@ -101,7 +101,7 @@ impl PeerStats {
     }
 }
 
-/// Datagrams and packets that belonged to no peer, since the tunnel started.
+/// Datagrams and packets that belonged to no peer, and handshakes that led to nothing, since the tunnel started.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Discards {
     /// Datagrams that are no message of WireGuard.
@@ -114,9 +114,11 @@ pub struct Discards {
     pub challenged: u64,
     /// Inner packets to an address that is nobody's.
     pub unrouted: u64,
+    /// Authentic initiations of peers that were not newer than one before: a clock that went back, or a replay.
+    pub stale: u64,
 }
 
-summed!(Discards { malformed, unknown_peer, refused, challenged, unrouted });
+summed!(Discards { malformed, unknown_peer, refused, challenged, unrouted, stale });
 
 /// What the data plane's threads did, since the tunnel started. How many datagrams go in and out with one call tells
 /// whether offloads do their work.

@@ -362,6 +362,29 @@ impl Lab {
         self.run(command, input)
     }
 
+    /// The same on a machine whose clock is as [`set_clock`](Self::set_clock) says, also when that changes.
+    pub(crate) fn client_with_clock(&self, arguments: &[&str], input: &str) -> Output {
+        const LIBRARY: &str = "libfaketime.so.1";
+        let library = ["/usr/lib/x86_64-linux-gnu/faketime", "/usr/lib/aarch64-linux-gnu/faketime"]
+            .into_iter()
+            .map(|directory| Path::new(directory).join(LIBRARY))
+            .find(|library| library.exists())
+            .expect("clocks need libfaketime: `apt-get install libfaketime`");
+        let mut command = Command::new("ip");
+        command.args(["netns", "exec", &self.client.0, PINHOLE]).args(arguments);
+        command.env("LD_PRELOAD", library).env("FAKETIME_TIMESTAMP_FILE", self.path("clock"));
+        // Read at each look at the clock, and only the wall clock is wrong.
+        command.env("FAKETIME_NO_CACHE", "1").env("FAKETIME_DONT_FAKE_MONOTONIC", "1");
+        self.run(command, input)
+    }
+
+    /// How far the client's clock is from everybody else's: `-30m`, `+400d`.
+    pub(crate) fn set_clock(&self, offset: &str) {
+        let new = self.path("clock.new");
+        std::fs::write(&new, offset).unwrap();
+        std::fs::rename(new, self.path("clock")).unwrap();
+    }
+
     pub(crate) fn unprivileged_client(&self, arguments: &[&str], input: &str) -> Output {
         // A copy, as nobody but root may look into where it was built.
         let copy = Path::new("/tmp").join(format!("{}-pinhole", self.client));

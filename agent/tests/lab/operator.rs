@@ -64,6 +64,10 @@ struct Inner {
     life: Mutex<Option<Duration>>,
     /// Public keys that clients asked certificates for, the first one at the enrolment.
     session_keys: Mutex<Vec<Vec<u8>>>,
+    /// Certificates given for the keys of an enrolment before.
+    by_keys: Mutex<u32>,
+    /// How long a gateway's certificate lives, where a test is about that.
+    server_life: Mutex<Option<Duration>>,
     server_certificates: Mutex<u32>,
 }
 
@@ -122,6 +126,8 @@ impl Operator {
             addresses: Mutex::new(vec!["10.77.0.9/32".into()]),
             life: Mutex::default(),
             session_keys: Mutex::default(),
+            by_keys: Mutex::default(),
+            server_life: Mutex::default(),
             server_certificates: Mutex::default(),
         });
         let stop = CancellationToken::new();
@@ -187,9 +193,19 @@ impl Operator {
         self.inner.addresses.lock().unwrap().insert(0, address.to_owned());
     }
 
-    /// Has clients renew their certificates so often.
-    pub(crate) fn certificates_live_for(&self, life: Duration) {
-        *self.inner.life.lock().unwrap() = Some(life);
+    /// Has clients renew their certificates so often. `None`: never.
+    pub(crate) fn certificates_live_for(&self, life: impl Into<Option<Duration>>) {
+        *self.inner.life.lock().unwrap() = life.into();
+    }
+
+    /// The next certificates of gateways end then.
+    pub(crate) fn server_certificates_live_for(&self, life: Duration) {
+        *self.inner.server_life.lock().unwrap() = Some(life);
+    }
+
+    /// How many certificates were given for the keys of an enrolment before.
+    pub(crate) fn certificates_by_keys(&self) -> u32 {
+        *self.inner.by_keys.lock().unwrap()
     }
 
     /// Public keys that clients asked certificates for.
@@ -419,6 +435,37 @@ impl Inner {
         v1::IssuedCertificate { chain_pem, ca_pem: self.ca_pem.clone(), not_after: None }
     }
 
+    /// The answer to a client that may connect.
+    fn enrolled(&self, csr: Vec<u8>, client: &v1::ObjectRef) -> v1::EnrolResponse {
+        let desired = self.desired.borrow();
+        let config = v1::ClientConfig {
+            revision: desired.revision,
+            client: Some(client.clone()),
+            addresses: self.addresses.lock().unwrap().clone(),
+            routes: desired.pools[0].routes.clone(),
+            mtu: 1420,
+            replicas: desired.replicas.clone(),
+            ..Default::default()
+        };
+        let certificate = Some(self.client_certificate(csr, client));
+        v1::EnrolResponse { certificate, config: Some(config) }
+    }
+
+    /// As the operator has it: both keys are those of the enrolment.
+    fn by_keys(&self, request: v1::EnrolRequest) -> Result<Response<v1::EnrolResponse>, Status> {
+        let csr = CertificateSigningRequestParams::from_der(&request.csr.clone().into()).unwrap();
+        let session_key = csr.public_key.der_bytes().to_vec();
+        let peer = |peer: &v1::Peer| peer.public_key == request.public_key;
+        if !self.desired.borrow().peers.iter().any(peer) {
+            return Err(refuse("ClientDeleted"));
+        }
+        if !self.session_keys.lock().unwrap().contains(&session_key) {
+            return Err(refuse("SessionKeyChanged"));
+        }
+        *self.by_keys.lock().unwrap() += 1;
+        Ok(Response::new(self.enrolled(request.csr, &object("laptop"))))
+    }
+
     fn client_certificate(&self, csr: Vec<u8>, client: &v1::ObjectRef) -> v1::IssuedCertificate {
         let uri = format!("pinhole://{}/{}/{}", client.namespace, client.name, client.uid);
         let request = CertificateSigningRequestParams::from_der(&csr.clone().into()).unwrap();
@@ -488,7 +535,8 @@ impl GatewayLink for Inner {
         *self.server_certificates.lock().unwrap() += 1;
         let name = SanType::DnsName(gateway_server_name(NAMESPACE, GATEWAY).try_into().unwrap());
         let usage = ExtendedKeyUsagePurpose::ServerAuth;
-        Ok(Response::new(self.sign(request.into_inner().csr, name, usage, None)))
+        let life = *self.server_life.lock().unwrap();
+        Ok(Response::new(self.sign(request.into_inner().csr, name, usage, life)))
     }
 
     async fn relay_enrol(
@@ -499,6 +547,9 @@ impl GatewayLink for Inner {
         let request = request.into_inner();
         assert!(request.key_proven, "a gateway relays nothing else");
         let request = request.request.unwrap();
+        if let Some(v1::enrol_request::Credential::Keys(_)) = request.credential {
+            return self.by_keys(request);
+        }
         let secret = match request.credential {
             Some(v1::enrol_request::Credential::Join(join)) => join.secret,
             Some(v1::enrol_request::Credential::ServiceAccountToken(token)) if token == TOKEN => {
@@ -522,22 +573,11 @@ impl GatewayLink for Inner {
             desired.peers.push(v1::Peer {
                 client: Some(client.clone()),
                 public_key: request.public_key,
-                addresses: addresses.clone(),
+                addresses,
                 ..Default::default()
             });
         });
-        let desired = self.desired.borrow();
-        let config = v1::ClientConfig {
-            revision: desired.revision,
-            client: Some(client.clone()),
-            addresses,
-            routes: desired.pools[0].routes.clone(),
-            mtu: 1420,
-            replicas: desired.replicas.clone(),
-            ..Default::default()
-        };
-        let certificate = Some(self.client_certificate(request.csr, &client));
-        Ok(Response::new(v1::EnrolResponse { certificate, config: Some(config) }))
+        Ok(Response::new(self.enrolled(request.csr, &client)))
     }
 
     async fn relay_renew(

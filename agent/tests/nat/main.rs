@@ -18,6 +18,7 @@ use std::{
 };
 
 use lab::{Lab, eventually};
+use libtest_mimic::{Arguments, Trial};
 
 const SOON: Duration = Duration::from_secs(15);
 /// What a silence of the binding's whole lifetime leaves open, at most.
@@ -44,7 +45,32 @@ fn gateway_says(lab: &Lab, phase: pinhole_proto::v1::Phase) -> bool {
     lab.operator.reported("laptop").is_some_and(|report| report.phase() == phase)
 }
 
-#[test]
+fn main() {
+    let mut arguments = Arguments::from_args();
+    // They wait for NATs to forget more than they work.
+    arguments.test_threads = arguments.test_threads.or(Some(4));
+    let tests = [
+        ("beats_learn_how_long_the_nat_waits_and_keep_the_mapping_over_idle_time_and_a_flush", beats_learn_how_long_the_nat_waits_and_keep_the_mapping_over_idle_time_and_a_flush as fn()),
+        ("a_path_that_is_dead_inbound_alone_is_not_called_connected_on_either_side", a_path_that_is_dead_inbound_alone_is_not_called_connected_on_either_side as fn()),
+        ("a_client_that_was_asleep_is_dormant_at_the_gateway_asked_over_its_session_and_back_at_once", a_client_that_was_asleep_is_dormant_at_the_gateway_asked_over_its_session_and_back_at_once as fn()),
+        ("a_mapping_that_moves_while_all_is_quiet_is_followed_by_an_authenticated_packet", a_mapping_that_moves_while_all_is_quiet_is_followed_by_an_authenticated_packet as fn()),
+        ("a_saturated_path_is_never_called_dead_and_costs_no_beats", a_saturated_path_is_never_called_dead_and_costs_no_beats as fn()),
+        ("beats_without_an_answer_tear_nothing_down_under_load_and_probes_take_over_without_it", beats_without_an_answer_tear_nothing_down_under_load_and_probes_take_over_without_it as fn()),
+        ("packets_to_a_sleeping_client_wake_it_and_arrive_and_it_sleeps_again", standby::packets_to_a_sleeping_client_wake_it_and_arrive_and_it_sleeps_again),
+        ("a_sleeper_whose_session_was_forgotten_is_called_lost_with_the_first_packet_and_is_back_by_itself", standby::a_sleeper_whose_session_was_forgotten_is_called_lost_with_the_first_packet_and_is_back_by_itself),
+        ("a_sleeper_whose_network_blocks_udp_by_now_is_called_lost_on_both_sides_and_is_back_when_it_does_not", standby::a_sleeper_whose_network_blocks_udp_by_now_is_called_lost_on_both_sides_and_is_back_when_it_does_not),
+        ("the_lifetime_of_sessions_is_bracketed_by_scouts_while_the_client_sleeps_on", standby::the_lifetime_of_sessions_is_bracketed_by_scouts_while_the_client_sleeps_on),
+    ];
+    let trial = |(name, test): (&str, fn())| {
+        let run = move || {
+            test();
+            Ok(())
+        };
+        Trial::test(name, run)
+    };
+    libtest_mimic::run(&arguments, tests.map(trial).into()).exit();
+}
+
 fn beats_learn_how_long_the_nat_waits_and_keep_the_mapping_over_idle_time_and_a_flush() {
     let (lab, _gateway) = Lab::connected_behind_a_nat("learn", USUAL);
     eventually(Duration::from_mins(1), "the lifetime is known", || {
@@ -87,7 +113,6 @@ fn beats_learn_how_long_the_nat_waits_and_keep_the_mapping_over_idle_time_and_a_
     });
 }
 
-#[test]
 fn a_path_that_is_dead_inbound_alone_is_not_called_connected_on_either_side() {
     for (name, block) in [("inbound", lab::Nat::block_inbound as fn(&lab::Nat)), ("both", lab::Nat::block)] {
         let (lab, _gateway) = Lab::connected_behind_a_nat(name, USUAL);
@@ -117,7 +142,6 @@ fn a_path_that_is_dead_inbound_alone_is_not_called_connected_on_either_side() {
     }
 }
 
-#[test]
 fn a_client_that_was_asleep_is_dormant_at_the_gateway_asked_over_its_session_and_back_at_once() {
     let (lab, _gateway) = Lab::connected_behind_a_nat("asleep", QUICK);
     eventually(SOON, "both are connected", || {
@@ -144,7 +168,6 @@ fn a_client_that_was_asleep_is_dormant_at_the_gateway_asked_over_its_session_and
     assert!(lab.gateway_pings(CLIENT));
 }
 
-#[test]
 fn a_mapping_that_moves_while_all_is_quiet_is_followed_by_an_authenticated_packet() {
     let (lab, _gateway) = Lab::connected_behind_a_nat("follow", USUAL);
     let endpoint =
@@ -163,7 +186,6 @@ fn a_mapping_that_moves_while_all_is_quiet_is_followed_by_an_authenticated_packe
     assert!(lab.gateway_pings(CLIENT));
 }
 
-#[test]
 fn a_saturated_path_is_never_called_dead_and_costs_no_beats() {
     let (lab, _gateway) = Lab::connected_behind_a_nat("load", QUICK);
     // Rounds of refinement: 120 s with time to spare, longer where much else runs.
@@ -195,7 +217,6 @@ fn a_saturated_path_is_never_called_dead_and_costs_no_beats() {
     assert!(is_connected(&lab));
 }
 
-#[test]
 fn beats_without_an_answer_tear_nothing_down_under_load_and_probes_take_over_without_it() {
     let (lab, _gateway) = Lab::connected_behind_a_nat("answers", QUICK);
     let load = lab.saturate(Duration::from_secs(25));

@@ -31,8 +31,7 @@ fn churn(lab: &Lab) -> u64 {
     lab.operator.reported("laptop").unwrap().churn.unwrap_or_default().count
 }
 
-#[test]
-fn packets_to_a_sleeping_client_wake_it_and_arrive_and_it_sleeps_again() {
+pub(crate) fn packets_to_a_sleeping_client_wake_it_and_arrive_and_it_sleeps_again() {
     let (lab, _gateway) = asleep("zwake");
     for round in 1..=2 {
         let before = lab.status().unwrap();
@@ -52,8 +51,8 @@ fn packets_to_a_sleeping_client_wake_it_and_arrive_and_it_sleeps_again() {
     assert_eq!(churn(&lab), 0);
 }
 
-#[test]
-fn a_sleeper_whose_session_was_forgotten_is_called_lost_with_the_first_packet_and_is_back_by_itself() {
+pub(crate) fn a_sleeper_whose_session_was_forgotten_is_called_lost_with_the_first_packet_and_is_back_by_itself()
+ {
     let (lab, _gateway) = asleep("zlost");
     lab.nat().forget_sessions();
     assert!(!lab.gateway_pings(CLIENT), "nobody can reach it now");
@@ -65,8 +64,8 @@ fn a_sleeper_whose_session_was_forgotten_is_called_lost_with_the_first_packet_an
     assert_eq!(churn(&lab), 0, "its binding was let go, not lost");
 }
 
-#[test]
-fn a_sleeper_whose_network_blocks_udp_by_now_is_called_lost_on_both_sides_and_is_back_when_it_does_not() {
+pub(crate) fn a_sleeper_whose_network_blocks_udp_by_now_is_called_lost_on_both_sides_and_is_back_when_it_does_not()
+ {
     let (lab, _gateway) = asleep("zblock");
     lab.nat().block();
     assert!(!lab.gateway_pings(CLIENT), "it is called, and cannot come");
@@ -79,8 +78,7 @@ fn a_sleeper_whose_network_blocks_udp_by_now_is_called_lost_on_both_sides_and_is
     eventually(asked, "the gateway says so", || gateway_says(&lab, Phase::Connected));
 }
 
-#[test]
-fn the_lifetime_of_sessions_is_bracketed_by_scouts_while_the_client_sleeps_on() {
+pub(crate) fn the_lifetime_of_sessions_is_bracketed_by_scouts_while_the_client_sleeps_on() {
     let (lab, _gateway) = Lab::connected_behind_a_nat("zlife", TIMEOUTS);
     lab.nat().keep_sessions_for(45);
     lab.operator.standby(KEEPALIVE, Standby::Session);

@@ -1,15 +1,17 @@
 //! The WireGuard of the Linux kernel as a peer. The kernel that runs these tests may have none, so one that does is booted
 //! under emulation, with nothing but a shell and `wg`, at the other end of a cable. What it does is real, its speed is not.
 
+mod machine;
+
 use std::{
-    io::{BufRead, BufReader, Write},
-    path::PathBuf,
-    process::{Child, ChildStdin, Command, Stdio},
-    sync::{Mutex, mpsc},
+    process::{Command, Stdio},
     time::{Duration, Instant},
 };
 
-use super::{Device, Namespace, PINHOLE, PrivateKey, Program, Test, find};
+pub(crate) use machine::is_there;
+use machine::{Machine, PATIENCE};
+
+use super::{Device, Namespace, PINHOLE, PrivateKey, Program, Test};
 
 pub(crate) const TESTS: &[Test] = &[
     ("linux_begins_and_answers_over_both_families", linux_begins_and_answers),
@@ -20,37 +22,14 @@ pub(crate) const TESTS: &[Test] = &[
     ("keys_shared_with_linux_are_renewed_after_two_minutes", keys_are_renewed_after_two_minutes),
 ];
 
-const EMULATOR: &str = "qemu-system-x86_64";
-/// How long the emulated machine may take for anything, beside other tests.
-const PATIENCE: Duration = Duration::from_mins(1);
 const PORT: u16 = 51820;
 /// `REKEY_AFTER_TIME` of WireGuard's paper.
 const REKEY: Duration = Duration::from_mins(2);
 
-fn cache() -> Option<PathBuf> {
-    let set = |name| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
-    set("PINHOLE_CACHE")
-        .or_else(|| set("XDG_CACHE_HOME").map(|directory| directory.join("pinhole")))
-        .or_else(|| set("HOME").map(|directory| directory.join(".cache/pinhole")))
-        .map(|directory| directory.join("linux"))
-}
-
-pub(crate) fn is_there() -> bool {
-    find(EMULATOR).is_some() && cache().is_some_and(|place| place.join("initrd").is_file())
-}
-
 /// An emulated machine, at the far end of a cable from a namespace.
 struct Linux {
-    machine: Child,
-    terminal: Mutex<(ChildStdin, mpsc::Receiver<String>)>,
+    machine: Machine,
     key: PrivateKey,
-}
-
-impl Drop for Linux {
-    fn drop(&mut self) {
-        let _ = self.machine.kill();
-        let _ = self.machine.wait();
-    }
 }
 
 impl Linux {
@@ -60,32 +39,9 @@ impl Linux {
         namespace.ip("address add 192.0.2.1/24 dev tap0");
         namespace.ip("address add 2001:db8::1/64 dev tap0 nodad");
         namespace.ip("link set tap0 up");
-        let place = cache().unwrap();
-        let mut command = Command::new(EMULATOR);
-        command.args(["-accel", "tcg", "-m", "256", "-smp", "1", "-nodefaults", "-no-reboot"]);
-        command.arg("-kernel").arg(place.join("vmlinuz")).arg("-initrd").arg(place.join("initrd"));
-        command.args(["-append", "console=ttyS0 quiet loglevel=1 panic=-1"]);
-        command.args(["-display", "none", "-serial", "stdio"]);
-        command.args(["-netdev", "tap,id=cable,ifname=tap0,script=no,downscript=no"]);
-        command.args(["-device", "virtio-net-pci,netdev=cable,romfile="]);
-        command.stdin(Stdio::piped()).stdout(Stdio::piped());
-        let mut machine = namespace.run(move || command.spawn().expect("an emulator"));
-        let (input, output) = (machine.stdin.take().unwrap(), machine.stdout.take().unwrap());
-        let (sender, lines) = mpsc::channel();
-        std::thread::spawn(move || {
-            let mut output = BufReader::new(output);
-            let mut line = Vec::new();
-            while output.read_until(b'\n', &mut line).is_ok_and(|length| length > 0) {
-                let text = String::from_utf8_lossy(&line).trim_end().to_owned();
-                if sender.send(text).is_err() {
-                    return;
-                }
-                line.clear();
-            }
-        });
+        let machine = Machine::boot("tap0", |mut command| namespace.run(move || command.spawn()));
         let key = PrivateKey::generate().unwrap();
-        let linux = Self { machine, terminal: Mutex::new((input, lines)), key };
-        linux.until(|line| line == "READY");
+        let linux = Self { machine, key };
         linux.run("ip address add 192.0.2.2/24 dev eth0");
         linux.run("echo 0 > /proc/sys/net/ipv6/conf/eth0/accept_dad");
         linux.run("ip link set eth0 up");
@@ -103,27 +59,9 @@ impl Linux {
         self.run("ip -6 address add fd09::2/64 dev wg0");
     }
 
-    fn until(&self, is_last: impl Fn(&str) -> bool) -> Vec<String> {
-        let terminal = self.terminal.lock().unwrap();
-        let (end, mut lines) = (Instant::now() + PATIENCE, Vec::new());
-        loop {
-            let line = terminal.1.recv_timeout(end.saturating_duration_since(Instant::now()));
-            let line = line.unwrap_or_else(|_| panic!("the emulated machine says no more than {lines:?}"));
-            if is_last(&line) {
-                lines.push(line);
-                return lines;
-            }
-            lines.push(line);
-        }
-    }
-
     /// Runs a command. Its output, or what it said when it failed.
     fn command(&self, line: &str) -> Result<String, String> {
-        writeln!(self.terminal.lock().unwrap().0, "{line}").unwrap();
-        let mut lines = self.until(|line| line.starts_with("DONE "));
-        let done = lines.pop().unwrap();
-        let text = lines.join("\n");
-        if done == "DONE 0" { Ok(text) } else { Err(format!("{line}: {text}")) }
+        self.machine.command(line)
     }
 
     fn run(&self, line: &str) -> String {

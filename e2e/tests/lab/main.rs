@@ -10,6 +10,7 @@
 
 mod access;
 mod cluster;
+mod drift;
 mod enrolment;
 mod first_tunnel;
 mod foreign;
@@ -18,11 +19,16 @@ mod hostile;
 mod insight;
 mod keepalive_under_load;
 mod kinds;
+#[path = "../../../agent/tests/wg/machine.rs"]
+#[allow(clippy::unwrap_used, clippy::expect_used, reason = "a machine that does not boot is a failed test")]
+mod machine;
 mod many_clients;
 mod nats;
+mod newer;
 mod product;
 mod quiet;
 mod reach;
+mod refused;
 mod resilience;
 mod sidecars;
 mod stale_mapping;
@@ -43,6 +49,11 @@ use anyhow::anyhow;
 use libtest_mimic::{Arguments, Completion, Failed, Trial};
 use pinhole_e2e::{Lab, lab, state};
 use tokio::{runtime::Runtime, sync::OnceCell};
+
+/// Why a test cannot run here.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub(crate) struct CannotRun(pub(crate) &'static str);
 
 /// What a test yields.
 pub(crate) type Outcome = anyhow::Result<()>;
@@ -80,6 +91,8 @@ fn all() -> Vec<Test> {
         first_tunnel::tests(),
         access::tests(),
         foreign::tests(),
+        refused::tests(),
+        drift::tests(),
         stock::tests(),
         reach::tests(),
         many_clients::tests(),
@@ -88,6 +101,7 @@ fn all() -> Vec<Test> {
         stale_mapping::tests(),
         keepalive_under_load::tests(),
         watched::tests(),
+        newer::tests(),
         uninstall::tests(),
     ]
     .into_iter()
@@ -127,7 +141,13 @@ impl Shared {
             outcome.map_err(|_| anyhow!("still not done after {patience:?}"))??;
             anyhow::Ok(lab.cluster().must_run()?)
         });
-        outcome.map(|()| Completion::Completed).map_err(|error| format!("{error:#}").into())
+        match outcome {
+            Ok(()) => Ok(Completion::Completed),
+            Err(error) => match error.downcast_ref() {
+                Some(CannotRun(why)) => Ok(Completion::ignored_with(why)),
+                None => Err(format!("{error:#}").into()),
+            },
+        }
     }
 
     /// Where the time went.

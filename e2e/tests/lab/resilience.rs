@@ -145,7 +145,7 @@ async fn twenty_clients_behind_one_nat_with_one_source_port_are_told_apart(lab: 
 }
 
 /// Runs the deployment of the operator with this many replicas.
-async fn scale(lab: &Lab, replicas: usize) -> anyhow::Result<()> {
+pub(crate) async fn scale(lab: &Lab, replicas: usize) -> anyhow::Result<()> {
     let scale = format!("--replicas={replicas}");
     lab.kubectl(["scale", "deployment/pinhole-operator", "-n", NAMESPACE, &scale]).await?;
     wait::until("the operators to be as many", PATIENCE, || async {

@@ -16,6 +16,7 @@ use crate::{Outcome, product, tests};
 tests![
     a_labelled_pod_reaches_through_its_gateway_alone_and_leaves_no_client_behind,
     a_pod_of_a_namespace_that_may_not_join_is_told_so,
+    a_labelled_pod_in_its_nodes_network_is_refused,
 ];
 
 fn pod(namespace: &str, pool_namespace: &str) -> String {
@@ -102,5 +103,20 @@ async fn a_pod_of_a_namespace_that_may_not_join_is_told_so(lab: &Lab) -> Outcome
     ensure!(clients.is_empty(), "it was enrolled all the same: {clients}");
     lab.kubectl(["delete", "namespace", "closed-app", "--timeout=60s"]).await?;
     vpn.delete().await?;
+    Ok(())
+}
+
+async fn a_labelled_pod_in_its_nodes_network_is_refused(lab: &Lab) -> Outcome {
+    let _product = product::installed(lab).await?;
+    let name = "host-network";
+    let labelled = pod(name, name);
+    let refused = labelled.replace("spec:\n", "spec:\n  hostNetwork: true\n");
+    ensure!(refused.contains("hostNetwork"), "{refused}");
+    let said = match lab.apply(&refused).await {
+        Ok(done) => anyhow::bail!("it was taken: {done}"),
+        Err(error) => error.to_string(),
+    };
+    ensure!(said.contains("the pool's routes would be the node's own"), "{said}");
+    lab.kubectl(["delete", "namespace", name, "--timeout=60s"]).await?;
     Ok(())
 }

@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 
-use anyhow::{Context, ensure};
+use anyhow::{Context, anyhow, ensure};
 use pinhole_crds::ClientPhase;
 use pinhole_e2e::{
     Lab,
@@ -14,10 +14,16 @@ use pinhole_e2e::{
     wait,
 };
 
-use crate::{Outcome, first_tunnel::pod_address, product, tests};
+use crate::{
+    CannotRun, Outcome,
+    first_tunnel::pod_address,
+    machine::{self, Machine},
+    product, tests,
+};
 
 tests![
     wireguard_go_behind_a_nat_works_from_the_configuration_secret,
+    the_wireguard_of_linux_behind_two_nats_works_from_the_configuration_secret,
     a_client_with_its_own_key_gets_all_but_the_key
 ];
 
@@ -108,6 +114,114 @@ async fn wireguard_go_behind_a_nat_works_from_the_configuration_secret(lab: &Lab
         client.status.as_ref().and_then(|status| status.phase) != Some(ClientPhase::Connected)
     })
     .await?;
+    vpn.delete().await?;
+    Ok(())
+}
+
+/// A machine of its own behind a host, which translates for it as a router at home does.
+struct Linux {
+    machine: Machine,
+    host: Host,
+}
+
+impl Linux {
+    async fn boot(lab: &Lab, name: &str) -> anyhow::Result<Self> {
+        let host = lab.nat_host(name, NatProfile::symmetric()).await?;
+        host.netns()
+            .ip(["tuntap add tap0 mode tap", "address add 192.168.200.1/24 dev tap0", "link set tap0 up"])
+            .await?;
+        host.netns().sysctl("net/ipv4/ip_forward", 1)?;
+        let rules = "add table ip router; add chain ip router out { type nat hook postrouting priority srcnat; }; \
+                     add rule ip router out oifname eth0 masquerade";
+        host.exec("nft", [rules]).await?;
+        let netns = host.netns().clone();
+        let boot = move || {
+            Machine::boot("tap0", |mut command| {
+                netns.within(|| command.spawn()).map_err(std::io::Error::other).flatten()
+            })
+        };
+        let machine = tokio::task::spawn_blocking(boot).await?;
+        let linux = Self { machine, host };
+        for line in [
+            "ip address add 192.168.200.2/24 dev eth0",
+            "ip link set eth0 up",
+            "ip route add default via 192.168.200.1",
+            "ip link add wg0 type wireguard",
+        ] {
+            linux.run(line)?;
+        }
+        Ok(linux)
+    }
+
+    fn run(&self, line: &str) -> anyhow::Result<String> {
+        tokio::task::block_in_place(|| self.machine.command(line)).map_err(|error| anyhow!(error))
+    }
+
+    /// What `wg-quick up` does.
+    fn up(&self, config: &str) -> Outcome {
+        let (quick, rest) = split(config);
+        for line in rest.lines() {
+            self.run(&format!("echo '{line}' >> /tmp/conf"))?;
+        }
+        self.run("wg setconf wg0 /tmp/conf")?;
+        for (key, value) in &quick {
+            for address in value.split(',').map(str::trim).filter(|_| key == "Address") {
+                self.run(&format!("ip address add {address} dev wg0"))?;
+            }
+        }
+        self.run("ip link set wg0 up mtu 1420")?;
+        for line in rest.lines().filter(|line| line.trim_start().starts_with("AllowedIPs")) {
+            let (_, routes) = line.split_once('=').context("no routes")?;
+            for route in routes.split(',').map(str::trim) {
+                self.run(&format!("ip route replace {route} dev wg0"))?;
+            }
+        }
+        Ok(())
+    }
+
+    async fn reaches(&self, what: &str, ping: &str) -> Outcome {
+        let answered = || async { self.run(&format!("ping -c 1 -W 2 {ping}")) };
+        Ok(wait::until(what, PATIENCE, answered).await.map(drop)?)
+    }
+}
+
+async fn the_wireguard_of_linux_behind_two_nats_works_from_the_configuration_secret(lab: &Lab) -> Outcome {
+    if !machine::is_there() {
+        return Err(CannotRun("needs an emulator, and a Linux to boot in it").into());
+    }
+    let _product = product::installed(lab).await?;
+    let vpn = Vpn::declare(lab, "stock-linux", Exposure::NodePort, "").await?;
+    vpn.pool("staff", "[10.85.0.0/24]", "routes: [10.244.0.0/24]").await?;
+    let pod = pod_address(&vpn).await?;
+    vpn.apply(
+        "kind: VPNClient\nmetadata: { name: desktop, namespace: stock-linux }\nspec: { poolRef: { name: staff }, \
+         keepalive: { mode: Fixed, interval: 5s } }",
+    )
+    .await?;
+    let linux = Linux::boot(lab, "stock-linux").await?;
+    linux.up(&configuration(&vpn, "desktop").await?)?;
+    linux.reaches("a pod to answer", &pod.to_string()).await?;
+    for size in [0, 1, 17, 1392, 4000] {
+        linux.reaches("a pod to answer all lengths", &format!("-s {size} {pod}")).await?;
+    }
+    let client = vpn.client_in("desktop", ClientPhase::Connected, PATIENCE).await?;
+    let status = client.status.context("no status")?;
+    let nat = linux.host.nat().context("no NAT")?;
+    let endpoint: std::net::SocketAddr = status.endpoint.context("no endpoint")?.parse()?;
+    ensure!(endpoint.ip() == IpAddr::from(nat.address()), "{endpoint}");
+    // The other way, to somebody who has been silent.
+    let address = status.addresses.first().context("no address")?.to_string();
+    linux.run("nc -ll -p 7000 -e cat > /dev/null 2>&1 &")?;
+    let toolbox = pinhole_e2e::setup::rust::toolbox().await?;
+    wait::until("the gateway to reach it", PATIENCE, || async {
+        pods::exec(lab, vpn.namespace(), "edge-0", &toolbox, &["connect", &format!("{address}:7000")]).await
+    })
+    .await?;
+    // Its path changes under it, then its gateway.
+    nat.rebind().await?;
+    linux.reaches("a pod to answer by the new mapping", &pod.to_string()).await?;
+    pods::kill(lab, vpn.namespace(), "edge-0")?;
+    linux.reaches("a pod to answer by the gateway that was restarted", &pod.to_string()).await?;
     vpn.delete().await?;
     Ok(())
 }

@@ -8,7 +8,7 @@ use k8s_openapi::{api::core::v1::Pod, jiff::Timestamp};
 use kube::{
     Api, Resource, ResourceExt as _,
     api::{DeleteParams, Preconditions},
-    core::PartialObjectMetaExt as _,
+    core::{PartialObjectMeta, PartialObjectMetaExt as _},
     runtime::events::EventType,
 };
 use pinhole_crds::{ClientPod, EnrolmentMethod, VPNClient, VPNClientPool, VPNClientStatus, VPNGateway};
@@ -288,7 +288,7 @@ impl Context {
 
     async fn delete_client(&self, client: &VPNClient) -> Result<(), ControlError> {
         let (namespace, name) = (client.namespace().unwrap_or_default(), client.name_any());
-        let api: Api<VPNClient> = Api::namespaced(self.client.clone(), &namespace);
+        let api: Api<PartialObjectMeta<VPNClient>> = Api::namespaced(self.client.clone(), &namespace);
         let preconditions = Preconditions { uid: client.uid(), resource_version: None };
         let params = DeleteParams::default().preconditions(preconditions);
         let what = || format!("deleting VPNClient {namespace}/{name}, whose pod is gone");

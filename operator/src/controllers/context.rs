@@ -17,7 +17,7 @@ use crate::{
     fleet::{Fleet, GatewayKey, PoolKey},
     identity::Authorities,
     plan::{
-        Observed, PodFacts, Replica, Settings, is_controlled_by, replica_names, replicas,
+        Observed, PodFacts, Replica, Settings, is_controlled_by, replica_services, replicas,
         summary::{Rebinds, SUMMARY_REST},
         tidings::{Crowds, Told},
     },
@@ -91,7 +91,7 @@ impl Context {
         let pods = world.pods_of(&key);
         let nodes = world.nodes_of(&pods);
         let namespace = gateway.namespace().unwrap_or_default();
-        let services = replica_names(gateway)
+        let services = replica_services(gateway)
             .into_iter()
             .filter_map(|name| Some((name.clone(), world.service(&(namespace.clone(), name))?)))
             // Where somebody else's Service leads is nothing to tell clients.

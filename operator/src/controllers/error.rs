@@ -2,7 +2,7 @@ use std::{future::Future, time::Duration};
 
 use crate::{
     enrolment::EnrolmentError,
-    plan::{Foreign, KeyError, remedy},
+    plan::{Cause, Foreign, KeyError, Refusal, remedy},
 };
 
 /// Longest that one call to the API server may take.
@@ -60,6 +60,14 @@ impl ControlError {
             Self::Api { .. } if matches!(self.code(), Some(400 | 403 | 422)) => Some(self.category()),
             _ => None,
         }
+    }
+
+    /// What the API server did not take, if it said more than that.
+    pub(super) fn refusal(&self) -> Option<Refusal> {
+        self.lasting()?;
+        let Self::Api { .. } = self else { return None };
+        let refusal = Refusal::of_answer(&self.to_string());
+        (refusal.cause != Cause::Creation).then_some(refusal)
     }
 
     /// What is wrong with a key, if that is it and will not pass.

@@ -17,7 +17,7 @@ use super::{
 use crate::{
     fleet::{GatewayKey, GatewayView, PoolKey, timestamp},
     plan::{
-        self, Foreign, KeyError, ObjectKind, is_controlled_by, replica_names,
+        self, Foreign, KeyError, ObjectKind, is_controlled_by, replica_services,
         summary::{self, Tally},
         tidings::restart_note,
     },
@@ -57,7 +57,8 @@ impl Context {
             self.hub.raise_work(below);
         }
         let wait = self.gateway_status(&gateway, made.as_ref().err()).await?;
-        made.map(|()| wait)
+        let loss = self.remove_lost_pods(&gateway).await?;
+        made.map(|()| wait.into_iter().chain(loss).min())
     }
 
     fn gateway_gone(&self, key: &GatewayKey) {
@@ -105,7 +106,7 @@ impl Context {
     /// Services of replicas that the gateway has no more.
     async fn remove_surplus(&self, gateway: &VPNGateway) -> Result<(), ControlError> {
         let key = GatewayKey::from(gateway);
-        let wanted = replica_names(gateway);
+        let wanted = replica_services(gateway);
         let surplus: Vec<(String, Option<String>)> = self
             .hub
             .world()
@@ -145,16 +146,27 @@ impl Context {
         let nat = summary::summary(before.and_then(|s| s.nat.as_ref()), &tally, rebinds);
         self.hub.metrics.clients(&key, Some(clients));
         self.hub.metrics.nats(&key, Some(&tally));
-        let message = error.map(ToString::to_string).unwrap_or_default();
-        let obstacle = error.and_then(|e| Some((e.lasting()?, message.as_str())));
+        let refusal = error.and_then(ControlError::refusal);
+        let message = error.map(|error| match &refusal {
+            Some(refusal) => refusal.text(),
+            None => error.to_string(),
+        });
+        let message = message.unwrap_or_default();
+        let reason = refusal.as_ref().map(|r| r.cause.category()).or_else(|| error?.lasting());
+        let obstacle = reason.map(|reason| (reason, message.as_str()));
         if let Some(ControlError::Foreign(_)) = error {
             self.events.warn(gateway, Foreign::CATEGORY, &message);
         }
-        let unread = self.hub.world().unread_gateway(&key).to_vec();
+        let (unread, refused, unbalanced) = {
+            let world = self.hub.world();
+            (world.unread_gateway(&key).to_vec(), world.refusals_of(gateway), world.unbalanced_of(gateway))
+        };
         let inputs = plan::gateway::StatusInputs {
             gateway,
             replicas: &replicas,
             pods: &pods,
+            refused: &refused,
+            unbalanced: &unbalanced,
             view: &view,
             clients,
             nat: nat.as_ref(),
@@ -163,7 +175,7 @@ impl Context {
             now: Timestamp::now(),
         };
         let (status, wait) = plan::gateway::status(&inputs);
-        for unusable in [plan::fields(&unread), plan::exposure_hosts(gateway).1].into_iter().flatten() {
+        for unusable in [plan::fields(&unread), plan::exposure(gateway)].into_iter().flatten() {
             self.events.warn(gateway, unusable.category(), &unusable.to_string());
         }
         let wait = wait.into_iter().chain(fading).min();

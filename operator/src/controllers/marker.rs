@@ -28,6 +28,10 @@ impl Marker {
         };
         Self { uid: meta.uid.clone().unwrap_or_default(), version }
     }
+
+    pub(super) fn uid(&self) -> &str {
+        &self.uid
+    }
 }
 
 fn hash(meta: &ObjectMeta) -> u64 {

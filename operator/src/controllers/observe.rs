@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 
 use k8s_openapi::{
-    api::core::v1::{Node, Pod},
+    api::core::v1::{Event, Node, Pod},
     apimachinery::pkg::apis::meta::v1::ObjectMeta,
 };
 use kube::ResourceExt as _;
@@ -11,7 +11,7 @@ use kube::ResourceExt as _;
 use super::work::Work;
 use crate::{
     fleet::{ClientKey, GatewayKey, PoolKey},
-    plan::{NodeAddresses, PodFacts},
+    plan::{Lost, NodeFacts, Note, NoteKind, PodFacts, Refusal},
 };
 
 /// Of a gateway's pod.
@@ -19,31 +19,55 @@ pub(super) fn pod(pod: &Pod) -> PodFacts {
     let status = pod.status.clone().unwrap_or_default();
     let container = status.container_statuses.iter().flatten().next();
     let state = container.and_then(|c| c.state.as_ref());
-    let waiting = state.and_then(|s| s.waiting.as_ref());
-    let terminated = state.and_then(|s| s.terminated.as_ref());
-    let unscheduled =
-        status.conditions.iter().flatten().find(|c| c.type_ == "PodScheduled" && c.status == "False");
-    let why = waiting
-        .map(|w| (w.reason.clone(), w.message.clone()))
-        .or_else(|| terminated.map(|t| (t.reason.clone(), t.message.clone())))
-        .or_else(|| unscheduled.map(|c| (c.reason.clone(), c.message.clone())));
     let host_ips = status.host_ips.iter().flatten().filter_map(|ip| ip.ip.parse().ok());
     PodFacts {
         uid: pod.uid().unwrap_or_default(),
         node: pod.spec.as_ref().and_then(|s| s.node_name.clone()),
         host_ips: host_ips.collect(),
         running: pod.metadata.deletion_timestamp.is_none() && state.is_some_and(|s| s.running.is_some()),
-        waiting: why.map(|(reason, message)| (reason.unwrap_or_default(), message.unwrap_or_default())),
+        admitted: container.is_some(),
+        refusal: Refusal::of_pod(pod),
     }
 }
 
 /// Of a node.
-pub(super) fn node(node: &Node) -> NodeAddresses {
+pub(super) fn node(node: &Node) -> NodeFacts {
     let addresses = || node.status.iter().flat_map(|s| s.addresses.iter().flatten());
     let of = |type_: &str| -> Vec<IpAddr> {
         addresses().filter(|a| a.type_ == type_).filter_map(|a| a.address.parse().ok()).collect()
     };
-    NodeAddresses { external: of("ExternalIP"), internal: of("InternalIP") }
+    NodeFacts { external: of("ExternalIP"), internal: of("InternalIP"), lost: lost(node) }
+}
+
+/// The kubelet of a lost node posts nothing: then its condition Ready is Unknown.
+fn lost(node: &Node) -> Option<Lost> {
+    let conditions = node.status.iter().flat_map(|s| s.conditions.iter().flatten());
+    let ready = conditions.into_iter().find(|c| c.type_ == "Ready" && c.status == "Unknown")?;
+    let since = ready.last_transition_time.as_ref().map(|time| time.0).unwrap_or_default();
+    let said = ready.message.as_deref().or(ready.reason.as_deref()).unwrap_or("nothing is heard of it");
+    Some(Lost { since, said: said.to_owned() })
+}
+
+/// Of an Event: what it is about, and what it says if that is a refusal.
+pub(super) fn note(event: &Event) -> Option<(NoteKind, String, Note)> {
+    let about = &event.involved_object;
+    let kind = match about.kind.as_deref()? {
+        "StatefulSet" => NoteKind::StatefulSet,
+        "Pod" => NoteKind::Pod,
+        "Service" => NoteKind::Service,
+        _ => return None,
+    };
+    let series = event.series.as_ref().and_then(|series| series.last_observed_time.as_ref());
+    let at = series.or(event.event_time.as_ref()).map(|time| time.0);
+    let at = event.last_timestamp.as_ref().map(|time| time.0).into_iter().chain(at).max();
+    let note = Note::read(
+        kind,
+        event.reason.as_deref().unwrap_or_default(),
+        event.message.as_deref().unwrap_or_default(),
+        about.uid.clone().unwrap_or_default(),
+        at.unwrap_or_default().as_second(),
+    )?;
+    Some((kind, about.name.clone()?, note))
 }
 
 /// Who owns an object that the operator made.

@@ -5,7 +5,7 @@ use std::{collections::HashSet, fmt::Debug, future::Future, pin::pin, sync::Arc,
 use futures::{Stream, StreamExt as _, future::BoxFuture};
 use k8s_openapi::api::{
     apps::v1::StatefulSet,
-    core::v1::{ConfigMap, Node, Pod, Secret, Service, ServiceAccount},
+    core::v1::{ConfigMap, Event as CoreEvent, Node, Pod, Secret, Service, ServiceAccount},
     networking::v1::NetworkPolicy,
     policy::v1::PodDisruptionBudget,
 };
@@ -35,6 +35,15 @@ use crate::{
 
 /// Objects of a page of a list: small pages keep memory small.
 const PAGE: u32 = 200;
+
+/// The Events that say what no object's status does: why a pod is not made, why it does not start, and why there is no
+/// load balancer. Selectors know no "or", and nothing else of a cluster's Events is to be read.
+const REFUSALS: [(&str, &str); 4] = [
+    ("CreationEvent", "involvedObject.kind=StatefulSet,reason=FailedCreate"),
+    ("MountEvent", "involvedObject.kind=Pod,reason=FailedMount"),
+    ("SandboxEvent", "involvedObject.kind=Pod,reason=FailedCreatePodSandBox"),
+    ("BalancerEvent", "involvedObject.kind=Service,type=Warning"),
+];
 
 /// A watch that runs for ever.
 pub type Watch = BoxFuture<'static, ()>;
@@ -72,6 +81,11 @@ pub fn watches(client: &Client, scope: &Scope, own: &str, hub: &Arc<Hub>) -> Vec
     watches.extend(start.owned::<NetworkPolicy>("NetworkPolicy", ObjectKind::NetworkPolicy));
     watches
         .extend(start.owned::<PodDisruptionBudget>("PodDisruptionBudget", ObjectKind::PodDisruptionBudget));
+    for (kind, fields) in REFUSALS {
+        watches.extend(start.typed(kind, &config().fields(fields), |world, name, new: Option<CoreEvent>| {
+            world.event_changed(&name, new.as_ref())
+        }));
+    }
     watches.push(nodes(client, hub));
     watches.push(sidecars(client, hub));
     watches

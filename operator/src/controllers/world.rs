@@ -7,7 +7,7 @@ use std::{
 };
 
 use k8s_openapi::{
-    api::core::v1::{Node, Pod, Service},
+    api::core::v1::{Event, Node, Pod, Service},
     apimachinery::pkg::apis::meta::v1::ObjectMeta,
 };
 use kube::ResourceExt as _;
@@ -15,13 +15,17 @@ use pinhole_crds::{ClientCounts, Raw, Unread, VPNClient, VPNClientPool, VPNGatew
 
 use super::{
     marker::Marker,
+    notes::Notes,
     observe,
     oddity::{Frozen, Oddity, Resolved, resolve},
     work::Work,
 };
 use crate::{
     fleet::{ClientKey, GatewayKey, PoolKey},
-    plan::{GATEWAY_LABEL, NodeAddresses, ObjectKind, PodFacts, client::count, summary::Tally},
+    plan::{
+        Cause, GATEWAY_LABEL, NodeFacts, ObjectKind, PodFacts, Refusal, client::count, replica_names,
+        session_service, summary::Tally,
+    },
 };
 
 /// Namespace and name.
@@ -43,7 +47,10 @@ pub(super) struct World {
     markers: HashMap<ObjectKind, HashMap<Name, Marker>>,
     pods: HashMap<GatewayKey, BTreeMap<String, PodFacts>>,
     sidecars: HashSet<String>,
-    nodes: HashMap<String, NodeAddresses>,
+    nodes: HashMap<String, NodeFacts>,
+    notes: Notes,
+    /// Why the last pod of that name was turned away, until another one is let in.
+    turned_away: HashMap<Name, Refusal>,
     /// What of the objects above is not understood, and objects that are not at all.
     odd_gateways: HashMap<GatewayKey, Oddity>,
     odd_pools: HashMap<PoolKey, Oddity>,
@@ -205,10 +212,57 @@ impl World {
         self.pods.get(gateway).cloned().unwrap_or_default()
     }
 
-    /// Addresses of the nodes that `pods` run on.
-    pub(super) fn nodes_of(&self, pods: &BTreeMap<String, PodFacts>) -> BTreeMap<String, NodeAddresses> {
+    /// The nodes that `pods` run on.
+    pub(super) fn nodes_of(&self, pods: &BTreeMap<String, PodFacts>) -> BTreeMap<String, NodeFacts> {
         let names = pods.values().filter_map(|p| p.node.as_ref());
         names.filter_map(|n| Some((n.clone(), self.nodes.get(n)?.clone()))).collect()
+    }
+
+    /// Why replicas of the gateway do not run, by name, as far as somebody said it.
+    pub(super) fn refusals_of(&self, gateway: &VPNGateway) -> BTreeMap<String, Refusal> {
+        let key = GatewayKey::from(gateway);
+        let pods = self.pods.get(&key);
+        let refusal = |replica: String| {
+            let pod = pods.and_then(|pods| pods.get(&replica));
+            Some((replica.clone(), self.refusal_of(&key, &replica, pod)?))
+        };
+        replica_names(gateway).into_iter().filter_map(refusal).collect()
+    }
+
+    fn refusal_of(&self, key: &GatewayKey, replica: &str, pod: Option<&PodFacts>) -> Option<Refusal> {
+        let name = || (key.namespace.clone(), replica.to_owned());
+        let Some(pod) = pod else {
+            let set = (key.namespace.clone(), key.name.clone());
+            let uid = self.marker(ObjectKind::StatefulSet, &set).map(Marker::uid);
+            let said = self.notes.of_set(&set, uid, replica);
+            return said.or_else(|| self.turned_away.get(&name())).cloned();
+        };
+        let node = pod.node.as_ref().and_then(|name| Some((name, self.nodes.get(name)?.lost.as_ref()?)));
+        if let Some((node, lost)) = node {
+            return Some(Refusal::of_node(node, &lost.said));
+        }
+        if pod.running {
+            return None;
+        }
+        let own = pod.refusal.as_ref().or_else(|| self.notes.of_pod(&name(), &pod.uid));
+        own.or_else(|| self.turned_away.get(&name())).cloned()
+    }
+
+    /// Why replicas of the gateway get no load balancer, by name, as far as somebody said it.
+    pub(super) fn unbalanced_of(&self, gateway: &VPNGateway) -> BTreeMap<String, Refusal> {
+        let namespace = gateway.namespace().unwrap_or_default();
+        let of_service = |service: String| {
+            let name = (namespace.clone(), service);
+            let service = self.services.get(&name)?;
+            let uid = service.uid().unwrap_or_default();
+            Refusal::of_service(service).or_else(|| self.notes.of_service(&name, &uid).cloned())
+        };
+        let of_replica = |replica: String| {
+            let refusal =
+                of_service(replica.clone()).or_else(|| of_service(session_service(gateway, &replica)));
+            Some((replica, refusal?))
+        };
+        replica_names(gateway).into_iter().filter_map(of_replica).collect()
     }
 
     /// Whether a pod with this UID asks for a sidecar and has not ended.
@@ -304,7 +358,12 @@ impl World {
                     old.spec != new.spec || old.uid() != new.uid() || !same_ready(&old, &new)
                 })
             }
-            None => self.gateways.remove(key).is_some(),
+            None => {
+                self.turned_away.retain(|(namespace, pod), _| {
+                    *namespace != key.namespace || pod.rsplit_once('-').is_none_or(|(of, _)| of != key.name)
+                });
+                self.gateways.remove(key).is_some()
+            }
         };
         let mut effects = Effects::of([Work::Gateway(key.clone())]);
         if changed {
@@ -414,7 +473,7 @@ impl World {
         let holder = self.pods.iter().find(|(k, p)| k.namespace == namespace && p.contains_key(&pod));
         let old_gateway = holder.map(|(key, _)| key.clone());
         let new_gateway =
-            new.and_then(|p| p.labels().get(GATEWAY_LABEL)).map(|g| GatewayKey::new(namespace, g));
+            new.and_then(|p| p.labels().get(GATEWAY_LABEL)).map(|g| GatewayKey::new(&namespace, g));
         let mut changed = BTreeSet::new();
         if let Some(old) = old_gateway.filter(|old| Some(old) != new_gateway.as_ref())
             && let Some(pods) = self.pods.get_mut(&old)
@@ -427,7 +486,9 @@ impl World {
         }
         if let (Some(gateway), Some(new)) = (new_gateway, new) {
             let facts = observe::pod(new);
+            self.remember_turned_away(&(namespace, pod.clone()), &facts);
             let pods = self.pods.entry(gateway.clone()).or_default();
+            let facts = settled(facts, pods.get(&pod));
             if pods.get(&pod) != Some(&facts) {
                 pods.insert(pod, facts);
                 changed.insert(gateway);
@@ -439,6 +500,30 @@ impl World {
             effects.work.extend([Work::Peers(gateway.clone()), Work::Gateway(gateway)]);
         }
         effects
+    }
+
+    /// The StatefulSet's controller makes a pod anew that was turned away, at once, and it is turned away again.
+    fn remember_turned_away(&mut self, name: &Name, facts: &PodFacts) {
+        // It was made: what kept it from being made is over.
+        self.notes.pod_was_made(name);
+        match &facts.refusal {
+            Some(refusal) => drop(self.turned_away.insert(name.clone(), refusal.clone())),
+            None if facts.admitted => drop(self.turned_away.remove(name)),
+            None => {}
+        }
+    }
+
+    /// An Event about something of a gateway.
+    pub(super) fn event_changed(&mut self, name: &Name, new: Option<&Event>) -> Effects {
+        let about = self.notes.changed(name, new.and_then(observe::note));
+        let gateways = about.into_iter().filter_map(|(namespace, object)| {
+            let of_set = GatewayKey::new(&namespace, &object);
+            let replica = object.strip_suffix("-session").unwrap_or(&object);
+            let of_replica =
+                replica.rsplit_once('-').map(|(gateway, _)| GatewayKey::new(&namespace, gateway));
+            [Some(of_set), of_replica].into_iter().flatten().find(|key| self.gateways.contains_key(key))
+        });
+        Effects::of(gateways.map(Work::Gateway))
     }
 
     /// A pod that asks for a sidecar appeared, or is gone or has ended.
@@ -575,6 +660,17 @@ fn is_waiting(client: &VPNClient) -> bool {
 
 fn is_pending(phase: Option<pinhole_crds::ClientPhase>) -> bool {
     phase.is_none_or(|p| p == pinhole_crds::ClientPhase::Pending)
+}
+
+/// A kubelet that cannot get an image says so in two ways in turn: the first one stays.
+fn settled(mut facts: PodFacts, before: Option<&PodFacts>) -> PodFacts {
+    let before = before.filter(|before| before.uid == facts.uid).and_then(|before| before.refusal.as_ref());
+    if let (Some(new), Some(old)) = (&facts.refusal, before)
+        && (new.cause, old.cause) == (Cause::Image, Cause::Image)
+    {
+        facts.refusal = Some(old.clone());
+    }
+    facts
 }
 
 fn same_ready(a: &VPNGateway, b: &VPNGateway) -> bool {

@@ -57,6 +57,8 @@ pub enum Credential {
     },
     /// A pod's ServiceAccount token.
     ServiceAccount(Zeroizing<String>),
+    /// Both keys of an enrolment before, whose certificate is over.
+    Keys,
 }
 
 /// A well-formed request.
@@ -97,6 +99,7 @@ impl Ask {
             Some(enrol_request::Credential::ServiceAccountToken(token)) => {
                 Credential::ServiceAccount(Zeroizing::new(token))
             }
+            Some(enrol_request::Credential::Keys(_)) => Credential::Keys,
             None => return Err(invalid("credential is missing")),
         };
         Ok(Self {

@@ -78,6 +78,20 @@ impl World {
         if find_peer(desired.as_ref().unwrap(), &self.client.uid).is_some() { "let in" } else { "cut" }
     }
 
+    /// Asks for another certificate when its own is over, by both its keys.
+    async fn returns(&self) -> &'static str {
+        let request = EnrolRequest { csr: self.csr.clone(), ..by_keys(1) };
+        match self.enroller.enrol(&caller(), proven(request)).await {
+            Ok(response)
+                if response.config.as_ref().and_then(|c| c.client.as_ref()) == Some(&self.client) =>
+            {
+                "renewed"
+            }
+            Ok(_) => "another client",
+            Err(error) => error.category(),
+        }
+    }
+
     async fn enrols(&self, key: u8, token: &str) -> &'static str {
         match self.enroller.enrol(&caller(), proven(by(token, request(key)))).await {
             Ok(response) => match response.config.and_then(|config| config.client) {
@@ -115,6 +129,7 @@ async fn what_the_documentation_says_of_cutting_off_is_what_happens() {
             World::after(deeds).await.enrols(2, "first").await,
         ];
         assert_eq!(line[1..], outcome, "{deeds}");
+        assert_eq!(World::after(deeds).await.returns().await, line[2], "by its keys: {deeds}");
         // As the text below the table has it.
         assert_eq!(World::after(deeds).await.enrols(2, "second").await, "new client", "{deeds}");
     }

@@ -134,6 +134,12 @@ impl<R: Records> Enroller<R> {
                 let enrolled = self.by_pod(&pool, &pod, &ask).await?;
                 self.respond(&gateway, caller, &pool, &ask, enrolled).await
             }
+            Credential::Keys => {
+                self.limit(|limits, now| limits.unknown(now, Unknown::Keys, &gateway))?;
+                let _turn = self.turn().await?;
+                let enrolled = self.by_keys(&gateway, &pool, &ask).await?;
+                self.respond(&gateway, caller, &pool, &ask, enrolled).await
+            }
         }
     }
 
@@ -309,6 +315,23 @@ impl<R: Records> Enroller<R> {
             }
         }
         Err(EnrolmentError::ClientNotReady(ClientKey::from(&wanted).to_string()))
+    }
+
+    /// The client of both keys, which let its certificate end: a renewal without it, bound to the same keys and as often.
+    async fn by_keys(
+        &self,
+        gateway: &GatewayKey,
+        pool: &VPNClientPool,
+        ask: &Ask,
+    ) -> Result<Enrolled, EnrolmentError> {
+        let known = self.known(pool, ask).await?;
+        let client = known
+            .ok_or_else(|| EnrolmentError::ClientDeleted(format!("of this key in pool {}", ask.pool)))?;
+        if !ask.binding().is_of(&client) {
+            return Err(EnrolmentError::SessionKeyChanged(ClientKey::from(&client).to_string()));
+        }
+        self.limit(|limits, now| limits.renewal(now, gateway, &client.uid().unwrap_or_default()))?;
+        Ok(Enrolled { client, made: false })
     }
 
     /// The client that enrolled with this key before, which may connect and is of this pool.

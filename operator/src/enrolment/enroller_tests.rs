@@ -6,8 +6,8 @@ use pinhole_crds::{JoinToken, Sidecars};
 use pinhole_proto::{
     GATEWAY_AUDIENCE,
     v1::{
-        EnrolRequest, EnrolResponse, JoinCredential, ObjectRef, RelayEnrolRequest, RelayRenewRequest,
-        enrol_request::Credential,
+        EnrolRequest, EnrolResponse, JoinCredential, KeysCredential, ObjectRef, RelayEnrolRequest,
+        RelayRenewRequest, enrol_request::Credential,
     },
 };
 use proptest::prelude::*;
@@ -74,6 +74,11 @@ fn proven(request: EnrolRequest) -> RelayEnrolRequest {
 fn by(token: &str, request: EnrolRequest) -> EnrolRequest {
     let credential = Some(Credential::Join(JoinCredential { token: token.into(), secret: "right".into() }));
     EnrolRequest { credential, ..request }
+}
+
+/// The request of a client whose certificate is over, by its keys.
+fn by_keys(key: u8) -> EnrolRequest {
+    EnrolRequest { credential: Some(Credential::Keys(KeysCredential {})), ..request(key) }
 }
 
 /// Gives the pool another token of any number of uses.
@@ -339,6 +344,38 @@ async fn a_certificate_is_renewed_for_the_session_key_that_the_client_enrolled_w
     assert_eq!(renewal(&enroller, &two, &key_of_one).await, "SessionKeyChanged");
     assert_eq!(renewal(&enroller, &one, &csr()).await, "SessionKeyChanged");
     assert_eq!(renewal(&enroller, &two, &key_of_two).await, "renewed");
+}
+
+#[tokio::test]
+async fn both_keys_of_an_enrolment_get_another_certificate_and_one_alone_gets_none() {
+    let (memory, enroller) = set_up(None);
+    let (one, two) = (request(1), request(2));
+    let (key_of_one, key_of_two) = (one.csr.clone(), two.csr.clone());
+    let client = enrolled(&enroller, one).await;
+    enrolled(&enroller, two).await;
+    let asks = |key, csr: &[u8]| proven(EnrolRequest { csr: csr.to_vec(), ..by_keys(key) });
+    let response = enroller.enrol(&caller(), asks(1, &key_of_one)).await.unwrap();
+    assert_eq!(response.config.unwrap().client, Some(client));
+    for csr in [&key_of_two, &csr()] {
+        assert_eq!(category(enroller.enrol(&caller(), asks(1, csr)).await), "SessionKeyChanged");
+    }
+    assert_eq!(category(enroller.enrol(&caller(), asks(3, &key_of_one)).await), "ClientDeleted");
+    let unproven = RelayEnrolRequest { key_proven: false, ..asks(1, &key_of_one) };
+    assert_eq!(category(enroller.enrol(&caller(), unproven).await), "GatewayOutdated");
+    assert_eq!(clients(&memory).len(), 2);
+}
+
+#[tokio::test]
+async fn who_asks_by_its_keys_without_end_is_limited_as_renewals_are() {
+    let (_memory, enroller) = set_up(None);
+    let request = request(1);
+    let asks = proven(EnrolRequest { csr: request.csr.clone(), ..by_keys(1) });
+    enrolled(&enroller, request).await;
+    let mut answers = Vec::new();
+    for _ in 0..12 {
+        answers.push(category(enroller.enrol(&caller(), asks.clone()).await));
+    }
+    assert_eq!((answers[0], answers[11]), ("enrolled", "RateLimited"));
 }
 
 #[tokio::test]

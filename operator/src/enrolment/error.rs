@@ -59,6 +59,11 @@ pub enum EnrolmentError {
         /// The pod.
         pod: String,
     },
+    /// What the pod would route, its node would.
+    #[error(
+        "pod {0} has hostNetwork: the tunnel and the pool's routes would be its node's own; remove the label pinhole.dev/pool, or hostNetwork"
+    )]
+    PodOnHostNetwork(String),
     /// The pod's ServiceAccount token does not prove who it is.
     #[error(transparent)]
     Credential(#[from] CredentialError),
@@ -115,6 +120,7 @@ impl EnrolmentError {
             Self::PoolFull(_) => "PoolFull",
             Self::SidecarNotAllowed { .. } => "SidecarNotAllowed",
             Self::PodNotSelected { .. } => "PodNotSelected",
+            Self::PodOnHostNetwork(_) => "PodOnHostNetwork",
             Self::Credential(error) => error.category(),
             Self::ClientSuspended(_) => "ClientSuspended",
             Self::ClientExpired(_) => "ClientExpired",

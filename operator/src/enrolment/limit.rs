@@ -32,6 +32,8 @@ pub(super) enum Unknown {
     Pool,
     /// A ServiceAccount token that was not reviewed lately.
     ServiceAccount,
+    /// Keys that may be some client's.
+    Keys,
 }
 
 /// All paces.

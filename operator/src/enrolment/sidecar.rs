@@ -32,6 +32,9 @@ pub(super) fn admit(
     if pod.labels().get(POOL_LABEL) != Some(&key.name) || *chosen != key.namespace {
         return Err(not_selected());
     }
+    if pod.spec.as_ref().is_some_and(|spec| spec.host_network == Some(true)) {
+        return Err(EnrolmentError::PodOnHostNetwork(format!("{}/{}", identity.namespace, identity.pod)));
+    }
     if !is_allowed(pool, &key, &identity.namespace, namespace_labels) {
         return Err(EnrolmentError::SidecarNotAllowed {
             pool: key.to_string(),
@@ -67,6 +70,7 @@ fn selector(pool: &VPNClientPool) -> Option<&NamespaceSelector> {
 
 #[cfg(test)]
 mod tests {
+    use k8s_openapi::api::core::v1::PodSpec;
     use pinhole_crds::{Enrolment, Sidecars};
 
     use super::*;
@@ -135,5 +139,18 @@ mod tests {
             "PodNotSelected"
         );
         assert_eq!(category(|p| p.metadata.uid = Some("anew".into())), "PodNotSelected");
+    }
+
+    #[test]
+    fn a_pod_in_its_nodes_network_joins_no_pool() {
+        let pool = pool(Some(selecting(&[], &[])));
+        for (host_network, verdict) in
+            [(None, None), (Some(false), None), (Some(true), Some("PodOnHostNetwork"))]
+        {
+            let (identity, mut pod) = memory::sidecar("vpn", "web-0", "staff");
+            pod.spec = Some(PodSpec { host_network, ..PodSpec::default() });
+            let refused = admit(&pool, &identity, Some(&pod), None).err();
+            assert_eq!(refused.map(|e| e.category()), verdict, "{host_network:?}");
+        }
     }
 }

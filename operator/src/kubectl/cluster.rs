@@ -1,12 +1,13 @@
 use std::{fmt::Debug, future::Future, time::Duration};
 
-use k8s_openapi::api::core::v1::Secret;
+use k8s_openapi::{NamespaceResourceScope, api::core::v1::Secret};
 use kube::{
     Api, Client, Config, Resource,
     api::{ListParams, Patch, PatchParams},
     config::{KubeConfigOptions, Kubeconfig},
+    core::PartialObjectMeta,
 };
-use pinhole_crds::{Raw, VPNClient, VPNClientPool};
+use pinhole_crds::{Lenient, Raw, VPNClient, VPNClientPool};
 use pinhole_proto::is_object_name;
 use serde::de::DeserializeOwned;
 
@@ -67,11 +68,11 @@ impl Cluster {
     }
 
     pub(super) async fn client(&self, name: &str) -> Result<VPNClient, PluginError> {
-        self.get("VPNClient", name, "see `kubectl pinhole clients`").await
+        self.read("VPNClient", name, "see `kubectl pinhole clients`").await
     }
 
     pub(super) async fn pool(&self, name: &str) -> Result<VPNClientPool, PluginError> {
-        self.get("VPNClientPool", name, "see `kubectl get vpnclientpools`").await
+        self.read("VPNClientPool", name, "see `kubectl get vpnclientpools`").await
     }
 
     pub(super) async fn secret(&self, name: &str) -> Result<Secret, PluginError> {
@@ -80,7 +81,8 @@ impl Cluster {
 
     /// Sets or clears `spec.suspended`.
     pub(super) async fn suspend(&self, name: &str, suspended: bool) -> Result<(), PluginError> {
-        let api: Api<VPNClient> = Api::namespaced(self.client.clone(), &self.namespace);
+        // What comes back may hold what is not understood.
+        let api: Api<PartialObjectMeta<VPNClient>> = Api::namespaced(self.client.clone(), &self.namespace);
         let value = if suspended { serde_json::Value::Bool(true) } else { serde_json::Value::Null };
         let patch = serde_json::json!({ "spec": { "suspended": value } });
         let params = PatchParams { field_manager: Some(FIELD_MANAGER.into()), ..PatchParams::default() };
@@ -88,9 +90,23 @@ impl Cluster {
         Ok(())
     }
 
+    /// What this program knows of an object that may be newer than it.
+    async fn read<K: Lenient<Scope = NamespaceResourceScope> + Clone + Debug>(
+        &self,
+        kind: &'static str,
+        name: &str,
+        hint: &str,
+    ) -> Result<K, PluginError> {
+        let raw: Raw<K> = self.get(kind, name, hint).await?;
+        let newer = |why| {
+            PluginError::Unsuitable(format!("{kind} {name}: {why}; use the kubectl-pinhole of the operator"))
+        };
+        Ok(raw.read(None).map_err(newer)?.object)
+    }
+
     async fn get<K>(&self, kind: &'static str, name: &str, hint: &str) -> Result<K, PluginError>
     where
-        K: Resource<Scope = k8s_openapi::NamespaceResourceScope> + Clone + DeserializeOwned + Debug,
+        K: Resource<Scope = NamespaceResourceScope> + Clone + DeserializeOwned + Debug,
         K::DynamicType: Default,
     {
         let api: Api<K> = Api::namespaced(self.client.clone(), &self.namespace);

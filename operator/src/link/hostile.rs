@@ -145,6 +145,8 @@ impl Operator {
             gateway: &self.gateway,
             replicas: &[],
             pods: &BTreeMap::new(),
+            refused: &BTreeMap::new(),
+            unbalanced: &BTreeMap::new(),
             view: &view,
             clients: ClientCounts::default(),
             nat: nat.as_ref(),

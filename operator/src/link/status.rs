@@ -55,6 +55,7 @@ pub(super) fn of_enrolment(error: &EnrolmentError) -> Status {
         | E::SessionKeyChanged(_)
         | E::SidecarNotAllowed { .. }
         | E::PodNotSelected { .. }
+        | E::PodOnHostNetwork(_)
         | E::ClientSuspended(_)
         | E::ClientExpired(_) => Code::PermissionDenied,
         E::KeyNotVouchedFor => Code::FailedPrecondition,

@@ -1,32 +1,47 @@
 //! Where clients reach each replica, as far as the cluster has said.
 
-use std::{collections::BTreeMap, net::IpAddr};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+};
 
-use k8s_openapi::api::core::v1::Service;
+use k8s_openapi::{api::core::v1::Service, jiff::Timestamp};
 use kube::ResourceExt as _;
 use pinhole_crds::{ExposureType, VPNGateway};
 use pinhole_proto::{Host, HostPort};
 
 use super::{
     name::replica_names,
-    service::{SESSION_PORT, TUNNEL_PORT},
+    refusal::Refusal,
+    service::{SESSION_PORT, TUNNEL_PORT, session_service},
     unusable::exposure_hosts,
 };
 
-/// Addresses of a node.
+/// What matters of a node.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct NodeAddresses {
+pub struct NodeFacts {
     /// ExternalIP addresses.
     pub external: Vec<IpAddr>,
     /// InternalIP addresses.
     pub internal: Vec<IpAddr>,
+    /// Since when nobody hears of it, in the words of its condition Ready.
+    pub lost: Option<Lost>,
 }
 
-impl NodeAddresses {
+impl NodeFacts {
     /// Those that clients should use: external ones where there are any.
     fn best(&self) -> &[IpAddr] {
         if self.external.is_empty() { &self.internal } else { &self.external }
     }
+}
+
+/// A node that nobody hears of: whether its pods run is not known.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Lost {
+    /// Since when.
+    pub since: Timestamp,
+    /// What the node controller says.
+    pub said: String,
 }
 
 /// What matters of a gateway's pod.
@@ -40,19 +55,21 @@ pub struct PodFacts {
     pub host_ips: Vec<IpAddr>,
     /// Whether its container runs.
     pub running: bool,
-    /// Why it does not: reason and message of the kubelet or the scheduler.
-    pub waiting: Option<(String, String)>,
+    /// Whether the kubelet took it in: what turned away the pod before it is over.
+    pub admitted: bool,
+    /// Why it does not run, as its status says.
+    pub refusal: Option<Refusal>,
 }
 
 /// What was observed of a gateway's surroundings.
 #[derive(Clone, Copy, Debug)]
 pub struct Observed<'a> {
-    /// Services of the replicas, by name of the replica.
+    /// Services of the replicas, by their own name.
     pub services: &'a BTreeMap<String, std::sync::Arc<Service>>,
     /// Pods, by name.
     pub pods: &'a BTreeMap<String, PodFacts>,
-    /// Addresses of the nodes that those pods run on, by name.
-    pub nodes: &'a BTreeMap<String, NodeAddresses>,
+    /// The nodes that those pods run on, by name.
+    pub nodes: &'a BTreeMap<String, NodeFacts>,
     /// Public keys by name of the replica.
     pub public_keys: &'a BTreeMap<String, [u8; 32]>,
 }
@@ -76,29 +93,60 @@ pub struct Replica {
     pub cluster_session_endpoints: Vec<HostPort>,
 }
 
-/// The gateway's replicas, in order.
+/// The gateway's replicas, in order. Two of them cannot be behind one `host:port`, where only one of their keys is right:
+/// the first keeps it, as with a load balancer that has one address, or one name in `exposure.addresses` for all.
 pub fn replicas(gateway: &VPNGateway, observed: &Observed<'_>) -> Vec<Replica> {
-    replica_names(gateway).into_iter().map(|name| replica(gateway, observed, name)).collect()
+    let mut taken = BTreeSet::new();
+    let names = replica_names(gateway).into_iter();
+    names.map(|name| replica(gateway, observed, name, &mut taken)).collect()
 }
 
-fn replica(gateway: &VPNGateway, observed: &Observed<'_>, name: String) -> Replica {
-    let service = observed.services.get(&name).map(AsRef::as_ref);
-    let hosts = hosts(gateway, observed, service, &name);
-    let at = |port: Option<u16>| -> Vec<HostPort> {
+fn replica(
+    gateway: &VPNGateway,
+    observed: &Observed<'_>,
+    name: String,
+    taken: &mut BTreeSet<HostPort>,
+) -> Replica {
+    let service = |name: &str| observed.services.get(name).map(AsRef::as_ref);
+    let tunnel = service(&name);
+    let session = service(&session_service(gateway, &name));
+    let at = |service: Option<&Service>, port_name: &str| -> Vec<HostPort> {
+        let hosts = hosts(gateway, observed, service, &name);
+        let port = outside_port(gateway, service, port_name);
         port.map(|port| hosts.iter().map(|h| host_port(h, port)).collect()).unwrap_or_default()
     };
+    let mut tunnel_endpoints = at(tunnel, TUNNEL_PORT);
+    tunnel_endpoints.retain(|endpoint| !taken.contains(endpoint));
+    let mut session_endpoints = at(session, SESSION_PORT);
+    session_endpoints.retain(|endpoint| !taken.contains(endpoint));
+    taken.extend(tunnel_endpoints.iter().chain(&session_endpoints).cloned());
     let namespace = gateway.namespace().unwrap_or_default();
-    let inside = cluster_hosts(service, &name, &namespace);
-    let within = |port| inside.iter().map(|h| host_port(h, port)).collect();
+    let within = |service: Option<&Service>, name: &str, port| {
+        cluster_hosts(service, name, &namespace).iter().map(|h| host_port(h, port)).collect()
+    };
     Replica {
         public_key: observed.public_keys.get(&name).copied(),
-        tunnel_endpoints: at(outside_port(gateway, service, TUNNEL_PORT)),
-        session_endpoints: at(outside_port(gateway, service, SESSION_PORT)),
-        cluster_tunnel_endpoints: within(gateway.spec.tunnel_port()),
-        cluster_session_endpoints: within(gateway.spec.session_port()),
-        hosts,
+        cluster_tunnel_endpoints: within(tunnel, &name, gateway.spec.tunnel_port()),
+        cluster_session_endpoints: within(
+            session,
+            &session_service(gateway, &name),
+            gateway.spec.session_port(),
+        ),
+        hosts: hosts_of(&tunnel_endpoints, &session_endpoints),
+        tunnel_endpoints,
+        session_endpoints,
         name,
     }
+}
+
+fn hosts_of(tunnel: &[HostPort], session: &[HostPort]) -> Vec<Host> {
+    let mut hosts: Vec<Host> = Vec::new();
+    for endpoint in tunnel.iter().chain(session) {
+        if !hosts.contains(&endpoint.host) {
+            hosts.push(endpoint.host.clone());
+        }
+    }
+    hosts
 }
 
 /// The user's own addresses first of all; then what the load balancer says, or the node that runs the replica: with
@@ -128,7 +176,7 @@ fn load_balancer_hosts(service: &Service) -> Vec<Host> {
 fn node_hosts(observed: &Observed<'_>, replica: &str) -> Vec<Host> {
     let Some(pod) = observed.pods.get(replica) else { return Vec::new() };
     let node = pod.node.as_ref().and_then(|name| observed.nodes.get(name));
-    let addresses = node.map(NodeAddresses::best).filter(|a| !a.is_empty()).unwrap_or(&pod.host_ips);
+    let addresses = node.map(NodeFacts::best).filter(|a| !a.is_empty()).unwrap_or(&pod.host_ips);
     addresses.iter().copied().map(Host::Address).collect()
 }
 

@@ -16,9 +16,10 @@ use super::{
     name::{gateway_labels, keys_secret, owned},
     object::{Object, ObjectKind},
     ownership::Foreign,
+    refusal::Refusal,
     service,
     settings::Settings,
-    unusable::{exposure_hosts, fields},
+    unusable::{exposure, fields},
     workload,
 };
 use crate::fleet::{GatewayView, Hearing, PROOF_FRESH, ReplicaView};
@@ -66,6 +67,10 @@ pub struct StatusInputs<'a> {
     pub replicas: &'a [Replica],
     /// Its pods, by name.
     pub pods: &'a BTreeMap<String, PodFacts>,
+    /// Why its replicas do not run, by name, as far as the cluster says it.
+    pub refused: &'a BTreeMap<String, Refusal>,
+    /// Why they get no load balancer, likewise.
+    pub unbalanced: &'a BTreeMap<String, Refusal>,
     /// What its replicas report.
     pub view: &'a GatewayView,
     /// Its clients by phase.
@@ -89,7 +94,9 @@ enum Evidence {
     /// Its reports stopped.
     Silent,
     /// Its pod does not run.
-    NotRunning(Option<(String, String)>),
+    NotRunning,
+    /// The cluster does not let it run, or it does not get what it needs there.
+    Refused(Refusal),
     /// It runs and was never heard.
     NeverHeard,
     /// This operator has not listened for long enough to tell.
@@ -104,7 +111,7 @@ pub fn status(inputs: &StatusInputs<'_>) -> (VPNGatewayStatus, Option<Duration>)
     let before = gateway.status.as_ref().map(|s| s.conditions.as_slice()).unwrap_or_default();
     let mut conditions = Conditions::new(before, gateway.metadata.generation, inputs.now);
     judge(inputs, &evidence, &mut conditions);
-    if let Some(unusable) = fields(inputs.unread).or(exposure_hosts(gateway).1) {
+    if let Some(unusable) = fields(inputs.unread).or_else(|| exposure(gateway)) {
         unusable.tell(&mut conditions);
     }
     let mut addresses: Vec<String> = Vec::new();
@@ -127,9 +134,24 @@ pub fn status(inputs: &StatusInputs<'_>) -> (VPNGatewayStatus, Option<Duration>)
 }
 
 fn evidence(inputs: &StatusInputs<'_>, replica: &str) -> Evidence {
-    let pod = inputs.pods.get(replica);
-    if !pod.is_some_and(|p| p.running) {
-        return Evidence::NotRunning(pod.and_then(|p| p.waiting.clone()));
+    let seen = inputs.view.replicas.get(replica);
+    let found = found(inputs, replica);
+    let refusal = match found {
+        // While it is heard, whatever is said of its pod or node is no harm.
+        Evidence::NotRunning | Evidence::NeverHeard | Evidence::Silent => {
+            inputs.refused.get(replica).cloned()
+        }
+        Evidence::Unproven => {
+            seen.and_then(|view| view.impairments.iter().find_map(|(c, m)| Refusal::of_impairment(c, m)))
+        }
+        _ => None,
+    };
+    refusal.map_or(found, Evidence::Refused)
+}
+
+fn found(inputs: &StatusInputs<'_>, replica: &str) -> Evidence {
+    if !inputs.pods.get(replica).is_some_and(|pod| pod.running) {
+        return Evidence::NotRunning;
     }
     let Some(view) = inputs.view.replicas.get(replica) else { return Evidence::NeverHeard };
     match (view.silent_for, view.hearing) {
@@ -145,7 +167,7 @@ fn evidence(inputs: &StatusInputs<'_>, replica: &str) -> Evidence {
 
 fn judge(inputs: &StatusInputs<'_>, evidence: &[(&Replica, Evidence)], conditions: &mut Conditions<'_>) {
     if let Some((reason, message)) = inputs.obstacle {
-        conditions.stalled(reason, &quote(message));
+        conditions.stalled(reason, message);
         return;
     }
     let proven: Vec<(&Replica, PathProof)> = evidence
@@ -157,7 +179,10 @@ fn judge(inputs: &StatusInputs<'_>, evidence: &[(&Replica, Evidence)], condition
         return;
     }
     if proven.iter().all(|(r, _)| r.tunnel_endpoints.is_empty()) {
-        conditions.reconciling("AddressPending", address_pending(inputs.gateway));
+        match told(proven.iter().filter_map(|(r, _)| Some((*r, inputs.unbalanced.get(&r.name)?)))) {
+            Some((refusal, text)) => refuse(conditions, refusal, &text),
+            None => conditions.reconciling("AddressPending", address_pending(inputs.gateway)),
+        };
         return;
     }
     if proven.iter().any(|(_, kind)| *kind != PathProof::PodAddress) {
@@ -171,14 +196,48 @@ fn judge(inputs: &StatusInputs<'_>, evidence: &[(&Replica, Evidence)], condition
         );
     }
     if proven.len() < evidence.len() {
-        let missing: Vec<&str> = evidence
-            .iter()
-            .filter(|(_, e)| !matches!(e, Evidence::Proven(_)))
-            .map(|(r, _)| r.name.as_str())
-            .collect();
-        let text = format!("no fresh proof of the data path of {}; the others serve", missing.join(", "));
-        conditions.set(RECONCILING, Some(true), "ReplicasPending", &text);
+        judge_missing(evidence, conditions);
+        return;
     }
+    let unaddressed: Vec<&Replica> =
+        proven.iter().map(|(replica, _)| *replica).filter(|r| r.tunnel_endpoints.is_empty()).collect();
+    if !unaddressed.is_empty() {
+        judge_unaddressed(inputs, &unaddressed, conditions);
+    }
+}
+
+/// Some replicas serve, others are not proven.
+fn judge_missing(evidence: &[(&Replica, Evidence)], conditions: &mut Conditions<'_>) {
+    let missing: Vec<&str> = evidence
+        .iter()
+        .filter(|(_, e)| !matches!(e, Evidence::Proven(_)))
+        .map(|(r, _)| r.name.as_str())
+        .collect();
+    let (reason, text) = match told(refusals(evidence)) {
+        Some((refusal, text)) => (refusal.cause.category(), format!("{text}. The others serve")),
+        None => {
+            let text = format!("no fresh proof of the data path of {}; the others serve", missing.join(", "));
+            ("ReplicasPending", text)
+        }
+    };
+    conditions.set(RECONCILING, Some(true), reason, &text);
+}
+
+/// All replicas run, and no client can be told of these.
+fn judge_unaddressed(inputs: &StatusInputs<'_>, unaddressed: &[&Replica], conditions: &mut Conditions<'_>) {
+    let refused = unaddressed.iter().filter_map(|r| Some((*r, inputs.unbalanced.get(&r.name)?)));
+    let names: Vec<&str> = unaddressed.iter().map(|r| r.name.as_str()).collect();
+    let why = match (told(refused), inputs.gateway.spec.exposure.type_) {
+        (Some((_, text)), _) => text,
+        (None, ExposureType::LoadBalancer) => {
+            "a load balancer with one address, such as that of k3s, serves one replica: \
+             set replicas to 1, use another load balancer, or type NodePort"
+                .to_owned()
+        }
+        (None, _) => address_pending(inputs.gateway).to_owned(),
+    };
+    let text = format!("{} got no address of their own, and clients use the others: {why}", names.join(", "));
+    conditions.set(RECONCILING, Some(true), "ReplicasWithoutAddress", &text);
 }
 
 fn judge_unproven(evidence: &[(&Replica, Evidence)], conditions: &mut Conditions<'_>) {
@@ -192,6 +251,8 @@ fn judge_unproven(evidence: &[(&Replica, Evidence)], conditions: &mut Conditions
     } else if has(&Evidence::Waiting) && conditions.keep(READY) {
         conditions.keep(RECONCILING);
         conditions.keep(STALLED);
+    } else if let Some((refusal, text)) = told(refusals(evidence)) {
+        refuse(conditions, refusal, &text);
     } else if has(&Evidence::Silent) {
         conditions.set(
             READY,
@@ -200,14 +261,8 @@ fn judge_unproven(evidence: &[(&Replica, Evidence)], conditions: &mut Conditions
             "the gateway's reports stopped, so nobody knows whether it serves: check its pods, and their way to \
              the operator",
         );
-    } else if let Some((replica, waiting)) = evidence.iter().find_map(|(r, e)| match e {
-        Evidence::NotRunning(waiting) => Some((r, waiting)),
-        _ => None,
-    }) {
-        let text = match waiting {
-            Some((reason, message)) => format!("pod {}: {reason}: {}", replica.name, quote(message)),
-            None => format!("pod {} does not run yet", replica.name),
-        };
+    } else if let Some((replica, _)) = evidence.iter().find(|(_, e)| *e == Evidence::NotRunning) {
+        let text = format!("pod {} does not run yet", replica.name);
         conditions.reconciling("PodsNotRunning", &text);
     } else {
         conditions.reconciling(
@@ -215,6 +270,39 @@ fn judge_unproven(evidence: &[(&Replica, Evidence)], conditions: &mut Conditions
             "the gateway's pods run, but none has reported yet: when this lasts, see their log and check that they \
              reach the operator's Service",
         );
+    }
+}
+
+fn refusals<'e>(
+    evidence: &'e [(&'e Replica, Evidence)],
+) -> impl Iterator<Item = (&'e Replica, &'e Refusal)> + Clone {
+    evidence.iter().filter_map(|(replica, found)| match found {
+        Evidence::Refused(refusal) => Some((*replica, refusal)),
+        _ => None,
+    })
+}
+
+/// The first refusal, and what to say of it: of which replicas, who refuses what, and what to do.
+fn told<'e>(
+    mut refusals: impl Iterator<Item = (&'e Replica, &'e Refusal)> + Clone,
+) -> Option<(&'e Refusal, String)> {
+    let same = refusals.clone();
+    let (_, first) = refusals.next()?;
+    let names: Vec<&str> =
+        same.filter(|(_, refusal)| refusal.cause == first.cause).map(|(r, _)| r.name.as_str()).collect();
+    Some((first, format!("{}: {}", names.join(", "), first.text())))
+}
+
+fn refuse<'c, 'b>(
+    conditions: &'c mut Conditions<'b>,
+    refusal: &Refusal,
+    text: &str,
+) -> &'c mut Conditions<'b> {
+    let reason = refusal.cause.category();
+    if refusal.cause.is_lasting() {
+        conditions.stalled(reason, text)
+    } else {
+        conditions.reconciling(reason, text)
     }
 }
 

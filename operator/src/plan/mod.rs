@@ -6,6 +6,7 @@ mod endpoint;
 mod hash;
 mod keepalive;
 mod keys;
+mod loss;
 mod name;
 mod nat;
 mod network;
@@ -13,6 +14,7 @@ mod object;
 mod overlap;
 mod ownership;
 mod reach;
+mod refusal;
 mod service;
 mod settings;
 mod standby;
@@ -28,10 +30,11 @@ pub mod wgquick;
 
 pub use condition::{Conditions, ready_of};
 pub use desired::{DesiredInputs, PeerInputs, PoolInputs, desired_states, peer};
-pub use endpoint::{NodeAddresses, Observed, PodFacts, Replica, replicas};
+pub use endpoint::{Lost, NodeFacts, Observed, PodFacts, Replica, replicas};
 pub use keepalive::{in_force, policy, stock_in_force, stock_interval};
 pub(crate) use keys::parse_public;
 pub use keys::{KeyError, PrivateKey, check_owner, key_entry, public_keys};
+pub use loss::{LostPod, lost_pods};
 pub use name::{
     GATEWAY_LABEL, MANAGED_BY, MANAGED_BY_LABEL, POOL_OBJECT_LABEL, config_secret, gateway_objects_selector,
     join_service, keys_secret, network_policy_name, replica_names,
@@ -40,8 +43,10 @@ pub use network::{GatewayEgress, network_policy};
 pub use object::{Object, ObjectKind};
 pub use overlap::{Overlap, overlaps};
 pub use ownership::{CREATOR, Foreign, adopted, check, is_controlled_by, remedy};
+pub use refusal::{Cause, Note, NoteKind, Refusal};
+pub use service::{replica_services, session_service};
 pub use settings::Settings;
-pub use unusable::{Unusable, exposure_hosts, fields, search_domains};
+pub use unusable::{Unusable, exposure, exposure_hosts, fields, search_domains};
 
 #[cfg(test)]
 mod tests;

@@ -1,7 +1,7 @@
 //! What of a spec cannot be handed on. Objects that were written before the schema forbade it may hold such a thing: it
 //! is left out and said, and the rest is in force.
 
-use pinhole_crds::{PARTIALLY_INVALID, Unread, VPNClientPool, VPNGateway};
+use pinhole_crds::{ExposureType, PARTIALLY_INVALID, Unread, VPNClientPool, VPNGateway};
 use pinhole_proto::{DomainName, Host, parted, quoted};
 
 use super::condition::Conditions;
@@ -20,6 +20,12 @@ pub enum Unusable {
          192.0.2.1, 2001:db8::1 or vpn.example.org", quoted(.0)
     )]
     ExposureAddresses(Vec<String>),
+    /// Hosts that would lead to several replicas, of which each has a key of its own.
+    #[error(
+        "spec.exposure.addresses: {} cannot lead to {} replicas on the same ports, and is that of the first alone: set \
+         replicas to 1, use type NodePort, or make a VPNGateway for each address", .0.join(", "), .1
+    )]
+    SharedAddresses(Vec<String>, i32),
     /// Fields that this version of the operator does not understand.
     #[error(
         "{}: this operator is older than that, or somebody wrote past the schema: upgrade the operator, or write what \
@@ -34,6 +40,7 @@ impl Unusable {
         match self {
             Self::SearchDomains(_) => "SearchDomainInvalid",
             Self::ExposureAddresses(_) => "ExposureAddressInvalid",
+            Self::SharedAddresses(..) => "ExposureAddressShared",
             Self::Fields(_) => "FieldNotUnderstood",
         }
     }
@@ -70,4 +77,14 @@ pub fn search_domains(pool: &VPNClientPool) -> (Vec<DomainName>, Option<Unusable
 pub fn exposure_hosts(gateway: &VPNGateway) -> (Vec<Host>, Option<Unusable>) {
     let (good, bad) = parted(&gateway.spec.exposure.addresses);
     (good, bad.map(Unusable::ExposureAddresses))
+}
+
+/// What of the gateway's exposure is not in force.
+pub fn exposure(gateway: &VPNGateway) -> Option<Unusable> {
+    let (hosts, unusable) = exposure_hosts(gateway);
+    let replicas = gateway.spec.replicas_or_default();
+    let shared = replicas > 1 && gateway.spec.exposure.type_ != ExposureType::NodePort && !hosts.is_empty();
+    let shared =
+        shared.then(|| Unusable::SharedAddresses(hosts.iter().map(ToString::to_string).collect(), replicas));
+    unusable.or(shared)
 }

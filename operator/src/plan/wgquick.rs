@@ -6,7 +6,7 @@ use base64::{Engine as _, engine::general_purpose::STANDARD};
 use ipnet::IpNet;
 use k8s_openapi::{ByteString, api::core::v1::Secret};
 use kube::ResourceExt as _;
-use pinhole_crds::{VPNClient, VPNClientPool, VPNGateway};
+use pinhole_crds::{ExposureType, VPNClient, VPNClientPool, VPNGateway};
 use pinhole_proto::{HostPort, printable};
 
 use super::{
@@ -67,7 +67,8 @@ pub struct ConfigInputs<'a> {
 }
 
 /// The Secret with the client's configuration. None as long as the client has no address, or its replica no key or
-/// endpoint. A replica is chosen for good by the client's UID, since such a client cannot fail over by itself.
+/// endpoint. A replica is chosen for good by the client's UID, since such a client cannot fail over by itself; its key and
+/// its endpoint are always of the same one.
 pub fn secret(inputs: &ConfigInputs<'_>, key: &ClientKey) -> Option<Secret> {
     let config = render(inputs, key)?;
     let private = if let ClientKey::Ours(key) = key { Some(key) } else { None };
@@ -97,9 +98,7 @@ pub fn key_secret(client: &VPNClient, public: &str, private: Option<&PrivateKey>
 
 /// The configuration's text.
 pub(crate) fn render(inputs: &ConfigInputs<'_>, key: &ClientKey) -> Option<String> {
-    let uid = inputs.client.uid().unwrap_or_default();
-    let chosen = choose(&uid, inputs.replicas.iter().map(|r| r.name.as_str()))?;
-    let replica = inputs.replicas.iter().find(|r| r.name == chosen)?;
+    let replica = replica(inputs)?;
     let (public_key, endpoint) = (replica.public_key?, replica.tunnel_endpoints.first()?);
     if inputs.addresses.is_empty() {
         return None;
@@ -111,6 +110,17 @@ pub(crate) fn render(inputs: &ConfigInputs<'_>, key: &ClientKey) -> Option<Strin
         writeln!(text, "{line}").ok()?;
     }
     Some(text)
+}
+
+/// Of those that have an address, where that is the load balancer's or the user's choice. The address of a node comes
+/// and goes with the pod: that is no reason for a client to get another configuration.
+fn replica<'a>(inputs: &ConfigInputs<'a>) -> Option<&'a Replica> {
+    let exposure = &inputs.gateway.spec.exposure;
+    let is_given = exposure.type_ == ExposureType::LoadBalancer || !exposure.addresses.is_empty();
+    let may_be = |replica: &&Replica| !is_given || !replica.tunnel_endpoints.is_empty();
+    let uid = inputs.client.uid().unwrap_or_default();
+    let chosen = choose(&uid, inputs.replicas.iter().filter(may_be).map(|r| r.name.as_str()))?;
+    inputs.replicas.iter().find(|r| r.name == chosen)
 }
 
 fn interface(inputs: &ConfigInputs<'_>, key: &ClientKey) -> Vec<String> {

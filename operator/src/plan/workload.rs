@@ -163,6 +163,8 @@ fn container(gateway: &VPNGateway, knobs: &GatewayPod, settings: &Settings) -> C
         env: Some(environment(settings)),
         ports: Some(ports(gateway)),
         resources: knobs.resources.clone(),
+        // What it said last is the reason that the gateway's condition gives.
+        termination_message_policy: Some("FallbackToLogsOnError".into()),
         security_context: Some(SecurityContext {
             run_as_user: Some(0),
             allow_privilege_escalation: Some(false),

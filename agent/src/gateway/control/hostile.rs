@@ -113,6 +113,7 @@ impl Gateway {
                 self.control.health.handle_rest(self.now, &peer, asked.wake_after);
                 Command::SessionRests { peer, session, asked }
             }
+            Said::Anew => Command::SessionAnew { peer, session },
             Said::Hello { .. } | Said::Heard(_) | Said::Newer => Command::SessionDoubtful { peer, session },
         };
         self.control.handle_command(self.now, command);

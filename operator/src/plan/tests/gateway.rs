@@ -48,6 +48,8 @@ fn judge(
         gateway,
         replicas: &balanced(gateway),
         pods,
+        refused: &BTreeMap::new(),
+        unbalanced: &BTreeMap::new(),
         view: &view,
         clients: ClientCounts::default(),
         nat: None,
@@ -161,6 +163,106 @@ fn a_load_balancer_may_give_an_address_or_a_name() {
     assert!(hosts(json!([])).is_empty());
 }
 
+/// What a load balancer that has given these addresses makes of a gateway with two replicas.
+fn two_behind(exposure: &Value, given: [&[&str]; 2]) -> (VPNGateway, Vec<Replica>) {
+    let mut exposure = exposure.clone();
+    exposure["type"] = json!("LoadBalancer");
+    let gateway = gateway(&json!({ "exposure": exposure, "replicas": 2 }));
+    let mut services = BTreeMap::new();
+    for (n, given) in given.into_iter().enumerate() {
+        let ingress: Vec<Value> = given.iter().map(|ip| json!({ "ip": ip })).collect();
+        let status = json!({ "loadBalancer": { "ingress": ingress } });
+        services.extend(service(&format!("edge-{n}"), &json!({}), &status));
+    }
+    let keys = BTreeMap::from([("edge-0".to_owned(), [7; 32]), ("edge-1".to_owned(), [8; 32])]);
+    let observed =
+        Observed { services: &services, pods: &BTreeMap::new(), nodes: &BTreeMap::new(), public_keys: &keys };
+    let replicas = replicas(&gateway, &observed);
+    (gateway, replicas)
+}
+
+/// Both run and are heard.
+fn judge_both(gateway: &VPNGateway, replicas: &[Replica]) -> VPNGatewayStatus {
+    let names = || replicas.iter().map(|replica| replica.name.clone());
+    let pods = names().map(|name| (name, running("n1").remove("edge-0").unwrap())).collect();
+    let proven = replica_view(Some(seconds(1)), Some((PathProof::PodAddress, seconds(1))));
+    let inputs = StatusInputs {
+        gateway,
+        replicas,
+        pods: &pods,
+        refused: &BTreeMap::new(),
+        unbalanced: &BTreeMap::new(),
+        view: &GatewayView { replicas: names().map(|name| (name, proven.clone())).collect() },
+        clients: ClientCounts::default(),
+        nat: None,
+        obstacle: None,
+        unread: &[],
+        now: at(100),
+    };
+    status(&inputs).0
+}
+
+#[test]
+fn a_second_replica_that_gets_no_load_balancer_is_named() {
+    let (gateway, replicas) = two_behind(&json!({}), [&["203.0.113.7"], &[]]);
+    let status = judge_both(&gateway, &replicas);
+    assert_eq!(verdict(&status.conditions, READY).0, "True");
+    assert_eq!(verdict(&status.conditions, RECONCILING), said("True", "ReplicasWithoutAddress"));
+    let message = &find(&status.conditions, RECONCILING).message;
+    assert!(message.starts_with("edge-1 got no address") && message.contains("replicas to 1"), "{message}");
+    let (gateway, replicas) = two_behind(&json!({}), [&["203.0.113.7"], &["203.0.113.8"]]);
+    let status = judge_both(&gateway, &replicas);
+    assert!(status.conditions.iter().all(|c| c.type_ != RECONCILING), "both have one");
+}
+
+#[test]
+fn one_address_leads_to_one_replica_alone() {
+    let (gateway, replicas) = two_behind(&json!({}), [&["203.0.113.7"], &["203.0.113.7"]]);
+    assert_eq!(texts(&replicas[0].tunnel_endpoints), ["203.0.113.7:51820"]);
+    assert!(replicas[1].tunnel_endpoints.is_empty() && replicas[1].session_endpoints.is_empty());
+    assert!(replicas[1].hosts.is_empty());
+    let status = judge_both(&gateway, &replicas);
+    assert_eq!(verdict(&status.conditions, RECONCILING), said("True", "ReplicasWithoutAddress"));
+}
+
+/// As it may stand in a cluster from before the schema forbade it.
+#[test]
+fn one_name_for_two_replicas_is_the_firsts_and_said_to_be_wrong() {
+    let (gateway, replicas) = two_behind(&json!({ "addresses": ["vpn.example.org"] }), [&[], &[]]);
+    assert_eq!(texts(&replicas[0].tunnel_endpoints), ["vpn.example.org:51820"]);
+    assert!(replicas[1].tunnel_endpoints.is_empty());
+    let status = judge_both(&gateway, &replicas);
+    let wrong = verdict(&status.conditions, pinhole_crds::PARTIALLY_INVALID);
+    assert_eq!(wrong, said("True", "ExposureAddressShared"));
+}
+
+#[test]
+fn a_service_for_each_protocol_gives_each_its_address() {
+    let spec = json!({ "exposure": { "type": "LoadBalancer", "servicePerProtocol": true } });
+    let gateway = gateway(&spec);
+    let made = services(&gateway);
+    assert_eq!(made.keys().collect::<Vec<_>>(), ["edge", "edge-0", "edge-0-session"]);
+    for (name, protocol) in [("edge-0", "UDP"), ("edge-0-session", "TCP")] {
+        let spec = made[name].spec.clone().unwrap();
+        let ports = spec.ports.unwrap();
+        assert_eq!((ports.len(), ports[0].protocol.as_deref()), (1, Some(protocol)));
+        assert_eq!(spec.type_.as_deref(), Some("LoadBalancer"));
+        assert_eq!(spec.selector.unwrap()["statefulset.kubernetes.io/pod-name"], "edge-0");
+    }
+    assert_eq!(replica_services(&gateway), ["edge-0", "edge-0-session"], "neither is surplus");
+    let given = |ip: &str| json!({ "loadBalancer": { "ingress": [{ "ip": ip }] } });
+    let mut seen = service("edge-0", &json!({ "clusterIPs": ["10.96.0.7"] }), &given("203.0.113.7"));
+    seen.extend(service("edge-0-session", &json!({ "clusterIPs": ["10.96.0.8"] }), &given("203.0.113.8")));
+    let nothing = (BTreeMap::new(), BTreeMap::new());
+    let observed =
+        Observed { services: &seen, pods: &nothing.0, nodes: &nothing.1, public_keys: &BTreeMap::new() };
+    let replica = replicas(&gateway, &observed).remove(0);
+    assert_eq!(texts(&replica.tunnel_endpoints), ["203.0.113.7:51820"]);
+    assert_eq!(texts(&replica.session_endpoints), ["203.0.113.8:51821"]);
+    assert_eq!(texts(&replica.cluster_tunnel_endpoints), ["10.96.0.7:51820"]);
+    assert_eq!(texts(&replica.cluster_session_endpoints), ["10.96.0.8:51821"]);
+}
+
 #[test]
 fn a_node_port_is_reached_at_the_node_that_runs_the_replica() {
     let gateway = gateway(&json!({ "exposure": { "type": "NodePort" } }));
@@ -168,11 +270,12 @@ fn a_node_port_is_reached_at_the_node_that_runs_the_replica() {
         { "name": "tunnel", "port": 51820, "nodePort": 31000 }, { "name": "session", "port": 51821, "nodePort": 31001 },
     ]});
     let services = service("edge-0", &ports, &json!({}));
-    let node = |external: &[&str], internal: &[&str]| NodeAddresses {
+    let node = |external: &[&str], internal: &[&str]| NodeFacts {
         external: external.iter().map(|a| ip(a)).collect(),
         internal: internal.iter().map(|a| ip(a)).collect(),
+        lost: None,
     };
-    let endpoints = |nodes: &BTreeMap<String, NodeAddresses>| {
+    let endpoints = |nodes: &BTreeMap<String, NodeFacts>| {
         let observed =
             Observed { services: &services, pods: &running("n1"), nodes, public_keys: &BTreeMap::new() };
         let replica = replicas(&gateway, &observed).remove(0);
@@ -219,11 +322,9 @@ fn a_gateway_is_ready_only_after_a_fresh_proof() {
 #[test]
 fn a_proof_of_a_pod_that_does_not_run_counts_for_nothing() {
     let view = replica_view(Some(seconds(2)), Some((PathProof::ClientTraffic, seconds(2))));
-    let waiting = Some(("ImagePullBackOff".to_owned(), "no such image".to_owned()));
-    let pods = BTreeMap::from([("edge-0".to_owned(), PodFacts { waiting, ..PodFacts::default() })]);
+    let pods = BTreeMap::from([("edge-0".to_owned(), PodFacts::default())]);
     let status = judge(&load_balancer(), Some(view), &pods);
     assert_eq!(verdict(&status.conditions, READY), said("False", "PodsNotRunning"));
-    assert!(find(&status.conditions, READY).message.contains("ImagePullBackOff"));
 }
 
 #[test]
@@ -252,6 +353,8 @@ fn an_obstacle_stalls_and_is_gone_when_it_is() {
         gateway: &gateway,
         replicas: &balanced(&gateway),
         pods: &running("n1"),
+        refused: &BTreeMap::new(),
+        unbalanced: &BTreeMap::new(),
         view: &GatewayView::default(),
         clients: ClientCounts::default(),
         nat: None,

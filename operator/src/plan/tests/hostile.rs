@@ -101,6 +101,8 @@ fn a_hostile_address_of_a_gateway_is_told_to_nobody_and_the_others_are() {
             gateway: &gateway,
             replicas: &balanced(&gateway),
             pods: &running("n1"),
+            refused: &BTreeMap::new(),
+            unbalanced: &BTreeMap::new(),
             view: &view,
             clients: ClientCounts::default(),
             nat: None,

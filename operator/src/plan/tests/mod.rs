@@ -1,8 +1,10 @@
 mod client;
 mod gateway;
 mod hostile;
+mod loss;
 mod network;
 mod pool;
+mod refusal;
 mod traffic;
 mod wgquick;
 

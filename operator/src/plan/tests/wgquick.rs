@@ -108,3 +108,39 @@ fn what_the_gateway_observed_is_in_the_configuration_and_in_what_the_gateway_exp
         assert_eq!(peer.stock_keepalive, Some(Duration::from_secs(expected)));
     }
 }
+
+/// A client that nobody can move by hand must get a replica that can be reached, with that one's own key.
+#[test]
+fn a_configuration_is_of_one_replica_that_has_an_address() {
+    let spec = json!({ "exposure": { "type": "LoadBalancer" }, "replicas": 2 });
+    let (gateway, staff) = (gateway(&spec), pool("staff", 2, &["10.77.0.0/24"]));
+    let replica = |n: u8, host: Option<&str>| Replica {
+        name: format!("edge-{n}"),
+        public_key: Some([n; 32]),
+        tunnel_endpoints: host.map(|host| format!("{host}:51820").parse().unwrap()).into_iter().collect(),
+        ..Replica::default()
+    };
+    let config = |uid: u32, replicas: &[Replica]| {
+        let mut phone = client(&json!({}));
+        phone.metadata.uid = Some(format!("uid-{uid}"));
+        let addresses = [ip("10.77.0.9")];
+        let inputs =
+            ConfigInputs { client: &phone, pool: &staff, gateway: &gateway, replicas, addresses: &addresses };
+        let key = ClientKey::Theirs([9; 32]);
+        String::from_utf8(secret(&inputs, &key).unwrap().data.unwrap()[CONFIG_ENTRY].0.clone()).unwrap()
+    };
+    let one = [replica(1, Some("203.0.113.7")), replica(2, None)];
+    let two = [replica(1, Some("203.0.113.7")), replica(2, Some("203.0.113.8"))];
+    let key = |n: u8| base64::Engine::encode(&base64::engine::general_purpose::STANDARD, [n; 32]);
+    let mut seen = std::collections::BTreeSet::new();
+    for uid in 0..40 {
+        let text = config(uid, &one);
+        assert!(text.contains(&key(1)) && text.contains("203.0.113.7:51820"), "{text}");
+        let text = config(uid, &two);
+        for (n, host) in [(1, "203.0.113.7:51820"), (2, "203.0.113.8:51820")] {
+            assert_eq!(text.contains(&key(n)), text.contains(host), "{text}");
+            seen.extend(text.contains(host).then_some(n));
+        }
+    }
+    assert_eq!(seen.len(), 2, "both are used");
+}

@@ -1,0 +1,177 @@
+//! Refusals as watches show them, in any order.
+
+use k8s_openapi::api::core::v1::{Event, Node, Pod};
+use serde_json::{Value, json};
+
+use super::super::{
+    work::Work,
+    world::{Effects, Name, World},
+};
+use crate::{fleet::GatewayKey, plan::ObjectKind};
+
+fn name(name: &str) -> Name {
+    ("vpn".to_owned(), name.to_owned())
+}
+
+fn world() -> World {
+    let gateway = json!({
+        "apiVersion": "pinhole.dev/v1alpha1", "kind": "VPNGateway",
+        "metadata": { "name": "edge", "namespace": "vpn", "uid": "uid-edge" },
+        "spec": { "exposure": { "type": "NodePort" } },
+    });
+    let mut world = World::default();
+    world.gateway_read(&edge(), Some(serde_json::from_value(gateway).unwrap()));
+    world
+}
+
+fn edge() -> GatewayKey {
+    GatewayKey::new("vpn", "edge")
+}
+
+fn event(kind: &str, about: (&str, &str), reason: &str, message: &str) -> Event {
+    serde_json::from_value(json!({
+        "metadata": { "name": "edge.1", "namespace": "vpn" },
+        "involvedObject": { "kind": kind, "namespace": "vpn", "name": about.0, "uid": about.1 },
+        "reason": reason, "message": message, "type": "Warning", "count": 3,
+        "firstTimestamp": "2026-01-01T00:00:00Z", "lastTimestamp": "2026-01-01T00:01:00Z",
+    }))
+    .unwrap()
+}
+
+fn failed_create(uid: &str) -> Event {
+    let message = "create Pod edge-0 in StatefulSet edge failed error: pods \"edge-0\" is forbidden: exceeded quota: few";
+    event("StatefulSet", ("edge", uid), "FailedCreate", message)
+}
+
+fn pod(uid: &str, status: &Value) -> Pod {
+    serde_json::from_value(json!({
+        "metadata": { "name": "edge-0", "namespace": "vpn", "uid": uid,
+            "labels": { "app.kubernetes.io/instance": "edge", "pinhole.dev/gateway": "edge" } },
+        "spec": { "nodeName": "n1", "containers": [] }, "status": status,
+    }))
+    .unwrap()
+}
+
+fn running() -> Value {
+    json!({ "phase": "Running", "containerStatuses": [{
+        "name": "gateway", "image": "a", "imageID": "", "ready": true, "restartCount": 0, "state": { "running": {} },
+    }]})
+}
+
+fn rejected() -> Value {
+    json!({ "phase": "Failed", "reason": "SysctlForbidden", "message": "Pod was rejected: forbidden sysctl" })
+}
+
+/// It ran before.
+fn evicted() -> Value {
+    let mut status = running();
+    status["phase"] = json!("Failed");
+    status["reason"] = json!("Evicted");
+    status["message"] = json!("The node was low on resource: memory.");
+    status["containerStatuses"][0]["state"] = json!({ "terminated": { "exitCode": 137 } });
+    status
+}
+
+fn refused(world: &World) -> Option<&'static str> {
+    let gateway = world.gateway(&edge()).unwrap();
+    world.refusals_of(&gateway).get("edge-0").map(|refusal| refusal.cause.category())
+}
+
+fn asks_for_the_gateway(effects: &Effects) -> bool {
+    effects.work.contains(&Work::Gateway(edge()))
+}
+
+#[test]
+fn a_pod_that_cannot_be_made_is_refused_until_it_is_there() {
+    let mut world = world();
+    let effects = world.event_changed(&name("edge.1"), Some(&failed_create("uid-set")));
+    assert!(asks_for_the_gateway(&effects));
+    assert_eq!(refused(&world), Some("QuotaExceeded"));
+    world.pod_changed(name("edge-0"), Some(&pod("a", &json!({ "phase": "Pending" }))));
+    assert_eq!(refused(&world), None);
+    // Deleted by somebody: the old Event says nothing about that.
+    world.pod_changed(name("edge-0"), None);
+    assert_eq!(refused(&world), None);
+}
+
+#[test]
+fn what_was_said_of_an_older_stateful_set_does_not_count() {
+    let mut world = world();
+    let meta = serde_json::from_value(json!({ "name": "edge", "uid": "uid-new", "generation": 1 })).unwrap();
+    world.owned_changed(ObjectKind::StatefulSet, &name("edge"), Some(&meta));
+    world.event_changed(&name("edge.1"), Some(&failed_create("uid-old")));
+    assert_eq!(refused(&world), None);
+    world.event_changed(&name("edge.1"), Some(&failed_create("uid-new")));
+    assert_eq!(refused(&world), Some("QuotaExceeded"));
+    assert!(asks_for_the_gateway(&world.event_changed(&name("edge.1"), None)));
+    assert_eq!(refused(&world), None, "Events go after a while");
+}
+
+#[test]
+fn a_pod_that_is_turned_away_again_and_again_is_refused_all_the_while() {
+    for (status, reason) in [(rejected(), "SysctlForbidden"), (evicted(), "Evicted")] {
+        let mut world = world();
+        for uid in ["a", "b", "c"] {
+            world.pod_changed(name("edge-0"), Some(&pod(uid, &status)));
+            assert_eq!(refused(&world), Some(reason));
+            world.pod_changed(name("edge-0"), None);
+            assert_eq!(refused(&world), Some(reason), "until the next is made");
+            world.pod_changed(name("edge-0"), Some(&pod(uid, &json!({ "phase": "Pending" }))));
+            assert_eq!(refused(&world), Some(reason), "until the kubelet has seen it");
+        }
+        world.pod_changed(name("edge-0"), Some(&pod("d", &running())));
+        assert_eq!(refused(&world), None);
+        world.pod_changed(name("edge-0"), None);
+        assert_eq!(refused(&world), None);
+    }
+}
+
+#[test]
+fn an_event_of_a_pod_counts_for_that_pod_until_it_runs() {
+    let mut world = world();
+    let message = "MountVolume.SetUp failed for volume \"tun\" : hostPath type check failed: /dev/net/tun is not a character device";
+    world.event_changed(&name("edge-0.1"), Some(&event("Pod", ("edge-0", "a"), "FailedMount", message)));
+    let creating = json!({ "phase": "Pending", "containerStatuses": [{
+        "name": "gateway", "image": "a", "imageID": "", "ready": false, "restartCount": 0,
+        "state": { "waiting": { "reason": "ContainerCreating" } },
+    }]});
+    world.pod_changed(name("edge-0"), Some(&pod("a", &creating)));
+    assert_eq!(refused(&world), Some("TunDeviceMissing"));
+    world.pod_changed(name("edge-0"), Some(&pod("a", &running())));
+    assert_eq!(refused(&world), None);
+    world.pod_changed(name("edge-0"), Some(&pod("b", &creating)));
+    assert_eq!(refused(&world), None, "another pod");
+}
+
+#[test]
+fn the_pods_of_a_node_that_nobody_hears_of_are_lost() {
+    let mut world = world();
+    let node = |status: &str| -> Node {
+        serde_json::from_value(json!({ "metadata": { "name": "n1" }, "status": { "conditions": [{
+            "type": "Ready", "status": status, "reason": "NodeStatusUnknown",
+            "message": "Kubelet stopped posting node status.", "lastTransitionTime": "2026-01-01T00:00:00Z",
+        }]}}))
+        .unwrap()
+    };
+    world.pod_changed(name("edge-0"), Some(&pod("a", &running())));
+    world.node_changed("n1", Some(&node("True")));
+    assert_eq!(refused(&world), None);
+    assert!(asks_for_the_gateway(&world.node_changed("n1", Some(&node("Unknown")))));
+    assert_eq!(refused(&world), Some("NodeLost"));
+    let mut leaving = pod("a", &running());
+    leaving.metadata.deletion_timestamp = serde_json::from_value(json!("2026-01-01T00:05:00Z")).unwrap();
+    world.pod_changed(name("edge-0"), Some(&leaving));
+    assert_eq!(refused(&world), Some("NodeLost"));
+}
+
+#[test]
+fn events_of_others_ask_for_nothing() {
+    let mut world = world();
+    let other = event(
+        "StatefulSet",
+        ("database", "x"),
+        "FailedCreate",
+        "create Pod database-0 in StatefulSet database failed error: x",
+    );
+    assert_eq!(world.event_changed(&name("database.1"), Some(&other)), Effects::default());
+}

@@ -350,20 +350,15 @@ impl World {
 /// Changes.
 impl World {
     fn gateway_changed(&mut self, key: &GatewayKey, new: Option<VPNGateway>) -> Effects {
-        let changed = match new {
-            Some(new) => {
-                let new = Arc::new(new);
-                let old = self.gateways.insert(key.clone(), Arc::clone(&new));
-                old.is_none_or(|old| {
-                    old.spec != new.spec || old.uid() != new.uid() || !same_ready(&old, &new)
-                })
-            }
-            None => {
-                self.turned_away.retain(|(namespace, pod), _| {
-                    *namespace != key.namespace || pod.rsplit_once('-').is_none_or(|(of, _)| of != key.name)
-                });
-                self.gateways.remove(key).is_some()
-            }
+        let changed = if let Some(new) = new {
+            let new = Arc::new(new);
+            let old = self.gateways.insert(key.clone(), Arc::clone(&new));
+            old.is_none_or(|old| old.spec != new.spec || old.uid() != new.uid() || !same_ready(&old, &new))
+        } else {
+            self.turned_away.retain(|(namespace, pod), _| {
+                *namespace != key.namespace || pod.rsplit_once('-').is_none_or(|(of, _)| of != key.name)
+            });
+            self.gateways.remove(key).is_some()
         };
         let mut effects = Effects::of([Work::Gateway(key.clone())]);
         if changed {

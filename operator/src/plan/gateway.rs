@@ -208,19 +208,15 @@ fn judge(inputs: &StatusInputs<'_>, evidence: &[(&Replica, Evidence)], condition
 
 /// Some replicas serve, others are not proven.
 fn judge_missing(evidence: &[(&Replica, Evidence)], conditions: &mut Conditions<'_>) {
-    let missing: Vec<&str> = evidence
-        .iter()
-        .filter(|(_, e)| !matches!(e, Evidence::Proven(_)))
-        .map(|(r, _)| r.name.as_str())
-        .collect();
-    let (reason, text) = match told(refusals(evidence)) {
-        Some((refusal, text)) => (refusal.cause.category(), format!("{text}. The others serve")),
-        None => {
-            let text = format!("no fresh proof of the data path of {}; the others serve", missing.join(", "));
-            ("ReplicasPending", text)
-        }
-    };
-    conditions.set(RECONCILING, Some(true), reason, &text);
+    if let Some((refusal, text)) = told(refusals(evidence)) {
+        let text = format!("{text}. The others serve");
+        conditions.set(RECONCILING, Some(true), refusal.cause.category(), &text);
+        return;
+    }
+    let missing = evidence.iter().filter(|(_, e)| !matches!(e, Evidence::Proven(_)));
+    let missing: Vec<&str> = missing.map(|(r, _)| r.name.as_str()).collect();
+    let text = format!("no fresh proof of the data path of {}; the others serve", missing.join(", "));
+    conditions.set(RECONCILING, Some(true), "ReplicasPending", &text);
 }
 
 /// All replicas run, and no client can be told of these.

@@ -34,21 +34,21 @@ pub fn lost_pods(
 ) -> (Vec<LostPod>, Option<Duration>) {
     let patience = gateway.spec.pod.as_ref().and_then(|pod| pod.remove_after_node_loss);
     let Some(patience) = patience.map(|interval| interval.0) else { return (Vec::new(), None) };
-    let (mut lost, mut wait) = (Vec::new(), None);
+    let (mut removed, mut wait) = (Vec::new(), None);
     for name in replica_names(gateway) {
         let Some(pod) = pods.get(&name) else { continue };
         let Some(node) = &pod.node else { continue };
-        let Some(loss) = nodes.get(node).and_then(|facts| facts.lost.as_ref()) else { continue };
-        let gone = u64::try_from(now.as_second() - loss.since.as_second()).unwrap_or_default();
+        let Some(lost) = nodes.get(node).and_then(|facts| facts.lost.as_ref()) else { continue };
+        let gone = u64::try_from(now.as_second() - lost.since.as_second()).unwrap_or_default();
         let left = patience.saturating_sub(Duration::from_secs(gone));
         let silence = view.replicas.get(&name).and_then(|replica| replica.silent_for);
         let heard = silence.map(|silence| REPORTS_STALE.saturating_sub(silence)).unwrap_or_default();
         let left = left.max(heard);
         if left.is_zero() {
-            lost.push(LostPod { name, uid: pod.uid.clone(), node: node.clone() });
+            removed.push(LostPod { name, uid: pod.uid.clone(), node: node.clone() });
         } else {
             wait = Some(left).into_iter().chain(wait).min();
         }
     }
-    (lost, wait)
+    (removed, wait)
 }

@@ -47,7 +47,9 @@ fn judge(refused: &[(&str, Refusal)], unbalanced: &[(&str, Refusal)], proven: bo
     let (refused, unbalanced) = (map(refused), map(unbalanced));
     let mut replicas = balanced(&gateway);
     if !unbalanced.is_empty() {
-        replicas.iter_mut().for_each(|replica| replica.tunnel_endpoints.clear());
+        for replica in &mut replicas {
+            replica.tunnel_endpoints.clear();
+        }
     }
     let second = Duration::from_secs(1);
     let view = replica_view(Some(second), Some((PathProof::PodAddress, second)));
@@ -87,6 +89,11 @@ fn what_admission_says_of_a_pod_is_told_apart_and_quoted() {
         ),
         (
             "pods \"edge-0\" is forbidden: exceeded quota: few, requested: pods=1, used: pods=1, limited: pods=1",
+            "QuotaExceeded",
+            "raise the quota",
+        ),
+        (
+            "pods \"edge-0\" is forbidden: status unknown for quota: few, resources: pods",
             "QuotaExceeded",
             "raise the quota",
         ),

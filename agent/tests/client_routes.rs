@@ -102,7 +102,7 @@ fn who_wins_where_the_local_network_overlaps_is_the_users_choice() {
     }
     let refused =
         lab.client(&["up", "--no-dns", "--token-file", "-", "--on-overlap", "refuse"], &lab.join("secret"));
-    assert_eq!(refused.status.code(), Some(31), "{refused:?}");
+    assert_eq!(refused.status.code(), Some(32), "{refused:?}");
     assert!(refused.stderr.contains("docker0") && refused.stderr.contains("[RouteConflict]"), "{refused:?}");
     assert!(!lab.client_ip("rule").contains("fwmark"), "nothing stays behind");
 

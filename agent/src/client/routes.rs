@@ -6,7 +6,7 @@ use std::{fmt, net::IpAddr};
 use ipnet::{IpNet, Ipv6Net};
 use serde::{Deserialize, Serialize};
 
-use crate::kernel::Way;
+use crate::kernel::RouteType;
 
 /// A network of fewer bits than these is no one's own: a route to it leads everywhere, and a device that has it takes
 /// what is not its own.
@@ -86,7 +86,7 @@ pub(super) struct Plan {
     /// In the main table.
     pub(super) main: Vec<IpNet>,
     /// In the tunnel's own table, which is looked at before the main one.
-    pub(super) own: Vec<(IpNet, Way)>,
+    pub(super) own: Vec<(IpNet, RouteType)>,
     /// What is not as the pool says, or is because the user chose so.
     pub(super) impairments: Vec<Impairment>,
 }
@@ -238,7 +238,7 @@ pub(super) fn plan(wanted: &Wanted<'_>, present: &[Present]) -> Plan {
         let in_own = covers || is_covered;
         if !wanted.has_ipv6 && route.addr().is_ipv6() {
             // By other devices nothing of it gets out either.
-            plan.own.extend(covers.then_some((route, Way::Unreachable)));
+            plan.own.extend(covers.then_some((route, RouteType::Unreachable)));
             continue;
         }
         let hits: Vec<&Present> = present.iter().filter(|present| conflict(route, present, in_own)).collect();
@@ -252,7 +252,7 @@ pub(super) fn plan(wanted: &Wanted<'_>, present: &[Present]) -> Plan {
             }
         }
         if to_own {
-            plan.own.push((route, Way::Device(wanted.device)));
+            plan.own.push((route, RouteType::Device(wanted.device)));
         } else {
             plan.main.push(route);
         }
@@ -273,7 +273,7 @@ fn leave_local(plan: &mut Plan, overlap: Option<Overlap>, present: &[Present]) {
     local.sort_unstable();
     local.dedup();
     local.retain(|net| within(plan, net));
-    plan.own.extend(local.into_iter().map(|net| (net, Way::Throw)));
+    plan.own.extend(local.into_iter().map(|net| (net, RouteType::Throw)));
 }
 
 /// Whether a route of the pool and one of this machine's are at odds.
@@ -322,12 +322,12 @@ mod tests {
     }
 
     fn in_tunnel(plan: &Plan) -> Vec<String> {
-        let own = plan.own.iter().filter(|(_, way)| *way == Way::Device(TUNNEL)).map(|(net, _)| *net);
+        let own = plan.own.iter().filter(|(_, way)| *way == RouteType::Device(TUNNEL)).map(|(net, _)| *net);
         own.chain(plan.main.clone()).map(|net| net.to_string()).collect()
     }
 
     fn thrown(plan: &Plan) -> Vec<String> {
-        plan.own.iter().filter(|(_, way)| *way == Way::Throw).map(|(net, _)| net.to_string()).collect()
+        plan.own.iter().filter(|(_, way)| *way == RouteType::Throw).map(|(net, _)| net.to_string()).collect()
     }
 
     const REPORTED: &[&str] = &["0.0.0.0/0", "10.96.0.0/12", "172.17.0.0/16", "192.168.50.0/24"];
@@ -366,7 +366,7 @@ mod tests {
         assert_eq!((in_tunnel(&plan), plan.own), (vec!["10.96.0.0/12".to_owned()], vec![]));
         assert_eq!(plan.impairments.len(), 1);
         let plan = planned(&["10.96.0.0/12"], &overlap(Overlap::Tunnel), &present);
-        assert_eq!(plan.own, [(net("10.96.0.0/12"), Way::Device(TUNNEL))]);
+        assert_eq!(plan.own, [(net("10.96.0.0/12"), RouteType::Device(TUNNEL))]);
     }
 
     #[test]
@@ -402,7 +402,7 @@ mod tests {
     fn both_families_have_their_route_to_everywhere_in_the_table_of_the_tunnel() {
         let plan = planned(&["0.0.0.0/0", "::/0"], &Choice::default(), &[via("::/0", 1024)]);
         assert_eq!((in_tunnel(&plan).len(), plan.main, plan.impairments), (2, vec![], vec![]));
-        assert_eq!(plan.own.last(), Some(&(LINK_LOCAL, Way::Throw)));
+        assert_eq!(plan.own.last(), Some(&(LINK_LOCAL, RouteType::Throw)));
     }
 
     #[test]
@@ -419,7 +419,7 @@ mod tests {
         };
         let plan = plan(&wanted, &[]);
         assert_eq!(in_tunnel(&plan), ["0.0.0.0/0"]);
-        assert!(plan.own.contains(&(net("::/0"), Way::Unreachable)));
+        assert!(plan.own.contains(&(net("::/0"), RouteType::Unreachable)));
         let [impairment] = plan.impairments.as_slice() else { panic!("{plan:?}") };
         assert_eq!((impairment.category.as_str(), impairment.accepted), ("IPv6Unavailable", true));
     }

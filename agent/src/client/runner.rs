@@ -10,6 +10,7 @@ use std::{
 use pinhole_proto::{HostPort, v1};
 use tokio::{
     sync::{mpsc, oneshot, watch},
+    task::JoinHandle,
     time::{sleep, sleep_until},
 };
 use tokio_util::sync::CancellationToken;
@@ -129,6 +130,8 @@ struct Runner<'a> {
     held: Held,
     was_connected: bool,
     enrolled_again: bool,
+    /// Another certificate is being asked for.
+    renewal: Option<JoinHandle<()>>,
     last_error: Option<String>,
     /// By how much the clock was wrong when handshakes were dropped for it.
     skew: Option<Skew>,
@@ -240,6 +243,7 @@ pub(super) async fn run(
         held: Held::NotYet,
         was_connected: false,
         enrolled_again: false,
+        renewal: None,
         last_error: None,
         skew: None,
         target,
@@ -584,25 +588,32 @@ impl Runner<'_> {
 
     /// The certificate is over; its keys may have another, as the tunnel's is still good, and the invitation may where they may not.
     fn renew_by_keys(&mut self) {
+        if self.renewal.as_ref().is_some_and(|renewal| !renewal.is_finished()) {
+            return;
+        }
         let over_for = self.setup.enrolment.over_for(SystemTime::now());
         tracing::info!(?over_for, "the certificate is over: asking for another by its keys");
         let by_keys = Invitation::again(&self.setup.enrolment);
         let invitation = self.take_invitation();
         let (key, names, answer) = (self.setup.key.clone(), self.names.clone(), self.enrolled.clone());
-        tokio::spawn(async move {
+        self.renewal = Some(tokio::spawn(async move {
             let renewed = match (enrol_patiently(&by_keys, &key, &names, None, &|_| {}).await, invitation) {
                 (Err(_), Some(invitation)) => enrol_patiently(&invitation, &key, &names, None, &|_| {}).await,
                 (Err(error), None) => Err(ClientError::NotRenewed { over_for, error: Box::new(error) }),
                 (Ok(renewed), _) => Ok(renewed),
             };
             let _ = answer.send(renewed).await;
-        });
+        }));
     }
 
     fn handle_enrolled(&mut self, enrolled: Result<Enrolment, ClientError>) -> Result<(), ClientError> {
         let enrolment = match enrolled {
             Ok(enrolment) => enrolment,
-            // The tunnel itself does not need the certificate.
+            // The tunnel itself does not need the certificate, and an older operator knows no way to renew it.
+            Err(error @ ClientError::NotRenewed { .. }) if error.category() == "Refused" => {
+                self.note(Some(error));
+                return Ok(());
+            }
             Err(error) if self.was_connected => {
                 self.note(Some(error));
                 return Ok(());
@@ -715,6 +726,9 @@ impl Runner<'_> {
             now if now == source && self.network == name => Network::Unchanged,
             _ => Network::Changed,
         };
+        if network == Network::Changed {
+            self.tunnel.forget_own_addresses();
+        }
         self.health.handle_network(Instant::now(), network);
         if network == Network::Changed {
             // From another address its connection carries nothing any more.

@@ -7,7 +7,7 @@ use ipnet::IpNet;
 use nix::errno::Errno;
 
 use super::{
-    KernelError, RefusedRoute, RouteSocket, Way,
+    KernelError, RefusedRoute, RouteSocket, RouteType,
     netlink::{self, CREATE, EXCLUSIVE, Message},
     route::{MAIN_TABLE, family_of, ignore},
 };
@@ -22,7 +22,7 @@ const TO_TABLE: u8 = 1;
 const INVERT: u32 = 2;
 const FAMILIES: [IpAddr; 2] = [IpAddr::V4(Ipv4Addr::UNSPECIFIED), IpAddr::V6(Ipv6Addr::UNSPECIFIED)];
 
-/// Routes in a table of their own: packets without the tunnel's mark look there first. What is [thrown](Way::Throw) there is
+/// Routes in a table of their own: packets without the tunnel's mark look there first. What is [thrown](RouteType::Throw) there is
 /// looked up in the main table as ever.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct FullTunnel {
@@ -47,14 +47,14 @@ impl FullTunnel {
         &self,
         socket: &mut RouteSocket,
         device: u32,
-        routes: &[(IpNet, Way)],
+        routes: &[(IpNet, RouteType)],
     ) -> Result<Vec<RefusedRoute>, KernelError> {
         let refused = socket.set_ways(device, self.table, routes)?;
         let mut failed = Ok(());
         for family in FAMILIES {
             let used = routes
                 .iter()
-                .any(|(net, way)| net.addr().is_ipv4() == family.is_ipv4() && *way != Way::Throw);
+                .any(|(net, way)| net.addr().is_ipv4() == family.is_ipv4() && *way != RouteType::Throw);
             let [main, own] = self.rules(family);
             for (rule, wanted) in [(main, used && self.main_first), (own, used)] {
                 let result = if wanted { add(socket, rule) } else { delete(socket, rule) };

@@ -31,7 +31,7 @@ pub fn sweep_rules(first: u32) -> Result<usize, KernelError> {
         full_tunnel::remove(&mut socket, rule)?;
         swept += 1;
     }
-    let routes: Vec<(IpNet, route::Way, u32)> = socket.own_routes(is_left)?;
+    let routes: Vec<(IpNet, route::RouteType, u32)> = socket.own_routes(is_left)?;
     for (net, way, table) in routes {
         let message = route::route(libc::RTM_DELROUTE, 0, way, table, net);
         ignore(socket.0.request(&format!("remove the route to {net}"), &message), Errno::ESRCH)?;

@@ -2,6 +2,7 @@
 //! filter.
 //! Everything can be repeated without harm and taken back, and acts in the caller's network namespace.
 
+mod changes;
 mod error;
 mod filter;
 mod full_tunnel;
@@ -15,7 +16,9 @@ mod netlink;
 mod nftables;
 mod route;
 mod tun;
+mod way;
 
+pub use changes::RouteChanges;
 pub use error::KernelError;
 pub use filter::TunnelFilter;
 pub use full_tunnel::FullTunnel;
@@ -25,5 +28,6 @@ pub use leftovers::{remove_table, sweep_rules};
 pub use marked::MarkedAnswers;
 pub use masquerade::Masquerade;
 pub use mtu::DeviceMtu;
-pub use route::{MAIN_TABLE, MainRoute, RefusedRoute, RouteSocket, Way, forward_v6};
+pub use route::{MAIN_TABLE, MainRoute, RefusedRoute, RouteSocket, RouteType, forward_v6};
 pub use tun::{TunDevice, TunOffload};
+pub use way::Way;

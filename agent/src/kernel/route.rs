@@ -18,19 +18,19 @@ const ADDR_GEN_MODE_NONE: u8 = 1;
 const IPV4_DEVCONF_FORWARDING: u16 = 1;
 const IFA_ADDRESS: u16 = 1;
 const IFA_LOCAL: u16 = 2;
-const RTA_DST: u16 = 1;
-const RTA_OIF: u16 = 4;
-const RTA_GATEWAY: u16 = 5;
+pub(super) const RTA_DST: u16 = 1;
+pub(super) const RTA_OIF: u16 = 4;
+pub(super) const RTA_GATEWAY: u16 = 5;
 const RTA_PRIORITY: u16 = 6;
 const RTA_TABLE: u16 = 15;
 const RTA_VIA: u16 = 18;
-const ROUTE_HEADER: usize = 12;
+pub(super) const ROUTE_HEADER: usize = 12;
 const ADDRESS_HEADER: usize = 8;
 const LINK_HEADER: usize = 16;
 const LINK_UP: u32 = 1;
 const SCOPE_LINK: u8 = 253;
 const SCOPE_UNIVERSE: u8 = 0;
-const UNICAST: u8 = 1;
+pub(super) const UNICAST: u8 = 1;
 const UNREACHABLE: u8 = 7;
 const THROW: u8 = 9;
 /// `RTPROT_KERNEL`: what the kernel itself makes of an address and its prefix length.
@@ -44,7 +44,7 @@ pub const MAIN_TABLE: u32 = 254;
 
 /// Where a route of the tunnel's own leads.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Way {
+pub enum RouteType {
     /// Into the device of this index.
     Device(u32),
     /// On to the next rule, as if its table had none: what it names is left to the tables behind.
@@ -183,7 +183,7 @@ impl RouteSocket {
     /// The destinations that the tunnel itself has routed through a device in a table.
     pub fn routes(&mut self, device: u32, table: u32) -> Result<Vec<IpNet>, KernelError> {
         let ways = self.ways(device, table)?.into_iter();
-        Ok(ways.filter(|(_, way)| *way == Way::Device(device)).map(|(net, _)| net).collect())
+        Ok(ways.filter(|(_, way)| *way == RouteType::Device(device)).map(|(net, _)| net).collect())
     }
 
     /// All routes of the main table.
@@ -201,7 +201,7 @@ impl RouteSocket {
         table: u32,
         wanted: &[IpNet],
     ) -> Result<Vec<RefusedRoute>, KernelError> {
-        let wanted: Vec<_> = wanted.iter().map(|net| (*net, Way::Device(device))).collect();
+        let wanted: Vec<_> = wanted.iter().map(|net| (*net, RouteType::Device(device))).collect();
         self.set_ways(device, table, &wanted)
     }
 
@@ -210,7 +210,7 @@ impl RouteSocket {
         &mut self,
         device: u32,
         table: u32,
-        wanted: &[(IpNet, Way)],
+        wanted: &[(IpNet, RouteType)],
     ) -> Result<Vec<RefusedRoute>, KernelError> {
         let mut wanted: Vec<_> = wanted.iter().map(|(net, way)| (net.trunc(), *way)).collect();
         wanted.sort_by_key(|(net, _)| net.prefix_len());
@@ -233,7 +233,7 @@ impl RouteSocket {
     pub(super) fn own_routes(
         &mut self,
         is_meant: impl Fn(u32) -> bool,
-    ) -> Result<Vec<(IpNet, Way, u32)>, KernelError> {
+    ) -> Result<Vec<(IpNet, RouteType, u32)>, KernelError> {
         let dump = Message::new(libc::RTM_GETROUTE, 0, &[0; ROUTE_HEADER]);
         let found = self.0.dump("list routes", &dump)?;
         let own = |(_, body): &(u16, Vec<u8>)| {
@@ -244,7 +244,7 @@ impl RouteSocket {
         Ok(found.iter().filter_map(own).collect())
     }
 
-    fn ways(&mut self, device: u32, table: u32) -> Result<Vec<(IpNet, Way)>, KernelError> {
+    fn ways(&mut self, device: u32, table: u32) -> Result<Vec<(IpNet, RouteType)>, KernelError> {
         let dump = Message::new(libc::RTM_GETROUTE, 0, &[0; ROUTE_HEADER]);
         let found = self.0.dump("list routes", &dump)?;
         Ok(found.iter().filter_map(|(_, body)| way_of(body, device, table)).collect())
@@ -285,14 +285,14 @@ pub(super) fn family_of(address: IpAddr) -> u8 {
     u8::try_from(family).unwrap_or_default()
 }
 
-fn octets(address: IpAddr) -> Vec<u8> {
+pub(super) fn octets(address: IpAddr) -> Vec<u8> {
     match address {
         IpAddr::V4(address) => address.octets().to_vec(),
         IpAddr::V6(address) => address.octets().to_vec(),
     }
 }
 
-fn address(bytes: &[u8]) -> Option<IpAddr> {
+pub(super) fn address(bytes: &[u8]) -> Option<IpAddr> {
     if let Ok(v4) = <[u8; 4]>::try_from(bytes) {
         return Some(Ipv4Addr::from(v4).into());
     }
@@ -336,12 +336,12 @@ fn is_without(net: IpNet, error: &KernelError) -> bool {
 }
 
 /// `struct rtmsg` and the attributes that every route here has.
-pub(super) fn route(kind: u16, flags: u16, way: Way, table: u32, net: IpNet) -> Message {
+pub(super) fn route(kind: u16, flags: u16, way: RouteType, table: u32, net: IpNet) -> Message {
     let (to, scope) = match way {
-        Way::Device(_) if net.addr().is_ipv4() => (UNICAST, SCOPE_LINK),
-        Way::Device(_) => (UNICAST, SCOPE_UNIVERSE),
-        Way::Throw => (THROW, SCOPE_UNIVERSE),
-        Way::Unreachable => (UNREACHABLE, SCOPE_UNIVERSE),
+        RouteType::Device(_) if net.addr().is_ipv4() => (UNICAST, SCOPE_LINK),
+        RouteType::Device(_) => (UNICAST, SCOPE_UNIVERSE),
+        RouteType::Throw => (THROW, SCOPE_UNIVERSE),
+        RouteType::Unreachable => (UNREACHABLE, SCOPE_UNIVERSE),
     };
     // The table goes into an attribute, where it may be larger than a byte.
     let header = [family_of(net.addr()), net.prefix_len(), 0, 0, 0, PROTOCOL, scope, to, 0, 0, 0, 0];
@@ -349,8 +349,8 @@ pub(super) fn route(kind: u16, flags: u16, way: Way, table: u32, net: IpNet) -> 
         .attribute(RTA_DST, &octets(net.addr()))
         .attribute(RTA_TABLE, &table.to_ne_bytes());
     match way {
-        Way::Device(device) => message.attribute(RTA_OIF, &device.to_ne_bytes()),
-        Way::Throw | Way::Unreachable => message,
+        RouteType::Device(device) => message.attribute(RTA_OIF, &device.to_ne_bytes()),
+        RouteType::Throw | RouteType::Unreachable => message,
     }
 }
 
@@ -386,12 +386,12 @@ impl<'a> Entry<'a> {
 }
 
 /// A route of ours through the device, or through none.
-fn way_of(body: &[u8], device: u32, table: u32) -> Option<(IpNet, Way)> {
+fn way_of(body: &[u8], device: u32, table: u32) -> Option<(IpNet, RouteType)> {
     let entry = Entry::of(body).filter(|entry| entry.protocol == PROTOCOL && entry.table == table)?;
     let way = match entry.kind {
-        THROW => Way::Throw,
-        UNREACHABLE => Way::Unreachable,
-        _ => Way::Device(entry.number(RTA_OIF).filter(|to| *to == device)?),
+        THROW => RouteType::Throw,
+        UNREACHABLE => RouteType::Unreachable,
+        _ => RouteType::Device(entry.number(RTA_OIF).filter(|to| *to == device)?),
     };
     Some((entry.net, way))
 }

@@ -575,7 +575,7 @@ impl GatewayLink for Inner {
             desired.peers.push(v1::Peer {
                 client: Some(client.clone()),
                 public_key: request.public_key,
-                addresses: addresses.clone(),
+                addresses,
                 ..Default::default()
             });
         });

@@ -347,7 +347,14 @@ pub async fn ask(name: &str, state: &Path, question: Question) -> Result<Status,
         _ => ClientError::NotRunning(name.to_owned()),
     })?;
     let timed_out = |_| failed(io::ErrorKind::TimedOut.into());
-    let status = timeout(EXCHANGE, exchange(stream, question)).await.map_err(timed_out)?.map_err(failed)?;
+    let exchanged = timeout(EXCHANGE, exchange(stream, question)).await.map_err(timed_out)?;
+    let status = exchanged.map_err(|source| match source.kind() {
+        // It was killed a moment ago.
+        io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe | io::ErrorKind::UnexpectedEof => {
+            ClientError::NotRunning(name.to_owned())
+        }
+        _ => failed(source),
+    })?;
     if question == Question::Down {
         timeout(EXCHANGE, nobody_answers(&path)).await.map_err(timed_out)?;
     }
@@ -369,7 +376,9 @@ async fn exchange(stream: UnixStream, question: Question) -> io::Result<Status> 
     };
     writer.write_all(request).await?;
     let mut line = String::new();
-    BufReader::new(reader.take(LONGEST_ANSWER)).read_line(&mut line).await?;
+    if BufReader::new(reader.take(LONGEST_ANSWER)).read_line(&mut line).await? == 0 {
+        return Err(io::ErrorKind::UnexpectedEof.into());
+    }
     serde_json::from_str(&line).map_err(io::Error::other)
 }
 

@@ -5,7 +5,7 @@
 mod http2;
 mod nat;
 mod operator;
-mod twin;
+pub(crate) mod twin;
 
 use std::{
     fmt,
@@ -22,7 +22,6 @@ pub(crate) use nat::Nat;
 pub(crate) use operator::Operator;
 use pinhole_agent::tunnel::PrivateKey;
 use pinhole_reception::hostile::{Conduct, Strangers};
-pub(crate) use twin::Twin;
 
 const PINHOLE: &str = env!("CARGO_BIN_EXE_pinhole");
 

@@ -5,6 +5,7 @@ CRDS  = cargo run --quiet --locked --package pinhole-crds --bin crdgen --
 SIM   = cargo run --quiet --release --locked --package pinhole-sim -- --set all
 CACHE = $(or $(PINHOLE_CACHE),$(or $(XDG_CACHE_HOME),$(HOME)/.cache)/pinhole)
 DENY  = $(CACHE)/cargo-deny-0.20.2
+NFPM  = $(CACHE)/nfpm-2.43.0
 PEERS = $(CACHE)/boringtun-cli-0.7.1 $(CACHE)/gotatun-cli-0.10.2
 ADVISORY_DB  = https://github.com/RustSec/advisory-db
 # Another copy of that database, as git takes it.
@@ -14,7 +15,7 @@ ADVISED_DIR  = $(or $(CARGO_HOME),$(HOME)/.cargo)/advisory-dbs
 ADVISED_DAYS = 60
 BENCH = cargo run --quiet --locked --package pinhole-e2e --bin pinhole-bench --
 
-.PHONY: demo test soak bench bench-crowd bench-flood bench-strangers bench-ready bench-peers bench-nat bench-wakes bench-reach profile lab-ready lab-up lab-down sim lint crds deny advisories
+.PHONY: demo test soak bench bench-crowd bench-flood bench-strangers bench-ready bench-peers bench-nat bench-wakes bench-reach profile lab-ready lab-up lab-down sim lint crds packages deny advisories
 
 demo:       ; @$(LAB) demo
 # The lab's tool as `cargo test` builds it: with any other set of crates most would be compiled twice.
@@ -47,6 +48,9 @@ bench-peers: $(PEERS)
 profile: ; @cargo build --profile profiling --locked -p pinhole-agent --bin pinhole --features profile && $(BENCH) profile $(ARGS)
 lint:       ; cargo fmt --all --check && cargo clippy --workspace --all-targets --features pinhole-agent/profile --locked -- -D warnings
 crds:       ; $(CRDS) crds && $(CRDS) charts/pinhole/files/crds
+# The agent as a .deb and an .rpm.
+packages: $(NFPM)
+	@cargo build --release --locked -p pinhole-agent --bin pinhole && packaging/build.sh $(NFPM)/nfpm $(TARGET)/release/pinhole $(TARGET)/packages
 deny: $(DENY)
 	@cargo fetch --locked && $(DENY)/bin/cargo-deny --offline check licenses bans sources
 	@$(MAKE) --no-print-directory advisories
@@ -58,4 +62,5 @@ advisories: $(DENY)
 	        "name another with \`make advisories ADVISORIES=FOLDER-OR-ADDRESS\`"; \
 	else $(DENY)/bin/cargo-deny --offline check advisories; fi
 
+$(NFPM): ; GOBIN=$@.part go install github.com/goreleaser/nfpm/v2/cmd/nfpm@v2.43.0 && mv $@.part $@
 $(DENY) $(PEERS): ; cargo install $(subst -0,@0,$(@F)) --locked --root $@.part && mv $@.part $@

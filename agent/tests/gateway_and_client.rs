@@ -74,6 +74,74 @@ fn a_client_enrols_connects_and_reaches_what_only_the_gateway_reaches() {
     assert!(refused.stderr.contains("[ClientRemoved]"), "{refused:?}");
 }
 
+#[test]
+fn a_service_that_starts_before_there_is_a_network_is_ready_waits_and_says_how_it_is() {
+    let lab = Lab::new("service");
+    let _gateway = lab.gateway();
+    eventually(SOON, "the gateway is ready", || lab.readyz());
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("notify");
+    let manager = std::os::unix::net::UnixDatagram::bind(&path).unwrap();
+    manager.set_read_timeout(Some(SOON)).unwrap();
+    let hear = |what: &str| loop {
+        let mut message = [0; 512];
+        let length = manager.recv(&mut message).expect(what);
+        if String::from_utf8_lossy(&message[..length]).contains(what) {
+            return;
+        }
+    };
+    lab.client_ip("link set wan down");
+    let mut service = lab.service(&path, &lab.join("secret"));
+    hear("READY=1");
+    hear("STATUS=not yet: the gateway cannot be reached");
+    lab.client_ip("link set wan up");
+    hear("STATUS=enrolled as branch/laptop");
+    hear("STATUS=connected to edge-0");
+    assert!(lab.client_pings("10.50.0.2"));
+
+    // It is started anew and needs no token.
+    assert!(service.terminate().success());
+    let mut again = lab.service(&path, &lab.join("none"));
+    hear("STATUS=connected to edge-0");
+    assert_eq!(lab.operator.enrolments(), 1);
+    assert!(again.terminate().success());
+}
+
+#[test]
+fn what_install_service_writes_uninstall_service_removes() {
+    let lab = Lab::new("install");
+    let root = tempfile::tempdir().unwrap();
+    let at = root.path().to_str().unwrap();
+    let run = |verb: &str, init: &str, input: &str| {
+        let more: &[&str] = if input.is_empty() { &[] } else { &["--token-file", "-"] };
+        let arguments = [&[verb, "--root", at, "--init", init], more].concat();
+        let output = lab.client(&arguments, input);
+        assert!(output.status.success(), "{output:?}");
+    };
+    let unit = root.path().join("etc/systemd/system/pinhole@.service");
+    run("install-service", "systemd", "pinhole:token");
+    let text = std::fs::read_to_string(&unit).unwrap();
+    assert!(text.contains("/pinhole up --name %i --timeout 0"), "{text}");
+    let token = root.path().join("var/lib/pinhole/pinhole0/join.token");
+    assert_eq!(std::fs::read_to_string(&token).unwrap(), "pinhole:token");
+    let mode = std::os::unix::fs::PermissionsExt::mode(&token.metadata().unwrap().permissions());
+    assert_eq!(mode & 0o777, 0o600);
+    // The manager's own opinion, where it is here.
+    let verify =
+        std::process::Command::new("systemd-analyze").args(["verify", "--man=no"]).arg(&unit).output();
+    if let Ok(verify) = verify {
+        let said = String::from_utf8_lossy(&verify.stderr).into_owned();
+        assert!(!said.contains("pinhole@.service:"), "{said}");
+    }
+    run("uninstall-service", "systemd", "");
+    assert!(!unit.exists());
+    let script = root.path().join("etc/init.d/pinhole.pinhole0");
+    run("install-service", "openrc", "");
+    assert!(std::fs::read_to_string(&script).unwrap().starts_with("#!/sbin/openrc-run\n"));
+    run("uninstall-service", "openrc", "");
+    assert!(!script.exists());
+}
+
 /// CVE-2019-14899.
 #[test]
 fn a_neighbour_does_not_reach_the_address_that_a_client_has_in_its_tunnel() {

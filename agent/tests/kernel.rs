@@ -10,8 +10,8 @@ use std::{
 use ipnet::IpNet;
 use libtest_mimic::{Arguments, Failed, Trial};
 use pinhole_agent::kernel::{
-    DeviceMtu, FullTunnel, InnerAddresses, MAIN_TABLE, Masquerade, RouteSocket, TunDevice, TunnelFilter,
-    forward_v6,
+    DeviceMtu, FullTunnel, InnerAddresses, MAIN_TABLE, Masquerade, RouteChanges, RouteSocket, TunDevice,
+    TunnelFilter, Way, forward_v6,
 };
 
 #[path = "namespace/mod.rs"]
@@ -36,6 +36,8 @@ const TESTS: &[(&str, fn())] = &[
         "a_route_that_the_network_pushes_takes_what_it_names_out_of_the_tunnel",
         a_pushed_route_takes_what_it_names,
     ),
+    ("the_way_of_a_packet_goes_by_its_source_and_its_mark", the_way_goes_by_source_and_mark),
+    ("whatever_may_lead_packets_another_way_is_told", whatever_may_lead_another_way_is_told),
     ("forwarding_is_switched_by_device", forwarding_is_switched_by_device),
     ("clients_go_out_in_the_name_of_the_host", clients_go_out_in_the_name_of_the_host),
     (
@@ -248,6 +250,72 @@ fn a_pushed_route_takes_what_it_names() {
     // As a DHCP client does with option 121.
     namespace.ip("route add 203.0.113.0/24 via 192.0.2.1 proto dhcp");
     assert!(way().contains("dev eth0"), "SECURITY.md is out of date: {}", way());
+}
+
+/// A namespace with two devices, of both families.
+fn two_homed() -> Namespace {
+    let namespace = Namespace::new();
+    for (n, [v4, v6]) in [["192.0.2", "2001:db8::"], ["198.51.100", "2001:db8:1::"]].into_iter().enumerate() {
+        namespace.ip(&format!("link add eth{n} type veth peer name far{n}"));
+        namespace.ip(&format!("address add {v4}.1/24 dev eth{n}"));
+        namespace.ip(&format!("address add {v6}1/64 dev eth{n} nodad"));
+        namespace.ip(&format!("link set far{n} up"));
+        namespace.ip(&format!("link set eth{n} up"));
+        namespace.await_addresses(&format!("eth{n}"));
+    }
+    namespace
+}
+
+fn the_way_goes_by_source_and_mark() {
+    let namespace = two_homed();
+    let index = |name: &'static str| namespace.run(move || RouteSocket::index_of(name).unwrap());
+    let [first, second] = ["eth0", "eth1"].map(index);
+    let socket = Arc::new(Mutex::new(namespace.run(|| RouteSocket::open().unwrap())));
+    for [to, other, near, own, far, own_there] in [
+        ["203.0.113.9", "203.0.113.10", "192.0.2.2", "192.0.2.1", "198.51.100.2", "198.51.100.1"],
+        ["2001:db8:9::9", "2001:db8:9::10", "2001:db8::2", "2001:db8::1", "2001:db8:1::2", "2001:db8:1::1"],
+    ] {
+        let family = if to.contains(':') { "-6" } else { "-4" };
+        namespace.ip(&format!("{family} route add {to} via {near}"));
+        namespace.ip(&format!("{family} route add {to} via {far} table 7"));
+        namespace.ip(&format!("{family} rule add from {own_there} table 7"));
+        namespace.ip(&format!("{family} rule add fwmark 7 table 7"));
+        namespace.ip(&format!("{family} route add unreachable {other}"));
+        let [to, other, near, own, far, own_there]: [IpAddr; 6] =
+            [to, other, near, own, far, own_there].map(|text| text.parse().unwrap());
+        let mut socket = socket.lock().unwrap();
+        let mut way = |from, mark| socket.way((to, 9).into(), from, mark).unwrap();
+        let chosen = Some(Way { device: first, gateway: Some(near), source: Some(own) });
+        assert_eq!([way(None, 0), way(None, 8)], [chosen; 2]);
+        let [here, marked, there] = [way(Some(own), 0), way(None, 7), way(Some(own_there), 0)]
+            .map(|way| way.map(|way| (way.device, way.gateway)));
+        assert_eq!(here, Some((first, Some(near))));
+        assert_eq!([marked, there], [Some((second, Some(far))); 2]);
+        assert_eq!(socket.way((other, 9).into(), None, 0).unwrap(), None);
+        assert_eq!(
+            [own, own_there, to].map(|ip| socket.device_of(ip).unwrap()),
+            [Some(first), Some(second), None]
+        );
+    }
+}
+
+fn whatever_may_lead_another_way_is_told() {
+    let namespace = two_homed();
+    let changes = namespace.run(|| RouteChanges::open().unwrap());
+    assert!(!changes.drain().unwrap());
+    for change in [
+        "-4 route add 203.0.113.9 via 192.0.2.2",
+        "-6 route add 2001:db8:9::9 via 2001:db8::2",
+        "-4 rule add fwmark 7 table 7",
+        "-6 rule add fwmark 7 table 7",
+        "address del 198.51.100.1/24 dev eth1",
+        "address del 2001:db8:1::1/64 dev eth1",
+        "link set eth0 down",
+    ] {
+        namespace.ip(change);
+        // The kernel tells before `ip` has its answer.
+        assert!(changes.drain().unwrap(), "{change}");
+    }
 }
 
 fn forwarding_is_switched_by_device() {

@@ -29,6 +29,7 @@ const TESTS: &[Test] = &[
     ("every_setting_of_wg_is_taken_and_shown", every_setting_of_wg_is_taken_and_shown),
     ("what_showconf_writes_setconf_and_syncconf_read", what_showconf_writes_setconf_and_syncconf_read),
     ("a_very_large_configuration_is_taken_and_shown", a_very_large_configuration_is_taken_and_shown),
+    ("a_peer_with_all_there_is_is_taken_and_shown", a_peer_with_all_there_is_is_taken_and_shown),
     ("what_is_refused_changes_nothing", what_is_refused_changes_nothing),
     (
         "setconf_cuts_a_peer_off_and_syncconf_keeps_a_session",
@@ -344,6 +345,37 @@ fn a_very_large_configuration_is_taken_and_shown() {
         assert_eq!(shown.lines().count(), 500, "{verb}");
         assert!(shown.lines().all(|line| line.split_whitespace().count() == 41), "{verb}");
     }
+}
+
+fn a_peer_with_all_there_is_is_taken_and_shown() {
+    use std::fmt::Write;
+
+    const PREFIXES: usize = 255 * 256 * 2;
+    let device = Device::start(Namespace::new(), Program::Pinhole);
+    let key = PrivateKey::generate().unwrap().public();
+    let mut conf = format!("[Interface]\nPrivateKey = {}\n", device.key.to_base64().as_str());
+    let _ = writeln!(conf, "[Peer]\nPublicKey = {key}");
+    for (a, b) in (1..256).flat_map(|a| (0..256).map(move |b| (a, b))) {
+        let _ = writeln!(conf, "AllowedIPs = {a}.{b}.0.0/16, {a}::{b}/128");
+    }
+    std::fs::write(device.file("conf"), conf).unwrap();
+    for verb in ["setconf", "syncconf"] {
+        device.wg(&format!("{verb} NAME {}", device.file("conf"))).unwrap();
+        let shown = device.wg("show NAME allowed-ips").unwrap();
+        assert_eq!(shown.split_whitespace().count(), 1 + PREFIXES, "{verb}");
+    }
+    // And peers of a device that has no key yet.
+    let device = Device::start(Namespace::new(), Program::Pinhole);
+    std::fs::write(device.file("none"), "").unwrap();
+    device.wg(&format!("set NAME private-key {}", device.file("none"))).unwrap();
+    let mut conf = String::new();
+    for _ in 0..30 {
+        let _ = writeln!(conf, "[Peer]\nPublicKey = {}", PrivateKey::generate().unwrap().public());
+    }
+    conf.push_str("AllowedIPs = 255.2.3.4/32, abcd::255/128\n");
+    std::fs::write(device.file("conf"), conf).unwrap();
+    device.wg(&format!("setconf NAME {}", device.file("conf"))).unwrap();
+    assert_eq!(device.wg("showconf NAME").unwrap().matches("[Peer]").count(), 30);
 }
 
 fn what_is_refused_changes_nothing() {

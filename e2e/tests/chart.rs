@@ -361,11 +361,11 @@ fn pods_are_deleted_only_where_that_is_wanted(helm: &Helm) -> Outcome {
     for wanted in [false, true] {
         let objects = helm.render(&json!({ "rbac": { "removeLostPods": wanted } }))?;
         let roles = objects.of("ClusterRole").into_iter().chain(objects.of("Role"));
-        let rules = roles.filter_map(|role| role["rules"].as_array()).flatten();
+        let all = roles.filter_map(|role| role["rules"].as_array()).flatten();
         let deletes = |rule: &&Value| {
             rule["resources"].to_string().contains("\"pods\"") && rule["verbs"].to_string().contains("delete")
         };
-        ensure!(rules.filter(deletes).count() == usize::from(wanted), "{wanted}");
+        ensure!(all.filter(deletes).count() == usize::from(wanted), "{wanted}");
     }
     Ok(())
 }

@@ -2,6 +2,8 @@
 
 mod background;
 mod gateway;
+mod notify;
+mod service;
 mod status;
 mod up;
 mod wg;
@@ -11,7 +13,7 @@ use std::{path::PathBuf, process::ExitCode};
 use clap::{Args, Parser, Subcommand};
 use pinhole_proto::printable;
 use tokio_util::sync::CancellationToken;
-use tracing_subscriber::EnvFilter;
+use tracing_subscriber::{EnvFilter, layer::SubscriberExt as _, util::SubscriberInitExt as _};
 
 use crate::{client::ClientError, gateway::GatewayError};
 
@@ -34,6 +36,10 @@ enum Role {
     Down(status::Down),
     /// Show the tunnels of this machine
     Status(status::Show),
+    /// Have a tunnel come up whenever this machine starts
+    InstallService(service::Install),
+    /// No longer have it come up
+    UninstallService(service::Uninstall),
     /// Run the tunnel of a pod (set up by the pod's environment)
     Sidecar(up::Sidecar),
     /// Serve clients (set up by the operator's pod template)
@@ -69,12 +75,23 @@ impl Log {
     fn start(&self, default: &str) {
         let filter = self.filter.as_deref().unwrap_or(default);
         let filter = EnvFilter::try_new(filter).unwrap_or_else(|_| EnvFilter::new(default));
+        // With fields, where stderr leads there anyway.
+        if let Some(journal) = is_journal().then(tracing_journald::layer).and_then(Result::ok) {
+            let _ = tracing_subscriber::registry().with(filter).with(journal).try_init();
+            return;
+        }
         let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
         let started = if self.log_json { log.json().try_init() } else { log.with_ansi(false).try_init() };
         if let Err(error) = started {
             eprintln!("pinhole: cannot log: {error}");
         }
     }
+}
+
+/// Whether stderr is journald's, as of `systemd.exec(5)`.
+fn is_journal() -> bool {
+    let Ok(stderr) = nix::sys::stat::fstat(std::io::stderr()) else { return false };
+    std::env::var("JOURNAL_STREAM").is_ok_and(|it| it == format!("{}:{}", stderr.st_dev, stderr.st_ino))
 }
 
 /// What ended the command: one line for a person, and a code for a script.
@@ -107,6 +124,8 @@ pub fn main() -> ExitCode {
         Role::Up(up) => up.run(),
         Role::Sidecar(sidecar) => sidecar.run(),
         Role::Down(down) => down.run(),
+        Role::InstallService(install) => install.run(),
+        Role::UninstallService(uninstall) => uninstall.run(),
         Role::Status(show) => return finish(show.run()),
         Role::Gateway(gateway) => gateway.run(),
         Role::Wg(wg) => wg.run(),

@@ -36,6 +36,9 @@ pub(super) struct Show {
 pub(super) struct Down {
     #[command(flatten)]
     tunnel: Tunnel,
+    /// Only take back what a process that was killed has left on this machine: for who starts another
+    #[arg(long)]
+    leftovers: bool,
 }
 
 impl Show {
@@ -70,16 +73,24 @@ impl Show {
 
 impl Down {
     pub(super) fn run(self) -> Result<(), Failure> {
-        ask(&self.tunnel.name, &self.tunnel.state_dir, Question::Down)?;
+        if self.leftovers {
+            client::mend(&self.tunnel.name, &self.tunnel.state_dir)?;
+            return Ok(());
+        }
+        wait_for(client::down(&self.tunnel.name, &self.tunnel.state_dir))?;
         println!("{} is down", self.tunnel.name);
         Ok(())
     }
 }
 
 fn ask(name: &str, state_root: &std::path::Path, question: Question) -> Result<Status, ClientError> {
+    wait_for(client::ask(name, state_root, question))
+}
+
+fn wait_for<T>(answer: impl Future<Output = Result<T, ClientError>>) -> Result<T, ClientError> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.map_err(|error| ClientError::Setting(format!("cannot start: {error}")))?;
-    runtime.block_on(client::ask(name, state_root, question))
+    runtime.block_on(answer)
 }
 
 /// Longest cell, characters: the name of an object.

@@ -13,13 +13,18 @@ use clap::{ArgAction, Args};
 use pinhole_proto::{is_object_name, printable};
 use zeroize::Zeroizing;
 
-use super::{Failure, Log, Tunnel, background};
+use super::{
+    Failure, Log, Tunnel, background,
+    notify::{self, Notify},
+};
 use crate::{
     client::{self, ClientError, Credential, Invitation, Membership, Options, Progress},
     identity::{IdentityError, JoinString},
 };
 
 const TOKEN: &str = "PINHOLE_TOKEN";
+/// Seconds that somebody waits at a terminal.
+const TIMEOUT: u64 = 30;
 const LONGEST_TOKEN: u64 = 64 * 1024;
 /// In the tunnel's state directory.
 const LOG: &str = "log";
@@ -28,10 +33,8 @@ const LOG: &str = "log";
 pub(super) struct Up {
     #[command(flatten)]
     tunnel: Tunnel,
-    /// File with the join token, `-` for standard input; PINHOLE_TOKEN holds it otherwise. Not needed again once
-    /// this machine is enrolled
-    #[arg(long, value_name = "FILE")]
-    token_file: Option<PathBuf>,
+    #[command(flatten)]
+    token: TokenFile,
     /// What this machine calls itself when it enrols; the kernel's host name otherwise
     #[arg(long, env = "PINHOLE_HOSTNAME")]
     hostname: Option<String>,
@@ -47,11 +50,20 @@ pub(super) struct Up {
     /// Go to the background once connected
     #[arg(short, long)]
     detach: bool,
-    /// Seconds that enrolment and the first connection may take, each; 0 for ever
-    #[arg(long, value_name = "SECONDS", default_value_t = 30)]
-    timeout: u64,
+    /// Seconds that enrolment and the first connection may take, each; 0 for ever [default: 30, and for ever in a service]
+    #[arg(long, value_name = "SECONDS")]
+    timeout: Option<u64>,
     #[command(flatten)]
     log: Log,
+}
+
+/// Where a join token is.
+#[derive(Args, Debug)]
+pub(super) struct TokenFile {
+    /// File with the join token, `-` for standard input; PINHOLE_TOKEN holds it otherwise. Not needed again once
+    /// this machine is enrolled
+    #[arg(long, value_name = "FILE")]
+    token_file: Option<PathBuf>,
 }
 
 impl Up {
@@ -60,7 +72,10 @@ impl Up {
             return self.detach();
         }
         self.log.start("warn");
-        let invitation = self.token()?.map(|token| token.parse::<JoinString>()).transpose();
+        let patience = patience(self.timeout, notify::is_expected());
+        let kept = || client::kept_token(&self.tunnel.name, &self.tunnel.state_dir);
+        let token = self.token.read()?.map_or_else(kept, |token| Ok(Some(token)))?;
+        let invitation = token.map(|token| token.parse::<JoinString>()).transpose();
         let mut invitation = invitation.map_err(ClientError::from)?.map(Invitation::from);
         if let (Some(invitation), Some(hostname)) = (&mut invitation, self.hostname) {
             invitation.hostname = hostname;
@@ -72,13 +87,21 @@ impl Up {
             new_key: self.new_key,
             dns: !self.no_dns,
             listen_port: self.listen_port,
-            patience: (self.timeout > 0).then(|| Duration::from_secs(self.timeout)),
+            patience,
         };
         bring_up(options)
     }
+}
 
+/// How long to wait, `None` for ever: a service manager has all the time.
+fn patience(seconds: Option<u64>, is_service: bool) -> Option<Duration> {
+    let seconds = seconds.unwrap_or(if is_service { 0 } else { TIMEOUT });
+    (seconds > 0).then(|| Duration::from_secs(seconds))
+}
+
+impl TokenFile {
     /// The join string. Never from an argument: those can be read by everybody on the machine.
-    fn token(&self) -> Result<Option<Zeroizing<String>>, ClientError> {
+    pub(super) fn read(&self) -> Result<Option<Zeroizing<String>>, ClientError> {
         let mut token = Zeroizing::new(String::new());
         let failed = |path: &Path| {
             let path = path.to_owned();
@@ -98,16 +121,19 @@ impl Up {
         let given = self.token_file.is_some() || !token.is_empty();
         Ok(given.then_some(token))
     }
+}
 
+impl Up {
     /// Starts the same command anew, in a session of its own, and waits until it is connected or has failed.
     fn detach(&self) -> Result<(), Failure> {
         let failed =
             |error: std::io::Error| ClientError::Setting(format!("cannot go to the background: {error}"));
-        let token = self.token()?;
+        let token = self.token.read()?;
         let program = std::env::current_exe().map_err(failed)?;
         let mut command = Command::new(program);
         command.arg("up").args(["--name", &self.tunnel.name, "--state-dir"]).arg(&self.tunnel.state_dir);
-        command.args(["--timeout", &self.timeout.to_string(), "--detach"]);
+        let patience = patience(self.timeout, notify::is_expected()).unwrap_or_default();
+        command.args(["--timeout", &patience.as_secs().to_string(), "--detach"]);
         command.args(["--listen-port", &self.listen_port.to_string()]);
         if let Some(hostname) = &self.hostname {
             command.args(["--hostname", hostname]);
@@ -225,8 +251,13 @@ fn bring_up(options: Options) -> Result<(), Failure> {
         background::leave_session();
     }
     let said_ready = AtomicBool::new(false);
+    let manager = Notify::from_env();
     let log = options.state_root.join(&options.name).join(LOG);
     let progress = move |progress: Progress| {
+        if !matches!(progress, Progress::Enrolling(_)) {
+            manager.ready();
+        }
+        manager.status(&progress.to_string());
         if said_ready.load(Ordering::Relaxed) {
             return;
         }
@@ -249,6 +280,13 @@ fn bring_up(options: Options) -> Result<(), Failure> {
 mod tests {
     use super::*;
     use crate::hostile;
+
+    #[test]
+    fn a_service_waits_for_ever_and_a_person_half_a_minute() {
+        assert_eq!(patience(None, true), None);
+        assert_eq!(patience(None, false), Some(Duration::from_secs(30)));
+        assert_eq!((patience(Some(0), false), patience(Some(7), true)), (None, Some(Duration::from_secs(7))));
+    }
 
     #[test]
     fn a_pod_that_asks_for_what_cannot_be_a_pool_is_told() {

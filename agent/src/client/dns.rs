@@ -1,189 +1,316 @@
-//! Name servers of the tunnel: handed to whatever manages them on this machine, and taken back.
+//! Name servers of the tunnel: handed to whatever manages them on this machine, put back when somebody takes them away, and
+//! taken back at the end, also at that of a process that was killed.
+
+mod call;
+mod file;
+mod manager;
+mod policy;
+mod watch;
 
 use std::{
-    io::Write,
     net::IpAddr,
-    path::Path,
-    process::{Command, Stdio},
+    path::{Path, PathBuf},
+    time::Instant,
 };
 
+use ipnet::IpNet;
 use pinhole_proto::DomainName;
+use serde::{Deserialize, Serialize};
 
-use crate::identity::Store;
+pub(super) use self::watch::{Watch, changed};
+use self::{
+    manager::{Call, Manager, Signs},
+    policy::Policy,
+};
+use super::{LeftOut, settings::Settings};
+use crate::identity::{Names, Store};
 
 const RESOLV_CONF: &str = "/etc/resolv.conf";
+/// What the file was before it was ours.
 const SAVED: &str = "resolv.conf.saved";
-const MARK: &str = "# Written by pinhole; the former content is kept and comes back when the tunnel ends.";
-
-/// Who manages names here.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Manager {
-    Resolved,
-    Resolvconf,
-    File,
-}
+/// With whom something of ours is.
+const KEPT: &str = "resolver.json";
 
 /// What a tunnel wants.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct Wanted {
     pub(super) servers: Vec<IpAddr>,
     pub(super) search: Vec<DomainName>,
+    /// Whether they are asked for all names, where that can be chosen.
+    pub(super) all: bool,
+}
+
+impl Wanted {
+    /// All names are theirs in a full tunnel, and where there is nothing to tell the tunnel's own by.
+    pub(super) fn of(settings: &Settings) -> Self {
+        Wanted {
+            servers: settings.dns_servers.clone(),
+            search: settings.dns_search.clone(),
+            all: settings.dns_search.is_empty() || is_everything(&settings.routes),
+        }
+    }
+}
+
+/// Whether they lead all addresses of a family into the tunnel, also in parts.
+fn is_everything(routes: &[IpNet]) -> bool {
+    IpNet::aggregate(&routes.to_vec()).iter().any(|net| net.prefix_len() == 0)
+}
+
+/// What has to be taken back, on disk for as long as it has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+struct Kept {
+    manager: Manager,
 }
 
 /// The name servers of one tunnel.
 pub(super) struct Dns {
     device: String,
     store: Store,
+    /// Those of gateways: they are asked of the network's own servers while ours are in force.
+    names: Names,
+    wanted: Wanted,
     applied: Option<(Manager, Wanted)>,
+    policy: Policy,
+    /// Why what is wanted is not in force.
+    missing: Option<String>,
 }
 
 impl Dns {
-    /// Also brings back what a process that was killed left behind.
-    pub(super) fn new(device: &str, store: Store) -> Self {
-        let dns = Dns { device: device.to_owned(), store, applied: None };
-        if let Err(error) = dns.restore_file() {
-            tracing::warn!(error, "the former name servers could not be restored");
+    /// After [`mend`].
+    pub(super) fn new(device: &str, store: Store, names: Names) -> Self {
+        names.set_network(networks(manager(), device, &store));
+        Dns {
+            device: device.to_owned(),
+            store,
+            names,
+            wanted: Wanted::default(),
+            applied: None,
+            policy: Policy::default(),
+            missing: None,
         }
-        dns
     }
 
-    /// Makes the tunnel's name servers exactly these.
-    pub(super) fn set(&mut self, wanted: &Wanted) -> Result<(), String> {
-        if self.applied.as_ref().is_some_and(|(_, applied)| applied == wanted) {
-            return Ok(());
+    /// Makes the tunnel's name servers exactly these, as long as there is a path to them.
+    pub(super) fn set(&mut self, now: Instant, wanted: Wanted) {
+        self.wanted = wanted;
+        self.act(now);
+    }
+
+    /// Whether there is a path to the tunnel's name servers.
+    pub(super) fn handle_path(&mut self, now: Instant, there: bool) {
+        self.policy.handle_path(now, there);
+        self.act(now);
+    }
+
+    /// Somebody has set the name servers of this machine.
+    pub(super) fn handle_changed(&mut self, now: Instant) {
+        let manager = self.applied.as_ref().map_or_else(manager, |(manager, _)| *manager);
+        self.look_at_network(manager);
+        let Some((_, wanted)) = &self.applied else { return };
+        if let Some(why) = self.absent(manager, wanted) {
+            tracing::warn!(why, "the tunnel's name servers were taken away");
+            self.missing = Some(why);
+            self.policy.handle_missing(now);
+            self.act(now);
         }
-        self.remove();
-        if wanted.servers.is_empty() {
-            return Ok(());
-        }
-        let manager = manager();
-        match manager {
-            Manager::Resolved => self.set_resolved(wanted)?,
-            Manager::Resolvconf => {
-                run(Command::new("resolvconf").args(["-a", &self.device]), &resolv_conf(wanted))?;
-            }
-            Manager::File => self.set_file(wanted)?,
-        }
-        self.applied = Some((manager, wanted.clone()));
-        Ok(())
+    }
+
+    /// When [`Self::handle_path`] is due at the latest.
+    pub(super) fn poll_timeout(&self, now: Instant) -> Option<Instant> {
+        (!self.wanted.servers.is_empty()).then(|| self.policy.poll_timeout(now))?
+    }
+
+    /// What of the pool's promise does not hold here.
+    pub(super) fn missing(&self) -> Option<LeftOut> {
+        self.missing.clone().map(LeftOut::NameServers)
     }
 
     /// Takes them back.
     pub(super) fn remove(&mut self) {
-        let Some((manager, _)) = self.applied.take() else { return };
-        let removed = match manager {
-            Manager::Resolved => run(Command::new("resolvectl").args(["revert", &self.device]), ""),
-            Manager::Resolvconf => run(Command::new("resolvconf").args(["-d", &self.device]), ""),
-            Manager::File => self.restore_file(),
-        };
-        if let Err(error) = removed {
+        self.missing = None;
+        if self.applied.take().is_none() {
+            return;
+        }
+        self.names.set_asked(false);
+        if let Err(error) = mend(&self.device, &self.store) {
             tracing::warn!(error, "the tunnel's name servers stay behind");
         }
     }
 
-    fn set_resolved(&self, wanted: &Wanted) -> Result<(), String> {
-        for arguments in resolvectl(&self.device, wanted) {
-            run(Command::new("resolvectl").args(arguments), "")?;
+    fn act(&mut self, now: Instant) {
+        if self.wanted.servers.is_empty() || !self.policy.wants(now) {
+            if self.applied.is_some() {
+                tracing::info!("names are asked of the network's own name servers");
+            }
+            return self.remove();
         }
-        Ok(())
+        let is_set = self.applied.as_ref().is_some_and(|(_, applied)| *applied == self.wanted);
+        if (is_set && self.missing.is_none()) || !self.policy.may_set(now) {
+            return;
+        }
+        let manager = manager();
+        if self.applied.as_ref().is_some_and(|(former, _)| *former != manager) {
+            self.remove();
+        }
+        self.missing = self.apply(manager).err();
+        match &self.missing {
+            None => self.policy.handle_set(now),
+            Some(error) => {
+                tracing::warn!(error, "the tunnel's name servers are not in use");
+                self.policy.handle_missing(now);
+            }
+        }
     }
 
-    fn set_file(&self, wanted: &Wanted) -> Result<(), String> {
-        let former = std::fs::read(RESOLV_CONF).unwrap_or_default();
-        self.store.write(SAVED, &former).map_err(|error| error.to_string())?;
-        // In place: in a container the file is a mount of its own and cannot be replaced.
-        let content = format!("{MARK}\n{}", resolv_conf(wanted));
-        std::fs::write(RESOLV_CONF, content).map_err(|error| format!("cannot write {RESOLV_CONF}: {error}"))
+    fn apply(&mut self, manager: Manager) -> Result<(), String> {
+        let kept = serde_json::to_vec(&Kept { manager }).map_err(|error| error.to_string())?;
+        self.store.write(KEPT, &kept).map_err(|error| error.to_string())?;
+        self.look_at_network(manager);
+        self.applied = Some((manager, self.wanted.clone()));
+        self.names.set_asked(true);
+        if manager == Manager::File {
+            self.write_file()?;
+        }
+        for call in manager.set(&self.device, &self.wanted) {
+            call::run(&call)?;
+        }
+        self.absent(manager, &self.wanted).map_or(Ok(()), Err)
     }
 
-    fn restore_file(&self) -> Result<(), String> {
-        let Some(former) = self.store.read(SAVED).map_err(|error| error.to_string())? else { return Ok(()) };
-        let current = std::fs::read_to_string(RESOLV_CONF).unwrap_or_default();
-        // Somebody else has written it since: theirs is the newer one.
-        if current.starts_with(MARK) {
-            std::fs::write(RESOLV_CONF, former)
-                .map_err(|error| format!("cannot write {RESOLV_CONF}: {error}"))?;
+    /// What the network's own servers are may have changed. Where nothing names any, those of before are better than none.
+    fn look_at_network(&self, manager: Manager) {
+        let mut servers = networks(manager, &self.device, &self.store);
+        servers.retain(|server| !self.wanted.servers.contains(server));
+        if !servers.is_empty() {
+            self.names.set_network(servers);
         }
-        self.store.remove(SAVED).map_err(|error| error.to_string())
+    }
+
+    fn write_file(&self) -> Result<(), String> {
+        let former = read_file();
+        if !file::is_marked(&former) {
+            self.store.write(SAVED, former.as_bytes()).map_err(|error| error.to_string())?;
+        }
+        write(&file::marked(&self.wanted))
+    }
+
+    /// Why what was set is not in force.
+    fn absent(&self, manager: Manager, wanted: &Wanted) -> Option<String> {
+        let content = read_file();
+        let others = || Some(format!("somebody else has set {RESOLV_CONF}"));
+        match manager {
+            Manager::File => (content != file::marked(wanted)).then(others)?,
+            Manager::Openresolv | Manager::DebianResolvconf => {
+                let first = file::servers(&content).first().copied();
+                // A server of this machine's own asks ours.
+                let is_ours = first.is_some_and(|first| first.is_loopback())
+                    || (first.is_some() && first == wanted.servers.first().copied());
+                if is_ours { None } else { others() }
+            }
+            Manager::Resolved if self::manager() != Manager::Resolved => others(),
+            Manager::Resolved => match manager.list().map(|call| call::ask(&call)) {
+                Some(Ok(listed)) if file::of_links(&listed, &self.device, true) == wanted.servers => None,
+                Some(Err(error)) => Some(error),
+                _ => Some("systemd-resolved does not have them".to_owned()),
+            },
+        }
     }
 }
 
+/// The name servers of the networks that this machine is in, without those of a tunnel's device.
+fn networks(manager: Manager, device: &str, store: &Store) -> Vec<IpAddr> {
+    let listed = manager.list().and_then(|call| call::ask(&call).ok()).unwrap_or_default();
+    let listed = match manager {
+        Manager::Resolved => return file::of_links(&listed, device, false),
+        Manager::Openresolv | Manager::DebianResolvconf => file::of_others(&listed, device),
+        Manager::File => Vec::new(),
+    };
+    if !listed.is_empty() {
+        return listed;
+    }
+    let current = read_file();
+    if file::is_marked(&current) {
+        let saved = store.read(SAVED).ok().flatten().unwrap_or_default();
+        return file::servers(&String::from_utf8_lossy(&saved));
+    }
+    file::servers(&current)
+}
+
+/// Takes back what the tunnel's process left behind, if anything. Whether there was something.
+pub(super) fn mend(device: &str, store: &Store) -> Result<bool, String> {
+    let failed = |error: crate::identity::IdentityError| error.to_string();
+    let kept = store.read(KEPT).map_err(failed)?;
+    let saved = store.read(SAVED).map_err(failed)?;
+    if kept.is_none() && saved.is_none() {
+        return Ok(false);
+    }
+    let manager = kept.and_then(|kept| serde_json::from_slice::<Kept>(&kept).ok()).map(|kept| kept.manager);
+    let mut errors = Vec::new();
+    for call in manager.map(|manager| manager.unset(device)).unwrap_or_default() {
+        // With its device, systemd-resolved has forgotten it by itself.
+        if manager != Some(Manager::Resolved) || Path::new("/sys/class/net").join(device).exists() {
+            errors.extend(call::run(&call).err());
+        }
+    }
+    if let Some(saved) = saved {
+        // Where somebody else has written it since, theirs is the newer one.
+        if file::is_marked(&read_file()) {
+            errors.extend(write(&String::from_utf8_lossy(&saved)).err());
+        }
+    }
+    if let Some(error) = errors.pop() {
+        return Err(error);
+    }
+    store.remove(SAVED).and_then(|()| store.remove(KEPT)).map_err(failed)?;
+    Ok(true)
+}
+
+/// Who manages names now.
 fn manager() -> Manager {
-    if Path::new("/run/systemd/resolve").exists() && on_path("resolvectl") {
-        Manager::Resolved
-    } else if on_path("resolvconf") {
-        Manager::Resolvconf
-    } else {
-        Manager::File
-    }
+    let version = Call {
+        program: "resolvconf",
+        arguments: vec!["--version".to_owned()],
+        input: String::new(),
+        optional: true,
+    };
+    let resolvconf = call::find(version.program).and_then(|_| call::ask(&version).ok());
+    Manager::of(&Signs {
+        target: &target(Path::new(RESOLV_CONF)),
+        content: &read_file(),
+        resolvectl: call::find("resolvectl").is_some(),
+        resolvconf: resolvconf.as_deref(),
+    })
 }
 
-fn on_path(program: &str) -> bool {
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    std::env::split_paths(&path).any(|directory| directory.join(program).is_file())
+/// Where a file leads, also to where there is nothing.
+fn target(path: &Path) -> PathBuf {
+    if let Ok(target) = std::fs::canonicalize(path) {
+        return target;
+    }
+    let Ok(link) = std::fs::read_link(path) else { return path.to_owned() };
+    let base = path.parent().unwrap_or(Path::new("/"));
+    // Those of packages are relative to /etc: `../run/...`.
+    let link = link.strip_prefix("..").map(|link| Path::new("/").join(link)).unwrap_or(link.clone());
+    base.join(link)
 }
 
-/// The arguments of the calls of resolvectl that set what is wanted. None can be an option: the device's name is checked,
-/// and the others are addresses and names.
-fn resolvectl(device: &str, wanted: &Wanted) -> [Vec<String>; 2] {
-    let mut servers = vec!["dns".to_owned(), device.to_owned()];
-    servers.extend(wanted.servers.iter().map(ToString::to_string));
-    let mut domains = vec!["domain".to_owned(), device.to_owned()];
-    domains.extend(wanted.search.iter().map(ToString::to_string));
-    if wanted.search.is_empty() {
-        // All names, as there is nothing to tell the tunnel's own by.
-        domains.push("~.".to_owned());
-    }
-    [servers, domains]
+/// What the file says; nothing where there is none.
+fn read_file() -> String {
+    let content = std::fs::read(RESOLV_CONF).unwrap_or_default();
+    String::from_utf8_lossy(&content).into_owned()
 }
 
-fn resolv_conf(wanted: &Wanted) -> String {
-    let mut lines: Vec<String> =
-        wanted.servers.iter().map(|server| format!("nameserver {server}\n")).collect();
-    if !wanted.search.is_empty() {
-        let search: Vec<&str> = wanted.search.iter().map(DomainName::as_str).collect();
-        lines.push(format!("search {}\n", search.join(" ")));
-    }
-    lines.concat()
-}
-
-fn run(command: &mut Command, input: &str) -> Result<(), String> {
-    let program = command.get_program().to_string_lossy().into_owned();
-    let failed = |error: std::io::Error| format!("cannot run {program}: {error}");
-    let mut child =
-        command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().map_err(failed)?;
-    if let Some(mut stdin) = child.stdin.take() {
-        let _ = stdin.write_all(input.as_bytes());
-    }
-    let status = child.wait().map_err(failed)?;
-    if status.success() { Ok(()) } else { Err(format!("{program} failed: {status}")) }
+/// In place: in a container the file is a mount of its own and cannot be replaced.
+fn write(content: &str) -> Result<(), String> {
+    std::fs::write(RESOLV_CONF, content).map_err(|error| format!("cannot write {RESOLV_CONF}: {error}"))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{client::settings::Settings, hostile};
+    use crate::hostile;
     use pinhole_proto::v1;
     use proptest::prelude::*;
-
-    #[test]
-    fn servers_come_before_search_domains() {
-        let wanted = Wanted {
-            servers: vec!["10.96.0.10".parse().unwrap(), "fd00::a".parse().unwrap()],
-            search: vec!["cluster.local".parse().unwrap(), "example.com".parse().unwrap()],
-        };
-        assert_eq!(
-            resolv_conf(&wanted),
-            "nameserver 10.96.0.10\nnameserver fd00::a\nsearch cluster.local example.com\n"
-        );
-        let arguments = [
-            vec!["dns", "pinhole0", "10.96.0.10", "fd00::a"],
-            vec!["domain", "pinhole0", "cluster.local", "example.com"],
-        ];
-        assert_eq!(resolvectl("pinhole0", &wanted), arguments);
-        let all = Wanted { search: vec![], ..wanted };
-        assert_eq!(resolvectl("pinhole0", &all)[1], ["domain", "pinhole0", "~."]);
-    }
 
     /// What a gateway sends, as far as it comes to be wanted.
     fn wanted(search: &[String]) -> Wanted {
@@ -194,17 +321,16 @@ mod tests {
             dns_search: search.to_vec(),
             ..v1::ClientConfig::default()
         };
-        let settings = Settings::parse(config).unwrap();
-        Wanted { servers: settings.dns_servers, search: settings.dns_search }
+        Wanted::of(&Settings::parse(config).unwrap())
     }
 
     fn assert_harmless(wanted: &Wanted) {
-        let text = resolv_conf(wanted);
+        let text = file::text(wanted);
         let lines: Vec<_> = text.lines().collect();
         assert!((1..=2).contains(&lines.len()) && lines[0] == "nameserver 10.96.0.10", "{text:?}");
         assert!(lines.iter().skip(1).all(|line| line.starts_with("search ")), "{text:?}");
         assert!(text.bytes().all(|b| b == b'\n' || b == b' ' || b.is_ascii_graphic()), "{text:?}");
-        for arguments in resolvectl("pinhole0", wanted) {
+        for Call { arguments, .. } in Manager::Resolved.set("pinhole0", wanted) {
             assert!(arguments.iter().all(|a| !a.is_empty() && !a.starts_with('-')), "{arguments:?}");
             assert!(arguments.iter().all(|a| a.bytes().all(|b| b.is_ascii_graphic())), "{arguments:?}");
         }
@@ -215,8 +341,9 @@ mod tests {
         for text in hostile::strings() {
             let wanted = wanted(&[text, "corp.example".to_owned()]);
             assert_harmless(&wanted);
-            assert_eq!(resolv_conf(&wanted), "nameserver 10.96.0.10\nsearch corp.example\n");
-            assert_eq!(resolvectl("pinhole0", &wanted)[1], ["domain", "pinhole0", "corp.example"]);
+            assert_eq!(file::text(&wanted), "nameserver 10.96.0.10\nsearch corp.example\n");
+            let calls = Manager::Resolved.set("pinhole0", &wanted);
+            assert_eq!(calls[1].arguments, ["domain", "pinhole0", "corp.example"]);
         }
     }
 
@@ -225,5 +352,30 @@ mod tests {
         fn whatever_a_gateway_sends_is_words_of_one_line(search in proptest::collection::vec("[a-z.\n -]{0,12}|.*", 0..40)) {
             assert_harmless(&wanted(&search));
         }
+    }
+
+    #[test]
+    fn a_link_of_a_package_that_leads_nowhere_is_followed_all_the_same() {
+        let directory = tempfile::tempdir().unwrap();
+        let link = directory.path().join("resolv.conf");
+        std::os::unix::fs::symlink("../run/systemd/resolve/stub-resolv.conf.absent", &link).unwrap();
+        assert_eq!(target(&link), Path::new("/run/systemd/resolve/stub-resolv.conf.absent"));
+        std::fs::remove_file(&link).unwrap();
+        assert_eq!(target(&link), link);
+    }
+
+    #[test]
+    fn a_full_tunnel_is_one_in_halves_too() {
+        let all = |routes: &[&str]| {
+            is_everything(&routes.iter().map(|route| route.parse().unwrap()).collect::<Vec<IpNet>>())
+        };
+        assert!(all(&["10.0.0.0/8", "0.0.0.0/0"]) && all(&["::/0"]) && all(&["128.0.0.0/1", "0.0.0.0/1"]));
+        assert!(!all(&["0.0.0.0/1"]) && !all(&[]));
+    }
+
+    #[test]
+    fn nothing_to_mend_is_no_error() {
+        let directory = tempfile::tempdir().unwrap();
+        assert_eq!(mend("pinhole0", &Store::open(directory.path()).unwrap()), Ok(false));
     }
 }

@@ -12,7 +12,7 @@ use zeroize::Zeroizing;
 use super::{ClientError, heard};
 use crate::{
     identity::{
-        IdentityError, JoinString, SessionKey, Store, certificate,
+        IdentityError, JoinString, Names, SessionKey, Store, certificate,
         dial::{Dialer, Liveness, Proof},
         possession,
     },
@@ -173,6 +173,7 @@ pub async fn enrol(
     invitation: &Invitation,
     tunnel_key: &PrivateKey,
     fwmark: Option<u32>,
+    names: &Names,
 ) -> Result<Enrolment, ClientError> {
     let membership = &invitation.membership;
     let dialer = Dialer {
@@ -183,7 +184,7 @@ pub async fn enrol(
         liveness: Liveness::Pinged,
     };
     let (channel, _) =
-        dialer.connect(&membership.endpoints).await.map_err(ClientError::GatewayUnreachable)?;
+        dialer.connect_by(names, &membership.endpoints).await.map_err(ClientError::GatewayUnreachable)?;
     let key = match &invitation.credential {
         // Who has both keys is who enrolled with them; with another it would be somebody new.
         Credential::Keys(pem) => SessionKey::from_pem(pem)?,

@@ -35,10 +35,7 @@ pub enum ClientError {
     #[error("the gateway's tunnel drops this machine's handshakes as old ones: {0}; set the clock")]
     ClockSkew(Skew),
     /// The certificate is over, and its keys get no other.
-    #[error(
-        "this client's certificate is over{}, and is not renewed: {error}; enrol again with a join token",
-        over_for.map(|ago| format!(" since {} ago", Span(ago))).unwrap_or_default()
-    )]
+    #[error("this client's certificate {}, and gets no other: {error}; enrol again with a join token", ended(*over_for))]
     NotRenewed {
         /// For how long, by this machine's clock.
         over_for: Option<Duration>,
@@ -129,6 +126,11 @@ const KNOWN: [(&str, u8); 34] = [
     ("SessionKeyChanged", 30),
     ("ClockSkew", 31),
 ];
+
+/// Since when a certificate is over, where it is by this machine's clock.
+fn ended(ago: Option<Duration>) -> String {
+    ago.map_or_else(|| "is over by the gateway's clock".to_owned(), |ago| format!("ended {} ago", Span(ago)))
+}
 
 /// A text from the wire, as it can be shown and logged.
 pub(super) fn said(text: &str) -> String {
@@ -256,6 +258,23 @@ mod tests {
         status.metadata_mut().insert(CATEGORY_METADATA, MetadataValue::from_static("Surprise"));
         let error = ClientError::from_status(&status);
         assert_eq!((error.category(), error.exit_code()), ("Refused", 1));
+    }
+
+    #[test]
+    fn a_certificate_that_is_over_says_since_when_and_why_it_gets_no_other() {
+        let refused =
+            || ClientError::Refused { category: "ClientSuspended", message: "it is suspended".into() };
+        for (over_for, said) in [
+            (
+                Some(Duration::from_hours(31 * 24)),
+                "certificate ended 31 days ago, and gets no other: it is suspended",
+            ),
+            (None, "certificate is over by the gateway's clock, and gets no other: it is suspended"),
+        ] {
+            let error = ClientError::NotRenewed { over_for, error: Box::new(refused()) };
+            assert!(error.to_string().contains(said), "{error}");
+            assert_eq!((error.category(), error.exit_code()), ("ClientSuspended", 19));
+        }
     }
 
     #[test]

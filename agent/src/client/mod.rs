@@ -25,6 +25,7 @@ use std::{
 use ipnet::IpNet;
 use tokio::{sync::mpsc, time::Instant};
 use tokio_util::sync::CancellationToken;
+use zeroize::Zeroizing;
 
 pub use control::{Question, Status};
 pub use enrolment::{Credential, Invitation, Membership, hostname};
@@ -39,12 +40,14 @@ use self::{
 use crate::{
     clock,
     health::{Jitter, Phase},
-    identity::Store,
+    identity::{Names, Store},
     kernel::TunDevice,
     tunnel::PrivateKey,
 };
 
 const QUESTIONS: usize = 8;
+/// A join token that was not used yet, in the tunnel's state directory.
+const TOKEN: &str = "join.token";
 /// The first retry comes within this, each further one within double: most often a gateway is only just starting.
 const RETRY: Duration = Duration::from_millis(200);
 const RETRY_CAP: Duration = Duration::from_secs(15);
@@ -128,6 +131,10 @@ pub async fn up(
     let store = Store::open(options.state_root.join(&options.name))?;
     let (asked, mut questions) = mpsc::channel(QUESTIONS);
     let _socket = Socket::open(&options.name, store.directory(), asked).await?;
+    // What a process that was killed left behind, whatever this one sets.
+    if let Err(error) = dns::mend(&options.name, &store) {
+        tracing::warn!(error, "the former name servers could not be restored");
+    }
     // A token may be good for one use: find out before it is spent whether a tunnel can be had at all.
     drop(TunDevice::create(&options.name)?);
     let key = if options.new_key { Store::new_key()? } else { store.tunnel_key()? };
@@ -191,13 +198,14 @@ async fn join(
         });
     };
     progress(Progress::Enrolling(invitation.membership.server_name.clone()));
-    let enrolment = enrol_patiently(invitation, key, options.patience, progress).await?;
+    let enrolment = enrol_patiently(invitation, key, &Names::default(), options.patience, progress).await?;
     if options.new_key {
         // A crash in between leaves a machine that is not enrolled, not one with another's certificate.
         Enrolment::forget(store)?;
         store.keep_tunnel_key(key)?;
     }
     enrolment.save(store)?;
+    store.remove(TOKEN)?;
     let client = enrolment.config.client.clone().unwrap_or_default();
     progress(Progress::Enrolled { client: format!("{}/{}", client.namespace, client.name) });
     Ok(enrolment)
@@ -206,6 +214,7 @@ async fn join(
 async fn enrol_patiently(
     invitation: &Invitation,
     key: &PrivateKey,
+    names: &Names,
     patience: Option<Duration>,
     progress: &(dyn Fn(Progress) + Sync),
 ) -> Result<Enrolment, ClientError> {
@@ -213,7 +222,7 @@ async fn enrol_patiently(
     let mut jitter = Jitter::from_os();
     let mut failures = 0;
     loop {
-        let error = match enrol(invitation, key, Some(FWMARK)).await {
+        let error = match enrol(invitation, key, Some(FWMARK), names).await {
             Ok(enrolment) => return Ok(enrolment),
             Err(error) => error,
         };
@@ -232,8 +241,33 @@ async fn enrol_patiently(
     }
 }
 
+/// The join token that [`keep_token`] has kept.
+///
+/// # Errors
+/// Where it cannot be read.
+pub fn kept_token(name: &str, state_root: &Path) -> Result<Option<Zeroizing<String>>, ClientError> {
+    check_name(name)?;
+    let directory = state_root.join(name);
+    if !directory.is_dir() {
+        return Ok(None);
+    }
+    Ok(Store::open(directory)?.read_text(TOKEN)?.map(Zeroizing::new))
+}
+
+/// Keeps a join token for a tunnel that enrols once it has a network. It is gone when it has enrolled.
+///
+/// # Errors
+/// Where it cannot be written.
+pub fn keep_token(name: &str, state_root: &Path, token: &str) -> Result<(), ClientError> {
+    check_name(name)?;
+    Ok(Store::open(state_root.join(name))?.write(TOKEN, token.as_bytes())?)
+}
+
 /// A name becomes a device, a directory and a socket.
-fn check_name(name: &str) -> Result<(), ClientError> {
+///
+/// # Errors
+/// What is wrong with it.
+pub fn check_name(name: &str) -> Result<(), ClientError> {
     let fine = (1..=15).contains(&name.len())
         && !name.starts_with(['.', '-'])
         && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.'));
@@ -243,6 +277,31 @@ fn check_name(name: &str) -> Result<(), ClientError> {
     Err(ClientError::Setting(format!(
         "{name:?} cannot name a tunnel: use 1 to 15 letters, digits, '-', '_' and '.'"
     )))
+}
+
+/// Ends a tunnel, or takes away what one left that was killed.
+///
+/// # Errors
+/// [`ClientError::NotRunning`] when there was nothing of it either.
+pub async fn down(name: &str, state_root: &Path) -> Result<(), ClientError> {
+    match ask(name, state_root, Question::Down).await {
+        Err(ClientError::NotRunning(_)) if mend(name, state_root)? => Ok(()),
+        result => result.map(drop),
+    }
+}
+
+/// Takes back what a tunnel whose process was killed left on this machine. Whether there was something.
+///
+/// # Errors
+/// What stays behind, and why.
+pub fn mend(name: &str, state_root: &Path) -> Result<bool, ClientError> {
+    check_name(name)?;
+    let directory = state_root.join(name);
+    if !directory.is_dir() {
+        return Ok(false);
+    }
+    let stays = |why| ClientError::Setting(format!("the former name servers are not back: {why}"));
+    dns::mend(name, &Store::open(directory)?).map_err(stays)
 }
 
 /// Asks a running tunnel.

@@ -4,20 +4,14 @@
 use std::{
     io,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket},
-    os::fd::{AsRawFd, OwnedFd},
 };
 
 use ipnet::IpNet;
-use nix::sys::socket::{
-    AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, bind, recv, setsockopt, socket,
-    sockopt,
-};
+use nix::sys::socket::{setsockopt, sockopt};
 use tokio::io::unix::AsyncFd;
 
-use crate::kernel::{FullTunnel, InnerAddresses, KernelError, MAIN_TABLE, RouteSocket};
+use crate::kernel::{FullTunnel, InnerAddresses, KernelError, MAIN_TABLE, RouteChanges, RouteSocket};
 
-/// Multicast groups of rtnetlink (`RTMGRP_*`): addresses and routes of both families, and links.
-const GROUPS: u32 = 0x1 | 0x10 | 0x40 | 0x100 | 0x400;
 /// First of the routing tables that tunnels use; the device's index is added.
 const TABLES: u32 = 0x7069_0000;
 /// First of the rules that tunnels use: well before the main table's own.
@@ -25,30 +19,19 @@ const PRIORITIES: u32 = 31_000;
 const PRIORITY_SLOTS: u32 = 400;
 
 /// Tells when an address, a route or a link of this machine changed.
-pub(super) struct Watch(AsyncFd<OwnedFd>);
+pub(super) struct Watch(AsyncFd<RouteChanges>);
 
 impl Watch {
     pub(super) fn open() -> io::Result<Self> {
-        let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
-        let fd = socket(AddressFamily::Netlink, SockType::Raw, flags, SockProtocol::NetlinkRoute)?;
-        bind(fd.as_raw_fd(), &NetlinkAddr::new(0, GROUPS))?;
-        // SAFETY: an `OwnedFd` is one open descriptor for as long as it lives, and `AsyncFd` keeps it.
-        let fd = unsafe { AsyncFd::register(fd) }?;
-        Ok(Watch(fd))
+        // SAFETY: it is one open descriptor for as long as it lives, and `AsyncFd` keeps it.
+        let changes = unsafe { AsyncFd::register(RouteChanges::open()?) }?;
+        Ok(Watch(changes))
     }
 
     /// Waits for the next change. What it was does not matter: who asks looks at the result.
     pub(super) async fn changed(&self) -> io::Result<()> {
         let mut ready = self.0.readable().await?;
-        let mut message = [0; 8192];
-        loop {
-            match recv(self.0.as_raw_fd(), &mut message, MsgFlags::empty()) {
-                // Lost messages are changes as well.
-                Ok(_) | Err(nix::errno::Errno::ENOBUFS) => {}
-                Err(nix::errno::Errno::EAGAIN) => break,
-                Err(error) => return Err(error.into()),
-            }
-        }
+        self.0.get_ref().drain()?;
         ready.clear_ready();
         Ok(())
     }

@@ -10,6 +10,7 @@ use std::{
 use pinhole_proto::{HostPort, v1};
 use tokio::{
     sync::{mpsc, oneshot, watch},
+    task::JoinHandle,
     time::{sleep, sleep_until},
 };
 use tokio_util::sync::CancellationToken;
@@ -18,7 +19,7 @@ use super::{
     ClientError, Credential, Progress,
     bulletin::{Bulletin, Occasion},
     control::{self, Asked, Keepalive, Question, Status},
-    dns::{Dns, Wanted},
+    dns::{self, Dns, Wanted},
     enrol_patiently,
     enrolment::{Enrolment, Invitation},
     heard::Clock,
@@ -34,10 +35,7 @@ use crate::{
         Jitter, Mode, Phase,
         client::{Action, Candidate, ClientHealth, Network, Sample},
     },
-    identity::{
-        Store,
-        dial::{Proof, resolve},
-    },
+    identity::{Names, Store, dial::Proof},
     kernel::RouteSocket,
     measured::phase_to_wire,
     nat::{
@@ -113,6 +111,7 @@ struct Runner<'a> {
     routes: Routes,
     keeper: AddressKeeper,
     dns: Option<Dns>,
+    names: Names,
     /// The replica that routes lead to.
     routed: Option<PublicKey>,
     outer: Vec<SocketAddr>,
@@ -123,6 +122,8 @@ struct Runner<'a> {
     held: Held,
     was_connected: bool,
     enrolled_again: bool,
+    /// Another certificate is being asked for.
+    renewal: Option<JoinHandle<()>>,
     last_error: Option<String>,
     /// Another machine connects with the same key, as was told; so long that is believed.
     key_shared: Option<Instant>,
@@ -186,10 +187,12 @@ pub(super) async fn run(
     let (enrolled, mut enrolments) = mpsc::channel(1);
     let (radio, nudges) = (Arc::new(Radio::default()), Arc::new(Nudges::default()));
     let mut random = Jitter::from_os();
+    let names = Names::new(Some(FWMARK));
     let holder = Session {
         instance: (u128::from(random.next_u64()) << 64 | u128::from(random.next_u64())).to_be_bytes(),
         nudges: Arc::clone(&nudges),
         radio: Arc::clone(&radio),
+        names: names.clone(),
         target: target_now,
         proof: proof_now,
         told: told_now,
@@ -200,7 +203,8 @@ pub(super) async fn run(
     let network = Watch::open()
         .map_err(|source| ClientError::Setting(format!("cannot watch the network: {source}")))?;
 
-    let dns = setup.dns.then(|| Dns::new(&setup.name, setup.store.clone()));
+    let dns = setup.dns.then(|| Dns::new(&setup.name, setup.store.clone(), names.clone()));
+    let dns_watch = dns.as_ref().and_then(|_| dns::Watch::open_or_say());
     let patience = setup.patience;
     let mut runner = Runner {
         health: ClientHealth::new(settings.effective_mode(), settings.interval, Jitter::from_os()),
@@ -224,6 +228,7 @@ pub(super) async fn run(
         routes: Routes::new(tunnel.index(), FWMARK),
         keeper: AddressKeeper::new(&setup.name),
         dns,
+        names,
         routed: None,
         outer: Vec::new(),
         candidates: Vec::new(),
@@ -232,6 +237,7 @@ pub(super) async fn run(
         held: Held::NotYet,
         was_connected: false,
         enrolled_again: false,
+        renewal: None,
         last_error: None,
         key_shared: None,
         skew: None,
@@ -286,6 +292,10 @@ pub(super) async fn run(
                     sleep(SETTLE).await;
                     runner.check_network();
                 }
+            }
+            () = dns::changed(dns_watch.as_ref()) => {
+                sleep(SETTLE).await;
+                runner.dns.iter_mut().for_each(|dns| dns.handle_changed(Instant::now()));
             }
             () = sleep_until(deadline), if !runner.was_connected => {
                 break Err(runner.unreachable(patience.unwrap_or_default()));
@@ -354,11 +364,16 @@ fn target_of(enrolment: &Enrolment, settings: &Settings, first: Option<PublicKey
     }
 }
 
-async fn resolve_all(replicas: Vec<Replica>, fallback: Vec<String>, radio: &Radio) -> Resolved {
+async fn resolve_all(
+    names: &Names,
+    replicas: Vec<Replica>,
+    fallback: Vec<String>,
+    radio: &Radio,
+) -> Resolved {
     let (mut candidates, mut outer) = (Vec::new(), Vec::new());
     for replica in &replicas {
         for endpoint in &replica.tunnel_endpoints {
-            let addresses = resolve(&endpoint.to_string(), Some(radio)).await.unwrap_or_default();
+            let addresses = names.resolve(&endpoint.to_string(), Some(radio)).await.unwrap_or_default();
             outer.extend(&addresses);
             candidates.extend(
                 addresses.into_iter().map(|endpoint| Candidate { replica: replica.public_key, endpoint }),
@@ -367,7 +382,7 @@ async fn resolve_all(replicas: Vec<Replica>, fallback: Vec<String>, radio: &Radi
     }
     let sessions = replicas.iter().flat_map(|replica| texts(&replica.session_endpoints));
     for endpoint in sessions.chain(fallback) {
-        outer.extend(resolve(&endpoint, Some(radio)).await.unwrap_or_default());
+        outer.extend(names.resolve(&endpoint, Some(radio)).await.unwrap_or_default());
     }
     Resolved { candidates, outer }
 }
@@ -559,9 +574,9 @@ impl Runner<'_> {
     fn enrol_again(&mut self) -> bool {
         let Some(invitation) = self.take_invitation() else { return false };
         (self.setup.progress)(Progress::Enrolling(invitation.membership.server_name.clone()));
-        let (key, answer) = (self.setup.key.clone(), self.enrolled.clone());
+        let (key, names, answer) = (self.setup.key.clone(), self.names.clone(), self.enrolled.clone());
         tokio::spawn(async move {
-            let _ = answer.send(enrol_patiently(&invitation, &key, None, &|_| {}).await).await;
+            let _ = answer.send(enrol_patiently(&invitation, &key, &names, None, &|_| {}).await).await;
         });
         true
     }
@@ -575,25 +590,32 @@ impl Runner<'_> {
 
     /// The certificate is over; its keys may have another, as the tunnel's is still good, and the invitation may where they may not.
     fn renew_by_keys(&mut self) {
+        if self.renewal.as_ref().is_some_and(|renewal| !renewal.is_finished()) {
+            return;
+        }
         let over_for = self.setup.enrolment.over_for(SystemTime::now());
         tracing::info!(?over_for, "the certificate is over: asking for another by its keys");
         let by_keys = Invitation::again(&self.setup.enrolment);
         let invitation = self.take_invitation();
-        let (key, answer) = (self.setup.key.clone(), self.enrolled.clone());
-        tokio::spawn(async move {
-            let renewed = match (enrol_patiently(&by_keys, &key, None, &|_| {}).await, invitation) {
-                (Err(_), Some(invitation)) => enrol_patiently(&invitation, &key, None, &|_| {}).await,
+        let (key, names, answer) = (self.setup.key.clone(), self.names.clone(), self.enrolled.clone());
+        self.renewal = Some(tokio::spawn(async move {
+            let renewed = match (enrol_patiently(&by_keys, &key, &names, None, &|_| {}).await, invitation) {
+                (Err(_), Some(invitation)) => enrol_patiently(&invitation, &key, &names, None, &|_| {}).await,
                 (Err(error), None) => Err(ClientError::NotRenewed { over_for, error: Box::new(error) }),
                 (Ok(renewed), _) => Ok(renewed),
             };
             let _ = answer.send(renewed).await;
-        });
+        }));
     }
 
     fn handle_enrolled(&mut self, enrolled: Result<Enrolment, ClientError>) -> Result<(), ClientError> {
         let enrolment = match enrolled {
             Ok(enrolment) => enrolment,
-            // The tunnel itself does not need the certificate.
+            // The tunnel itself does not need the certificate, and an older operator knows no way to renew it.
+            Err(error @ ClientError::NotRenewed { .. }) if error.category() == "Refused" => {
+                self.note(Some(error));
+                return Ok(());
+            }
             Err(error) if self.was_connected => {
                 self.note(Some(error));
                 return Ok(());
@@ -681,9 +703,9 @@ impl Runner<'_> {
         }
         let (replicas, answer) = (self.settings.replicas.clone(), self.resolved.clone());
         let fallback = self.setup.enrolment.membership.endpoints.clone();
-        let radio = Arc::clone(&self.radio);
+        let (radio, names) = (Arc::clone(&self.radio), self.names.clone());
         tokio::spawn(async move {
-            let _ = answer.send(resolve_all(replicas, fallback, &radio).await).await;
+            let _ = answer.send(resolve_all(&names, replicas, fallback, &radio).await).await;
         });
     }
 
@@ -705,6 +727,9 @@ impl Runner<'_> {
             now if now == source && self.network == name => Network::Unchanged,
             _ => Network::Changed,
         };
+        if network == Network::Changed {
+            self.tunnel.forget_own_addresses();
+        }
         self.health.handle_network(Instant::now(), network);
         if network == Network::Changed {
             // From another address its connection carries nothing any more.
@@ -726,7 +751,8 @@ impl Runner<'_> {
 
     fn poll_timeout(&self) -> Option<Instant> {
         let keeping = self.pulse.poll_timeout().into_iter().chain(self.sleeper.poll_timeout()).min();
-        let due = [self.health.poll_timeout(), keeping, self.bulletin.poll_timeout()];
+        let names = self.dns.as_ref().and_then(|dns| dns.poll_timeout(Instant::now()));
+        let due = [self.health.poll_timeout(), keeping, self.bulletin.poll_timeout(), names];
         due.into_iter().flatten().min()
     }
 
@@ -759,6 +785,9 @@ impl Runner<'_> {
             if !self.act_on_health() {
                 break;
             }
+        }
+        if let Some(dns) = &mut self.dns {
+            dns.handle_path(Instant::now(), self.health.phase() == Phase::Connected);
         }
         self.publish_state();
         // Who speaks is awake, and may have more to do.
@@ -971,18 +1000,14 @@ impl Runner<'_> {
         if !self.was_connected {
             return;
         }
-        let (covering, others) = self.settings.split_routes(&self.outer);
+        // Those that are asked for the way to the gateway are not asked through it.
+        let servers = self.names.network().into_iter().map(|server| (server, 53).into());
+        let outer: Vec<SocketAddr> = self.outer.iter().copied().chain(servers).collect();
+        let (covering, others) = self.settings.split_routes(&outer);
         let routes = self.routes.set(&covering, &others);
         self.note(routes.err());
         if let Some(dns) = &mut self.dns {
-            let wanted = Wanted {
-                servers: self.settings.dns_servers.clone(),
-                search: self.settings.dns_search.clone(),
-            };
-            if let Err(error) = dns.set(&wanted) {
-                tracing::warn!(error, "the tunnel's name servers are not in use");
-                self.last_error = Some(error);
-            }
+            dns.set(Instant::now(), Wanted::of(&self.settings));
         }
     }
 
@@ -1125,10 +1150,16 @@ impl Runner<'_> {
             rx_bytes: all.values().map(|stats| stats.received.bytes).sum(),
             tx_bytes: all.values().map(|stats| stats.sent.bytes).sum(),
             session: matches!(self.held, Held::With(_)),
-            left_out: self.settings.left_out.iter().map(ToString::to_string).collect(),
+            left_out: self.left_out(),
             key_shared: self.key_shared.is_some_and(|until| now < until),
             last_error: self.last_error.clone(),
         }
+    }
+
+    /// What of the pool's promise does not hold here, for a person.
+    fn left_out(&self) -> Vec<String> {
+        let names = self.dns.as_ref().and_then(Dns::missing);
+        self.settings.left_out.iter().chain(&names).map(ToString::to_string).collect()
     }
 
     /// The phase, as it is to be called: who sleeps is not connected.

@@ -30,7 +30,7 @@ use crate::{
     clock,
     health::Jitter,
     identity::{
-        SessionKey, certificate,
+        Names, SessionKey, certificate,
         dial::{DialError, Dialer, Liveness, Proof},
     },
     nat::{Guidance, Radio, standby::Ended, wire::BeatKey},
@@ -135,6 +135,7 @@ pub(super) struct Session {
     pub(super) instance: [u8; 16],
     pub(super) nudges: Arc<Nudges>,
     pub(super) radio: Arc<Radio>,
+    pub(super) names: Names,
     pub(super) target: watch::Receiver<Target>,
     pub(super) proof: watch::Receiver<Proof>,
     pub(super) told: watch::Receiver<Told>,
@@ -211,7 +212,7 @@ impl Session {
             return self.expired().await;
         }
         let connected = tokio::select! {
-            connected = connect(&target, proof, &self.radio) => connected,
+            connected = connect(&target, proof, &self.radio, &self.names) => connected,
             changed = self.target.changed() => return if changed.is_ok() { End::Retarget } else { End::Stop },
         };
         let (channel, replica, address) = match connected {
@@ -428,6 +429,7 @@ async fn connect(
     target: &Target,
     proof: Proof,
     radio: &Arc<Radio>,
+    names: &Names,
 ) -> Result<(Channel, Option<PublicKey>, SocketAddr), ClientError> {
     let dialer = Dialer {
         server_name: target.server_name.clone(),
@@ -438,7 +440,7 @@ async fn connect(
     };
     let mut failures = Vec::new();
     for (replica, endpoints) in &target.ways {
-        match dialer.connect(endpoints).await {
+        match dialer.connect_by(names, endpoints).await {
             Ok((channel, address)) => return Ok((channel, *replica, address)),
             Err(error) => failures.push(error),
         }

@@ -17,7 +17,7 @@ use tokio_rustls::TlsConnector;
 use tonic::transport::{Channel, Endpoint, Uri};
 use zeroize::Zeroizing;
 
-use super::{IdentityError, SessionKey, certificate, judge::Judge, metered::Metered};
+use super::{IdentityError, SessionKey, certificate, judge::Judge, metered::Metered, names::Names};
 use crate::{clock::Skew, nat::Radio};
 
 const CONNECT: Duration = Duration::from_secs(5);
@@ -173,9 +173,18 @@ impl Dialer {
     /// Connects to one of the endpoints (`host:port`, the best first) that answers with the right certificate.
     /// Addresses that this machine has no route to come last.
     pub async fn connect(&self, endpoints: &[String]) -> Result<(Channel, SocketAddr), DialError> {
+        self.connect_by(&Names::default(), endpoints).await
+    }
+
+    /// The same with names that are resolved this way.
+    pub async fn connect_by(
+        &self,
+        names: &Names,
+        endpoints: &[String],
+    ) -> Result<(Channel, SocketAddr), DialError> {
         let (mut addresses, mut failures) = (Vec::new(), Vec::new());
         let radio = self.liveness.radio().map(Arc::as_ref);
-        for resolved in join_all(endpoints.iter().map(|endpoint| resolve(endpoint, radio))).await {
+        for resolved in join_all(endpoints.iter().map(|endpoint| names.resolve(endpoint, radio))).await {
             match resolved {
                 Ok(found) => addresses.extend(found),
                 Err(error) => failures.push(error),
@@ -323,7 +332,7 @@ where
     }
 }
 
-async fn open(address: SocketAddr, fwmark: Option<u32>) -> io::Result<TcpStream> {
+pub(super) async fn open(address: SocketAddr, fwmark: Option<u32>) -> io::Result<TcpStream> {
     let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
     socket.set_nodelay(true)?;
     if let Some(mark) = fwmark {
@@ -333,7 +342,7 @@ async fn open(address: SocketAddr, fwmark: Option<u32>) -> io::Result<TcpStream>
     tokio::time::timeout(CONNECT, connect).await.map_err(|_| io::ErrorKind::TimedOut)?
 }
 
-/// The addresses of `host:port`. Where a name server is asked, `radio` counts that.
+/// The addresses of `host:port`, as the system resolves them. Where a name server is asked, `radio` counts that.
 pub async fn resolve(endpoint: &str, radio: Option<&Radio>) -> Result<Vec<SocketAddr>, DialError> {
     let unresolved = |reason: String| DialError::Unresolved { endpoint: endpoint.to_owned(), reason };
     if let Ok(address) = endpoint.parse() {

@@ -32,6 +32,17 @@ pub enum IdentityError {
         /// What is wrong.
         reason: String,
     },
+    /// Somebody else can write where an identity is kept.
+    #[error(
+        "{} cannot keep keys: {reason}, who could put theirs there; see what it holds, remove it or give it to root \
+         with mode 0700, and start again", path.display()
+    )]
+    Exposed {
+        /// The directory.
+        path: PathBuf,
+        /// Who can.
+        reason: String,
+    },
     /// A key could not be made or used.
     #[error("cannot use the session key: {0}")]
     Key(String),
@@ -53,6 +64,7 @@ impl IdentityError {
             Self::Read { .. } => "FileUnreadable",
             Self::Write { .. } => "FileUnwritable",
             Self::Damaged { .. } => "FileDamaged",
+            Self::Exposed { .. } => "DirectoryExposed",
             Self::Key(_) => "KeyInvalid",
             Self::Certificate(_) => "CertificateInvalid",
         }

@@ -7,10 +7,12 @@ mod error;
 pub mod join;
 mod judge;
 mod metered;
+mod names;
 pub mod possession;
 pub mod store;
 
 pub use certificate::SessionKey;
 pub use error::IdentityError;
 pub use join::JoinString;
+pub use names::Names;
 pub use store::Store;

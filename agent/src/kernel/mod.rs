@@ -2,6 +2,7 @@
 //! filter.
 //! Everything can be repeated without harm and taken back, and acts in the caller's network namespace.
 
+mod changes;
 mod error;
 mod filter;
 mod full_tunnel;
@@ -12,7 +13,9 @@ mod netlink;
 mod nftables;
 mod route;
 mod tun;
+mod way;
 
+pub use changes::RouteChanges;
 pub use error::KernelError;
 pub use filter::TunnelFilter;
 pub use full_tunnel::FullTunnel;
@@ -21,3 +24,4 @@ pub use masquerade::Masquerade;
 pub use mtu::DeviceMtu;
 pub use route::{MAIN_TABLE, RouteSocket, forward_v6};
 pub use tun::{TunDevice, TunOffload};
+pub use way::Way;

@@ -339,6 +339,8 @@ impl Driver {
                 }
                 Command::Identity(key) => self.shard.set_identity(now, &key),
                 Command::Endpoint(peer, to) => self.shard.set_endpoint(&peer, to),
+                Command::ForgetLocals => self.shard.forget_locals(),
+                Command::JudgeLocal(verdict) => self.shard.judge_local(&verdict),
                 Command::PersistentKeepalive(peer, interval) => {
                     self.shard.keep_alive(now, &peer, interval, &mut self.outbox);
                 }
@@ -376,6 +378,7 @@ impl Driver {
         self.outbox.flush();
         self.outbox.socket.set_fwmark(mark.unwrap_or_default())?;
         self.fwmark = mark;
+        self.shard.forget_locals();
         Ok(())
     }
 
@@ -386,6 +389,7 @@ impl Driver {
         epoll.add(&socket, EpollEvent::new(EpollFlags::EPOLLIN, SOCKET)).map_err(failed)?;
         // Closed, the old one leaves the set by itself.
         self.outbox.socket = socket;
+        self.shard.forget_locals();
         Ok(())
     }
 }

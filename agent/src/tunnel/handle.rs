@@ -21,9 +21,11 @@ use super::{
     beats::Role,
     driver::{self, Driver},
     lanes::Lanes,
+    lookout::Lookout,
     outbox::{Events, Outbox},
     shard::{Shard, ShardConfig},
     socket::UdpEndpoint,
+    sources::{Notices, Verdict},
     stats::Board,
     team::{self, Place, Stray, Team},
 };
@@ -60,6 +62,8 @@ pub(super) enum Command {
     Initiation(PublicKey, Box<[u8]>),
     Identity(PrivateKey),
     Endpoint(PublicKey, SocketAddr),
+    ForgetLocals,
+    JudgeLocal(Verdict),
     PersistentKeepalive(PublicKey, Option<Duration>),
     Fwmark(Option<u32>, Answer<()>),
     /// Use any port meanwhile.
@@ -88,6 +92,7 @@ type Answer<T> = mpsc::SyncSender<Result<T, TunnelError>>;
 #[derive(Debug)]
 pub struct Tunnel {
     workers: Vec<Worker>,
+    lookout: Option<Lookout>,
     threads: Threads,
     events_lost: Arc<AtomicU64>,
     local_port: AtomicU16,
@@ -198,6 +203,7 @@ impl Tunnel {
         // Dropped where something fails, it ends the threads that run by then.
         let mut tunnel = Self {
             workers: Vec::new(),
+            lookout: None,
             threads,
             events_lost,
             local_port,
@@ -206,11 +212,13 @@ impl Tunnel {
             index,
             offloads,
         };
+        let notices = Notices::new().map_err(|errno| TunnelError::Thread(errno.into()))?;
         let parts = Place::all(threads.count()).zip(sockets).zip(lanes).zip(ends);
         for (((place, socket), lanes), ends) in parts {
             let Ends { commands: (commands, receiver), strays: (_, strays), wake } = ends;
             let board = Board::default();
-            let config = ShardConfig { private_key: private_key.clone(), mtu, place };
+            let config =
+                ShardConfig { private_key: private_key.clone(), mtu, place, notices: notices.clone() };
             let driver = Driver {
                 shard: Shard::new(&config, board.clone(), Instant::now())?,
                 outbox: Outbox::new(socket, lanes, events.clone(), Team::new(members.iter().cloned())),
@@ -224,6 +232,7 @@ impl Tunnel {
             let thread = Some(driver::spawn(place.number(), driver)?);
             tunnel.workers.push(Worker { commands, wake, thread, board });
         }
+        tunnel.lookout = Some(Lookout::start(notices, fwmark, tunnel.judge())?);
         Ok(tunnel)
     }
 
@@ -252,6 +261,12 @@ impl Tunnel {
     /// Sends to the peer at this endpoint from now on, once there is something to send.
     pub fn set_endpoint(&self, peer: &PublicKey, endpoint: SocketAddr) {
         self.tell(peer, Command::Endpoint(*peer, endpoint));
+    }
+
+    /// This host is in another network: leaves it to the system from which address datagrams come, for each peer until it is
+    /// heard again. The tunnel notices by itself, but maybe only after what is sent next.
+    pub fn forget_own_addresses(&self) {
+        self.tell_all(|| Command::ForgetLocals);
     }
 
     /// Sends an empty data message whenever nothing authenticated was sent or received for `interval`, and one at
@@ -353,7 +368,11 @@ impl Tunnel {
 
     /// Marks the tunnel's own datagrams, as [`TunnelConfig::fwmark`] does.
     pub fn set_fwmark(&self, mark: Option<u32>) -> Result<(), TunnelError> {
-        self.workers.iter().try_for_each(|worker| worker.ask(|answer| Command::Fwmark(mark, answer)))
+        self.workers.iter().try_for_each(|worker| worker.ask(|answer| Command::Fwmark(mark, answer)))?;
+        if let Some(lookout) = &self.lookout {
+            lookout.set_fwmark(mark);
+        }
+        Ok(())
     }
 
     fn bind(&self, port: u16) -> Result<u16, TunnelError> {
@@ -415,6 +434,20 @@ impl Tunnel {
         self.stop();
     }
 
+    /// Tells the thread of a peer what an address is worth.
+    fn judge(&self) -> impl Fn(Verdict) + Send + 'static {
+        let count = self.threads.count();
+        let ways: Vec<_> =
+            self.workers.iter().map(|worker| (worker.commands.clone(), Arc::clone(&worker.wake))).collect();
+        move |verdict| {
+            let home = usize::from(team::home(&verdict.0, count));
+            let Some((commands, wake)) = ways.get(home) else { return };
+            if commands.send(Command::JudgeLocal(verdict)).is_ok() {
+                let _ = wake.write(1);
+            }
+        }
+    }
+
     fn tell(&self, peer: &PublicKey, command: Command) {
         let home = team::home(peer, self.threads.count());
         if let Some(worker) = self.workers.get(usize::from(home)) {
@@ -427,6 +460,7 @@ impl Tunnel {
     }
 
     fn stop(&mut self) {
+        self.lookout = None;
         self.tell_all(|| Command::Shutdown);
         for thread in self.workers.iter_mut().filter_map(|worker| worker.thread.take()) {
             if thread.join().is_err() {

@@ -8,7 +8,10 @@ use std::{
 
 use nix::errno::Errno;
 
-use super::{inner::field, path::Path};
+use super::{
+    inner::field,
+    path::{Local, Path},
+};
 
 /// The largest datagram, and the largest run of merged ones. What of it is never used never takes memory.
 const LARGEST: usize = 65_536;
@@ -141,7 +144,7 @@ struct Told {
     /// Bytes of each datagram of a run.
     segment: Option<usize>,
     /// The address that it came to.
-    local: Option<IpAddr>,
+    local: Option<Local>,
 }
 
 impl Control {
@@ -162,10 +165,12 @@ impl Control {
                     told.segment = segment.and_then(|segment| usize::try_from(segment).ok());
                 }
                 (libc::SOL_IPV6, libc::IPV6_PKTINFO) => {
-                    told.local = field::<16>(data, 0).map(|address| unmapped(Ipv6Addr::from(address)));
+                    let address = field::<16>(data, 0).map(|address| unmapped(Ipv6Addr::from(address)));
+                    told.local = local(address, field(data, 16));
                 }
                 (libc::SOL_IP, libc::IP_PKTINFO) => {
-                    told.local = field::<4>(data, 4).map(|address| Ipv4Addr::from(address).into());
+                    let address = field::<4>(data, 4).map(|address| Ipv4Addr::from(address).into());
+                    told.local = local(address, field(data, 0));
                 }
                 _ => {}
             }
@@ -174,6 +179,10 @@ impl Control {
         }
         told
     }
+}
+
+fn local(address: Option<IpAddr>, device: Option<[u8; 4]>) -> Option<Local> {
+    Some(Local { address: address?, device: u32::from_ne_bytes(device?) })
 }
 
 fn unmapped(address: Ipv6Addr) -> IpAddr {
@@ -225,7 +234,7 @@ mod tests {
         let mapped = Ipv4Addr::new(192, 0, 2, 7).to_ipv6_mapped().octets();
         let v6 = message(libc::SOL_IPV6, libc::IPV6_PKTINFO, &[&mapped[..], &[2, 0, 0, 0]].concat());
         let v4 = message(libc::SOL_IP, libc::IP_PKTINFO, &[2, 0, 0, 0, 192, 0, 2, 7, 192, 0, 2, 255]);
-        let local = Some([192, 0, 2, 7].into());
+        let local = Some(Local { address: [192, 0, 2, 7].into(), device: 2 });
         for both in [[run.clone(), v6.clone()], [v6, run.clone()], [run.clone(), v4]] {
             assert_eq!(told(&both), Told { segment: Some(1452), local });
         }

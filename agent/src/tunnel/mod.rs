@@ -6,7 +6,8 @@
 //! through `output` straight into the buffers of `outbox`, and between a thread's two queues of the device (`lanes`)
 //! by what its `flows` did of late. A `peer` wraps boringtun's `Tunn` with exact
 //! deadlines (`timers`), a small queue (`waiting`) and probes, and sends no packet where its `destinations` end; `gate` stands in front of handshakes, which
-//! wait in `line` for time that data does not need. `beats` are the messages of NAT intelligence on the same port.
+//! wait in `line` for time that data does not need. `lookout` follows the host's addresses and routes, so that `sources` can tell how
+//! long a peer is answered from the address that it asked. `beats` are the messages of NAT intelligence on the same port.
 
 mod asleep;
 mod beats;
@@ -26,6 +27,7 @@ mod inner;
 mod key;
 mod lanes;
 mod line;
+mod lookout;
 mod message;
 mod offloads;
 mod outbox;
@@ -38,6 +40,7 @@ mod routing;
 mod segments;
 mod shard;
 mod socket;
+mod sources;
 mod stats;
 mod steering;
 mod team;

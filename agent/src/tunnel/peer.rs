@@ -20,10 +20,11 @@ use super::{
     message::{DATA_OVERHEAD, INITIATION, Message},
     output::Output,
     padding::Padding,
-    path::Path,
+    path::{Local, Path},
     probe::{Magic, Pending},
     routing::Slot,
     segments::Segments,
+    sources::{Learnt, Notices, Standing},
     stats::{PeerStats, Published},
     team::Place,
     timers::{Due, RETRY_JITTER, Timers},
@@ -51,6 +52,7 @@ pub(super) struct Surroundings {
     pub(super) mtu: u16,
     pub(super) padding: Padding,
     pub(super) magic: Magic,
+    pub(super) notices: Notices,
     pub(super) jitter: Jitter,
     /// Packets that wait for sessions now.
     pub(super) waiting: usize,
@@ -126,6 +128,8 @@ pub(super) struct Peer {
     endpoint: Option<Endpoint>,
     /// Whether the owner ever said where it is.
     is_told: bool,
+    /// An address of ours that is not to be learnt, though the peer asks there.
+    unfit: Option<Local>,
     waiting: Waiting,
     asleep: Asleep,
     probes: Pending,
@@ -161,6 +165,7 @@ impl Peer {
             timers: Timers::default(),
             endpoint: None,
             is_told: false,
+            unfit: None,
             waiting: Waiting::default(),
             asleep: Asleep::default(),
             probes: Pending::default(),
@@ -251,7 +256,29 @@ impl Peer {
     pub(super) fn set_endpoint(&mut self, address: SocketAddr) {
         self.endpoint = Some(Endpoint { path: address.into(), origin: Origin::Settled });
         self.is_told = true;
+        self.unfit = None;
         self.failing = None;
+    }
+
+    /// Leaves it to the system from which address its datagrams come, until it is heard again.
+    pub(super) fn forget_local(&mut self) {
+        self.unfit = None;
+        if let Some(endpoint) = &mut self.endpoint {
+            endpoint.path.local = None;
+        }
+    }
+
+    /// Takes note of what the address is worth by which its datagrams go.
+    pub(super) fn judge_local(&mut self, of: Path, standing: Standing) {
+        if standing == Standing::Fit {
+            self.unfit.take_if(|unfit| Some(*unfit) == of.local);
+            return;
+        }
+        // It may have moved meanwhile.
+        if let Some(endpoint) = self.endpoint.as_mut().filter(|endpoint| endpoint.path == of) {
+            endpoint.path.local = None;
+            self.unfit = of.local.filter(|_| standing == Standing::Unfit);
+        }
     }
 
     /// Lets no such time pass without a message; the first goes at once.
@@ -517,7 +544,7 @@ impl Peer {
             }
         };
         self.stats.received_messages.count(datagram.len());
-        self.authenticated(now, (from, None), false, out);
+        self.authenticated(now, (from, None), false, &common.notices, out);
         if message == Message::Initiation {
             return self.respond(now, reply, common, out);
         }
@@ -556,7 +583,7 @@ impl Peer {
                 TunnResult::Done => {
                     self.stats.received_messages.count(datagram.len());
                     self.stats.last_data = Some(now);
-                    self.authenticated(now, (from, Some(session)), false, out);
+                    self.authenticated(now, (from, Some(session)), false, &common.notices, out);
                     return true;
                 }
                 TunnResult::Err(_) | TunnResult::WriteToNetwork(_) => return false,
@@ -564,7 +591,7 @@ impl Peer {
         let verdict = judge(packet, source, is_own, &mut self.limits, common);
         self.stats.received_messages.count(datagram.len());
         self.stats.last_data = Some(now);
-        self.authenticated(now, (from, Some(session)), true, out);
+        self.authenticated(now, (from, Some(session)), true, &common.notices, out);
         match verdict {
             Verdict::Deliver(length) => {
                 self.stats.received.count(length);
@@ -591,6 +618,7 @@ impl Peer {
         now: Instant,
         (from, session): (Path, Option<u32>),
         data: bool,
+        notices: &Notices,
         out: &mut O,
     ) {
         self.timers.received(now, data);
@@ -598,17 +626,26 @@ impl Peer {
         self.stats.last_answered_send = self.stats.last_send;
         self.failing = None;
         let idle = self.seen_there.replace(now).map(|seen| now.saturating_duration_since(seen));
-        // Who was told where the peer is asks first, from the address that the system finds best, now and after the
-        // next change of networks.
-        let path = Path { local: from.local.filter(|_| !self.is_told), ..from };
         let before = self.endpoint();
         self.asleep.seen(now, before != Some(from.remote));
-        self.endpoint = Some(Endpoint { path, origin: Origin::Settled });
+        self.follow(from, notices);
         if before != Some(from.remote) {
             self.stats.endpoint_changes += u64::from(before.is_some());
             let to = from.remote;
             out.event(TunnelEvent::EndpointChanged { peer: self.key, from: before, to, idle, session });
         }
+    }
+
+    /// Sends to there from now on, by the address at which it came in.
+    fn follow(&mut self, from: Path, notices: &Notices) {
+        let local = from.local.filter(|local| self.unfit != Some(*local));
+        let path = Path { local, ..from };
+        if self.path() != Some(path)
+            && let Path { remote, local: Some(local) } = path
+        {
+            notices.put(self.key, Some(Learnt { remote, local, is_told: self.is_told }));
+        }
+        self.endpoint = Some(Endpoint { path, origin: Origin::Settled });
     }
 
     /// Takes note of an authenticated packet of any kind.

@@ -24,6 +24,7 @@ use super::{
     probe::Magic,
     routing::{Holder, RoutingTable, Slot},
     segments::Segments,
+    sources::{Notices, Verdict as SourceVerdict},
     stats::{Board, Discards, PeerStats},
     team::{Number, Place, Stray},
 };
@@ -39,6 +40,8 @@ pub(super) struct ShardConfig {
     pub(super) mtu: u16,
     /// Where it stands among others.
     pub(super) place: Place,
+    /// Whom to tell from which addresses of ours peers are answered.
+    pub(super) notices: Notices,
 }
 
 /// Peers that are served by one thread, and share nothing with those of other shards.
@@ -87,6 +90,7 @@ impl Shard {
                 mtu: config.mtu,
                 padding: Padding::new(config.mtu),
                 magic: Magic(magic.unwrap_or_default()),
+                notices: config.notices.clone(),
                 jitter: Jitter(seed.map_or(1, u64::from_ne_bytes) | 1),
                 waiting: 0,
                 held: 0,
@@ -368,6 +372,16 @@ impl Shard {
         self.with(key, |peer, _| peer.set_endpoint(to));
     }
 
+    /// Leaves it to the system from which address datagrams come, for each peer until it is heard again.
+    pub(super) fn forget_locals(&mut self) {
+        self.peers.iter_mut().flatten().for_each(|peer| peer.forget_local());
+    }
+
+    /// Takes note of what the address is worth from which a peer is answered.
+    pub(super) fn judge_local(&mut self, (peer, path, standing): &SourceVerdict) {
+        self.with(peer, |peer, _| peer.judge_local(*path, *standing));
+    }
+
     /// Sets the interval of the peer's persistent keepalive.
     pub(super) fn keep_alive<O: Output>(
         &mut self,
@@ -515,6 +529,7 @@ impl Shard {
         let Some(slot) = self.by_key.remove(key) else { return };
         self.board.remove(key);
         self.beats.remove(key);
+        self.common.notices.put(*key, None);
         let Some(peer) = self.peers.get_mut(usize::from(slot)).and_then(Option::take) else { return };
         debug_assert_eq!(peer.key(), key);
         self.common.waiting -= peer.waiting();

@@ -17,7 +17,12 @@ use nix::{
     },
 };
 
-use super::{Offloads, TunnelError, path::Path, steering, unsplit::Unsplit};
+use super::{
+    Offloads, TunnelError,
+    path::Path,
+    steering,
+    unsplit::{Refused, Unsplit},
+};
 
 /// The largest UDP payload over IPv4, and with it the largest run of datagrams for one call.
 pub(super) const LARGEST_DATAGRAM: usize = 65_507;
@@ -144,21 +149,26 @@ impl UdpEndpoint {
     /// Sends a run of datagrams of `segment` bytes each, of which the last may be shorter. Where the kernel does
     /// not split them, they go one by one; the first that fails ends it.
     pub(super) fn send_run(&mut self, to: Path, run: &[u8], segment: usize) -> io::Result<()> {
-        if self.splits && run.len() > segment && !self.unsplit.contains(to.remote, Instant::now()) {
+        if self.splits && run.len() > segment && !self.unsplit.contains(to.remote, segment, Instant::now()) {
             let size = u16::try_from(segment).map_err(|_| io::ErrorKind::InvalidInput)?;
             match self.send_by(to, run, Some(size)) {
-                // The device on the way out has no checksums (EIO), or the path is too narrow for one of them
-                // in one piece (the others): the kernel fragments single ones.
-                Err(error)
-                    if matches!(error.raw_os_error(), Some(libc::EIO | libc::EINVAL | libc::EMSGSIZE)) =>
-                {
-                    tracing::debug!(%error, "a path does not split datagrams for us: sending one by one there");
-                    self.unsplit.refused(to.remote, Instant::now());
+                // The device on the way out has no checksums.
+                Err(error) if error.raw_os_error() == Some(libc::EIO) => {
+                    self.send_singly(to, Refused::Anything, &error);
+                }
+                // The path is too narrow for one of them in one piece: the kernel fragments single ones.
+                Err(error) if matches!(error.raw_os_error(), Some(libc::EINVAL | libc::EMSGSIZE)) => {
+                    self.send_singly(to, Refused::Size(segment), &error);
                 }
                 result => return result,
             }
         }
         run.chunks(segment).try_for_each(|datagram| self.send(to, datagram))
+    }
+
+    fn send_singly(&mut self, to: Path, what: Refused, error: &io::Error) {
+        tracing::debug!(%error, ?what, "a path does not split datagrams for us: sending one by one there");
+        self.unsplit.refused(to.remote, what, Instant::now());
     }
 
     /// Leaves the source to the system where the own address is none any more.
@@ -190,7 +200,8 @@ impl UdpEndpoint {
     }
 
     fn try_send(&self, to: Path, bytes: &[u8], size: Option<u16>) -> io::Result<()> {
-        let (v6, v4) = (to.local.map(source_v6), to.local.and_then(source_v4));
+        let local = to.local.map(|local| local.address);
+        let (v6, v4) = (local.map(source_v6), local.and_then(source_v4));
         let source = if self.dual_stack {
             v6.as_ref().map(ControlMessage::Ipv6PacketInfo)
         } else {
@@ -280,7 +291,7 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::tunnel::inbox::Inbox;
+    use crate::tunnel::{inbox::Inbox, path::Local};
 
     fn bind(port: u16, offloads: Offloads) -> Result<UdpEndpoint, TunnelError> {
         UdpEndpoint::bind(port, None, offloads)
@@ -326,11 +337,12 @@ mod tests {
         poll(&mut ready, PollTimeout::from(1000_u16)).unwrap();
         inbox.receive(&server).unwrap();
         let path = inbox.runs().next().unwrap().from;
-        assert_eq!(path.local, Some(asked.ip()));
+        assert_eq!(path.local.map(|local| local.address), Some(asked.ip()));
         server.send_run(path, &[7; 30], 20).unwrap();
         assert_eq!(receive_all(&client, 2), [(asked, vec![7; 20]), (asked, vec![7; 10])]);
         // The machine has lost that address.
-        let gone = Path { local: Some([192, 0, 2, 77].into()), ..path };
+        let local = path.local.map(|local| Local { address: [192, 0, 2, 77].into(), ..local });
+        let gone = Path { local, ..path };
         server.send_run(gone, &[8; 30], 20).unwrap();
         assert_eq!(receive_all(&client, 2).len(), 2);
     }

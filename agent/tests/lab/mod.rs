@@ -2,6 +2,7 @@
 
 #![allow(dead_code, reason = "each test program uses a part of it")]
 
+pub(crate) mod house;
 mod http2;
 mod nat;
 mod operator;
@@ -355,6 +356,43 @@ impl Lab {
     /// Leads what the host sends to a client to the gateway, outside of any tunnel.
     pub(crate) fn host_knows_the_way_to(&self, client: &str) {
         ip(&format!("-n {} route replace {client} via 10.50.0.1", self.host));
+    }
+
+    /// Runs `ip` in the gateway's namespace.
+    pub(crate) fn gateway_ip(&self, words: &str) {
+        ip(&format!("-n {} {words}", self.gateway));
+    }
+
+    /// Runs `ip` in the client's namespace.
+    pub(crate) fn client_ip(&self, words: &str) {
+        ip(&format!("-n {} {words}", self.client));
+    }
+
+    /// Starts the client as a service manager does that listens there.
+    pub(crate) fn service(&self, notify: &Path, join: &str) -> Running {
+        let token = self.path("join");
+        std::fs::write(&token, join).unwrap();
+        let mut command = Command::new("ip");
+        // No more than the unit leaves it.
+        let bounds = "-all,+net_admin,+net_bind_service";
+        command.args([
+            "netns",
+            "exec",
+            &self.client.0,
+            "setpriv",
+            "--no-new-privs",
+            "--bounding-set",
+            bounds,
+        ]);
+        command.args([PINHOLE, "up", "--no-dns", "--token-file"]).arg(token);
+        command
+            .env("PINHOLE_STATE_DIR", self.path("client"))
+            .env("PINHOLE_LOG", "pinhole_agent=debug,warn")
+            .env("NOTIFY_SOCKET", notify)
+            .env_remove("PINHOLE_TOKEN")
+            .stdin(Stdio::null())
+            .stdout(Stdio::null());
+        Running(command.spawn().expect("the client starts"))
     }
 
     pub(crate) fn within_client<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {

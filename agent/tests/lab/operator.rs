@@ -438,6 +438,8 @@ impl Inner {
             routes: vec!["10.50.0.0/24".into()],
             mtu: 1420,
             replicas: desired.replicas.clone(),
+            dns_servers: desired.pools[0].dns_servers.clone(),
+            dns_search: desired.pools[0].dns_search.clone(),
             ..Default::default()
         };
         let certificate = Some(self.client_certificate(csr, client));

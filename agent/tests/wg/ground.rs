@@ -14,6 +14,10 @@ use super::{Device, Namespace, PINHOLE, PrivateKey, Program, Test, cable, eventu
 pub(crate) const TESTS: &[Test] = &[
     ("a_stream_crosses_every_mtu_without_loss", a_stream_crosses_every_mtu_without_loss),
     (
+        "what_was_too_large_for_a_path_costs_nothing_once_the_mtu_is_lower",
+        what_was_too_large_costs_nothing_afterwards,
+    ),
+    (
         "devices_in_other_namespaces_than_their_sockets_carry_all_over_both_families",
         devices_in_other_namespaces_than_their_sockets_carry_all,
     ),
@@ -25,7 +29,11 @@ pub(crate) const TESTS: &[Test] = &[
     ("only_the_addresses_of_a_peer_pass", only_the_addresses_of_a_peer_pass),
     ("a_keepalive_keeps_the_way_through_a_nat_open", a_keepalive_keeps_the_way_through_a_nat_open),
     ("an_own_address_that_is_gone_is_used_no_more", an_own_address_that_is_gone_is_used_no_more),
-    ("who_asks_at_one_of_many_addresses_is_answered_from_there", who_asks_is_answered_from_there),
+    (
+        "who_asks_at_one_of_many_addresses_is_answered_from_there_also_by_who_was_told_where_it_is",
+        who_asks_is_answered_from_there,
+    ),
+    ("who_asks_follows_the_route_to_another_network", who_asks_follows_the_route),
     ("by_its_other_name_the_program_goes_to_the_background", the_program_goes_to_the_background),
 ];
 
@@ -122,10 +130,15 @@ fn stream(from: &Namespace, to: &Namespace, address: &str) -> u64 {
 
 /// Segments that a namespace's TCP has sent again.
 fn resent(namespace: &Namespace) -> u64 {
+    snmp(namespace, "Tcp:", "RetransSegs")
+}
+
+/// A count of a namespace's kernel.
+fn snmp(namespace: &Namespace, protocol: &str, count: &str) -> u64 {
     let text = namespace.run(|| std::fs::read_to_string("/proc/thread-self/net/snmp").unwrap());
-    let mut lines = text.lines().filter(|line| line.starts_with("Tcp:"));
+    let mut lines = text.lines().filter(|line| line.starts_with(protocol));
     let (names, values) = (lines.next().unwrap(), lines.next().unwrap());
-    let place = names.split_whitespace().position(|name| name == "RetransSegs").unwrap();
+    let place = names.split_whitespace().position(|name| name == count).unwrap();
     values.split_whitespace().nth(place).unwrap().parse().unwrap()
 }
 
@@ -175,6 +188,29 @@ fn a_stream_crosses_every_mtu_without_loss() {
         }
         exercise(&one.namespace, &two.namespace, mtu);
     }
+}
+
+/// The kernel counts a run that it splits as one.
+fn what_was_too_large_costs_nothing_afterwards() {
+    let (one, two) = cable();
+    let (one, two) = (Device::start(one, Program::Pinhole), Device::start(two, Program::Pinhole));
+    one.up(["10.9.0.1/24", "fd09::1/64"]);
+    two.up(["10.9.0.2/24", "fd09::2/64"]);
+    introduce(&one, &two);
+    endpoint(&one, &two, "192.0.2.2");
+    let sent = || snmp(&one.namespace, "Udp:", "OutDatagrams");
+    let datagrams_of = |mtu: u32| {
+        for device in [&one, &two] {
+            device.namespace.ip(&format!("link set {} mtu {mtu}", device.name));
+        }
+        let before = sent();
+        stream(&one.namespace, &two.namespace, "10.9.0.2");
+        sent() - before
+    };
+    let each = |mtu: u64| STREAM as u64 / mtu;
+    assert!(datagrams_of(8920) >= each(8920), "none of these is split");
+    let runs = datagrams_of(1420);
+    assert!(runs < each(1420) / 4, "{runs} runs of {} datagrams", each(1420));
 }
 
 fn devices_in_other_namespaces_than_their_sockets_carry_all() {
@@ -354,10 +390,53 @@ fn who_asks_is_answered_from_there() {
     one.up(["10.9.0.1/24", "fd09::1/64"]);
     two.up(["10.9.0.2/24", "fd09::2/64"]);
     introduce(&one, &two);
-    for address in ["192.0.2.1", "[2001:db8::1]", "192.0.2.11", "[2001:db8::11]"] {
-        endpoint(&two, &one, address);
-        two.ping("-c 1 10.9.0.1").unwrap();
-        assert_eq!(two.shown("endpoints", &one.public()), format!("{address}:{}", one.port()));
+    for told in [None, Some("192.0.2.2"), Some("[2001:db8::2]")] {
+        for address in ["192.0.2.1", "[2001:db8::1]", "192.0.2.11", "[2001:db8::11]"] {
+            if let Some(told) = told {
+                endpoint(&one, &two, told);
+                one.ping("-c 1 10.9.0.2").unwrap();
+            }
+            endpoint(&two, &one, address);
+            two.ping("-c 1 10.9.0.1").unwrap();
+            assert_eq!(two.shown("endpoints", &one.public()), format!("{address}:{}", one.port()));
+        }
+    }
+}
+
+/// Both networks lead to the one that is asked, and the addresses in both stay.
+fn who_asks_follows_the_route() {
+    const WAYS: [[&str; 2]; 2] = [["192.0.2", "2001:db8::"], ["198.51.100", "2001:db8:1::"]];
+    let (one, two) = (Namespace::new(), Namespace::new());
+    for (n, [v4, v6]) in WAYS.into_iter().enumerate() {
+        let device = format!("eth{n}");
+        one.join((&device, &format!("{v4}.1/24")), &two, (&device, &format!("{v4}.2/24")));
+        one.ip(&format!("address add {v6}1/64 dev {device} nodad"));
+        two.ip(&format!("address add {v6}2/64 dev {device} nodad"));
+        one.await_addresses(&device);
+        two.await_addresses(&device);
+    }
+    two.ip("address add 203.0.113.9/32 dev lo");
+    two.ip("address add 2001:db8:9::9/128 dev lo nodad");
+    let (one, two) = (Device::start(one, Program::Pinhole), Device::start(two, Program::Pinhole));
+    one.up(["10.9.0.1/24", "fd09::1/64"]);
+    two.up(["10.9.0.2/24", "fd09::2/64"]);
+    introduce(&one, &two);
+    for (host, family) in [("203.0.113.9", 0), ("[2001:db8:9::9]", 1)] {
+        let bare = host.trim_matches(['[', ']']);
+        for (n, [v4, v6]) in WAYS.into_iter().chain(WAYS).enumerate() {
+            let (router, source) =
+                [(format!("{v4}.2"), format!("{v4}.1:")), (format!("{v6}2"), format!("[{v6}1]:"))][family]
+                    .clone();
+            one.namespace.ip(&format!("route replace {bare} via {router}"));
+            if n == 0 {
+                endpoint(&one, &two, host);
+            }
+            eventually("the other one sees the new address", || {
+                one.ping("-c 1 10.9.0.2").unwrap();
+                two.shown("endpoints", &one.public()).starts_with(&source)
+            });
+            assert_eq!(one.shown("endpoints", &two.public()), format!("{host}:{}", two.port()));
+        }
     }
 }
 

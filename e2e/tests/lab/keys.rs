@@ -107,7 +107,7 @@ fn absent(namespace: &str, n: u32) -> anyhow::Result<VPNClient> {
 
 async fn crowd(vpn: &Vpn<'_>) -> anyhow::Result<()> {
     let clients = vpn.clients();
-    let create = |n| {
+    let make = |n| {
         let clients = clients.clone();
         let namespace = vpn.namespace().to_owned();
         async move {
@@ -115,8 +115,8 @@ async fn crowd(vpn: &Vpn<'_>) -> anyhow::Result<()> {
             anyhow::Ok(())
         }
     };
-    let mut made = stream::iter((0..CROWD).map(create)).buffer_unordered(AT_ONCE);
-    while let Some(one) = made.next().await {
+    let mut crowd = stream::iter((0..CROWD).map(make)).buffer_unordered(AT_ONCE);
+    while let Some(one) = crowd.next().await {
         one?;
     }
     Ok(())

@@ -194,11 +194,12 @@ async fn pod_uid(vpn: &Vpn<'_>) -> Option<String> {
     vpn.kubectl(&["get", "pod/edge-0", "-o", "jsonpath={.metadata.uid}"]).await.ok()
 }
 
+/// Nobody listens there: no name to look up, nothing to wait for.
 async fn an_image_that_is_not_there_is_quoted(lab: &Lab) -> Outcome {
     let _product = product::installed(lab).await?;
-    let more = "pod: { image: 'registry.invalid/pinhole/agent:none' }";
+    let more = "pod: { image: '127.0.0.1:9/pinhole/agent:none' }";
     let vpn = Vpn::declare(lab, "refused-image", Exposure::NodePort, more).await?;
-    says(&vpn, "ImageUnavailable", &["registry.invalid/pinhole/agent:none", "spec.pod.image"]).await?;
+    says(&vpn, "ImageUnavailable", &["127.0.0.1:9/pinhole/agent:none", "spec.pod.image"]).await?;
     Ok(vpn.delete().await?)
 }
 

@@ -218,7 +218,7 @@ impl Refusal {
             Cause::AdmissionUnavailable
         } else if any(&["violates PodSecurity"]) {
             Cause::PodSecurity
-        } else if any(&["exceeded quota:", "failed quota:"]) {
+        } else if any(&["exceeded quota:", "failed quota:", "status unknown for quota:"]) {
             Cause::Quota
         } else if any(&[" usage per ", " limit to request ratio per "]) {
             Cause::LimitRange

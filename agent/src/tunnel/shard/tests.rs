@@ -8,14 +8,18 @@ use std::{
 use proptest::prelude::*;
 
 use super::*;
-use crate::tunnel::TunnelEvent;
+use crate::tunnel::{
+    TunnelEvent,
+    path::Local,
+    sources::{Learnt, Standing},
+};
 
 /// Keeps what a shard makes.
 #[derive(Default)]
 pub(super) struct Made {
     pub(super) datagrams: Vec<(SocketAddr, Vec<u8>)>,
     /// By which addresses of its own the datagrams were to go, of all so far.
-    pub(super) locals: BTreeSet<Option<IpAddr>>,
+    pub(super) locals: BTreeSet<Option<Local>>,
     pub(super) packets: Vec<Vec<u8>>,
     pub(super) events: Vec<TunnelEvent>,
     pub(super) handed: Vec<(Number, Stray)>,
@@ -68,6 +72,7 @@ pub(super) struct End {
     pub(super) key: PublicKey,
     pub(super) made: Made,
     pub(super) board: Board,
+    pub(super) notices: Notices,
     pub(super) address: SocketAddr,
     pub(super) inner: Ipv4Addr,
 }
@@ -80,10 +85,12 @@ impl End {
     pub(super) fn with(n: u8, private_key: PrivateKey, place: Place) -> Self {
         let key = private_key.public();
         let board = Board::default();
-        let config = ShardConfig { private_key, mtu: 1420, place };
+        let notices = Notices::new().unwrap();
+        let config = ShardConfig { private_key, mtu: 1420, place, notices: notices.clone() };
         let shard = Shard::new(&config, board.clone(), Instant::now()).unwrap();
         let address = (Ipv4Addr::new(192, 0, 2, n), 51820).into();
-        Self { shard, key, made: Made::default(), board, address, inner: Ipv4Addr::new(10, 9, 0, n) }
+        let (made, inner) = (Made::default(), Ipv4Addr::new(10, 9, 0, n));
+        Self { shard, key, made, board, notices, address, inner }
     }
 
     pub(super) fn knows(&mut self, other: &Self, endpoint: bool) {
@@ -111,12 +118,27 @@ impl End {
     }
 
     pub(super) fn receives(&mut self, now: Instant, from: SocketAddr, datagrams: &[Vec<u8>]) {
-        let from = Path { remote: from, local: Some(self.address.ip()) };
+        let from = Path { remote: from, local: Some(self.local()) };
         for datagram in datagrams {
             self.shard.handle_datagram(now, from, datagram, &mut self.made);
         }
         while self.shard.answer_next(now, &mut self.made) {}
         self.shard.settle();
+    }
+
+    /// Its own end of what comes to it.
+    pub(super) fn local(&self) -> Local {
+        Local { address: self.address.ip(), device: 2 }
+    }
+
+    /// By which own address a keepalive to the other one goes.
+    fn answers_by(&mut self, now: Instant, other: &Self) -> Option<Local> {
+        self.made.locals.clear();
+        self.shard.keepalive(now, &other.key, &mut self.made);
+        self.made.datagrams.clear();
+        let locals: Vec<_> = std::mem::take(&mut self.made.locals).into_iter().collect();
+        let [local] = locals[..] else { panic!("one datagram, not {locals:?}") };
+        local
     }
 
     pub(super) fn stats(&self, other: &Self) -> PeerStats {
@@ -249,16 +271,60 @@ fn the_wire_shows_lengths_in_steps_up_to_the_mtu_and_packets_arrive_as_they_were
 }
 
 #[test]
-fn who_was_asked_answers_from_there_and_who_asks_leaves_its_address_to_the_system() {
+fn a_peer_is_answered_from_where_it_asked_until_somebody_says_where_it_is() {
+    let (now, mut client, mut gateway) = pair();
+    client.sends(now, &gateway, 1);
+    assert_eq!(client.made.locals, BTreeSet::from([None]), "who asks leaves it to the system at first");
+    exchange(now, &mut client, &mut gateway);
+    assert_eq!(client.answers_by(now, &gateway), Some(client.local()));
+    assert_eq!(gateway.answers_by(now, &client), Some(gateway.local()));
+    for (end, other, is_told) in [(&client, &gateway, true), (&gateway, &client, false)] {
+        let learnt = Learnt { remote: other.address, local: end.local(), is_told };
+        assert_eq!(end.notices.take(), HashMap::from([(other.key, Some(learnt))]));
+    }
+    client.sends(now, &gateway, 2);
+    exchange(now, &mut client, &mut gateway);
+    assert!(client.notices.take().is_empty() && gateway.notices.take().is_empty(), "nothing is new");
+
+    gateway.shard.set_endpoint(&client.key, client.address);
+    assert_eq!(gateway.answers_by(now, &client), None);
+    client.shard.use_endpoint(now, &gateway.key, gateway.address, &mut client.made);
+    client.made.datagrams.clear();
+    assert_eq!(client.answers_by(now, &gateway), None);
+    // Another one of the gateway's.
+    gateway.address = (Ipv4Addr::new(192, 0, 2, 77), 51820).into();
+    client.sends(now, &gateway, 3);
+    exchange(now, &mut client, &mut gateway);
+    assert_eq!(gateway.answers_by(now, &client), Some(gateway.local()));
+    assert_eq!(gateway.notices.take()[&client.key].map(|learnt| learnt.is_told), Some(true));
+    gateway.shard.set_peers(&[]);
+    assert_eq!(gateway.notices.take(), HashMap::from([(client.key, None)]));
+}
+
+#[test]
+fn an_own_address_is_left_as_it_is_judged() {
     let (now, mut client, mut gateway) = pair();
     client.sends(now, &gateway, 1);
     exchange(now, &mut client, &mut gateway);
-    gateway.sends(now, &client, 2);
-    exchange(now, &mut client, &mut gateway);
-    client.sends(now, &gateway, 3);
-    exchange(now, &mut client, &mut gateway);
-    assert_eq!(gateway.made.locals, BTreeSet::from([Some(gateway.address.ip())]));
-    assert_eq!(client.made.locals, BTreeSet::from([None]));
+    let (path, key) = (Path { remote: gateway.address, local: Some(client.local()) }, gateway.key);
+    let mut judged = |client: &mut End, standing| {
+        client.shard.judge_local(&(key, path, standing));
+        let before = client.answers_by(now, &gateway);
+        gateway.sends(now, client, 2);
+        exchange(now, client, &mut gateway);
+        [before, client.answers_by(now, &gateway)]
+    };
+    let own = Some(client.local());
+    assert_eq!(judged(&mut client, Standing::Forgotten), [None, own], "learnt again");
+    assert_eq!(judged(&mut client, Standing::Unfit), [None, None], "not learnt again");
+    client.address = (Ipv4Addr::new(192, 0, 2, 78), 51820).into();
+    let other = Some(client.local());
+    assert_eq!(judged(&mut client, Standing::Forgotten), [None, other], "but another one is");
+    assert_eq!(judged(&mut client, Standing::Unfit), [other, other], "of which that is not said");
+    client.address = (Ipv4Addr::new(192, 0, 2, 2), 51820).into();
+    assert_eq!(judged(&mut client, Standing::Fit), [other, own]);
+    client.shard.forget_locals();
+    assert_eq!(client.answers_by(now, &gateway), None);
 }
 
 #[test]

@@ -93,6 +93,11 @@ fn what_admission_says_of_a_pod_is_told_apart_and_quoted() {
             "raise the quota",
         ),
         (
+            "pods \"edge-0\" is forbidden: status unknown for quota: few, resources: pods",
+            "QuotaExceeded",
+            "raise the quota",
+        ),
+        (
             "pods \"edge-0\" is forbidden: maximum memory usage per Container is 64Mi, but limit is 1Gi",
             "LimitRangeViolated",
             "LimitRange",

@@ -1,0 +1,117 @@
+//! A client's machine with files of its own: /etc, /usr and /run, with Debian packages in them.
+
+use std::{
+    io::{BufRead, BufReader},
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+};
+
+use super::{Lab, Output, PINHOLE, Running};
+
+/// What each begins with: packages over what is here, and nothing running.
+const FLOORS: &str = r#"
+set -e
+mount -t tmpfs none "$1"
+for name in etc usr; do
+    mkdir -p "$1/$name/upper" "$1/$name/work"
+    mount -t overlay none -o "lowerdir=$2/$name:/$name,upperdir=$1/$name/upper,workdir=$1/$name/work" "/$name"
+done
+mount -t tmpfs none /run
+rm -f /etc/resolv.conf
+printf 'nameserver 192.168.50.1\nsearch lan\n' > /etc/resolv.conf
+"#;
+
+/// It ends with the value: what runs in it, and its mounts.
+pub(crate) struct House<'a> {
+    lab: &'a Lab,
+    inhabitant: Running,
+    _directory: tempfile::TempDir,
+}
+
+/// The files of a Debian package, fetched once. `Err` says why it cannot be had.
+pub(crate) fn package(name: &str) -> Result<PathBuf, String> {
+    let set = |name: &str| std::env::var_os(name).map(PathBuf::from);
+    let cache = set("PINHOLE_CACHE")
+        .or_else(|| Some(set("XDG_CACHE_HOME")?.join("pinhole")))
+        .unwrap_or_else(|| set("HOME").unwrap_or_default().join(".cache/pinhole"));
+    let files = cache.join("debs").join(name);
+    if files.is_dir() {
+        return Ok(files);
+    }
+    let directory = tempfile::tempdir().map_err(|error| error.to_string())?;
+    let script = r#"
+set -e
+apt-get -q download "$1" || { apt-get -q update; apt-get -q download "$1"; }
+dpkg-deb -x ./*.deb files
+mkdir -p files/usr files/etc
+for name in bin sbin lib; do
+    if [ -d "files/$name" ]; then mkdir -p "files/usr/$name"; cp -a "files/$name/." "files/usr/$name/"; rm -r "files/$name"; fi
+done
+mkdir -p "$2"
+cp -a files "$2/$1.part.$$" && mv -T "$2/$1.part.$$" "$2/$1" || test -d "$2/$1"
+"#;
+    let output = Command::new("sh")
+        .args(["-c", script, "sh", name])
+        .arg(cache.join("debs"))
+        .current_dir(directory.path())
+        .output()
+        .map_err(|error| error.to_string())?;
+    if files.is_dir() {
+        return Ok(files);
+    }
+    Err(String::from_utf8_lossy(&output.stderr).trim().to_owned())
+}
+
+impl<'a> House<'a> {
+    /// In the client's network namespace, with the files of a package, and what this script does then; what it leaves running
+    /// ends with the house.
+    pub(crate) fn new(lab: &'a Lab, package: Option<&Path>, script: &str) -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let (upper, none) = (directory.path().join("upper"), directory.path().join("none"));
+        for path in [upper.clone(), none.join("etc"), none.join("usr")] {
+            std::fs::create_dir_all(path).unwrap();
+        }
+        let script = format!("{FLOORS}{script}\necho ready\nexec sleep infinity");
+        let mut command = Command::new("ip");
+        command.args(["netns", "exec", &lab.client.0, "unshare", "--mount", "--pid", "--fork"]);
+        command.args(["--kill-child", "--propagation", "private", "sh", "-c", &script, "sh"]);
+        command.arg(upper).arg(package.unwrap_or(&none));
+        let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().unwrap();
+        let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+        let inhabitant = Running(child);
+        let ready = lines.any(|line| line.is_ok_and(|line| line == "ready"));
+        assert!(ready, "the house stands");
+        House { lab, inhabitant, _directory: directory }
+    }
+
+    fn enter(&self) -> Command {
+        let mut command = Command::new("nsenter");
+        let target = self.inhabitant.0.id().to_string();
+        command.args(["--target", &target, "--mount", "--net", "--wd=/", "--"]);
+        command
+    }
+
+    /// Runs the command in it.
+    pub(crate) fn client(&self, arguments: &[&str], input: &str) -> Output {
+        let mut command = self.enter();
+        command.arg(PINHOLE).args(arguments);
+        self.lab.run(command, input)
+    }
+
+    /// Runs a line of the shell in it. What it prints.
+    pub(crate) fn sh(&self, line: &str) -> String {
+        let output = self.enter().args(["sh", "-c", line]).output().unwrap();
+        assert!(output.status.success(), "{line}: {}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).unwrap()
+    }
+
+    /// Begins to run a line of the shell in it.
+    pub(crate) fn runs(&self, line: &str) -> Running {
+        Running(self.enter().args(["sh", "-c", line]).spawn().unwrap())
+    }
+
+    /// What programs there read of name servers.
+    pub(crate) fn resolv_conf(&self) -> String {
+        self.sh("cat /etc/resolv.conf")
+    }
+}

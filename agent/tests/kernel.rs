@@ -10,8 +10,8 @@ use std::{
 use ipnet::IpNet;
 use libtest_mimic::{Arguments, Failed, Trial};
 use pinhole_agent::kernel::{
-    DeviceMtu, FullTunnel, InnerAddresses, MAIN_TABLE, Masquerade, RouteChanges, RouteSocket, TunDevice,
-    TunnelFilter, Way, forward_v6,
+    DeviceMtu, FullTunnel, InnerAddresses, MAIN_TABLE, Masquerade, RouteChanges, RouteSocket, RouteType,
+    TunDevice, TunnelFilter, Way, forward_v6,
 };
 
 #[path = "namespace/mod.rs"]
@@ -32,10 +32,9 @@ const TESTS: &[(&str, fn())] = &[
         routes_become_exactly_the_wanted_ones_and_others_stay,
     ),
     ("everything_goes_through_a_full_tunnel_but_its_own_datagrams", everything_goes_through_a_full_tunnel),
-    (
-        "a_route_that_the_network_pushes_takes_what_it_names_out_of_the_tunnel",
-        a_pushed_route_takes_what_it_names,
-    ),
+    ("a_route_that_the_network_pushes_takes_nothing_out_of_a_full_tunnel", a_pushed_route_takes_nothing),
+    ("a_prefix_that_somebody_else_has_costs_no_other_prefix", a_prefix_of_somebody_else_costs_no_other),
+    ("a_device_without_ipv6_has_its_addresses_of_ipv4", a_device_without_ipv6_has_the_others),
     ("the_way_of_a_packet_goes_by_its_source_and_its_mark", the_way_goes_by_source_and_mark),
     ("whatever_may_lead_packets_another_way_is_told", whatever_may_lead_another_way_is_told),
     ("forwarding_is_switched_by_device", forwarding_is_switched_by_device),
@@ -186,7 +185,7 @@ fn addresses_become_exactly_the_wanted_ones() {
             nets(&["10.9.0.1/16"]),
             vec![],
         ] {
-            socket.set_addresses(index, &wanted).unwrap();
+            assert_eq!(socket.set_addresses(index, &wanted).unwrap(), []);
             assert_eq!(sorted(socket.addresses(index).unwrap()), sorted(wanted));
         }
     });
@@ -206,10 +205,53 @@ fn routes_become_exactly_the_wanted_ones_and_others_stay() {
     ];
     for wanted in lists {
         // Host bits are no reason to refuse or to repeat a route.
-        socket.set_routes(index, MAIN_TABLE, &wanted).unwrap();
+        assert!(socket.set_routes(index, MAIN_TABLE, &wanted).unwrap().is_empty());
         assert_eq!(sorted(socket.routes(index, MAIN_TABLE).unwrap()), sorted(wanted));
         assert!(namespace.ip("route").contains("198.51.100.0/24"), "somebody else's route is gone");
     }
+}
+
+fn a_prefix_of_somebody_else_costs_no_other() {
+    let namespace = Namespace::new();
+    let (_device, mut socket, index) = namespace.run(|| device("pin0"));
+    namespace.ip("link add docker0 type bridge");
+    namespace.ip("address add 172.17.0.1/16 dev docker0");
+    namespace.ip("link set docker0 up");
+    let wanted = nets(&["172.17.0.0/16", "192.168.50.0/24", "10.96.0.0/12", "2001:db8::/32"]);
+    for _ in 0..2 {
+        let refused = socket.set_routes(index, MAIN_TABLE, &wanted).unwrap();
+        let [refused] = refused.as_slice() else { panic!("{refused:?}") };
+        assert_eq!(refused.net, wanted[0]);
+        assert_eq!(sorted(socket.routes(index, MAIN_TABLE).unwrap()), sorted(wanted[1..].to_vec()));
+    }
+    let routes = socket.main_routes().unwrap();
+    let docker = routes.iter().find(|route| route.net == wanted[0]).unwrap();
+    assert!(docker.is_connected && docker.device != index && docker.metric == 0);
+    assert!(routes.iter().filter(|route| route.device == index).all(|route| !route.is_connected));
+}
+
+fn a_device_without_ipv6_has_the_others() {
+    let namespace = Namespace::new();
+    for which in ["all", "default"] {
+        namespace.run(move || {
+            std::fs::write(format!("/proc/sys/net/ipv6/conf/{which}/disable_ipv6"), "1").unwrap();
+        });
+    }
+    let (_device, mut socket, index) = namespace.run(|| device("pin0"));
+    for _ in 0..2 {
+        let without = socket.set_addresses(index, &nets(&["fd77::9/128", "10.77.0.9/32"])).unwrap();
+        assert_eq!(without, nets(&["fd77::9/128"]));
+        assert_eq!(socket.addresses(index).unwrap(), nets(&["10.77.0.9/32"]));
+    }
+    let full = FullTunnel { fwmark: 0x7069, table: 28777, priority: 5200, main_first: false };
+    let all = [net("0.0.0.0/0", RouteType::Device(index)), net("::/0", RouteType::Unreachable)];
+    let refused = full.install(&mut socket, index, &all).unwrap();
+    assert!(refused.is_empty(), "{refused:?}");
+    assert!(namespace.ip("route get 203.0.113.1").contains("dev pin0"));
+}
+
+fn net(net: &str, way: RouteType) -> (IpNet, RouteType) {
+    (net.parse().unwrap(), way)
 }
 
 fn everything_goes_through_a_full_tunnel() {
@@ -217,39 +259,47 @@ fn everything_goes_through_a_full_tunnel() {
     namespace.join(("eth0", "192.0.2.2/24"), &outside, ("eth0", "192.0.2.1/24"));
     namespace.ip("route add default via 192.0.2.1");
     let (_device, mut socket, index) = namespace.run(|| device("pin0"));
-    let full = FullTunnel { fwmark: 0x7069, table: 28777, priority: 5200 };
+    let full = FullTunnel { fwmark: 0x7069, table: 28777, priority: 5200, main_first: false };
     let way = |words: &str| namespace.ip(&format!("route get {words}"));
     let before = namespace.ip("rule") + &namespace.ip("-6 rule");
+    let (into, local) = (RouteType::Device(index), net("192.0.2.0/24", RouteType::Throw));
 
     for _ in 0..2 {
-        full.install(&mut socket, index, &nets(&["0.0.0.0/0", "::/0"])).unwrap();
+        full.install(&mut socket, index, &[net("0.0.0.0/0", into), net("::/0", into), local]).unwrap();
         assert!(way("203.0.113.1").contains("dev pin0"));
         assert!(way("2001:db8::1").contains("dev pin0"));
         assert!(way("203.0.113.1 mark 0x7069").contains("dev eth0"), "the tunnel's own datagrams loop");
         assert!(way("192.0.2.1").contains("dev eth0"), "the local network stays reachable");
     }
-    full.install(&mut socket, index, &nets(&["0.0.0.0/0"])).unwrap();
+    full.install(&mut socket, index, &[net("0.0.0.0/0", into)]).unwrap();
     assert!(!namespace.ip("-6 rule").contains("28777"));
+    assert!(way("192.0.2.1").contains("dev pin0"), "the local network is not left out any more");
     for _ in 0..2 {
         full.remove(&mut socket, index).unwrap();
         assert!(way("203.0.113.1").contains("dev eth0"));
         assert_eq!(namespace.ip("rule") + &namespace.ip("-6 rule"), before);
     }
+    let full = FullTunnel { main_first: true, ..full };
+    full.install(&mut socket, index, &[net("0.0.0.0/0", into)]).unwrap();
+    assert!(way("203.0.113.1").contains("dev pin0") && way("192.0.2.1").contains("dev eth0"));
+    full.remove(&mut socket, index).unwrap();
+    assert_eq!(namespace.ip("rule") + &namespace.ip("-6 rule"), before);
 }
 
-/// CVE-2024-3661: a limit that SECURITY.md states. Whoever lifts it turns this test around.
-fn a_pushed_route_takes_what_it_names() {
+/// CVE-2024-3661.
+fn a_pushed_route_takes_nothing() {
     let (namespace, outside) = (Namespace::new(), Namespace::new());
     namespace.join(("eth0", "192.0.2.2/24"), &outside, ("eth0", "192.0.2.1/24"));
     namespace.ip("route add default via 192.0.2.1");
     let (_device, mut socket, index) = namespace.run(|| device("pin0"));
-    let full = FullTunnel { fwmark: 0x7069, table: 28777, priority: 5200 };
-    full.install(&mut socket, index, &nets(&["0.0.0.0/0"])).unwrap();
-    let way = || namespace.ip("route get 203.0.113.1");
-    assert!(way().contains("dev pin0"));
+    let full = FullTunnel { fwmark: 0x7069, table: 28777, priority: 5200, main_first: false };
+    full.install(&mut socket, index, &[net("0.0.0.0/0", RouteType::Device(index))]).unwrap();
     // As a DHCP client does with option 121.
-    namespace.ip("route add 203.0.113.0/24 via 192.0.2.1 proto dhcp");
-    assert!(way().contains("dev eth0"), "SECURITY.md is out of date: {}", way());
+    for pushed in ["203.0.113.0/24", "203.0.113.1", "0.0.0.0/1"] {
+        namespace.ip(&format!("route add {pushed} via 192.0.2.1 proto dhcp"));
+    }
+    let way = namespace.ip("route get 203.0.113.1");
+    assert!(way.contains("dev pin0"), "{way}");
 }
 
 /// A namespace with two devices, of both families.

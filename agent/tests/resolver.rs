@@ -104,8 +104,10 @@ fn down(house: &House<'_>) {
 /// What the status says of name servers.
 fn impairment(lab: &Lab) -> Option<String> {
     let status = lab.status().expect("the tunnel runs");
-    let left_out = status["leftOut"].as_array().unwrap().iter();
-    left_out.filter_map(|text| text.as_str()).find(|text| text.contains("name servers")).map(str::to_owned)
+    let mut impairments = status["impairments"].as_array().unwrap().iter();
+    let missing = impairments.find(|impairment| impairment["category"] == "ResolverNotSet")?;
+    assert_eq!(status["phase"], "Degraded");
+    Some(missing["message"].to_string())
 }
 
 fn rewritten(_: Option<&Path>) {

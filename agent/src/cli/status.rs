@@ -139,6 +139,10 @@ fn table(statuses: &[Status]) -> String {
         for left_out in &status.left_out {
             let _ = writeln!(text, "{}: {}", status.name, printable(left_out, LONGEST_MESSAGE));
         }
+        for impairment in &status.impairments {
+            let _ =
+                writeln!(text, "{}: {}", status.name, printable(&impairment.to_string(), LONGEST_MESSAGE));
+        }
         let lacking = lacking(status);
         if !lacking.is_empty() {
             let lacking = lacking.join(", ");

@@ -9,7 +9,8 @@ use std::{
     time::Duration,
 };
 
-use clap::{ArgAction, Args};
+use clap::{ArgAction, Args, ValueEnum};
+use ipnet::IpNet;
 use pinhole_proto::{is_object_name, printable};
 use zeroize::Zeroizing;
 
@@ -18,7 +19,9 @@ use super::{
     notify::{self, Notify},
 };
 use crate::{
-    client::{self, ClientError, Credential, Invitation, Membership, Options, Progress},
+    client::{
+        self, Accepted, Choice, ClientError, Credential, Invitation, Membership, Options, Overlap, Progress,
+    },
     identity::{IdentityError, JoinString},
 };
 
@@ -34,19 +37,19 @@ pub(super) struct Up {
     #[command(flatten)]
     tunnel: Tunnel,
     #[command(flatten)]
-    token: TokenFile,
-    /// What this machine calls itself when it enrols; the kernel's host name otherwise
-    #[arg(long, env = "PINHOLE_HOSTNAME")]
-    hostname: Option<String>,
-    /// Join with a new key, under a new name: for a machine whose key another one has as well. Needs a join token
-    #[arg(long)]
-    new_key: bool,
+    joining: Joining,
     /// UDP port of the tunnel on this machine, 0 for any
     #[arg(long, value_name = "PORT", default_value_t = 0)]
     listen_port: u16,
     /// Leave the name servers of this machine alone
     #[arg(long)]
     no_dns: bool,
+    #[command(flatten)]
+    routes: Routing,
+    /// Let nothing that is to go through the tunnel leave this machine otherwise, from now until `pinhole down`, also while
+    /// the tunnel is down or its process was killed. The local network stays open, but with --on-overlap tunnel
+    #[arg(long, env = "PINHOLE_KILL_SWITCH", value_parser = clap::builder::BoolishValueParser::new(), default_value = "false", num_args = 0..=1, default_missing_value = "true")]
+    kill_switch: bool,
     /// Go to the background once connected
     #[arg(short, long)]
     detach: bool,
@@ -55,6 +58,19 @@ pub(super) struct Up {
     timeout: Option<u64>,
     #[command(flatten)]
     log: Log,
+}
+
+/// As whom this machine joins.
+#[derive(Args, Debug)]
+struct Joining {
+    #[command(flatten)]
+    token: TokenFile,
+    /// What this machine calls itself when it enrols; the kernel's host name otherwise
+    #[arg(long, env = "PINHOLE_HOSTNAME")]
+    hostname: Option<String>,
+    /// Join with a new key, under a new name: for a machine whose key another one has as well. Needs a join token
+    #[arg(long)]
+    new_key: bool,
 }
 
 /// Where a join token is.
@@ -66,6 +82,61 @@ pub(super) struct TokenFile {
     token_file: Option<PathBuf>,
 }
 
+/// Which of the pool's routes are made.
+#[derive(Args, Debug)]
+struct Routing {
+    /// Who has a prefix of the pool that the local network has as well: the local network (local), the tunnel (tunnel), or
+    /// nobody, and the tunnel does not come up (refuse). Without a choice it is the local network, and the tunnel does not
+    /// count as connected
+    #[arg(long, env = "PINHOLE_ON_OVERLAP", value_enum, value_name = "WHO")]
+    on_overlap: Option<OnOverlap>,
+    /// Make no routes: something else does
+    #[arg(long, conflicts_with = "accept_routes")]
+    no_routes: bool,
+    /// Make only those routes of the pool that lie within these prefixes; several are separated by commas
+    #[arg(long, value_name = "PREFIXES", value_delimiter = ',')]
+    accept_routes: Vec<IpNet>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum OnOverlap {
+    Local,
+    Tunnel,
+    Refuse,
+}
+
+impl Routing {
+    fn choice(&self) -> Choice {
+        let overlap = self.on_overlap.map(|who| match who {
+            OnOverlap::Local => Overlap::Local,
+            OnOverlap::Tunnel => Overlap::Tunnel,
+            OnOverlap::Refuse => Overlap::Refuse,
+        });
+        let accepted = match self.accept_routes.as_slice() {
+            _ if self.no_routes => Accepted::None,
+            [] => Accepted::All,
+            list => Accepted::Within(list.iter().map(IpNet::trunc).collect()),
+        };
+        Choice { overlap, accepted, main_first: false }
+    }
+
+    /// The same as arguments.
+    fn arguments(&self) -> Vec<String> {
+        let mut arguments = Vec::new();
+        if let Some(who) = self.on_overlap.and_then(|who| who.to_possible_value()) {
+            arguments.extend(["--on-overlap".to_owned(), who.get_name().to_owned()]);
+        }
+        if self.no_routes {
+            arguments.push("--no-routes".to_owned());
+        }
+        if !self.accept_routes.is_empty() {
+            let list: Vec<String> = self.accept_routes.iter().map(IpNet::to_string).collect();
+            arguments.extend(["--accept-routes".to_owned(), list.join(",")]);
+        }
+        arguments
+    }
+}
+
 impl Up {
     pub(super) fn run(self) -> Result<(), Failure> {
         if self.detach && !background::is_here() {
@@ -74,18 +145,20 @@ impl Up {
         self.log.start("warn");
         let patience = patience(self.timeout, notify::is_expected());
         let kept = || client::kept_token(&self.tunnel.name, &self.tunnel.state_dir);
-        let token = self.token.read()?.map_or_else(kept, |token| Ok(Some(token)))?;
+        let token = self.joining.token.read()?.map_or_else(kept, |token| Ok(Some(token)))?;
         let invitation = token.map(|token| token.parse::<JoinString>()).transpose();
         let mut invitation = invitation.map_err(ClientError::from)?.map(Invitation::from);
-        if let (Some(invitation), Some(hostname)) = (&mut invitation, self.hostname) {
+        if let (Some(invitation), Some(hostname)) = (&mut invitation, self.joining.hostname) {
             invitation.hostname = hostname;
         }
         let options = Options {
             name: self.tunnel.name,
             state_root: self.tunnel.state_dir,
             invitation,
-            new_key: self.new_key,
+            new_key: self.joining.new_key,
             dns: !self.no_dns,
+            routes: self.routes.choice(),
+            kill_switch: self.kill_switch,
             listen_port: self.listen_port,
             patience,
         };
@@ -128,21 +201,25 @@ impl Up {
     fn detach(&self) -> Result<(), Failure> {
         let failed =
             |error: std::io::Error| ClientError::Setting(format!("cannot go to the background: {error}"));
-        let token = self.token.read()?;
+        let token = self.joining.token.read()?;
         let program = std::env::current_exe().map_err(failed)?;
         let mut command = Command::new(program);
         command.arg("up").args(["--name", &self.tunnel.name, "--state-dir"]).arg(&self.tunnel.state_dir);
         let patience = patience(self.timeout, notify::is_expected()).unwrap_or_default();
         command.args(["--timeout", &patience.as_secs().to_string(), "--detach"]);
         command.args(["--listen-port", &self.listen_port.to_string()]);
-        if let Some(hostname) = &self.hostname {
+        if let Some(hostname) = &self.joining.hostname {
             command.args(["--hostname", hostname]);
         }
-        if self.new_key {
+        if self.joining.new_key {
             command.arg("--new-key");
         }
         if self.no_dns {
             command.arg("--no-dns");
+        }
+        command.args(self.routes.arguments());
+        if self.kill_switch {
+            command.arg("--kill-switch");
         }
         if let Some(filter) = &self.log.filter {
             command.args(["--log", filter]);
@@ -222,6 +299,9 @@ impl Sidecar {
             }),
             new_key: false,
             dns: self.dns,
+            // A pod's network is its cluster's, and the pool's owner knows it.
+            kill_switch: false,
+            routes: Choice { overlap: Some(Overlap::Local), main_first: true, ..Choice::default() },
             listen_port: 0,
             patience: None,
         })

@@ -17,7 +17,7 @@ use tokio::{
     time::{sleep, timeout},
 };
 
-use super::{ClientError, pulse::Change};
+use super::{ClientError, Impairment, pulse::Change};
 use crate::nat::{self, standby};
 
 /// In the tunnel's state directory.
@@ -47,7 +47,7 @@ pub enum Question {
 pub struct Status {
     /// The tunnel's name, also of its device.
     pub name: String,
-    /// Its phase.
+    /// Its phase. `Degraded`: the path is proven, and something that the pool promises is missing: `impairments` has it.
     pub phase: String,
     /// The client, `namespace/name`.
     pub client: String,
@@ -103,6 +103,9 @@ pub struct Status {
     /// Another machine connects with the same key, so that each takes the other's packets.
     #[serde(default)]
     pub key_shared: bool,
+    /// What of the tunnel is not as the pool says.
+    #[serde(default)]
+    pub impairments: Vec<Impairment>,
     /// The last thing that went wrong.
     pub last_error: Option<String>,
 }

@@ -22,7 +22,7 @@ use self::{
     manager::{Call, Manager, Signs},
     policy::Policy,
 };
-use super::{LeftOut, settings::Settings};
+use super::{Impairment, settings::Settings};
 use crate::identity::{Names, Store};
 
 const RESOLV_CONF: &str = "/etc/resolv.conf";
@@ -52,7 +52,7 @@ impl Wanted {
 }
 
 /// Whether they lead all addresses of a family into the tunnel, also in parts.
-fn is_everything(routes: &[IpNet]) -> bool {
+pub(super) fn is_everything(routes: &[IpNet]) -> bool {
     IpNet::aggregate(&routes.to_vec()).iter().any(|net| net.prefix_len() == 0)
 }
 
@@ -121,8 +121,17 @@ impl Dns {
     }
 
     /// What of the pool's promise does not hold here.
-    pub(super) fn missing(&self) -> Option<LeftOut> {
-        self.missing.clone().map(LeftOut::NameServers)
+    pub(super) fn missing(&self) -> Option<Impairment> {
+        let why = self.missing.as_ref()?;
+        Some(Impairment {
+            category: "ResolverNotSet".to_owned(),
+            message: format!(
+                "the pool's name servers are not in use: {why}; they are set again as soon as that can be"
+            ),
+            prefix: None,
+            interface: None,
+            accepted: false,
+        })
     }
 
     /// Takes them back.

@@ -75,6 +75,9 @@ pub enum ClientError {
         /// What the system said.
         source: std::io::Error,
     },
+    /// The pool's routes overlap with this machine's, and the user would rather have no tunnel.
+    #[error("the tunnel does not come up, as --on-overlap refuse says: {0}")]
+    RouteConflict(String),
     /// A setting is wrong.
     #[error("{0}")]
     Setting(String),
@@ -90,7 +93,7 @@ pub enum ClientError {
 }
 
 /// Categories of other ends that have a meaning here, with the exit code of each.
-const KNOWN: [(&str, u8); 34] = [
+const KNOWN: [(&str, u8); 35] = [
     ("TokenInvalid", 10),
     ("TokenExpired", 11),
     ("TokenUsedUp", 12),
@@ -125,6 +128,7 @@ const KNOWN: [(&str, u8); 34] = [
     ("KeyNotProven", 29),
     ("SessionKeyChanged", 30),
     ("ClockSkew", 31),
+    ("RouteConflict", 32),
 ];
 
 /// Since when a certificate is over, where it is by this machine's clock.
@@ -159,6 +163,7 @@ impl ClientError {
                 "NotPermitted"
             }
             Self::Control { .. } => "ControlSocketFailed",
+            Self::RouteConflict(_) => "RouteConflict",
             Self::Setting(_) => "SettingInvalid",
             Self::Identity(error) => error.category(),
             Self::Tunnel(error) => error.category(),

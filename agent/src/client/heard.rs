@@ -115,7 +115,7 @@ fn advised(wire: &v1::Guidance) -> Guidance {
 #[cfg(test)]
 mod tests {
     use std::{
-        net::{Ipv4Addr, SocketAddr},
+        net::Ipv4Addr,
         time::{Duration, Instant},
     };
 
@@ -124,7 +124,10 @@ mod tests {
 
     use super::*;
     use crate::{
-        client::settings::Settings,
+        client::{
+            routes::{self, Choice, Wanted},
+            settings::Settings,
+        },
         health::{
             Jitter,
             client::{Candidate, ClientHealth},
@@ -194,8 +197,15 @@ mod tests {
                     self.health.handle_policy(settings.effective_mode(), settings.interval);
                     self.keeper.handle_policy(now, settings.policy);
                     self.standby.handle_policy(now, settings.standby);
-                    let outer: SocketAddr = (Ipv4Addr::new(192, 0, 2, 1), 51820).into();
-                    settings.split_routes(&[outer]);
+                    let wanted = Wanted {
+                        device: 1,
+                        pool: &settings.routes,
+                        gateway: &settings.gateway_addresses(),
+                        outer: &[Ipv4Addr::new(192, 0, 2, 1).into()],
+                        choice: &Choice::default(),
+                        has_ipv6: true,
+                    };
+                    routes::plan(&wanted, &[]);
                     settings.peers(settings.replicas.first().map(|replica| &replica.public_key));
                 }
                 Heard::Cut(error) => assert!(!error.to_string().chars().any(char::is_control)),

@@ -24,9 +24,6 @@ pub enum LeftOut {
         /// What the gateway sent.
         endpoints: String,
     },
-    /// The name servers, which something on this machine keeps from being used.
-    #[error("the pool's name servers are not in use: {0}; they are set again as soon as that can be")]
-    NameServers(String),
 }
 
 impl LeftOut {
@@ -36,7 +33,6 @@ impl LeftOut {
             Self::SearchDomains(_) => "SearchDomainInvalid",
             Self::Surplus { .. } => "DnsTooLong",
             Self::Endpoints { .. } => "EndpointInvalid",
-            Self::NameServers(_) => "ResolverNotSet",
         }
     }
 }

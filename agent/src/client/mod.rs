@@ -6,10 +6,12 @@ mod dns;
 pub mod enrolment;
 mod error;
 mod heard;
+mod kill_switch;
 mod left_out;
 mod memory;
 mod network;
 mod pulse;
+mod routes;
 mod runner;
 mod session;
 pub mod settings;
@@ -31,6 +33,7 @@ pub use control::{Question, Status};
 pub use enrolment::{Credential, Invitation, Membership, hostname};
 pub use error::ClientError;
 pub use left_out::LeftOut;
+pub use routes::{Accepted, Choice, Impairment, Overlap};
 
 use self::{
     control::Socket,
@@ -41,7 +44,7 @@ use crate::{
     clock,
     health::{Jitter, Phase},
     identity::{Names, Store},
-    kernel::TunDevice,
+    kernel::{TunDevice, remove_table},
     tunnel::PrivateKey,
 };
 
@@ -65,6 +68,10 @@ pub struct Options {
     pub new_key: bool,
     /// Whether name servers are set.
     pub dns: bool,
+    /// Which routes are made, and what becomes of those that others have.
+    pub routes: Choice,
+    /// Whether what is to go through the tunnel is kept in while there is none, until [`down`].
+    pub kill_switch: bool,
     /// UDP port of the tunnel on this machine, 0 for any.
     pub listen_port: u16,
     /// How long enrolment and the first connection may take, each; `None` for ever.
@@ -95,6 +102,8 @@ pub enum Progress {
         addresses: Vec<IpNet>,
         /// Round trip, where it was measured.
         rtt: Option<Duration>,
+        /// What is not as the pool says.
+        impairments: Vec<Impairment>,
     },
     /// The path is in doubt, or gone.
     Phase(Phase),
@@ -107,13 +116,15 @@ impl fmt::Display for Progress {
             Self::Retrying(why) => write!(f, "not yet: {why}; trying again ..."),
             Self::Enrolled { client } => write!(f, "enrolled as {client}"),
             Self::Connecting => f.write_str("connecting ..."),
-            Self::Connected { replica, endpoint, addresses, rtt } => {
+            Self::Connected { replica, endpoint, addresses, rtt, impairments } => {
                 let addresses: Vec<_> = addresses.iter().map(|address| address.addr().to_string()).collect();
+                let is_whole = impairments.iter().all(|impairment| impairment.accepted);
+                f.write_str(if is_whole { "" } else { "degraded: " })?;
                 write!(f, "connected to {replica} at {endpoint} as {}", addresses.join(", "))?;
-                match rtt {
-                    Some(rtt) => write!(f, " (round trip {:.1} ms)", rtt.as_secs_f64() * 1000.0),
-                    None => Ok(()),
+                if let Some(rtt) = rtt {
+                    write!(f, " (round trip {:.1} ms)", rtt.as_secs_f64() * 1000.0)?;
                 }
+                impairments.iter().try_for_each(|impairment| write!(f, "; {impairment}"))
             }
             Self::Phase(Phase::Dormant) => f.write_str("no network: waiting for one ..."),
             Self::Phase(_) => f.write_str("reconnecting ..."),
@@ -135,6 +146,7 @@ pub async fn up(
     if let Err(error) = dns::mend(&options.name, &store) {
         tracing::warn!(error, "the former name servers could not be restored");
     }
+    sweep(&options);
     // A token may be good for one use: find out before it is spent whether a tunnel can be had at all.
     drop(TunDevice::create(&options.name)?);
     let key = if options.new_key { Store::new_key()? } else { store.tunnel_key()? };
@@ -157,11 +169,27 @@ pub async fn up(
         enrolment,
         invitation: options.invitation,
         dns: options.dns,
+        routes: options.routes,
+        kill_switch: options.kill_switch,
         listen_port: options.listen_port,
         patience: options.patience,
         progress,
     };
     runner::run(setup, questions, stop).await
+}
+
+/// Begins where the last process of this tunnel may have been killed.
+fn sweep(options: &Options) {
+    match network::sweep(&options.name) {
+        Ok(true) => tracing::warn!("the last process of this tunnel was killed: what it left is removed"),
+        Ok(false) => {}
+        Err(error) => tracing::warn!(%error, category = error.category(), "what a killed process left stays"),
+    }
+    if !options.kill_switch
+        && let Err(error) = remove_table(&kill_switch::table(&options.name))
+    {
+        tracing::debug!(%error, "no kill switch is looked for");
+    }
 }
 
 /// Answers while there is no tunnel yet, until somebody wants it to end.
@@ -285,23 +313,27 @@ pub fn check_name(name: &str) -> Result<(), ClientError> {
 /// [`ClientError::NotRunning`] when there was nothing of it either.
 pub async fn down(name: &str, state_root: &Path) -> Result<(), ClientError> {
     match ask(name, state_root, Question::Down).await {
-        Err(ClientError::NotRunning(_)) if mend(name, state_root)? => Ok(()),
+        Err(not_running @ ClientError::NotRunning(_)) => {
+            let kept_in = remove_table(&kill_switch::table(name)).unwrap_or_default();
+            if mend(name, state_root)? || kept_in { Ok(()) } else { Err(not_running) }
+        }
         result => result.map(drop),
     }
 }
 
-/// Takes back what a tunnel whose process was killed left on this machine. Whether there was something.
+/// Takes back what a tunnel whose process was killed left on this machine, but for a kill switch. Whether there was something.
 ///
 /// # Errors
 /// What stays behind, and why.
 pub fn mend(name: &str, state_root: &Path) -> Result<bool, ClientError> {
     check_name(name)?;
+    let swept = network::sweep(name)?;
     let directory = state_root.join(name);
     if !directory.is_dir() {
-        return Ok(false);
+        return Ok(swept);
     }
     let stays = |why| ClientError::Setting(format!("the former name servers are not back: {why}"));
-    dns::mend(name, &Store::open(directory)?).map_err(stays)
+    Ok(dns::mend(name, &Store::open(directory)?).map_err(stays)? || swept)
 }
 
 /// Asks a running tunnel.

@@ -10,7 +10,11 @@ use ipnet::IpNet;
 use nix::sys::socket::{setsockopt, sockopt};
 use tokio::io::unix::AsyncFd;
 
-use crate::kernel::{FullTunnel, InnerAddresses, KernelError, MAIN_TABLE, RouteChanges, RouteSocket};
+use super::routes::{Impairment, Plan, Present, Wanted, plan};
+use crate::kernel::{
+    FullTunnel, InnerAddresses, KernelError, MAIN_TABLE, MainRoute, MarkedAnswers, RefusedRoute,
+    RouteChanges, RouteSocket, remove_table, sweep_rules,
+};
 
 /// First of the routing tables that tunnels use; the device's index is added.
 const TABLES: u32 = 0x7069_0000;
@@ -111,7 +115,7 @@ pub(super) struct AddressKeeper(InnerAddresses);
 impl AddressKeeper {
     /// For the tunnel's device of that name.
     pub(super) fn new(device: &str) -> Self {
-        let (table, tunnel_device) = (format!("{device}-inner"), device.to_owned());
+        let (table, tunnel_device) = (inner_table(device), device.to_owned());
         Self(InnerAddresses { table, addresses: Vec::new(), tunnel_device })
     }
 
@@ -136,29 +140,74 @@ impl AddressKeeper {
 pub(super) struct Routes {
     device: u32,
     full: FullTunnel,
+    marked: MarkedAnswers,
     /// Whether the own table and its rules are in use.
     covering: bool,
 }
 
 impl Routes {
-    pub(super) fn new(device: u32, fwmark: u32) -> Self {
+    /// For a device by name and index. `main_first` as [`FullTunnel`] has it.
+    pub(super) fn new(name: &str, device: u32, fwmark: u32, main_first: bool) -> Self {
         let full = FullTunnel {
             fwmark,
             table: TABLES | (device & 0xffff),
             priority: PRIORITIES + 2 * (device % PRIORITY_SLOTS),
+            main_first,
         };
-        Routes { device, full, covering: false }
+        let marked = MarkedAnswers { table: mark_table(name), fwmark, tunnel_device: name.to_owned() };
+        Routes { device, full, marked, covering: false }
     }
 
-    /// Makes the routes exactly these. `covering` ones would catch the tunnel's own packets.
-    pub(super) fn set(&mut self, covering: &[IpNet], others: &[IpNet]) -> Result<(), KernelError> {
-        let mut socket = RouteSocket::open()?;
-        socket.set_routes(self.device, MAIN_TABLE, others)?;
-        if !covering.is_empty() || self.covering {
-            self.full.install(&mut socket, self.device, covering)?;
+    /// Makes the device up, and the routes what the pool and the user want of them, whoever changed something. Yields what
+    /// is not as the pool says.
+    pub(super) fn set(&mut self, wanted: &Wanted<'_>) -> Vec<Impairment> {
+        let mut socket = match RouteSocket::open() {
+            Ok(socket) => socket,
+            Err(error) => return vec![Impairment::failed("RoutesMissing", &error)],
+        };
+        let mut impairments = Vec::new();
+        // Without it nothing leads there. Its routes went with it.
+        if !socket.is_up(self.device).unwrap_or(true)
+            && let Err(error) = socket.set_up(self.device)
+        {
+            impairments.push(Impairment::failed("DeviceDown", &error));
+        }
+        let present = present_in(&mut socket, self.device);
+        let planned = plan(wanted, &present);
+        let refused = self.install(&mut socket, &planned, &mut impairments);
+        impairments.extend(planned.impairments);
+        impairments.extend(refused.iter().map(|refused| Impairment::refused(refused.net, &refused.error)));
+        impairments
+    }
+
+    fn install(
+        &mut self,
+        socket: &mut RouteSocket,
+        plan: &Plan,
+        impairments: &mut Vec<Impairment>,
+    ) -> Vec<RefusedRoute> {
+        let mut refused = Vec::new();
+        let mut take = |result: Result<Vec<RefusedRoute>, KernelError>| match result {
+            Ok(some) => refused.extend(some),
+            Err(error) => impairments.push(Impairment::failed("RoutesMissing", &error)),
+        };
+        // The covering ones first: what the others name is in the tunnel meanwhile.
+        if !plan.own.is_empty() || self.covering {
+            self.mark(plan);
+            take(self.full.install(socket, self.device, &plan.own));
             self.covering = true;
         }
-        Ok(())
+        take(socket.set_routes(self.device, MAIN_TABLE, &plan.main));
+        refused
+    }
+
+    /// The tunnel's own packets get their answers also where the way back is looked at.
+    fn mark(&self, plan: &Plan) {
+        let marked = if plan.own.is_empty() { self.marked.remove() } else { self.marked.install() };
+        if let Err(error) = marked {
+            // Most hosts are not that strict, and those that are do not connect without.
+            tracing::warn!(%error, category = error.category(), "a host with rp_filter=1 drops the tunnel's packets");
+        }
     }
 
     /// Takes the rules back; the routes go with the device.
@@ -167,10 +216,57 @@ impl Routes {
             return;
         }
         let removed = RouteSocket::open().and_then(|mut socket| self.full.remove(&mut socket, self.device));
-        if let Err(error) = removed {
+        if let Err(error) = removed.and(self.marked.remove()) {
             tracing::warn!(%error, category = error.category(), "routing rules stay behind");
         }
     }
+}
+
+fn inner_table(tunnel: &str) -> String {
+    format!("{tunnel}-inner")
+}
+
+fn mark_table(tunnel: &str) -> String {
+    format!("{tunnel}-mark")
+}
+
+/// Removes what a process that was killed left of this tunnel: rules and routes that lead to a device that is gone, and
+/// nftables tables. Not its kill switch. Whether there was anything.
+pub(super) fn sweep(tunnel: &str) -> Result<bool, KernelError> {
+    let rules = sweep_rules(TABLES)?;
+    let mut swept = rules > 0;
+    for table in [inner_table(tunnel), mark_table(tunnel)] {
+        match remove_table(&table) {
+            Ok(was_there) => swept |= was_there,
+            // A kernel without nftables has no tables.
+            Err(error) => tracing::debug!(%error, table, "is not looked for"),
+        }
+    }
+    Ok(swept)
+}
+
+/// The routes of others, each with the name of its device.
+pub(super) fn present(tunnel: u32) -> Vec<Present> {
+    RouteSocket::open().map(|mut socket| present_in(&mut socket, tunnel)).unwrap_or_default()
+}
+
+fn present_in(socket: &mut RouteSocket, tunnel: u32) -> Vec<Present> {
+    let routes = socket.main_routes().unwrap_or_else(|error| {
+        tracing::warn!(%error, category = error.category(), "what overlaps with the local network is not seen");
+        Vec::new()
+    });
+    let present = |MainRoute { net, device, metric, is_connected }| Present {
+        net,
+        device: name_of(device),
+        metric,
+        is_connected,
+    };
+    routes.into_iter().filter(|route| route.device != tunnel).map(present).collect()
+}
+
+fn name_of(device: u32) -> String {
+    let name = nix::net::if_::if_indextoname(device).ok();
+    name.map_or_else(|| "another route".to_owned(), |name| name.to_string_lossy().into_owned())
 }
 
 #[cfg(test)]

@@ -16,15 +16,17 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    ClientError, Credential, Progress,
+    ClientError, Credential, Impairment, Progress,
     bulletin::{Bulletin, Occasion},
     control::{self, Asked, Keepalive, Question, Status},
     dns::{self, Dns, Wanted},
     enrol_patiently,
     enrolment::{Enrolment, Invitation},
     heard::Clock,
-    network::{AddressKeeper, Routes, Watch, local_network, source_towards},
+    kill_switch,
+    network::{self, AddressKeeper, Routes, Watch, local_network, source_towards},
     pulse::{Pulse, Step, Way},
+    routes::{self, Choice, Overlap},
     session::{self, Nudges, Session, Target, Told},
     settings::{Replica, Settings},
     sleeper::{self, Place, Sleeper},
@@ -36,7 +38,7 @@ use crate::{
         client::{Action, Candidate, ClientHealth, Network, Sample},
     },
     identity::{Names, Store, dial::Proof},
-    kernel::RouteSocket,
+    kernel::{KernelError, RouteSocket, remove_table},
     measured::phase_to_wire,
     nat::{
         Confidence, Radio, Reason,
@@ -50,6 +52,8 @@ use crate::{
 /// Marks the tunnel's and the session's packets, so that routes into a tunnel leave them out ("pinh").
 pub(super) const FWMARK: u32 = 0x7069_6e68;
 const EVENTS: usize = 1024;
+/// The path is proven, and not all that the pool promises goes through the tunnel.
+const DEGRADED: &str = "Degraded";
 /// Changes of the local network come in bursts.
 const SETTLE: Duration = Duration::from_millis(50);
 /// Ways that are remembered while another is looked for.
@@ -84,6 +88,8 @@ pub(super) struct Setup<'a> {
     pub(super) enrolment: Enrolment,
     pub(super) invitation: Option<Invitation>,
     pub(super) dns: bool,
+    pub(super) routes: Choice,
+    pub(super) kill_switch: bool,
     pub(super) listen_port: u16,
     /// How long the first connection may take; `None` for ever.
     pub(super) patience: Option<Duration>,
@@ -109,6 +115,10 @@ struct Runner<'a> {
     unanswered: Option<Instant>,
     network: Option<String>,
     routes: Routes,
+    /// What of the tunnel is not as the pool says.
+    impairments: Vec<Impairment>,
+    /// The first connection is not to be had on the user's terms.
+    refused: Option<ClientError>,
     keeper: AddressKeeper,
     dns: Option<Dns>,
     names: Names,
@@ -225,7 +235,9 @@ pub(super) async fn run(
         data: None,
         unanswered: None,
         network: None,
-        routes: Routes::new(tunnel.index(), FWMARK),
+        routes: Routes::new(&setup.name, tunnel.index(), FWMARK, setup.routes.main_first),
+        impairments: Vec::new(),
+        refused: None,
         keeper: AddressKeeper::new(&setup.name),
         dns,
         names,
@@ -253,6 +265,8 @@ pub(super) async fn run(
         settings,
         tunnel,
     };
+    // Before the first name is asked for.
+    runner.keep_in()?;
     runner.keeper.keep(&runner.settings.addresses);
     runner.route_to(None);
     runner.resolve();
@@ -309,6 +323,9 @@ pub(super) async fn run(
             }
         }
         runner.act();
+        if let Some(error) = runner.refused.take() {
+            break Err(error);
+        }
     };
 
     runner.health.handle_stop();
@@ -318,7 +335,7 @@ pub(super) async fn run(
     let _ = tokio::time::timeout(GOODBYE, session_task).await;
     let status = runner.status();
     drop(wg_socket);
-    runner.shut_down();
+    runner.shut_down(matches!(end, Ok(End::Down(_))));
     match end? {
         End::Stopped => Ok(()),
         End::Down(answer) => {
@@ -653,7 +670,7 @@ impl Runner<'_> {
         let former = std::mem::replace(&mut self.settings, settings);
         if addresses != former.addresses {
             self.keeper.keep(&addresses);
-            self.note(self.tunnel.set_addresses(&addresses).err());
+            self.keep_routes();
         }
         if mtu != former.mtu {
             let device = self.tunnel.index();
@@ -717,6 +734,7 @@ impl Runner<'_> {
     }
 
     fn check_network(&mut self) {
+        self.keep_routes();
         if self.candidates.is_empty() {
             return self.resolve();
         }
@@ -787,7 +805,9 @@ impl Runner<'_> {
             }
         }
         if let Some(dns) = &mut self.dns {
-            dns.handle_path(Instant::now(), self.health.phase() == Phase::Connected);
+            // Behind a kill switch nobody else could be asked.
+            let is_shut = self.setup.kill_switch && dns::is_everything(&self.settings.routes);
+            dns.handle_path(Instant::now(), is_shut || self.health.phase() == Phase::Connected);
         }
         self.publish_state();
         // Who speaks is awake, and may have more to do.
@@ -968,9 +988,14 @@ impl Runner<'_> {
         tracing::info!(%phase, "phase");
         match phase {
             Phase::Connected => {
-                self.was_connected = true;
+                let is_first = !std::mem::replace(&mut self.was_connected, true);
                 (self.last_error, self.skew) = (None, None);
                 self.install();
+                if is_first && self.setup.routes.overlap == Some(Overlap::Refuse) && self.lacks_routes() {
+                    let all: Vec<String> = self.impairments.iter().map(ToString::to_string).collect();
+                    self.refused = Some(ClientError::RouteConflict(all.join("; ")));
+                    return;
+                }
                 self.retarget();
                 if let Some(active) = self.health.active() {
                     let replica = self.settings.replica(&active.replica);
@@ -979,6 +1004,7 @@ impl Runner<'_> {
                         endpoint: active.endpoint,
                         addresses: self.settings.addresses.clone(),
                         rtt: self.health.rtt(),
+                        impairments: self.all_impairments(),
                     });
                 }
             }
@@ -995,17 +1021,74 @@ impl Runner<'_> {
         self.tunnel.set_peers(self.settings.peers(replica.as_ref()));
     }
 
+    /// Has addresses and routes be what they are to be, whoever changed them.
+    fn keep_routes(&mut self) {
+        let without = self.tunnel.set_addresses(&self.settings.addresses);
+        let kept_in = self.keep_in();
+        if !self.was_connected {
+            self.note(kept_in.err());
+            return self.note(without.err());
+        }
+        // Who is asked for the way to the gateway is not asked through it.
+        let outer: Vec<IpAddr> = self.outer.iter().map(SocketAddr::ip).chain(self.names.network()).collect();
+        let wanted = routes::Wanted {
+            device: self.tunnel.index(),
+            pool: &self.settings.routes,
+            gateway: &self.settings.gateway_addresses(),
+            outer: &outer,
+            choice: &self.setup.routes,
+            has_ipv6: without.as_ref().is_ok_and(Vec::is_empty),
+        };
+        let mut impairments = self.routes.set(&wanted);
+        impairments.extend(kept_in.err().map(|error| Impairment::failed("KillSwitchMissing", &error)));
+        impairments.extend(without.err().map(|error| Impairment::failed("AddressMissing", &error)));
+        if impairments != self.impairments {
+            for impairment in &impairments {
+                tracing::warn!(
+                    category = impairment.category,
+                    accepted = impairment.accepted,
+                    "{impairment}"
+                );
+            }
+        }
+        self.impairments = impairments;
+    }
+
+    /// The kill switch, where there is to be one, in the network as it is now.
+    fn keep_in(&self) -> Result<(), KernelError> {
+        if !self.setup.kill_switch {
+            return Ok(());
+        }
+        let replicas = self.settings.replicas.iter();
+        let endpoints = replicas.flat_map(|replica| {
+            texts(&replica.tunnel_endpoints).into_iter().chain(texts(&replica.session_endpoints))
+        });
+        let endpoints = endpoints.chain(self.setup.enrolment.membership.endpoints.clone());
+        let present = network::present(self.tunnel.index());
+        let (pool, choice) = (&self.settings.routes, &self.setup.routes);
+        kill_switch::plan(&self.setup.name, FWMARK, (pool, choice), &present, endpoints).install()
+    }
+
+    /// Whether something is missing that the pool promises.
+    fn is_degraded(&self) -> bool {
+        self.lacks_routes() || self.dns.as_ref().is_some_and(|dns| dns.missing().is_some())
+    }
+
+    fn lacks_routes(&self) -> bool {
+        self.impairments.iter().any(|impairment| !impairment.accepted)
+    }
+
+    fn all_impairments(&self) -> Vec<Impairment> {
+        let names = self.dns.as_ref().and_then(Dns::missing);
+        self.impairments.iter().cloned().chain(names).collect()
+    }
+
     /// Routes and name servers. Not before the first connection: until then names must resolve the old way.
     fn install(&mut self) {
         if !self.was_connected {
             return;
         }
-        // Those that are asked for the way to the gateway are not asked through it.
-        let servers = self.names.network().into_iter().map(|server| (server, 53).into());
-        let outer: Vec<SocketAddr> = self.outer.iter().copied().chain(servers).collect();
-        let (covering, others) = self.settings.split_routes(&outer);
-        let routes = self.routes.set(&covering, &others);
-        self.note(routes.err());
+        self.keep_routes();
         if let Some(dns) = &mut self.dns {
             dns.set(Instant::now(), Wanted::of(&self.settings));
         }
@@ -1118,7 +1201,7 @@ impl Runner<'_> {
         let endpoint = stats.and_then(|stats| stats.endpoint).or(active.map(|active| active.endpoint));
         Status {
             name: self.setup.name.clone(),
-            phase: self.phase().to_string(),
+            phase: self.phase(),
             client: format!("{}/{}", self.settings.client.namespace, self.settings.client.name),
             pool: format!("{}/{}", membership.namespace, membership.pool),
             gateway: membership.server_name.clone(),
@@ -1150,23 +1233,19 @@ impl Runner<'_> {
             rx_bytes: all.values().map(|stats| stats.received.bytes).sum(),
             tx_bytes: all.values().map(|stats| stats.sent.bytes).sum(),
             session: matches!(self.held, Held::With(_)),
-            left_out: self.left_out(),
+            left_out: self.settings.left_out.iter().map(ToString::to_string).collect(),
+            impairments: self.all_impairments(),
             key_shared: self.key_shared.is_some_and(|until| now < until),
             last_error: self.last_error.clone(),
         }
     }
 
-    /// What of the pool's promise does not hold here, for a person.
-    fn left_out(&self) -> Vec<String> {
-        let names = self.dns.as_ref().and_then(Dns::missing);
-        self.settings.left_out.iter().chain(&names).map(ToString::to_string).collect()
-    }
-
-    /// The phase, as it is to be called: who sleeps is not connected.
-    fn phase(&self) -> Phase {
+    /// The phase, as it is to be called: who sleeps is not connected, nor is who lacks something that the pool promises.
+    fn phase(&self) -> String {
         match self.health.phase() {
-            Phase::Connected if self.sleeper.sleeps() => Phase::Standby,
-            phase => phase,
+            Phase::Connected if self.is_degraded() => DEGRADED.to_owned(),
+            Phase::Connected if self.sleeper.sleeps() => Phase::Standby.to_string(),
+            phase => phase.to_string(),
         }
     }
 
@@ -1178,12 +1257,19 @@ impl Runner<'_> {
         Device { fwmark: FWMARK, ..device }
     }
 
-    fn shut_down(mut self) {
+    /// `for_good` is what opens the kill switch.
+    fn shut_down(mut self, for_good: bool) {
         if let Some(dns) = &mut self.dns {
             dns.remove();
         }
         self.routes.remove();
         self.keeper.remove();
+        if self.setup.kill_switch && for_good {
+            let removed = remove_table(&kill_switch::table(&self.setup.name));
+            self.note(removed.err());
+        } else if self.setup.kill_switch {
+            tracing::warn!("the kill switch stays: `pinhole down --name {}` opens it", self.setup.name);
+        }
         self.tunnel.shutdown();
     }
 }

@@ -1,11 +1,6 @@
 //! What the gateway tells a client, checked and in the client's own types. Pure.
 
-use std::{
-    fmt::Display,
-    net::{IpAddr, SocketAddr},
-    str::FromStr,
-    time::Duration,
-};
+use std::{fmt::Display, net::IpAddr, str::FromStr, time::Duration};
 
 use ipnet::IpNet;
 use pinhole_proto::{
@@ -178,14 +173,16 @@ impl Settings {
         self.replicas.iter().map(peer).collect()
     }
 
-    /// Own and the replica's address for a probe, of one family.
+    /// Own and the replica's address for a probe, of one family. IPv4 where there is a choice: either machine may be
+    /// without IPv6.
     pub fn probe_addresses(&self, replica: &PublicKey) -> Option<(IpAddr, IpAddr)> {
         let replica = self.replica(replica)?;
-        self.addresses.iter().find_map(|own| {
+        let pair = |own: &IpNet| {
             let own = own.addr();
             let to = replica.tunnel_addresses.iter().find(|to| to.is_ipv4() == own.is_ipv4())?;
             Some((own, *to))
-        })
+        };
+        self.addresses.iter().filter_map(pair).min_by_key(|(own, _)| own.is_ipv6())
     }
 
     /// How the path can be proven: probes need an address that answers them.
@@ -194,14 +191,9 @@ impl Settings {
         if probed { self.mode } else { Mode::LinkStatus }
     }
 
-    /// What leads into the tunnel, the gateway's own inner addresses included: the routes that would catch the
-    /// tunnel's own packets to these addresses, and the others.
-    pub fn split_routes(&self, outer: &[SocketAddr]) -> (Vec<IpNet>, Vec<IpNet>) {
-        let gateway = self.replicas.iter().flat_map(|replica| &replica.tunnel_addresses);
-        let mut routes: Vec<IpNet> = gateway.copied().map(IpNet::from).chain(self.routes.clone()).collect();
-        routes.sort_unstable();
-        routes.dedup();
-        routes.into_iter().partition(|route| outer.iter().any(|address| route.contains(&address.ip())))
+    /// The gateway's own inner addresses.
+    pub fn gateway_addresses(&self) -> Vec<IpAddr> {
+        self.replicas.iter().flat_map(|replica| replica.tunnel_addresses.iter().copied()).collect()
     }
 }
 
@@ -422,12 +414,12 @@ mod tests {
     }
 
     #[test]
-    fn routes_that_would_swallow_the_tunnel_are_told_apart() {
-        let settings = Settings::parse(config()).unwrap();
-        let (covering, others) = settings.split_routes(&["192.0.2.1:51820".parse().unwrap()]);
-        assert_eq!(covering, ["0.0.0.0/0".parse::<IpNet>().unwrap()]);
-        let others: Vec<_> = others.iter().map(ToString::to_string).collect();
-        assert_eq!(others, ["10.77.0.1/32", "10.77.0.2/32", "10.96.0.0/12"]);
+    fn probes_are_of_ipv4_where_there_is_a_choice() {
+        let mut config = config();
+        config.addresses.insert(0, "fd77::9/128".into());
+        config.replicas[0].tunnel_addresses.insert(0, "fd77::1".into());
+        let (from, to) = Settings::parse(config).unwrap().probe_addresses(&key(1)).unwrap();
+        assert!(from.is_ipv4() && to.is_ipv4(), "{from} {to}");
     }
 
     #[test]

@@ -105,6 +105,19 @@ pub(super) fn unlimited(desired: &Desired) -> Option<Impairment> {
     })
 }
 
+/// That this node has no IPv6, and so not these addresses of the gateway's own.
+pub(super) fn without_ipv6(addresses: &[IpNet]) -> Option<Impairment> {
+    let listed: Vec<String> = addresses.iter().map(IpNet::to_string).collect();
+    (!listed.is_empty()).then(|| Impairment {
+        category: "IPv6Unavailable".into(),
+        message: format!(
+            "this node has no IPv6, so the tunnel goes without {}: set the sysctl net.ipv6.conf.all.disable_ipv6=0, \
+             or give the pools prefixes of IPv4 alone",
+            listed.join(", ")
+        ),
+    })
+}
+
 /// Forwarding is decided by the device that a packet comes in by: the tunnel for requests, the uplink for
 /// answers.
 fn forward_v4(tunnel: u32, uplink: Option<&str>) -> Result<(), KernelError> {

@@ -17,6 +17,7 @@ use std::{
 };
 
 use futures::FutureExt as _;
+use ipnet::IpNet;
 use pinhole_proto::v1;
 use tokio::{
     sync::{mpsc, watch},
@@ -135,6 +136,8 @@ pub(super) struct Control {
     setup: Setup,
     tunnel: Option<Tunnel>,
     tunnel_failure: Option<v1::Impairment>,
+    /// Own inner addresses that this node cannot have.
+    without: Vec<IpNet>,
     tunnel_retry: Option<Instant>,
     events: mpsc::Sender<TunnelEvent>,
     /// What is in force.
@@ -177,6 +180,7 @@ impl Control {
             setup,
             tunnel: None,
             tunnel_failure: None,
+            without: Vec::new(),
             tunnel_retry: None,
             events,
             desired: None,
@@ -349,7 +353,7 @@ impl Control {
             }
         }
         self.access.apply(desired, (tunnel.name(), tunnel.index()), self.setup.uplink.as_deref());
-        tunnel.set_addresses(&desired.tunnel_addresses)?;
+        self.without = tunnel.set_addresses(&desired.tunnel_addresses)?;
         Ok(())
     }
 
@@ -848,6 +852,7 @@ impl Control {
     fn impairments(&self) -> Vec<v1::Impairment> {
         let mut impairments = self.access.impairments().to_vec();
         impairments.extend(self.tunnel_failure.clone());
+        impairments.extend(access::without_ipv6(&self.without));
         impairments.extend(self.restarts.impairment(Instant::now()));
         impairments.extend(self.stale.impairment(Instant::now()));
         impairments.extend(self.desired.as_ref().and_then(|desired| access::unlimited(desired)));

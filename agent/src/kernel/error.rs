@@ -17,6 +17,8 @@ pub enum KernelError {
     NotPermitted {
         /// What was tried.
         what: String,
+        /// What the kernel said.
+        source: io::Error,
     },
     /// Somebody else holds a device of this name.
     #[error(
@@ -75,7 +77,7 @@ impl KernelError {
     pub(super) fn new(what: impl Into<String>, errno: Errno) -> Self {
         let (what, source) = (what.into(), io::Error::from(errno));
         match errno {
-            Errno::EPERM | Errno::EACCES => Self::NotPermitted { what },
+            Errno::EPERM | Errno::EACCES => Self::NotPermitted { what, source },
             Errno::EOPNOTSUPP | Errno::EAFNOSUPPORT | Errno::EPROTONOSUPPORT | Errno::ENOSYS => {
                 Self::Unsupported { what, source }
             }
@@ -86,10 +88,9 @@ impl KernelError {
     /// The kernel's error number, where there is one.
     pub(super) fn errno(&self) -> Option<Errno> {
         match self {
-            Self::Unsupported { source, .. } | Self::Refused { source, .. } => {
-                source.raw_os_error().map(Errno::from_raw)
-            }
-            Self::NotPermitted { .. } => Some(Errno::EPERM),
+            Self::NotPermitted { source, .. }
+            | Self::Unsupported { source, .. }
+            | Self::Refused { source, .. } => source.raw_os_error().map(Errno::from_raw),
             _ => None,
         }
     }

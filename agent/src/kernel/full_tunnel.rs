@@ -1,4 +1,5 @@
-//! Sends everything through the tunnel but the tunnel's own datagrams, the way wg-quick does it.
+//! Sends what the tunnel is for through the tunnel but the tunnel's own datagrams, the way wg-quick does it: by a routing
+//! table of its own and rules that lead there.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -6,8 +7,8 @@ use ipnet::IpNet;
 use nix::errno::Errno;
 
 use super::{
-    KernelError, RouteSocket,
-    netlink::{CREATE, EXCLUSIVE, Message},
+    KernelError, RefusedRoute, RouteSocket, RouteType,
+    netlink::{self, CREATE, EXCLUSIVE, Message},
     route::{MAIN_TABLE, family_of, ignore},
 };
 
@@ -15,11 +16,14 @@ const FRA_PRIORITY: u16 = 6;
 const FRA_FWMARK: u16 = 10;
 const FRA_SUPPRESS_PREFIXLEN: u16 = 14;
 const FRA_TABLE: u16 = 15;
+/// Bytes of `struct fib_rule_hdr`.
+const HEADER: usize = 12;
 const TO_TABLE: u8 = 1;
 const INVERT: u32 = 2;
+const FAMILIES: [IpAddr; 2] = [IpAddr::V4(Ipv4Addr::UNSPECIFIED), IpAddr::V6(Ipv6Addr::UNSPECIFIED)];
 
-/// Routes that cover the tunnel's own endpoints, in a table of their own: packets without the tunnel's mark look
-/// there, unless the main table has something better than a default route.
+/// Routes in a table of their own: packets without the tunnel's mark look there first. What is [thrown](RouteType::Throw) there is
+/// looked up in the main table as ever.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct FullTunnel {
     /// The mark of the tunnel's datagrams ([`TunnelConfig::fwmark`](crate::tunnel::TunnelConfig::fwmark)).
@@ -28,61 +32,119 @@ pub struct FullTunnel {
     pub table: u32,
     /// The place of the first of two rules; the main table's own is at 32766, and lower comes first.
     pub priority: u32,
+    /// Whether the main table goes first with all that it has but default routes. Only where nobody else can put routes
+    /// there: a DHCP server can, by its option 121 (CVE-2024-3661).
+    pub main_first: bool,
 }
 
 impl FullTunnel {
-    /// Makes the table's routes through the device exactly these, and the rules that lead to it. Repeating it
-    /// changes nothing.
+    /// Makes the table's routes exactly these, of which those into a device are all of this one, and the rules that lead
+    /// to it. Repeating it changes nothing. Yields the routes that could not be had.
+    ///
+    /// # Errors
+    /// When a rule cannot be had. All others are there, and all routes.
     pub fn install(
         &self,
         socket: &mut RouteSocket,
         device: u32,
-        routes: &[IpNet],
-    ) -> Result<(), KernelError> {
-        socket.set_routes(device, self.table, routes)?;
-        for family in [IpAddr::V4(Ipv4Addr::UNSPECIFIED), IpAddr::V6(Ipv6Addr::UNSPECIFIED)] {
-            let used = routes.iter().any(|route| route.addr().is_ipv4() == family.is_ipv4());
-            for rule in self.rules(family) {
-                if used {
-                    let message = rule(libc::RTM_NEWRULE, CREATE | EXCLUSIVE);
-                    ignore(socket.0.request("add a routing rule", &message), Errno::EEXIST)?;
-                } else {
-                    delete(socket, &rule(libc::RTM_DELRULE, 0))?;
-                }
+        routes: &[(IpNet, RouteType)],
+    ) -> Result<Vec<RefusedRoute>, KernelError> {
+        let refused = socket.set_ways(device, self.table, routes)?;
+        let mut failed = Ok(());
+        for family in FAMILIES {
+            let used = routes
+                .iter()
+                .any(|(net, way)| net.addr().is_ipv4() == family.is_ipv4() && *way != RouteType::Throw);
+            let [main, own] = self.rules(family);
+            for (rule, wanted) in [(main, used && self.main_first), (own, used)] {
+                let result = if wanted { add(socket, rule) } else { delete(socket, rule) };
+                failed = failed.and(result);
             }
         }
-        Ok(())
+        failed.map(|()| refused)
     }
 
-    /// Takes the rules away, and the table's routes through the device. What is gone already is no error.
+    /// Takes the rules away, and the table's routes. What is gone already is no error.
     pub fn remove(&self, socket: &mut RouteSocket, device: u32) -> Result<(), KernelError> {
-        for family in [IpAddr::V4(Ipv4Addr::UNSPECIFIED), IpAddr::V6(Ipv6Addr::UNSPECIFIED)] {
-            for rule in self.rules(family) {
-                delete(socket, &rule(libc::RTM_DELRULE, 0))?;
-            }
-        }
-        socket.set_routes(device, self.table, &[])
+        self.install(socket, device, &[]).map(drop)
     }
 
-    fn rules(self, family: IpAddr) -> [Box<dyn Fn(u16, u16) -> Message>; 2] {
-        let main = move |kind, flags| {
-            header(kind, flags, family, 0)
-                .attribute(FRA_PRIORITY, &self.priority.to_ne_bytes())
-                .attribute(FRA_TABLE, &MAIN_TABLE.to_ne_bytes())
-                .attribute(FRA_SUPPRESS_PREFIXLEN, &0_u32.to_ne_bytes())
-        };
-        let unmarked = move |kind, flags| {
-            header(kind, flags, family, INVERT)
-                .attribute(FRA_PRIORITY, &(self.priority + 1).to_ne_bytes())
-                .attribute(FRA_TABLE, &self.table.to_ne_bytes())
-                .attribute(FRA_FWMARK, &self.fwmark.to_ne_bytes())
-        };
-        [Box::new(main), Box::new(unmarked)]
+    fn rules(self, family: IpAddr) -> [Rule; 2] {
+        [Rule::Main { family, priority: self.priority }, Rule::Own { family, tunnel: self }]
     }
 }
 
-fn delete(socket: &mut RouteSocket, rule: &Message) -> Result<(), KernelError> {
-    let result = ignore(socket.0.request("remove a routing rule", rule), Errno::ENOENT);
+/// A rule of ours.
+#[derive(Debug, Clone, Copy)]
+enum Rule {
+    /// The main table, without its default routes.
+    Main { family: IpAddr, priority: u32 },
+    /// The table of our own, for all but the tunnel's datagrams.
+    Own { family: IpAddr, tunnel: FullTunnel },
+}
+
+impl Rule {
+    fn message(self, kind: u16, flags: u16) -> Message {
+        match self {
+            Self::Main { family, priority } => header(kind, flags, family, 0)
+                .attribute(FRA_PRIORITY, &priority.to_ne_bytes())
+                .attribute(FRA_TABLE, &MAIN_TABLE.to_ne_bytes())
+                .attribute(FRA_SUPPRESS_PREFIXLEN, &0_u32.to_ne_bytes()),
+            Self::Own { family, tunnel } => header(kind, flags, family, INVERT)
+                .attribute(FRA_PRIORITY, &(tunnel.priority + 1).to_ne_bytes())
+                .attribute(FRA_TABLE, &tunnel.table.to_ne_bytes())
+                .attribute(FRA_FWMARK, &tunnel.fwmark.to_ne_bytes()),
+        }
+    }
+}
+
+/// A rule of the kernel's, as far as it is read here.
+#[derive(Debug)]
+pub(super) struct Found {
+    pub(super) is_v4: bool,
+    pub(super) priority: u32,
+    pub(super) table: u32,
+    /// Whether it leads to the main table without its default routes.
+    pub(super) is_deferring: bool,
+}
+
+/// All rules.
+pub(super) fn rules(socket: &mut RouteSocket) -> Result<Vec<Found>, KernelError> {
+    let dump = Message::new(libc::RTM_GETRULE, 0, &[0; HEADER]);
+    let found = socket.0.dump("list routing rules", &dump)?;
+    Ok(found.iter().filter_map(|(_, body)| rule_of(body)).collect())
+}
+
+/// Removes a rule that was found.
+pub(super) fn remove(socket: &mut RouteSocket, rule: &Found) -> Result<(), KernelError> {
+    let family = if rule.is_v4 { FAMILIES[0] } else { FAMILIES[1] };
+    let message = header(libc::RTM_DELRULE, 0, family, 0)
+        .attribute(FRA_PRIORITY, &rule.priority.to_ne_bytes())
+        .attribute(FRA_TABLE, &rule.table.to_ne_bytes());
+    ignore(socket.0.request("remove a routing rule", &message), Errno::ENOENT)
+}
+
+fn rule_of(body: &[u8]) -> Option<Found> {
+    let family = i32::from(*body.first()?);
+    let attributes = body.get(HEADER..)?;
+    let number = |kind| netlink::attribute(attributes, kind).and_then(|value| netlink::u32_at(value, 0));
+    let table = number(FRA_TABLE)?;
+    Some(Found {
+        is_v4: [libc::AF_INET, libc::AF_INET6].contains(&family).then_some(family == libc::AF_INET)?,
+        priority: number(FRA_PRIORITY).unwrap_or_default(),
+        table,
+        is_deferring: table == MAIN_TABLE && number(FRA_SUPPRESS_PREFIXLEN) == Some(0),
+    })
+}
+
+fn add(socket: &mut RouteSocket, rule: Rule) -> Result<(), KernelError> {
+    let message = rule.message(libc::RTM_NEWRULE, CREATE | EXCLUSIVE);
+    ignore(socket.0.request("add a routing rule", &message), Errno::EEXIST)
+}
+
+fn delete(socket: &mut RouteSocket, rule: Rule) -> Result<(), KernelError> {
+    let message = rule.message(libc::RTM_DELRULE, 0);
+    let result = ignore(socket.0.request("remove a routing rule", &message), Errno::ENOENT);
     // A namespace without IPv6 has no such rules.
     ignore(result, Errno::EAFNOSUPPORT)
 }

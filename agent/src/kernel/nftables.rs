@@ -1,6 +1,7 @@
 //! Messages of nftables as far as they are needed here (linux/netfilter/nf_tables.h). A table is replaced as a whole, in one step.
 
-use nix::sys::socket::SockProtocol;
+use ipnet::IpNet;
+use nix::{errno::Errno, sys::socket::SockProtocol};
 
 use super::{
     KernelError,
@@ -11,6 +12,7 @@ const SUBSYSTEM: u16 = 10;
 const BATCH_BEGIN: u16 = 16;
 const BATCH_END: u16 = 17;
 const NEW_TABLE: u16 = 0;
+const GET_TABLE: u16 = 1;
 const DELETE_TABLE: u16 = 2;
 const NEW_CHAIN: u16 = 3;
 const NEW_RULE: u16 = 6;
@@ -18,13 +20,18 @@ const NEW_RULE: u16 = 6;
 const INET: u8 = 1;
 const REGISTER: u32 = 1;
 const REGISTER_VERDICT: u32 = 0;
+const META_MARK: u32 = 3;
 const META_INPUT_NAME: u32 = 6;
 const META_OUTPUT_NAME: u32 = 7;
+const META_SOCKET_UID: u32 = 10;
 const META_PROTOCOL_FAMILY: u32 = 15;
 const META_LAYER_4_PROTOCOL: u32 = 16;
 const NETWORK_HEADER: u32 = 1;
 const TRANSPORT_HEADER: u32 = 2;
 const CONNTRACK_STATE: u32 = 0;
+const CONNTRACK_MARK: u32 = 3;
+const IPV4: u8 = 2;
+const IPV6: u8 = 10;
 /// Of a flow that both sides know of, or belonging to one: `NF_CT_STATE_BIT` of established and related.
 const KNOWN: u32 = 0b110;
 const DROP: u32 = 0;
@@ -86,6 +93,14 @@ pub(super) fn remove(what: &str, table: &str) -> Result<(), KernelError> {
     Socket::open(SockProtocol::NetlinkNetFilter)?.batch(what, &messages)
 }
 
+/// Whether there is such a table.
+pub(super) fn exists(what: &str, table: &str) -> Result<bool, KernelError> {
+    match Socket::open(SockProtocol::NetlinkNetFilter)?.get(what, &named(GET_TABLE, 0, table)) {
+        Err(error) if error.errno() == Some(Errno::ENOENT) => Ok(false),
+        result => result.map(|_| true),
+    }
+}
+
 fn named(kind: u16, flags: u16, table: &str) -> Message {
     nftables(kind, flags).attribute(1, &text(table))
 }
@@ -123,6 +138,54 @@ pub(super) fn family(family: u8) -> [Attributes; 2] {
 /// Has these bytes at an offset of its IP header, where the mask is set.
 pub(super) fn header_field(offset: u32, mask: &[u8], bytes: &[u8]) -> [Attributes; 3] {
     [payload(NETWORK_HEADER, offset, bytes.len()), mask_with(mask), compare(Is::The, bytes)]
+}
+
+/// Goes to an address of this prefix.
+pub(super) fn destination(net: IpNet) -> [Attributes; 5] {
+    let (is, offset, mask, address) = match net.trunc() {
+        IpNet::V4(net) => (IPV4, 16, net.netmask().octets().to_vec(), net.addr().octets().to_vec()),
+        IpNet::V6(net) => (IPV6, 24, net.netmask().octets().to_vec(), net.addr().octets().to_vec()),
+    };
+    let ([load, same], [field, masked, equal]) = (family(is), header_field(offset, &mask, &address));
+    [load, same, field, masked, equal]
+}
+
+/// Goes to this port of this protocol.
+pub(super) fn destination_port(protocol: u8, port: u16) -> [Attributes; 4] {
+    [
+        meta(META_LAYER_4_PROTOCOL),
+        compare(Is::The, &[protocol]),
+        payload(TRANSPORT_HEADER, 2, 2),
+        compare(Is::The, &port.to_be_bytes()),
+    ]
+}
+
+/// Was sent by a process of this user.
+pub(super) fn sent_by(user: u32) -> [Attributes; 2] {
+    [meta(META_SOCKET_UID), compare(Is::The, &user.to_ne_bytes())]
+}
+
+/// Bears this mark, which is in the register then.
+pub(super) fn mark_is(mark: u32) -> [Attributes; 2] {
+    [meta(META_MARK), compare(Is::The, &mark.to_ne_bytes())]
+}
+
+/// Has its connection remember the mark in the register.
+pub(super) fn remember_mark() -> [Attributes; 1] {
+    let set = Attributes::default().with(2, &CONNTRACK_MARK.to_be_bytes()).with(4, &REGISTER.to_be_bytes());
+    [expression("ct", &set)]
+}
+
+/// Belongs to a connection that remembers this mark, which is in the register then.
+pub(super) fn remembered_mark_is(mark: u32) -> [Attributes; 2] {
+    let load = Attributes::default().with(1, &REGISTER.to_be_bytes()).with(2, &CONNTRACK_MARK.to_be_bytes());
+    [expression("ct", &load), compare(Is::The, &mark.to_ne_bytes())]
+}
+
+/// Gives the packet the mark in the register.
+pub(super) fn mark_as_compared() -> Attributes {
+    let set = Attributes::default().with(2, &META_MARK.to_be_bytes()).with(3, &REGISTER.to_be_bytes());
+    expression("meta", &set)
 }
 
 /// Is a message of this protocol whose first byte is this.

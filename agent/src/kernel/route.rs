@@ -20,7 +20,10 @@ const IFA_ADDRESS: u16 = 1;
 const IFA_LOCAL: u16 = 2;
 pub(super) const RTA_DST: u16 = 1;
 pub(super) const RTA_OIF: u16 = 4;
+pub(super) const RTA_GATEWAY: u16 = 5;
+const RTA_PRIORITY: u16 = 6;
 const RTA_TABLE: u16 = 15;
+const RTA_VIA: u16 = 18;
 pub(super) const ROUTE_HEADER: usize = 12;
 const ADDRESS_HEADER: usize = 8;
 const LINK_HEADER: usize = 16;
@@ -28,10 +31,49 @@ const LINK_UP: u32 = 1;
 const SCOPE_LINK: u8 = 253;
 const SCOPE_UNIVERSE: u8 = 0;
 pub(super) const UNICAST: u8 = 1;
+const UNREACHABLE: u8 = 7;
+const THROW: u8 = 9;
+/// `RTPROT_KERNEL`: what the kernel itself makes of an address and its prefix length.
+const BY_KERNEL: u8 = 2;
+/// Of a cached or cloned route (`RTM_F_CLONED`), which is no entry of a table.
+const CLONED: u32 = 0x200;
 /// Marks the routes of the tunnel as its own (`ip route` shows `proto 112`).
 const PROTOCOL: u8 = 112;
 /// The kernel's main routing table.
 pub const MAIN_TABLE: u32 = 254;
+
+/// Where a route of the tunnel's own leads.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum RouteType {
+    /// Into the device of this index.
+    Device(u32),
+    /// On to the next rule, as if its table had none: what it names is left to the tables behind.
+    Throw,
+    /// Nowhere: who sends there is told so.
+    Unreachable,
+}
+
+/// A route of the main table, whoever made it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MainRoute {
+    /// Its destination.
+    pub net: IpNet,
+    /// Index of the device that it leads to, 0 for none or several.
+    pub device: u32,
+    /// Lower ones win. The kernel's own default is 0 for IPv4 and 1024 for IPv6.
+    pub metric: u32,
+    /// Whether the kernel made it of an address of the device: all in it are neighbours.
+    pub is_connected: bool,
+}
+
+/// A route that could not be had.
+#[derive(Debug)]
+pub struct RefusedRoute {
+    /// Its destination.
+    pub net: IpNet,
+    /// Why.
+    pub error: KernelError,
+}
 
 /// Changes links, addresses, routes and rules in the network namespace in which it was opened. Every change
 /// needs `CAP_NET_ADMIN`.
@@ -107,8 +149,9 @@ impl RouteSocket {
         Ok(found.iter().filter_map(|(_, body)| address_of(body, device)).collect())
     }
 
-    /// Makes the addresses of a device exactly these, without touching those that are right.
-    pub fn set_addresses(&mut self, device: u32, wanted: &[IpNet]) -> Result<(), KernelError> {
+    /// Makes the addresses of a device exactly these, without touching those that are right. Yields those of IPv6
+    /// that the device cannot have because this machine, or the device, is without IPv6.
+    pub fn set_addresses(&mut self, device: u32, wanted: &[IpNet]) -> Result<Vec<IpNet>, KernelError> {
         let present = self.addresses(device)?;
         for net in present.iter().filter(|net| !wanted.contains(net)) {
             let message = Message::new(libc::RTM_DELADDR, 0, &address_header(device, *net));
@@ -117,34 +160,94 @@ impl RouteSocket {
                 Errno::EADDRNOTAVAIL,
             )?;
         }
+        let mut without = Vec::new();
         for net in wanted.iter().filter(|net| !present.contains(net)) {
             let message = Message::new(libc::RTM_NEWADDR, CREATE | REPLACE, &address_header(device, *net));
-            self.0.request(&format!("add the address {net}"), &with_address(message, net.addr()))?;
+            match self.0.request(&format!("add the address {net}"), &with_address(message, net.addr())) {
+                Err(error) if is_without(*net, &error) => without.push(*net),
+                result => result?,
+            }
         }
-        Ok(())
+        Ok(without)
+    }
+
+    /// Whether a device is up.
+    pub fn is_up(&mut self, device: u32) -> Result<bool, KernelError> {
+        let what = "read whether the tunnel's device is up";
+        let answer = self.0.get(what, &Message::new(libc::RTM_GETLINK, 0, &link_header(device, 0, 0)))?;
+        let flags =
+            netlink::u32_at(&answer, 8).ok_or_else(|| KernelError::Malformed { what: what.to_owned() })?;
+        Ok(flags & LINK_UP != 0)
     }
 
     /// The destinations that the tunnel itself has routed through a device in a table.
     pub fn routes(&mut self, device: u32, table: u32) -> Result<Vec<IpNet>, KernelError> {
+        let ways = self.ways(device, table)?.into_iter();
+        Ok(ways.filter(|(_, way)| *way == RouteType::Device(device)).map(|(net, _)| net).collect())
+    }
+
+    /// All routes of the main table.
+    pub fn main_routes(&mut self) -> Result<Vec<MainRoute>, KernelError> {
         let dump = Message::new(libc::RTM_GETROUTE, 0, &[0; ROUTE_HEADER]);
         let found = self.0.dump("list routes", &dump)?;
-        Ok(found.iter().filter_map(|(_, body)| route_of(body, device, table)).collect())
+        Ok(found.iter().filter_map(|(_, body)| main_route_of(body)).collect())
     }
 
     /// Makes the tunnel's own routes through a device in a table exactly these, without touching those that
-    /// are right.
-    pub fn set_routes(&mut self, device: u32, table: u32, wanted: &[IpNet]) -> Result<(), KernelError> {
-        let wanted: Vec<IpNet> = wanted.iter().map(IpNet::trunc).collect();
-        let present = self.routes(device, table)?;
-        for net in present.iter().filter(|net| !wanted.contains(net)) {
-            let message = route(libc::RTM_DELROUTE, 0, device, table, *net);
+    /// are right. One that cannot be had keeps no other from being made: those are handed back.
+    pub fn set_routes(
+        &mut self,
+        device: u32,
+        table: u32,
+        wanted: &[IpNet],
+    ) -> Result<Vec<RefusedRoute>, KernelError> {
+        let wanted: Vec<_> = wanted.iter().map(|net| (*net, RouteType::Device(device))).collect();
+        self.set_ways(device, table, &wanted)
+    }
+
+    /// The same with ways of all kinds. Those that cover others are made first.
+    pub fn set_ways(
+        &mut self,
+        device: u32,
+        table: u32,
+        wanted: &[(IpNet, RouteType)],
+    ) -> Result<Vec<RefusedRoute>, KernelError> {
+        let mut wanted: Vec<_> = wanted.iter().map(|(net, way)| (net.trunc(), *way)).collect();
+        wanted.sort_by_key(|(net, _)| net.prefix_len());
+        let present = self.ways(device, table)?;
+        for (net, way) in present.iter().filter(|present| !wanted.contains(present)) {
+            let message = route(libc::RTM_DELROUTE, 0, *way, table, *net);
             ignore(self.0.request(&format!("remove the route to {net}"), &message), Errno::ESRCH)?;
         }
-        for net in wanted.iter().filter(|net| !present.contains(net)) {
-            let message = route(libc::RTM_NEWROUTE, CREATE | EXCLUSIVE, device, table, *net);
-            self.0.request(&format!("add a route to {net}"), &message)?;
+        let mut refused = Vec::new();
+        for (net, way) in wanted.iter().filter(|wanted| !present.contains(wanted)) {
+            let message = route(libc::RTM_NEWROUTE, CREATE | EXCLUSIVE, *way, table, *net);
+            if let Err(error) = self.0.request(&format!("add a route to {net}"), &message) {
+                refused.push(RefusedRoute { net: *net, error });
+            }
         }
-        Ok(())
+        Ok(refused)
+    }
+
+    /// The tunnels' own routes without a device, in tables of such numbers.
+    pub(super) fn own_routes(
+        &mut self,
+        is_meant: impl Fn(u32) -> bool,
+    ) -> Result<Vec<(IpNet, RouteType, u32)>, KernelError> {
+        let dump = Message::new(libc::RTM_GETROUTE, 0, &[0; ROUTE_HEADER]);
+        let found = self.0.dump("list routes", &dump)?;
+        let own = |(_, body): &(u16, Vec<u8>)| {
+            let table = Entry::of(body)?.table;
+            let (net, way) = way_of(body, 0, table)?;
+            is_meant(table).then_some((net, way, table))
+        };
+        Ok(found.iter().filter_map(own).collect())
+    }
+
+    fn ways(&mut self, device: u32, table: u32) -> Result<Vec<(IpNet, RouteType)>, KernelError> {
+        let dump = Message::new(libc::RTM_GETROUTE, 0, &[0; ROUTE_HEADER]);
+        let found = self.0.dump("list routes", &dump)?;
+        Ok(found.iter().filter_map(|(_, body)| way_of(body, device, table)).collect())
     }
 
     /// Removes a device. One that is gone already is no error.
@@ -225,28 +328,82 @@ fn address_of(body: &[u8], device: u32) -> Option<IpNet> {
     here.then(|| IpNet::new(address(octets)?, length).ok()).flatten()
 }
 
-/// `struct rtmsg` and the attributes that every route here has.
-fn route(kind: u16, flags: u16, device: u32, table: u32, net: IpNet) -> Message {
-    let scope = if net.addr().is_ipv4() { SCOPE_LINK } else { SCOPE_UNIVERSE };
-    // The table goes into an attribute, where it may be larger than a byte.
-    let header = [family_of(net.addr()), net.prefix_len(), 0, 0, 0, PROTOCOL, scope, UNICAST, 0, 0, 0, 0];
-    Message::new(kind, flags, &header)
-        .attribute(RTA_DST, &octets(net.addr()))
-        .attribute(RTA_OIF, &device.to_ne_bytes())
-        .attribute(RTA_TABLE, &table.to_ne_bytes())
+/// Whether an address or a route is refused because there is no IPv6: it is switched off (`disable_ipv6`), or the
+/// kernel was made or started without it.
+fn is_without(net: IpNet, error: &KernelError) -> bool {
+    let off = [Errno::EACCES, Errno::EAFNOSUPPORT, Errno::EOPNOTSUPP];
+    net.addr().is_ipv6() && error.errno().is_some_and(|errno| off.contains(&errno))
 }
 
-fn route_of(body: &[u8], device: u32, table: u32) -> Option<IpNet> {
-    let (family, length, protocol) = (*body.first()?, *body.get(1)?, *body.get(5)?);
-    let attributes = body.get(ROUTE_HEADER..)?;
-    let number = |kind| netlink::attribute(attributes, kind).and_then(|value| netlink::u32_at(value, 0));
-    if protocol != PROTOCOL || number(RTA_OIF) != Some(device) || number(RTA_TABLE) != Some(table) {
-        return None;
-    }
-    let destination = match netlink::attribute(attributes, RTA_DST) {
-        Some(octets) => address(octets)?,
-        None if i32::from(family) == libc::AF_INET => Ipv4Addr::UNSPECIFIED.into(),
-        None => Ipv6Addr::UNSPECIFIED.into(),
+/// `struct rtmsg` and the attributes that every route here has.
+pub(super) fn route(kind: u16, flags: u16, way: RouteType, table: u32, net: IpNet) -> Message {
+    let (to, scope) = match way {
+        RouteType::Device(_) if net.addr().is_ipv4() => (UNICAST, SCOPE_LINK),
+        RouteType::Device(_) => (UNICAST, SCOPE_UNIVERSE),
+        RouteType::Throw => (THROW, SCOPE_UNIVERSE),
+        RouteType::Unreachable => (UNREACHABLE, SCOPE_UNIVERSE),
     };
-    IpNet::new(destination, length).ok()
+    // The table goes into an attribute, where it may be larger than a byte.
+    let header = [family_of(net.addr()), net.prefix_len(), 0, 0, 0, PROTOCOL, scope, to, 0, 0, 0, 0];
+    let message = Message::new(kind, flags, &header)
+        .attribute(RTA_DST, &octets(net.addr()))
+        .attribute(RTA_TABLE, &table.to_ne_bytes());
+    match way {
+        RouteType::Device(device) => message.attribute(RTA_OIF, &device.to_ne_bytes()),
+        RouteType::Throw | RouteType::Unreachable => message,
+    }
+}
+
+/// A route as far as it is read here.
+struct Entry<'a> {
+    net: IpNet,
+    table: u32,
+    protocol: u8,
+    kind: u8,
+    attributes: &'a [u8],
+}
+
+impl<'a> Entry<'a> {
+    fn of(body: &'a [u8]) -> Option<Self> {
+        let (family, length, protocol, kind) = (*body.first()?, *body.get(1)?, *body.get(5)?, *body.get(7)?);
+        if netlink::u32_at(body, 8)? & CLONED != 0 {
+            return None;
+        }
+        let attributes = body.get(ROUTE_HEADER..)?;
+        let table = netlink::attribute(attributes, RTA_TABLE).and_then(|value| netlink::u32_at(value, 0))?;
+        let destination = match netlink::attribute(attributes, RTA_DST) {
+            Some(octets) => address(octets)?,
+            None if i32::from(family) == libc::AF_INET => Ipv4Addr::UNSPECIFIED.into(),
+            None => Ipv6Addr::UNSPECIFIED.into(),
+        };
+        let net = IpNet::new(destination, length).ok()?;
+        Some(Self { net, table, protocol, kind, attributes })
+    }
+
+    fn number(&self, kind: u16) -> Option<u32> {
+        netlink::attribute(self.attributes, kind).and_then(|value| netlink::u32_at(value, 0))
+    }
+}
+
+/// A route of ours through the device, or through none.
+fn way_of(body: &[u8], device: u32, table: u32) -> Option<(IpNet, RouteType)> {
+    let entry = Entry::of(body).filter(|entry| entry.protocol == PROTOCOL && entry.table == table)?;
+    let way = match entry.kind {
+        THROW => RouteType::Throw,
+        UNREACHABLE => RouteType::Unreachable,
+        _ => RouteType::Device(entry.number(RTA_OIF).filter(|to| *to == device)?),
+    };
+    Some((entry.net, way))
+}
+
+fn main_route_of(body: &[u8]) -> Option<MainRoute> {
+    let entry = Entry::of(body).filter(|entry| entry.table == MAIN_TABLE)?;
+    let direct =
+        [RTA_GATEWAY, RTA_VIA].iter().all(|kind| netlink::attribute(entry.attributes, *kind).is_none());
+    Some(MainRoute {
+        net: entry.net,
+        device: entry.number(RTA_OIF).unwrap_or_default(),
+        metric: entry.number(RTA_PRIORITY).unwrap_or_default(),
+        is_connected: direct && entry.protocol == BY_KERNEL && entry.kind == UNICAST,
+    })
 }

@@ -7,11 +7,10 @@ use nix::errno::Errno;
 use super::{
     KernelError, RouteSocket,
     netlink::{self, Message},
-    route::{ROUTE_HEADER, RTA_DST, RTA_OIF, UNICAST, address, family_of, octets},
+    route::{ROUTE_HEADER, RTA_DST, RTA_GATEWAY, RTA_OIF, UNICAST, address, family_of, octets},
 };
 
 const RTA_SRC: u16 = 2;
-const RTA_GATEWAY: u16 = 5;
 const RTA_PREFSRC: u16 = 7;
 const RTA_MARK: u16 = 16;
 /// `RTN_LOCAL`: an address of this machine.

@@ -156,6 +156,7 @@ impl Tunnel {
         let index = device.index();
         let mut route = RouteSocket::open()?;
         route.set_mtu(index, u32::from(config.mtu))?;
+        // The caller hears of those that cannot be had when it sets them itself.
         route.set_addresses(index, &config.addresses)?;
         route.set_up(index)?;
         Self::run(device, config, events)
@@ -243,8 +244,9 @@ impl Tunnel {
         self.tell_all(|| Command::SetPeers(Arc::clone(&peers)));
     }
 
-    /// Makes the addresses of the TUN device exactly these.
-    pub fn set_addresses(&self, addresses: &[IpNet]) -> Result<(), TunnelError> {
+    /// Makes the addresses of the TUN device exactly these. Yields those that it cannot have, as this machine is without
+    /// IPv6.
+    pub fn set_addresses(&self, addresses: &[IpNet]) -> Result<Vec<IpNet>, TunnelError> {
         Ok(RouteSocket::open()?.set_addresses(self.index, addresses)?)
     }
 

@@ -363,11 +363,6 @@ impl Lab {
         ip(&format!("-n {} {words}", self.gateway));
     }
 
-    /// Runs `ip` in the client's namespace.
-    pub(crate) fn client_ip(&self, words: &str) {
-        ip(&format!("-n {} {words}", self.client));
-    }
-
     /// Starts the client as a service manager does that listens there.
     pub(crate) fn service(&self, notify: &Path, join: &str) -> Running {
         let token = self.path("join");
@@ -545,6 +540,17 @@ impl Lab {
     pub(crate) fn client_links(&self) -> String {
         let links = Command::new("ip").args(["-n", &self.client.0, "-o", "link"]).output().unwrap();
         String::from_utf8(links.stdout).unwrap()
+    }
+
+    /// Runs `ip` in the client's namespace. What it printed.
+    pub(crate) fn client_ip(&self, words: &str) -> String {
+        self.try_client_ip(words).unwrap_or_else(|complaint| panic!("ip {words}: {complaint}"))
+    }
+
+    pub(crate) fn try_client_ip(&self, words: &str) -> Result<String, String> {
+        let output = Command::new("ip").args(["-n", &self.client.0]).args(words.split(' ')).output().unwrap();
+        let told = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
+        if output.status.success() { Ok(told(output.stdout)) } else { Err(told(output.stderr)) }
     }
 
     pub(crate) fn renumber_client(&self, from: &str, to: &str) {

@@ -58,6 +58,8 @@ struct Inner {
     reports: Reports,
     impairments: Arc<Mutex<Vec<String>>>,
     enrolments: Mutex<u32>,
+    /// Inner addresses of who enrols.
+    addresses: Mutex<Vec<String>>,
     /// How long a client's certificate lives, where a test is about that.
     life: Mutex<Option<Duration>>,
     /// Public keys that clients asked certificates for, the first one at the enrolment.
@@ -121,6 +123,7 @@ impl Operator {
             reports: Reports::default(),
             impairments: Arc::default(),
             enrolments: Mutex::default(),
+            addresses: Mutex::new(vec!["10.77.0.9/32".into()]),
             life: Mutex::default(),
             session_keys: Mutex::default(),
             by_keys: Mutex::default(),
@@ -183,6 +186,11 @@ impl Operator {
 
     pub(crate) fn enrolments(&self) -> u32 {
         *self.inner.enrolments.lock().unwrap()
+    }
+
+    /// Gives who enrols one more inner address, before all others.
+    pub(crate) fn give(&self, address: &str) {
+        self.inner.addresses.lock().unwrap().insert(0, address.to_owned());
     }
 
     /// Has clients renew their certificates so often. `None`: never.
@@ -435,7 +443,7 @@ impl Inner {
             revision: desired.revision,
             client: Some(client.clone()),
             addresses: own.map(|peer| peer.addresses.clone()).unwrap_or_default(),
-            routes: vec!["10.50.0.0/24".into()],
+            routes: desired.pools[0].routes.clone(),
             mtu: 1420,
             replicas: desired.replicas.clone(),
             dns_servers: desired.pools[0].dns_servers.clone(),
@@ -562,15 +570,16 @@ impl GatewayLink for Inner {
         }
         *self.enrolments.lock().unwrap() += 1;
         // The second machine of a test about two.
-        let (name, address) =
-            if request.hostname == "twin" { ("twin", "10.77.0.10/32") } else { ("laptop", "10.77.0.9/32") };
-        let client = object(name);
+        let is_twin = request.hostname == "twin";
+        let client = object(if is_twin { "twin" } else { "laptop" });
+        let addresses =
+            if is_twin { vec!["10.77.0.10/32".into()] } else { self.addresses.lock().unwrap().clone() };
         self.desired.send_modify(|desired| {
             desired.revision += 1;
             desired.peers.push(v1::Peer {
                 client: Some(client.clone()),
                 public_key: request.public_key,
-                addresses: vec![address.into()],
+                addresses,
                 ..Default::default()
             });
         });

@@ -25,6 +25,13 @@ const PACKAGES: &[Package] = &[
     Package { name: "iproute2", proof: &["/usr/sbin/ip", "/sbin/ip", "/usr/bin/ip"] },
     Package { name: "iptables", proof: &["/usr/sbin/iptables", "/sbin/iptables"] },
     Package { name: "iputils-ping", proof: &["/usr/bin/ping", "/bin/ping"] },
+    Package {
+        name: "libfaketime",
+        proof: &[
+            "/usr/lib/x86_64-linux-gnu/faketime/libfaketime.so.1",
+            "/usr/lib/aarch64-linux-gnu/faketime/libfaketime.so.1",
+        ],
+    },
     Package { name: "lua5.1", proof: &["/usr/bin/lua5.1"] },
     Package { name: "nftables", proof: &["/usr/sbin/nft", "/sbin/nft"] },
     Package { name: "runc", proof: &["/usr/sbin/runc", "/usr/bin/runc"] },

@@ -83,12 +83,20 @@ fn a_full_tunnel_beside_dockers_bridge_does_not_leak() {
     let table = lab.client(&["status"], "").stdout;
     assert!(table.contains("172.17.0.0/16") && table.contains("docker0"), "{table}");
     assert!(!lab.client(&["status", "--check"], "").status.success());
+    let reported = || {
+        let report = lab.operator.reported("laptop").unwrap_or_default();
+        report.impairments.into_iter().map(|it| (it.category, it.message)).collect::<Vec<_>>()
+    };
+    eventually(SOON, "the operator hears of it", || {
+        reported().iter().any(|(category, said)| category == "RouteConflict" && said.contains("docker0"))
+    });
 
     lab.client_ip("link delete docker0");
     eventually(SOON, "the prefix is the pool's again", || {
         phase(&lab) == "Connected" && way(&lab, "172.17.0.2") == "pinhole0"
     });
     assert_eq!(impaired(&lab), []);
+    eventually(SOON, "the operator hears of that", || reported().is_empty());
     let down = lab.client(&["down"], "");
     assert!(down.status.success(), "{down:?}");
     assert_eq!(way(&lab, "8.8.8.8"), "wan");

@@ -146,7 +146,7 @@ pub struct VPNClientStatus {
     /// Generation of the spec that this status is about.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub observed_generation: Option<i64>,
-    /// Ready and Connected, and Reconciling, Stalled, PartiallyInvalid or KeyOnTwoMachines while True.
+    /// Ready and Connected, and Reconciling, Stalled, Degraded, PartiallyInvalid or KeyOnTwoMachines while True.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["type".into()]))]
     pub conditions: Vec<Condition>,
@@ -199,6 +199,8 @@ pub enum ClientPhase {
     Pending,
     /// A bidirectional exchange was confirmed on the active path, recently enough to know.
     Connected,
+    /// As Connected, but its machine lacks something that the pool promises: a route, a name server.
+    Degraded,
     /// Asleep: it keeps no mapping for the tunnel, and is woken over its session, which was proven recently enough to know.
     Standby,
     /// No usable path; session and address are kept.
@@ -219,6 +221,7 @@ impl ClientPhase {
         match self {
             Self::Pending => "Pending",
             Self::Connected => "Connected",
+            Self::Degraded => "Degraded",
             Self::Standby => "Standby",
             Self::Dormant => "Dormant",
             Self::WaitingToReconnect => "WaitingToReconnect",

@@ -15,6 +15,10 @@ pub const STALLED: &str = "Stalled";
 /// Condition of a client: a bidirectional exchange was confirmed recently enough to know.
 pub const CONNECTED: &str = "Connected";
 
+/// Condition of a client: its machine lacks something that the pool promises, such as a route that somebody else has. Present
+/// only when True.
+pub const DEGRADED: &str = "Degraded";
+
 /// Condition: some of what the spec says cannot be used and is left out, and the rest is in force. Present only when
 /// True (as the Gateway API has it).
 pub const PARTIALLY_INVALID: &str = "PartiallyInvalid";

@@ -300,7 +300,7 @@ pub enum PathProof {
 pub struct ClientCounts {
     /// All of them.
     pub total: i64,
-    /// A bidirectional exchange was confirmed lately.
+    /// A bidirectional exchange was confirmed lately. Degraded ones are among them.
     pub connected: i64,
     /// Asleep, and woken over their sessions.
     #[serde(default)]

@@ -5,6 +5,8 @@
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use crate::{printable, v1::Impairment};
+
 /// The longest span of a lifetime, an interval or a silence: 7 days. No keepalive is less frequent.
 pub const LONGEST_SPAN: Duration = Duration::from_hours(24 * 7);
 
@@ -20,6 +22,15 @@ pub const MOST_COUNTED: u64 = 1 << 40;
 
 /// Characters of a text for people.
 pub const LONGEST_TEXT: usize = 512;
+
+/// Characters of a category.
+const LONGEST_CATEGORY: usize = 64;
+
+/// Impairments of one client: with [`LONGEST_IMPAIRMENT`] they bound what a crowd of clients adds to one report.
+pub const MOST_OF_CLIENT: usize = 1;
+
+/// Characters of what is said of a client's impairment.
+pub const LONGEST_IMPAIRMENT: usize = 140;
 
 /// How a word is called that the other process has learnt and this one has not.
 pub const NEWER: &str = "NewerThanMe";
@@ -53,6 +64,17 @@ pub fn count(wire: u64) -> u64 {
 pub fn difference(wire: i64) -> i64 {
     const MOST: i64 = MOST_COUNTED.cast_signed();
     wire.clamp(-MOST, MOST)
+}
+
+/// Whether a text can be a category: up to 64 letters and digits.
+pub fn is_category(text: &str) -> bool {
+    (1..=LONGEST_CATEGORY).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_alphanumeric())
+}
+
+/// The first `most` impairments that have a category, each in at most `longest` characters.
+pub fn impairments(wire: Vec<Impairment>, most: usize, longest: usize) -> Vec<Impairment> {
+    let clean = |it: Impairment| Impairment { message: printable(&it.message, longest), ..it };
+    wire.into_iter().filter(|it| is_category(&it.category)).take(most).map(clean).collect()
 }
 
 /// A number that stands for one of `E`, or for a word that came after this program was made.

@@ -50,6 +50,10 @@ impl Bulletin {
             if !news && !counts {
                 return None;
             }
+            if lacks(told) != lacks(&state) && now < *at + PAUSE {
+                self.waiting = true;
+                return None;
+            }
             let may_speak = occasion.is_now() || occasion == Occasion::Never;
             if news && can_wait(told, &state) && !(may_speak && now >= *at + PAUSE) {
                 self.waiting = may_speak;
@@ -66,10 +70,15 @@ impl Bulletin {
     }
 }
 
-/// Whether the difference can wait for the next occasion. A path that changed cannot; nor can a longer interval, before
+/// Whether anything is missing that the pool promises.
+fn lacks(state: &v1::ClientState) -> bool {
+    !state.impairments.is_empty()
+}
+
+/// Whether the difference can wait for the next occasion. A path that changed cannot, nor the first thing that is missing; nor can a longer interval, before
 /// whose end the gateway would miss the client.
 fn can_wait(told: &v1::ClientState, state: &v1::ClientState) -> bool {
-    (told.phase, &told.local_endpoint) == (state.phase, &state.local_endpoint)
+    (told.phase, &told.local_endpoint, lacks(told)) == (state.phase, &state.local_endpoint, lacks(state))
         && interval(told) >= interval(state)
 }
 

@@ -7,7 +7,7 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 
-use pinhole_proto::{HostPort, v1};
+use pinhole_proto::{HostPort, bounds::MOST_OF_CLIENT, v1};
 use tokio::{
     sync::{mpsc, oneshot, watch},
     task::JoinHandle,
@@ -1069,6 +1069,13 @@ impl Runner<'_> {
         kill_switch::plan(&self.setup.name, FWMARK, (pool, choice), &present, endpoints).install()
     }
 
+    /// What the pool promises and is missing, for those who look after the cluster.
+    fn lacking(&self) -> Vec<v1::Impairment> {
+        let lacking = self.all_impairments().into_iter().filter(|impairment| !impairment.accepted);
+        let told = lacking.map(|Impairment { category, message, .. }| v1::Impairment { category, message });
+        told.take(MOST_OF_CLIENT).collect()
+    }
+
     /// Whether something is missing that the pool promises.
     fn is_degraded(&self) -> bool {
         self.lacks_routes() || self.dns.as_ref().is_some_and(|dns| dns.missing().is_some())
@@ -1163,6 +1170,7 @@ impl Runner<'_> {
         };
         self.pulse.report(now, self.health.interval(), &mut state);
         state.standby = Some(self.sleeper.report());
+        state.impairments = if self.was_connected { self.lacking() } else { Vec::new() };
         state
     }
 

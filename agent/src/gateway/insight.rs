@@ -107,6 +107,7 @@ pub struct Insight {
     binding: Option<BindingTold>,
     keepalive: Option<KeepaliveTold>,
     standby: Option<StandbyTold>,
+    impairments: Vec<v1::Impairment>,
     recommended: Option<Duration>,
     /// At most one of each cause.
     tales: Vec<Tale>,
@@ -158,6 +159,7 @@ impl Insight {
             binding: None,
             keepalive: None,
             standby: None,
+            impairments: Vec::new(),
             recommended: None,
             tales: Vec::new(),
             fresh: Vec::new(),
@@ -191,6 +193,10 @@ impl Insight {
     pub fn handle_told(&mut self, now: SystemTime, told: &Told) -> Costs {
         if let Some(phase) = told.phase {
             self.presence.handle_told(now, phase);
+        }
+        if self.impairments != told.impairments {
+            self.version += 1;
+            self.impairments.clone_from(&told.impairments);
         }
         if told.nat.is_some() {
             self.version += u64::from(self.nat != told.nat);
@@ -305,6 +311,7 @@ impl Insight {
             binding: self.binding.map(BindingTold::to_wire),
             keepalive: self.keepalive.map(KeepaliveTold::to_wire),
             standby: self.standby.map(StandbyTold::to_wire),
+            impairments: self.impairments.clone(),
             churn: Some(self.churn()),
             recommended_keepalive: self.recommended.and_then(|interval| interval.try_into().ok()),
             ..report

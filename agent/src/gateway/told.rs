@@ -10,7 +10,7 @@ use std::{
 };
 
 use pinhole_proto::{
-    bounds::{self, LONGEST_SPAN, LONGEST_TRIP, Word},
+    bounds::{self, LONGEST_IMPAIRMENT, LONGEST_SPAN, LONGEST_TRIP, MOST_OF_CLIENT, Word},
     v1,
 };
 
@@ -109,6 +109,8 @@ pub struct Told {
     pub standby: Option<StandbyTold>,
     /// What became of its binding.
     pub churn: Option<ChurnTold>,
+    /// What of its pool's promise does not hold on its machine.
+    pub impairments: Vec<v1::Impairment>,
 }
 
 impl From<v1::ClientState> for Told {
@@ -120,6 +122,7 @@ impl From<v1::ClientState> for Told {
             keepalive: wire.keepalive.as_ref().map(KeepaliveTold::from),
             standby: wire.standby.as_ref().map(StandbyTold::from),
             churn: wire.churn.as_ref().map(ChurnTold::from),
+            impairments: bounds::impairments(wire.impairments, MOST_OF_CLIENT, LONGEST_IMPAIRMENT),
         }
     }
 }

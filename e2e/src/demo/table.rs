@@ -83,7 +83,7 @@ fn phase(client: &Client) -> Cell {
     let Some(phase) = client.phase else { return ("starting".to_owned(), DIM) };
     let colour = match phase {
         ClientPhase::Connected | ClientPhase::Standby => GREEN,
-        ClientPhase::Pending | ClientPhase::WaitingToReconnect => YELLOW,
+        ClientPhase::Pending | ClientPhase::Degraded | ClientPhase::WaitingToReconnect => YELLOW,
         ClientPhase::Dormant | ClientPhase::Disconnected | ClientPhase::Suspended | ClientPhase::Unknown => {
             RED
         }

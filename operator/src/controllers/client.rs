@@ -12,8 +12,8 @@ use kube::{
     runtime::events::EventType,
 };
 use pinhole_crds::{
-    ClientPhase, ClientPod, EnrolmentMethod, KEY_ON_TWO_MACHINES, VPNClient, VPNClientPool, VPNClientStatus,
-    VPNGateway,
+    ClientPhase, ClientPod, DEGRADED, EnrolmentMethod, KEY_ON_TWO_MACHINES, VPNClient, VPNClientPool,
+    VPNClientStatus, VPNGateway,
 };
 use pinhole_proto::is_object_name;
 
@@ -266,8 +266,10 @@ impl Context {
             );
             self.events.warn(client, "AddressConflict", &text);
         }
-        if let Some(shared) = status.conditions.iter().find(|c| c.type_ == KEY_ON_TWO_MACHINES) {
-            self.events.warn(client, KEY_ON_TWO_MACHINES, &shared.message);
+        for fault in [KEY_ON_TWO_MACHINES, DEGRADED] {
+            if let Some(said) = status.conditions.iter().find(|c| c.type_ == fault) {
+                self.events.warn(client, fault, &said.message);
+            }
         }
         if let Some(denied) = &assignment.denied {
             self.events.warn(client, denied.category(), &denied.to_string());

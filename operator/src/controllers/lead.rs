@@ -228,8 +228,13 @@ impl Loop {
 
     fn add(&mut self, work: impl IntoIterator<Item = Work>) {
         let now = Instant::now();
+        let world = self.context.hub.world();
         for work in work {
-            self.schedule.add(work, now);
+            if world.is_awaited(&work) {
+                self.schedule.add_to(Lane::First, work, now);
+            } else {
+                self.schedule.add(work, now);
+            }
         }
     }
 

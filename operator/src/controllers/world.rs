@@ -79,6 +79,13 @@ impl Effects {
 
 /// Reading.
 impl World {
+    /// Whether an agent waits for it: it has enrolled, and cannot connect before it has addresses.
+    pub(super) fn is_awaited(&self, work: &Work) -> bool {
+        let Work::Client(key) = work else { return false };
+        let client = self.clients.get(key).filter(|client| !client.spec.is_stock());
+        client.is_some_and(|client| client.status.as_ref().is_none_or(|status| status.addresses.is_empty()))
+    }
+
     pub(super) fn gateway(&self, key: &GatewayKey) -> Option<Arc<VPNGateway>> {
         self.gateways.get(key).cloned()
     }

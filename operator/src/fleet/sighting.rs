@@ -4,8 +4,8 @@ use k8s_openapi::jiff::Timestamp;
 use pinhole_proto::{
     bounds::{self, LONGEST_SPAN, LONGEST_SUM, Word},
     v1::{
-        BindingReport, ChurnCause, ChurnEvent, ChurnOfCause, ChurnReport, ClientReport, KeepaliveReport,
-        KeyOnTwoMachines, NatReport, Phase, ReachReport, StandbyReport,
+        BindingReport, ChurnCause, ChurnEvent, ChurnOfCause, ChurnReport, ClientReport, Impairment,
+        KeepaliveReport, KeyOnTwoMachines, NatReport, Phase, ReachReport, StandbyReport,
     },
 };
 
@@ -46,6 +46,8 @@ pub struct Sighting {
     pub reach: Option<ReachReport>,
     /// Two machines use its key.
     pub key_on_two_machines: Option<KeyOnTwoMachines>,
+    /// What of its pool's promise does not hold on its machine.
+    pub impairments: Vec<Impairment>,
 }
 
 impl Sighting {
@@ -68,6 +70,7 @@ impl Sighting {
             last_rest: report.last_rest.and_then(timestamp),
             reach: report.reach,
             key_on_two_machines: report.key_on_two_machines,
+            impairments: report.impairments,
         })
     }
 
@@ -87,6 +90,7 @@ impl Sighting {
         self.phase != old.phase
             || (self.endpoint != old.endpoint && self.key_on_two_machines.is_none())
             || self.key_on_two_machines != old.key_on_two_machines
+            || self.impairments != old.impairments
             || self.session != old.session
             || self.nat != old.nat
             || self.churn != old.churn

@@ -6,20 +6,19 @@
 use std::net::{IpAddr, SocketAddr};
 
 use pinhole_proto::{
-    bounds::{self, LONGEST_SPAN, LONGEST_SUM, LONGEST_TEXT, LONGEST_TRIP},
+    bounds::{
+        self, LONGEST_IMPAIRMENT, LONGEST_SPAN, LONGEST_SUM, LONGEST_TEXT, LONGEST_TRIP, MOST_OF_CLIENT,
+    },
     is_object_name,
     v1::{
         Ack, BindingReport, ChurnEvent, ChurnOfCause, ChurnReport, ClientReport, EndpointChange,
-        GatewayReport, Impairment, KeepaliveReport, KeyOnTwoMachines, NatReport, ReachReport, StandbyReport,
+        GatewayReport, KeepaliveReport, KeyOnTwoMachines, NatReport, ReachReport, StandbyReport,
     },
 };
 use prost_types::{Duration, Timestamp};
 
 /// Impairments in one report.
 const MOST_IMPAIRMENTS: usize = 32;
-
-/// Characters of a category.
-const CATEGORY_CHARS: usize = 64;
 
 /// Address translators that started anew, in one report.
 const MOST_RESTARTS: usize = 64;
@@ -43,8 +42,8 @@ pub(super) fn accepted(mut report: GatewayReport, namespace: &str, now: i64) -> 
         }
         own
     });
-    report.impairments.truncate(MOST_IMPAIRMENTS);
-    report.impairments.retain_mut(clean_impairment);
+    report.impairments =
+        bounds::impairments(std::mem::take(&mut report.impairments), MOST_IMPAIRMENTS, LONGEST_TEXT);
     report.nat_restarts.truncate(MOST_RESTARTS);
     report.nat_restarts.retain_mut(|restart| {
         restart.public_address = address(&restart.public_address);
@@ -56,8 +55,11 @@ pub(super) fn accepted(mut report: GatewayReport, namespace: &str, now: i64) -> 
 
 /// An acknowledgement that can be shown.
 pub(super) fn accepted_ack(ack: Ack) -> Ack {
-    let category =
-        if is_category(&ack.category) || ack.category.is_empty() { ack.category } else { "Other".into() };
+    let category = if bounds::is_category(&ack.category) || ack.category.is_empty() {
+        ack.category
+    } else {
+        "Other".into()
+    };
     Ack { error: printable(&ack.error), category, ..ack }
 }
 
@@ -82,6 +84,8 @@ fn clean_client(client: &mut ClientReport, now: i64) {
         first: endpoint(&shared.first),
         second: endpoint(&shared.second),
     });
+    client.impairments =
+        bounds::impairments(std::mem::take(&mut client.impairments), MOST_OF_CLIENT, LONGEST_IMPAIRMENT);
     clean_measurements(client, now);
 }
 
@@ -159,11 +163,6 @@ fn address(text: &str) -> String {
     text.parse::<IpAddr>().map(|a| a.to_string()).unwrap_or_default()
 }
 
-fn clean_impairment(impairment: &mut Impairment) -> bool {
-    impairment.message = printable(&impairment.message);
-    is_category(&impairment.category)
-}
-
 fn endpoint(text: &str) -> String {
     text.parse::<SocketAddr>().map(|a| a.to_string()).unwrap_or_default()
 }
@@ -174,10 +173,6 @@ fn is_past(time: Timestamp, now: i64) -> bool {
         && (0..1_000_000_000).contains(&time.nanos)
 }
 
-fn is_category(text: &str) -> bool {
-    (1..=CATEGORY_CHARS).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_alphanumeric())
-}
-
 fn is_reference(name: &str, uid: &str) -> bool {
     let is_uid = |uid: &str| uid.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-');
     is_object_name(name) && (1..=64).contains(&uid.len()) && is_uid(uid)
@@ -185,7 +180,7 @@ fn is_reference(name: &str, uid: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use pinhole_proto::v1::ObjectRef;
+    use pinhole_proto::v1::{Impairment, ObjectRef};
     use proptest::prelude::*;
 
     use super::*;
@@ -289,6 +284,12 @@ mod tests {
                 first: place.clone(),
                 second: place.clone(),
             }),
+            impairments: vec![
+                Impairment {
+                    category: "C".repeat(64), message: "🕳".repeat(LONGEST_IMPAIRMENT)
+                };
+                MOST_OF_CLIENT
+            ],
             ..client("vpn", &place)
         };
         let bytes =
@@ -302,11 +303,13 @@ mod tests {
             let impairments = vec![Impairment { category, message }; 40];
             let key_on_two_machines =
                 Some(KeyOnTwoMachines { first: endpoint.clone(), second: endpoint.clone(), since: None });
-            let clients = vec![ClientReport { key_on_two_machines, ..client("vpn", &endpoint) }];
+            let own = ClientReport { key_on_two_machines, ..client("vpn", &endpoint) };
+            let clients = vec![ClientReport { impairments: impairments.clone(), ..own }];
             let report = GatewayReport { clients, impairments, ..GatewayReport::default() };
             let report = accepted(report, "vpn", 0);
             prop_assert!(report.impairments.len() <= MOST_IMPAIRMENTS);
-            for i in &report.impairments {
+            prop_assert!(report.clients[0].impairments.len() <= MOST_OF_CLIENT);
+            for i in report.impairments.iter().chain(&report.clients[0].impairments) {
                 prop_assert!(i.category.bytes().all(|b| b.is_ascii_alphanumeric()));
                 prop_assert!(!i.message.chars().any(char::is_control) && i.message.chars().count() <= LONGEST_TEXT);
             }

@@ -4,8 +4,8 @@ use std::{net::IpAddr, time::Duration};
 
 use k8s_openapi::{apimachinery::pkg::apis::meta::v1::Time, jiff::Timestamp};
 use pinhole_crds::{
-    CONNECTED, Churn, ClientCounts, ClientPhase, Interval, KEY_ON_TWO_MACHINES, READY, Unread, VPNClient,
-    VPNClientPool, VPNClientStatus, VPNGateway,
+    CONNECTED, Churn, ClientCounts, ClientPhase, DEGRADED, Interval, KEY_ON_TWO_MACHINES, READY, Unread,
+    VPNClient, VPNClientPool, VPNClientStatus, VPNGateway,
 };
 use pinhole_proto::{bounds::Word, v1::Phase};
 
@@ -90,6 +90,7 @@ pub fn status(inputs: &StatusInputs<'_>) -> (VPNClientStatus, Option<Duration>) 
     }
     let phase = phase(inputs, before, &provision);
     connected(inputs, before, phase, &mut conditions);
+    degraded(inputs, phase, &mut conditions);
     key_on_two_machines(inputs, &mut conditions);
     let mut status = VPNClientStatus {
         observed_generation: client.metadata.generation,
@@ -112,7 +113,7 @@ pub fn status(inputs: &StatusInputs<'_>) -> (VPNClientStatus, Option<Duration>) 
 pub fn count(counts: &mut ClientCounts, phase: Option<ClientPhase>) {
     counts.total += 1;
     let field = match phase {
-        Some(ClientPhase::Connected) => &mut counts.connected,
+        Some(ClientPhase::Connected | ClientPhase::Degraded) => &mut counts.connected,
         Some(ClientPhase::Standby) => &mut counts.standby,
         Some(ClientPhase::WaitingToReconnect) => &mut counts.waiting_to_reconnect,
         Some(ClientPhase::Dormant) => &mut counts.dormant,
@@ -205,6 +206,7 @@ fn phase(inputs: &StatusInputs<'_>, before: &VPNClientStatus, provision: &Provis
             Some(known) => known,
         },
         (Hearing::Live, Some((_, sighting))) => match sighting.phase {
+            Word::Known(Phase::Connected) if !sighting.impairments.is_empty() => ClientPhase::Degraded,
             Word::Known(Phase::Connected) => ClientPhase::Connected,
             Word::Known(Phase::Standby) => ClientPhase::Standby,
             Word::Known(Phase::Dormant) => ClientPhase::Dormant,
@@ -238,6 +240,11 @@ fn connected(
         ClientPhase::Connected => {
             (Some(true), "ExchangeConfirmed", "packets were exchanged in both directions lately")
         }
+        ClientPhase::Degraded => (
+            Some(false),
+            "Degraded",
+            "packets are exchanged in both directions, but its machine lacks something that its pool promises: see Degraded",
+        ),
         ClientPhase::Standby => (
             Some(false),
             "Standby",
@@ -269,6 +276,16 @@ fn connected(
         ),
     };
     conditions.set(CONNECTED, status, reason, message);
+}
+
+/// What its machine lacks of what the pool promises.
+fn degraded(inputs: &StatusInputs<'_>, phase: ClientPhase, conditions: &mut Conditions<'_>) {
+    let Some((_, sighting)) = live(inputs) else {
+        conditions.keep(DEGRADED);
+        return;
+    };
+    let Some(first) = sighting.impairments.first().filter(|_| phase == ClientPhase::Degraded) else { return };
+    conditions.set(DEGRADED, Some(true), &first.category, &first.message);
 }
 
 /// Whether two machines use its key. What a replica that cannot be heard now said of that stays.

@@ -141,9 +141,9 @@ mod tests {
     #[tokio::test]
     async fn liveness_answers_within_a_second_beside_scrapes_that_are_not_read_and_such_that_never_end() {
         let pages = Pages::serve();
-        let _unread = pages.holds(100, "GET /large HTTP/1.1\r\nHost: x\r\n\r\n").await;
+        let _unread = pages.holds(2 * CALLERS.inside_of_one, "GET /large HTTP/1.1\r\nHost: x\r\n\r\n").await;
         pages.lives().await;
-        let _endless = pages.holds(100, "GET /endless HTTP/1.1\r\nHost: x\r\n\r\n").await;
+        let _endless = pages.holds(2 * CALLERS.inside_of_one, "GET /endless HTTP/1.1\r\nHost: x\r\n\r\n").await;
         pages.lives().await;
     }
 

@@ -1,11 +1,11 @@
 use pinhole_crds::{
-    CONNECTED, ClientPhase, KEY_ON_TWO_MACHINES, PARTIALLY_INVALID, READY, RECONCILING, STALLED, Unread,
-    VPNClientStatus,
+    CONNECTED, ClientPhase, DEGRADED, KEY_ON_TWO_MACHINES, PARTIALLY_INVALID, READY, RECONCILING, STALLED,
+    Unread, VPNClientStatus,
 };
 use pinhole_proto::{
     bounds::{NEWER, Word},
     v1::{
-        ChurnCause, ChurnEvent, ChurnOfCause, ChurnReport, KeepaliveReason, KeepaliveReport,
+        ChurnCause, ChurnEvent, ChurnOfCause, ChurnReport, Impairment, KeepaliveReason, KeepaliveReport,
         KeyOnTwoMachines, Phase, StandbyReason, StandbyReport,
         keepalive_policy::{Mode, Standby},
     },
@@ -43,6 +43,7 @@ fn sighting(phase: Phase) -> Sighting {
         last_rest: None,
         reach: None,
         key_on_two_machines: None,
+        impairments: Vec::new(),
     }
 }
 
@@ -492,4 +493,26 @@ fn one_key_on_two_machines_is_named_with_both_places_and_a_remedy_until_it_is_ov
     let seen = Sighting { key_on_two_machines: Some(anywhere), ..sighting(Phase::Connected) };
     let text = said(&case.judge(&stock, &heard(seen))).unwrap();
     assert!(text.contains("a VPNClient for each machine") && !text.contains(" at ,"), "{text}");
+}
+
+#[test]
+fn a_client_whose_machine_lacks_what_its_pool_promises_is_degraded_and_says_what() {
+    let case = Case::new();
+    let message = "172.17.0.0/16 stays with docker0";
+    let impairments = vec![Impairment { category: "RouteConflict".into(), message: message.into() }];
+    let seen = Sighting { impairments, ..sighting(Phase::Connected) };
+    let mut own = agent(&json!({}));
+    let degraded = case.judge(&own, &heard(seen.clone()));
+    assert_eq!(degraded.phase, Some(ClientPhase::Degraded));
+    assert_eq!(verdict(&degraded.conditions, CONNECTED), said("False", "Degraded"));
+    assert_eq!(verdict(&degraded.conditions, DEGRADED), said("True", "RouteConflict"));
+    assert_eq!(degraded.conditions.iter().find(|c| c.type_ == DEGRADED).unwrap().message, message);
+    own.status = Some(degraded.clone());
+    let kept = case.judge(&own, &unheard(Hearing::Silent)).conditions;
+    assert_eq!(verdict(&kept, DEGRADED), said("True", "RouteConflict"), "nobody knows any better");
+    let lost = case.judge(&own, &heard(Sighting { phase: Word::Known(Phase::Dormant), ..seen }));
+    assert_eq!(lost.phase, Some(ClientPhase::Dormant));
+    let mended = case.judge(&own, &heard(sighting(Phase::Connected)));
+    assert_eq!(mended.phase, Some(ClientPhase::Connected));
+    assert!([lost, mended].iter().all(|status| status.conditions.iter().all(|c| c.type_ != DEGRADED)));
 }

@@ -156,8 +156,6 @@ impl<W: Welcome> Reception<W> {
                     Action::Refuse(id) => drop(self.waiting.remove(&id)),
                 }
             }
-            // Who entered is looked at before the next do, and take its place.
-            tokio::task::yield_now().await;
         }
         for (_, guest) in self.inside.drain().filter(|(_, inside)| inside.name.is_none()) {
             let _ = guest.end.send(());

@@ -50,11 +50,8 @@ impl Bulletin {
             if !news && !counts {
                 return None;
             }
-            if lacks(told) != lacks(&state) && now < *at + PAUSE {
-                self.waiting = true;
-                return None;
-            }
-            let may_speak = occasion.is_now() || occasion == Occasion::Never;
+            let lacks_other = lacks(told) != lacks(&state);
+            let may_speak = lacks_other || occasion.is_now() || occasion == Occasion::Never;
             if news && can_wait(told, &state) && !(may_speak && now >= *at + PAUSE) {
                 self.waiting = may_speak;
                 return None;
@@ -75,10 +72,10 @@ fn lacks(state: &v1::ClientState) -> bool {
     !state.impairments.is_empty()
 }
 
-/// Whether the difference can wait for the next occasion. A path that changed cannot, nor the first thing that is missing; nor can a longer interval, before
+/// Whether the difference can wait for the next occasion. A path that changed cannot; nor can a longer interval, before
 /// whose end the gateway would miss the client.
 fn can_wait(told: &v1::ClientState, state: &v1::ClientState) -> bool {
-    (told.phase, &told.local_endpoint, lacks(told)) == (state.phase, &state.local_endpoint, lacks(state))
+    (told.phase, &told.local_endpoint) == (state.phase, &state.local_endpoint)
         && interval(told) >= interval(state)
 }
 
@@ -143,6 +140,22 @@ mod tests {
             assert!(bulletin.offer(now + PAUSE, connected(15), occasion).is_some());
             assert_eq!(bulletin.poll_timeout(), None);
         }
+    }
+
+    #[test]
+    fn what_is_missing_is_told_without_an_occasion_once_a_second_and_holds_up_no_phase() {
+        let (now, mut bulletin) = (Instant::now(), Bulletin::default());
+        let lacking = |phase| {
+            let impairments =
+                vec![v1::Impairment { category: "RouteConflict".into(), message: String::new() }];
+            v1::ClientState { impairments, ..state(phase, 20, 0) }
+        };
+        bulletin.offer(now, connected(20), Occasion::Asleep);
+        assert!(bulletin.offer(now, lacking(v1::Phase::Connected), Occasion::Asleep).is_none());
+        assert_eq!(bulletin.poll_timeout(), Some(now + PAUSE));
+        assert!(bulletin.offer(now, lacking(v1::Phase::Dormant), Occasion::Asleep).is_some());
+        assert!(bulletin.offer(now + PAUSE, connected(20), Occasion::Asleep).is_some());
+        assert!(bulletin.offer(now + PAUSE * 2, lacking(v1::Phase::Connected), Occasion::Asleep).is_some());
     }
 
     #[test]

@@ -192,8 +192,8 @@ impl Context {
         }
         let before = client.status.as_ref();
         let provisions = before.is_none_or(|b| b.addresses != addresses || b.public_key != status.public_key);
-        let connects =
-            status.phase == Some(ClientPhase::Connected) && before.is_none_or(|b| b.phase != status.phase);
+        let connects = matches!(status.phase, Some(ClientPhase::Connected | ClientPhase::Degraded))
+            && before.is_none_or(|b| b.phase != status.phase);
         let changed = before.is_some_and(|b| b.observed_generation != status.observed_generation);
         let cause = if connects || changed { Cause::Awaited } else { Cause::Other };
         if !provisions && let Err(pause) = self.pace.take(cause, Instant::now()) {

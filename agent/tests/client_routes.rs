@@ -33,13 +33,6 @@ fn with(lab: Lab, routes: &[&str]) -> (Lab, Running) {
     (lab, gateway)
 }
 
-fn up(lab: &Lab, more: &[&str]) -> String {
-    let arguments = [&["up", "--detach", "--no-dns", "--token-file", "-"], more].concat();
-    let up = lab.client(&arguments, &lab.join("secret"));
-    assert!(up.status.success(), "{up:?}");
-    up.stdout
-}
-
 fn phase(lab: &Lab) -> String {
     lab.status().map(|status| status["phase"].as_str().unwrap().to_owned()).unwrap_or_default()
 }
@@ -70,7 +63,7 @@ fn a_full_tunnel_beside_dockers_bridge_does_not_leak() {
         lab.client_ip(words);
     }
     lab.client_ip("route add default via 192.0.2.1");
-    let said = up(&lab, &[]);
+    let said = lab.up(&[]).stdout;
     assert!(said.contains("degraded: connected to edge-0") && said.contains("docker0"), "{said}");
     for to in ["8.8.8.8", "192.168.50.7", "10.96.0.1", "10.77.0.1"] {
         assert_eq!(way(&lab, to), "pinhole0", "{to}");
@@ -114,12 +107,12 @@ fn who_wins_where_the_local_network_overlaps_is_the_users_choice() {
     assert!(refused.stderr.contains("docker0") && refused.stderr.contains("[RouteConflict]"), "{refused:?}");
     assert!(!lab.client_ip("rule").contains("fwmark"), "nothing stays behind");
 
-    assert!(up(&lab, &["--on-overlap", "local"]).starts_with("connect"));
+    assert!(lab.up(&["--on-overlap", "local"]).stdout.starts_with("connect"));
     assert_eq!((phase(&lab).as_str(), way(&lab, "172.17.0.2").as_str()), ("Connected", "docker0"));
     assert_eq!(impaired(&lab), [conflict("172.17.0.0/16", "docker0")], "it is a note");
     lab.client(&["down"], "");
 
-    up(&lab, &["--on-overlap", "tunnel"]);
+    lab.up(&["--on-overlap", "tunnel"]);
     assert_eq!((phase(&lab).as_str(), way(&lab, "172.17.0.2").as_str()), ("Connected", "pinhole0"));
     assert_eq!(impaired(&lab), []);
     assert!(lab.client_pings("10.50.0.2"), "the tunnel's own packets have their way");
@@ -129,7 +122,7 @@ fn who_wins_where_the_local_network_overlaps_is_the_users_choice() {
 fn what_somebody_else_takes_away_is_put_back() {
     let (lab, _gateway) = lab("hands", &["0.0.0.0/0"]);
     lab.client_ip("route add default via 192.0.2.1");
-    up(&lab, &[]);
+    lab.up(&[]);
     let rule = lab.client_ip("rule").lines().find(|line| line.contains("fwmark")).unwrap().to_owned();
     let priority = rule.split(':').next().unwrap().to_owned();
     let table = rule.split_whitespace().last().unwrap().to_owned();
@@ -152,7 +145,7 @@ fn what_somebody_else_takes_away_is_put_back() {
 #[test]
 fn a_split_tunnels_route_that_somebody_takes_away_or_has_is_put_back_or_named() {
     let (lab, _gateway) = lab("split", &["10.50.0.0/24", "10.96.0.0/12"]);
-    up(&lab, &[]);
+    lab.up(&[]);
     lab.client_ip("route delete 10.50.0.0/24");
     eventually(Duration::from_secs(2), "it is back", || way(&lab, "10.50.0.2") == "pinhole0");
     lab.client_ip("route replace 10.96.0.0/12 dev wan");
@@ -171,7 +164,7 @@ fn a_route_that_dhcp_pushes_takes_nothing_from_a_full_tunnel() {
     let (lab, _gateway) = lab("pushed", &["0.0.0.0/0"]);
     lab.client_ip("route add default via 192.0.2.1");
     lab.client_ip("route add 10.50.0.0/24 via 192.0.2.1 proto dhcp");
-    up(&lab, &[]);
+    lab.up(&[]);
     lab.client_ip("route add 8.8.8.0/24 via 192.0.2.1 proto dhcp");
     for to in ["10.50.0.2", "8.8.8.8"] {
         assert_eq!(way(&lab, to), "pinhole0", "{to}");
@@ -203,7 +196,7 @@ fn without_ipv6_on_the_host_or_the_gateways_node_the_tunnel_is_one_of_ipv4() {
         }
         let _gateway = lab.gateway();
         eventually(SOON, "the gateway is ready", || lab.readyz());
-        up(&lab, &[]);
+        lab.up(&[]);
         assert!(lab.client_pings("10.50.0.2"), "{without}");
         assert_eq!(phase(&lab), "Connected", "{without}");
         let said = impaired(&lab).iter().any(|(category, ..)| category == "IPv6Unavailable");
@@ -222,7 +215,7 @@ fn a_host_that_is_strict_about_the_way_back_has_a_full_tunnel() {
             std::fs::write(format!("/proc/sys/net/ipv4/conf/{which}/rp_filter"), "1").unwrap();
         }
     });
-    up(&lab, &[]);
+    lab.up(&[]);
     assert_eq!(lab.steady_pings("10.50.0.2", 50).lost(), 0);
     assert_eq!((phase(&lab).as_str(), impaired(&lab)), ("Connected", vec![]));
     lab.within_client(|| {
@@ -239,12 +232,12 @@ fn a_host_that_is_strict_about_the_way_back_has_a_full_tunnel() {
 #[test]
 fn routes_that_are_not_accepted_are_not_made_and_status_says_so() {
     let (lab, _gateway) = lab("accept", &["0.0.0.0/0", "10.96.0.0/12"]);
-    up(&lab, &["--accept-routes", "10.50.0.0/24"]);
+    lab.up(&["--accept-routes", "10.50.0.0/24"]);
     assert_eq!((way(&lab, "10.50.0.2").as_str(), way(&lab, "10.77.0.1").as_str()), ("pinhole0", "pinhole0"));
     assert!(!lab.client_ip("route show table all").contains("10.96.0.0/12"));
     assert!(!lab.client_ip("rule").contains("fwmark"));
     lab.client(&["down"], "");
-    up(&lab, &["--no-routes"]);
+    lab.up(&["--no-routes"]);
     assert!(!lab.client_ip("route show table main").contains("pinhole0"));
     assert_eq!(phase(&lab), "Connected");
     assert_eq!(impaired(&lab)[0].0, "RoutesNotInstalled");
@@ -260,12 +253,12 @@ fn what_a_killed_client_leaves_is_gone_with_the_next_start_or_with_down() {
             || lab.client_ruleset().contains("pinhole")
     };
     for way_out in ["up", "down"] {
-        up(&lab, &[]);
+        lab.up(&[]);
         lab.signal_client(nix::sys::signal::Signal::SIGKILL);
         eventually(SOON, "its device is gone", || !lab.client_links().contains("pinhole0"));
         assert_ne!(lab.client_ip("rule") + &lab.client_ip("-6 rule"), before, "a killed one cannot clean up");
         if way_out == "up" {
-            up(&lab, &[]);
+            lab.up(&[]);
             assert_eq!(lab.client_ip("rule").matches("fwmark").count(), 1);
         }
         let down = lab.client(&["down"], "");
@@ -283,7 +276,7 @@ fn a_kill_switch_lets_nothing_out_beside_the_tunnel_until_down() {
     // Known to the NAT, beside the tunnel.
     let leaks = || lab.client_pings("192.0.2.1");
     assert!(leaks());
-    up(&lab, &["--kill-switch"]);
+    lab.up(&["--kill-switch"]);
     assert!(lab.client_pings("10.50.0.2"), "through the tunnel");
     assert!(lab.client_pings("10.0.0.1"), "the local network");
     gateway.kill();
@@ -293,7 +286,7 @@ fn a_kill_switch_lets_nothing_out_beside_the_tunnel_until_down() {
     assert!(lab.client_pings("10.0.0.1"), "the local network");
     let _gateway = lab.gateway();
     eventually(SOON, "the gateway is back", || lab.readyz());
-    up(&lab, &["--kill-switch"]);
+    lab.up(&["--kill-switch"]);
     assert!(lab.client_pings("10.50.0.2"), "its own packets have their way");
     lab.signal_client(nix::sys::signal::Signal::SIGTERM);
     eventually(SOON, "its device is gone", || !lab.client_links().contains("pinhole0"));

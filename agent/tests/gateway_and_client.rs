@@ -30,8 +30,7 @@ fn a_client_enrols_connects_and_reaches_what_only_the_gateway_reaches() {
     let lab = Lab::new("reach");
     let _gateway = lab.gateway();
     eventually(SOON, "the gateway is ready", || lab.readyz());
-    let up = lab.client(&["up", "--detach", "--no-dns", "--token-file", "-"], &lab.join("secret"));
-    assert!(up.status.success(), "{up:?}");
+    let up = lab.up(&[]);
     assert!(up.stdout.contains("connected to edge-0"), "{up:?}");
     assert!(lab.client_pings("10.50.0.2"), "through the tunnel, masqueraded");
 
@@ -148,8 +147,7 @@ fn a_neighbour_does_not_reach_the_address_that_a_client_has_in_its_tunnel() {
     let lab = Lab::new("inner");
     let _gateway = lab.gateway();
     eventually(SOON, "the gateway is ready", || lab.readyz());
-    let up = lab.client(&["up", "--detach", "--no-dns", "--token-file", "-"], &lab.join("secret"));
-    assert!(up.status.success(), "{up:?}");
+    lab.up(&[]);
     assert!(lab.client_pings("10.50.0.2") && lab.gateway_pings("10.77.0.9"), "by the tunnel");
     assert!(lab.neighbour_pings("192.0.2.2"), "the client's other address is open");
     assert!(!lab.neighbour_pings("10.77.0.9"), "beside the tunnel");
@@ -188,8 +186,7 @@ fn a_certificate_is_renewed_again_and_again_for_the_key_of_the_first_one() {
     let _gateway = lab.gateway();
     eventually(SOON, "the gateway is ready", || lab.readyz());
     lab.operator.certificates_live_for(PROMPT * 3);
-    let up = lab.client(&["up", "--detach", "--no-dns", "--token-file", "-"], &lab.join("secret"));
-    assert!(up.status.success(), "{up:?}");
+    lab.up(&[]);
     eventually(SOON * 2, "two renewals", || lab.operator.session_keys().len() >= 3);
     let keys = lab.operator.session_keys();
     assert!(keys.iter().all(|key| *key == keys[0]), "{keys:?}");
@@ -200,8 +197,7 @@ fn a_right_that_ends_while_the_operator_is_away_ends_at_the_gateway_and_does_not
     let lab = Lab::new("end");
     let mut gateway = lab.gateway();
     eventually(SOON, "the gateway is ready", || lab.readyz());
-    let up = lab.client(&["up", "--detach", "--no-dns", "--token-file", "-"], &lab.join("secret"));
-    assert!(up.status.success(), "{up:?}");
+    lab.up(&[]);
     let end = SystemTime::now() + CUT * 2;
     let told = lab.operator.end("laptop", end);
     let in_force = format!("pinhole_gateway_desired_revision {told}");
@@ -308,8 +304,7 @@ fn strangers_that_fill_the_session_port_keep_no_client_out_and_cannot_stay() {
     eventually(SOON, "the gateway is ready", || lab.readyz());
     let mut strangers = lab.strangers(700);
     let begun = Instant::now();
-    let up = lab.client(&["up", "--detach", "--no-dns", "--token-file", "-"], &lab.join("secret"));
-    assert!(up.status.success(), "{up:?}");
+    lab.up(&[]);
     assert!(begun.elapsed() < PROMPT * 2, "it took {:?} with strangers around", begun.elapsed());
     assert!(lab.client_pings("10.50.0.2"));
     eventually(SOON * 3, "all strangers are shown out", || {
@@ -343,8 +338,7 @@ fn calls_that_are_reset_as_fast_as_they_are_begun_cost_a_gateway_nothing_and_its
         "still welcome after {reset}"
     );
     let begun = Instant::now();
-    let up = lab.client(&["up", "--detach", "--no-dns", "--token-file", "-"], &lab.join("secret"));
-    assert!(up.status.success(), "{up:?}");
+    lab.up(&[]);
     assert!(begun.elapsed() < CUT, "{:?}", begun.elapsed());
     let grown = gateway.resident().saturating_sub(before);
     assert!(grown < 16 << 20, "{grown} bytes more after {reset} resets");
@@ -362,8 +356,7 @@ fn a_thousand_connections_with_half_sent_enrolments_cost_little_and_nobody_notic
     let strangers = runtime.block_on(async { lab.half_sent(1000, 16) });
     eventually(SOON, "there are as many as can be", || strangers.begun().1 >= 128);
     let begun = Instant::now();
-    let up = lab.client(&["up", "--detach", "--no-dns", "--token-file", "-"], &lab.join("secret"));
-    assert!(up.status.success(), "{up:?}");
+    lab.up(&[]);
     let took = begun.elapsed();
     assert!(took < PROMPT, "it took {took:?} with strangers around");
     let (mut most, begun) = (0, Instant::now());
@@ -409,8 +402,7 @@ fn the_tunnel_outlives_the_operator_and_a_restart_of_the_gateway() {
     let lab = Lab::new("alone");
     let mut gateway = lab.gateway();
     eventually(SOON, "the gateway is ready", || lab.readyz());
-    let up = lab.client(&["up", "--detach", "--no-dns", "--token-file", "-"], &lab.join("secret"));
-    assert!(up.status.success(), "{up:?}");
+    lab.up(&[]);
     lab.operator.stop();
     assert!(lab.client_pings("10.50.0.2"));
     gateway.kill();
@@ -428,8 +420,7 @@ fn a_gateway_that_is_told_to_end_ends_at_once_with_clients_attached_and_serves_t
     let lab = Lab::new("term");
     let mut gateway = lab.gateway();
     eventually(SOON, "the gateway is ready", || lab.readyz());
-    let up = lab.client(&["up", "--detach", "--no-dns", "--token-file", "-"], &lab.join("secret"));
-    assert!(up.status.success(), "{up:?}");
+    lab.up(&[]);
     eventually(SOON, "the session stands", || lab.status().is_some_and(|status| status["session"] == true));
     let told = Instant::now();
     let ended = gateway.terminate();
@@ -478,8 +469,7 @@ fn a_new_pool_brings_the_gateway_a_certificate_with_its_name_and_breaks_no_sessi
     let lab = Lab::new("pools");
     let _gateway = lab.gateway();
     eventually(SOON, "the gateway is ready", || lab.readyz());
-    let up = lab.client(&["up", "--detach", "--no-dns", "--token-file", "-"], &lab.join("secret"));
-    assert!(up.status.success(), "{up:?}");
+    lab.up(&[]);
     eventually(SOON, "the session stands", || lab.status().is_some_and(|status| status["session"] == true));
     let before = lab.operator.server_certificates();
     lab.operator.add_pool("staff");
@@ -511,8 +501,7 @@ fn a_mapping_that_moves_under_traffic_is_followed_and_reported() {
     let lab = Lab::new("moves");
     let _gateway = lab.gateway();
     eventually(SOON, "the gateway is ready", || lab.readyz());
-    let up = lab.client(&["up", "--detach", "--no-dns", "--token-file", "-"], &lab.join("secret"));
-    assert!(up.status.success(), "{up:?}");
+    lab.up(&[]);
     lab.renumber_client("192.0.2.2/24", "192.0.2.7/24");
     eventually(CUT, "traffic flows from the new address", || lab.client_pings("10.50.0.2"));
     eventually(CUT, "the operator hears of the move", || {
@@ -557,24 +546,27 @@ fn wg_shows_both_ends_and_changes_neither() {
     assert!(!std::path::Path::new(&format!("/var/run/wireguard/{}.sock", names[1])).exists());
 }
 
+fn is_named_at_both_places(lab: &Lab) {
+    let seen = || lab.operator.reported("laptop").and_then(|report| report.key_on_two_machines);
+    eventually(PROMPT * 5, "it is named", || seen().is_some());
+    let shared = seen().unwrap();
+    let at = |address: &str| [&shared.first, &shared.second].iter().any(|it| it.starts_with(address));
+    assert!(at("192.0.2.2:") && at("192.0.3.2:"), "{shared:?}");
+}
+
 #[test]
 fn one_key_on_two_machines_is_named_within_ten_seconds_and_one_of_them_gets_a_key_of_its_own() {
     let lab = Lab::new("twins");
     let _gateway = lab.gateway();
     eventually(SOON, "the gateway is ready", || lab.readyz());
-    let up = lab.client(&["up", "--detach", "--no-dns", "--token-file", "-"], &lab.join("secret"));
-    assert!(up.status.success(), "{up:?}");
+    lab.up(&[]);
     eventually(SOON, "the client is known", || lab.operator.reported("laptop").is_some_and(|it| it.session));
     assert_eq!(lab.operator.reported("laptop").unwrap().key_on_two_machines, None);
     let twin = Twin::of(&lab);
     let again = twin.client(&["up", "--detach", "--no-dns"], "");
     assert!(again.status.success(), "{again:?}");
     let pings = [lab.steady_pings("10.77.0.1", 5_000), twin.steady_pings("10.77.0.1", 5_000)];
-    let seen = || lab.operator.reported("laptop").and_then(|report| report.key_on_two_machines);
-    eventually(PROMPT * 5, "it is named", || seen().is_some());
-    let shared = seen().unwrap();
-    let at = |address: &str| [&shared.first, &shared.second].iter().any(|it| it.starts_with(address));
-    assert!(at("192.0.2.2:") && at("192.0.3.2:"), "{shared:?}");
+    is_named_at_both_places(&lab);
     eventually(SOON, "both say so, and what to do", || {
         let said = [lab.client(&["status"], ""), twin.client(&["status"], "")];
         said.iter().all(|status| status.stdout.contains("pinhole up --new-key"))
@@ -616,11 +608,7 @@ fn a_stock_configuration_on_two_machines_is_named_within_ten_seconds_of_traffic(
     let [one, other] = ["a", "b"].map(|role| format!("s{}{role}", std::process::id()));
     let _both = twin.stock_on_both([&one, &other], &stock);
     let pings = [lab.steady_pings("10.77.0.1", 5_000), twin.steady_pings("10.77.0.1", 5_000)];
-    let seen = || lab.operator.reported("laptop").and_then(|report| report.key_on_two_machines);
-    eventually(PROMPT * 5, "it is named", || seen().is_some());
-    let shared = seen().unwrap();
-    let at = |address: &str| [&shared.first, &shared.second].iter().any(|it| it.starts_with(address));
-    assert!(at("192.0.2.2:") && at("192.0.3.2:"), "{shared:?}");
+    is_named_at_both_places(&lab);
     let report = lab.operator.reported("laptop").unwrap();
     assert!(report.churn.as_ref().is_some_and(|churn| churn.count <= 2), "{report:?}");
     for pings in pings {

@@ -20,8 +20,7 @@ fn connected(name: &str) -> (Lab, Running) {
     let lab = Lab::new(name);
     let gateway = lab.gateway();
     eventually(SOON, "the gateway is ready", || lab.readyz());
-    let up = lab.client(&["up", "--detach", "--no-dns", "--token-file", "-"], &lab.join("secret"));
-    assert!(up.status.success(), "{up:?}");
+    lab.up(&[]);
     eventually(SOON, "the session stands", || lab.counted("pinhole_gateway_sessions") == 1);
     (lab, gateway)
 }

@@ -19,7 +19,7 @@ use serde::{Deserialize, Serialize};
 
 pub(super) use self::watch::{Watch, changed};
 use self::{
-    manager::{Call, Manager, Signs},
+    manager::{Manager, Signs},
     policy::Policy,
 };
 use super::{Impairment, settings::Settings};
@@ -123,15 +123,10 @@ impl Dns {
     /// What of the pool's promise does not hold here.
     pub(super) fn missing(&self) -> Option<Impairment> {
         let why = self.missing.as_ref()?;
-        Some(Impairment {
-            category: "ResolverNotSet".to_owned(),
-            message: format!(
-                "the pool's name servers are not in use: {why}; they are set again as soon as that can be"
-            ),
-            prefix: None,
-            interface: None,
-            accepted: false,
-        })
+        let message = format!(
+            "the pool's name servers are not in use: {why}; they are set again as soon as that can be"
+        );
+        Some(Impairment::failed("ResolverNotSet", &message))
     }
 
     /// Takes them back.
@@ -276,12 +271,7 @@ pub(super) fn mend(device: &str, store: &Store) -> Result<bool, String> {
 
 /// Who manages names now.
 fn manager() -> Manager {
-    let version = Call {
-        program: "resolvconf",
-        arguments: vec!["--version".to_owned()],
-        input: String::new(),
-        optional: true,
-    };
+    let version = manager::version();
     let resolvconf = call::find(version.program).and_then(|_| call::ask(&version).ok());
     Manager::of(&Signs {
         target: &target(Path::new(RESOLV_CONF)),
@@ -316,7 +306,7 @@ fn write(content: &str) -> Result<(), String> {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use super::{manager::Call, *};
     use crate::hostile;
     use pinhole_proto::v1;
     use proptest::prelude::*;

@@ -4,7 +4,7 @@ use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
-use super::routes::{Accepted, Choice, Overlap, Present, accepted, is_local, leads_everywhere};
+use super::routes::{Accepted, Choice, LINK_LOCAL, Overlap, Present, accepted, is_local, leads_everywhere};
 use crate::kernel::{Kept, KillSwitch};
 
 /// Networks that never go further than the local one: its broadcast address, its groups (RFC 5771, RFC 4291), and its link.
@@ -12,7 +12,7 @@ const LINK: [IpNet; 4] = [
     IpNet::V4(Ipv4Net::new_assert(Ipv4Addr::BROADCAST, 32)),
     IpNet::V4(Ipv4Net::new_assert(Ipv4Addr::new(224, 0, 0, 0), 24)),
     IpNet::V6(Ipv6Net::new_assert(Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 0), 16)),
-    IpNet::V6(Ipv6Net::new_assert(Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 0), 10)),
+    LINK_LOCAL,
 ];
 
 /// The name of a tunnel's table.

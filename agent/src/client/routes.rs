@@ -15,7 +15,7 @@ const WIDEST_V6: u8 = 16;
 /// The metric that the kernel gives to routes of IPv6 that come without one.
 const METRIC_V6: u32 = 1024;
 /// Link-local addresses of IPv6 mean another machine on each link, never one behind a tunnel.
-const LINK_LOCAL: IpNet =
+pub(super) const LINK_LOCAL: IpNet =
     IpNet::V6(Ipv6Net::new_assert(std::net::Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 0), 10));
 
 /// Who has a prefix that is the pool's and the local network's. A route of the pool that is more specific than the local

@@ -59,11 +59,6 @@ impl KillSwitch {
         nftables::replace("keep everything in the tunnel (nftables)", &self.table, &[output, forward])
     }
 
-    /// Removes the table. One that is gone already is no error.
-    pub fn remove(&self) -> Result<(), KernelError> {
-        nftables::remove("open what was kept in the tunnel (nftables)", &self.table)
-    }
-
     fn output(&self) -> Vec<Vec<Attributes>> {
         let mut rules = vec![
             accepting(nftables::output_device(Is::The, LOOPBACK)),

@@ -188,8 +188,7 @@ impl RouteSocket {
 
     /// All routes of the main table.
     pub fn main_routes(&mut self) -> Result<Vec<MainRoute>, KernelError> {
-        let dump = Message::new(libc::RTM_GETROUTE, 0, &[0; ROUTE_HEADER]);
-        let found = self.0.dump("list routes", &dump)?;
+        let found = self.list()?;
         Ok(found.iter().filter_map(|(_, body)| main_route_of(body)).collect())
     }
 
@@ -234,8 +233,7 @@ impl RouteSocket {
         &mut self,
         is_meant: impl Fn(u32) -> bool,
     ) -> Result<Vec<(IpNet, RouteType, u32)>, KernelError> {
-        let dump = Message::new(libc::RTM_GETROUTE, 0, &[0; ROUTE_HEADER]);
-        let found = self.0.dump("list routes", &dump)?;
+        let found = self.list()?;
         let own = |(_, body): &(u16, Vec<u8>)| {
             let table = Entry::of(body)?.table;
             let (net, way) = way_of(body, 0, table)?;
@@ -244,9 +242,13 @@ impl RouteSocket {
         Ok(found.iter().filter_map(own).collect())
     }
 
+    /// All routes of all tables, as the kernel tells them.
+    fn list(&mut self) -> Result<Vec<(u16, Vec<u8>)>, KernelError> {
+        self.0.dump("list routes", &Message::new(libc::RTM_GETROUTE, 0, &[0; ROUTE_HEADER]))
+    }
+
     fn ways(&mut self, device: u32, table: u32) -> Result<Vec<(IpNet, RouteType)>, KernelError> {
-        let dump = Message::new(libc::RTM_GETROUTE, 0, &[0; ROUTE_HEADER]);
-        let found = self.0.dump("list routes", &dump)?;
+        let found = self.list()?;
         Ok(found.iter().filter_map(|(_, body)| way_of(body, device, table)).collect())
     }
 

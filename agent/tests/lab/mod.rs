@@ -199,12 +199,19 @@ impl Lab {
         let lab = Self::behind_a_nat(name, timeouts);
         let gateway = lab.gateway();
         eventually(SOON, "the gateway is ready", || lab.readyz());
-        let up = lab.client(&["up", "--detach", "--no-dns", "--token-file", "-"], &lab.join("secret"));
-        assert!(up.status.success(), "{up:?}");
+        lab.up(&[]);
         eventually(SOON, "beats are answered", || {
             lab.status().is_some_and(|it| it["keepalive"]["beats"] == true)
         });
         (lab, gateway)
+    }
+
+    /// The client enrols, and is connected.
+    pub(crate) fn up(&self, more: &[&str]) -> Output {
+        let arguments = [&["up", "--detach", "--no-dns", "--token-file", "-"], more].concat();
+        let up = self.client(&arguments, &self.join("secret"));
+        assert!(up.status.success(), "{up:?}");
+        up
     }
 
     fn with(name: &str, connect: impl FnOnce(&Namespace, &Namespace) -> Option<Nat>) -> Self {

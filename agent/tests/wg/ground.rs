@@ -174,35 +174,38 @@ fn exercise(near: &Namespace, far: &Namespace, mtu: u32) {
     }
 }
 
-/// Over Ethernet's 1500 bytes: what is larger goes in fragments.
-fn a_stream_crosses_every_mtu_without_loss() {
+/// Two devices, one of which knows where the other is.
+fn at_a_cable() -> (Device, Device) {
     let (one, two) = cable();
     let (one, two) = (Device::start(one, Program::Pinhole), Device::start(two, Program::Pinhole));
     one.up(["10.9.0.1/24", "fd09::1/64"]);
     two.up(["10.9.0.2/24", "fd09::2/64"]);
     introduce(&one, &two);
     endpoint(&one, &two, "192.0.2.2");
+    (one, two)
+}
+
+fn set_mtu(devices: [&Device; 2], mtu: impl std::fmt::Display) {
+    for device in devices {
+        device.namespace.ip(&format!("link set {} mtu {mtu}", device.name));
+    }
+}
+
+/// Over Ethernet's 1500 bytes: what is larger goes in fragments.
+fn a_stream_crosses_every_mtu_without_loss() {
+    let (one, two) = at_a_cable();
     for mtu in MTUS {
-        for device in [&one, &two] {
-            device.namespace.ip(&format!("link set {} mtu {mtu}", device.name));
-        }
+        set_mtu([&one, &two], mtu);
         exercise(&one.namespace, &two.namespace, mtu);
     }
 }
 
 /// The kernel counts a run that it splits as one.
 fn what_was_too_large_costs_nothing_afterwards() {
-    let (one, two) = cable();
-    let (one, two) = (Device::start(one, Program::Pinhole), Device::start(two, Program::Pinhole));
-    one.up(["10.9.0.1/24", "fd09::1/64"]);
-    two.up(["10.9.0.2/24", "fd09::2/64"]);
-    introduce(&one, &two);
-    endpoint(&one, &two, "192.0.2.2");
+    let (one, two) = at_a_cable();
     let sent = || snmp(&one.namespace, "Udp:", "OutDatagrams");
     let datagrams_of = |mtu: u32| {
-        for device in [&one, &two] {
-            device.namespace.ip(&format!("link set {} mtu {mtu}", device.name));
-        }
+        set_mtu([&one, &two], mtu);
         let before = sent();
         stream(&one.namespace, &two.namespace, "10.9.0.2");
         sent() - before

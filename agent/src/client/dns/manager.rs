@@ -124,6 +124,11 @@ impl Manager {
     }
 }
 
+/// What tells which resolvconf there is. Not all know the question.
+pub(super) fn version() -> Call {
+    Call { optional: true, ..resolvconf(&["--version"], String::new()) }
+}
+
 /// What a device is called there: the interface order of either resolvconf has those of tunnels first.
 pub(super) fn record(device: &str) -> String {
     format!("tun.{device}")

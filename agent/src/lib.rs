@@ -3,17 +3,19 @@
 pub mod cli;
 pub mod client;
 pub mod clock;
+pub mod entropy;
 pub mod gateway;
-pub mod health;
 pub mod identity;
 pub mod kernel;
 mod measured;
-pub mod nat;
 #[cfg(any(test, feature = "profile"))]
 pub mod profile;
 pub mod tunnel;
 pub mod uapi;
 pub mod wg;
+
+pub use pinhole_nat as nat;
+pub use pinhole_nat::health;
 
 #[cfg(test)]
 #[path = "../../proto/tests/hostile/mod.rs"]

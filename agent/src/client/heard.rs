@@ -146,7 +146,7 @@ mod tests {
 
     /// All that decides in a client, without sockets.
     struct Client {
-        health: ClientHealth,
+        health: ClientHealth<PublicKey>,
         keeper: Keeper,
         standby: Standby,
         key: BeatKey,

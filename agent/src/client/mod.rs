@@ -41,8 +41,8 @@ use self::{
     runner::{FWMARK, Setup, usable},
 };
 use crate::{
-    clock,
-    health::{Jitter, Phase},
+    clock, entropy,
+    health::Phase,
     identity::{Names, Store},
     kernel::{TunDevice, remove_table},
     tunnel::PrivateKey,
@@ -247,7 +247,7 @@ async fn enrol_patiently(
     progress: &(dyn Fn(Progress) + Sync),
 ) -> Result<Enrolment, ClientError> {
     let began = Instant::now();
-    let mut jitter = Jitter::from_os();
+    let mut jitter = entropy::jitter();
     let mut failures = 0;
     loop {
         let error = match enrol(invitation, key, Some(FWMARK), names).await {

@@ -33,8 +33,9 @@ use super::{
 };
 use crate::{
     clock::Skew,
+    entropy,
     health::{
-        Jitter, Mode, Phase,
+        Mode, Phase,
         client::{Action, Candidate, ClientHealth, Network, Sample},
     },
     identity::{Names, Store, dial::Proof},
@@ -75,7 +76,7 @@ const AWAKE_AFTER_DATA: Duration = Duration::from_secs(1);
 
 /// What names resolved to.
 struct Resolved {
-    candidates: Vec<Candidate>,
+    candidates: Vec<Candidate<PublicKey>>,
     /// Every outer address that a route into the tunnel must not catch.
     outer: Vec<SocketAddr>,
 }
@@ -100,7 +101,7 @@ struct Runner<'a> {
     setup: Setup<'a>,
     settings: Settings,
     tunnel: Tunnel,
-    health: ClientHealth,
+    health: ClientHealth<PublicKey>,
     pulse: Pulse,
     sleeper: Sleeper,
     /// The session's address, and how the last one ended.
@@ -125,9 +126,9 @@ struct Runner<'a> {
     /// The replica that routes lead to.
     routed: Option<PublicKey>,
     outer: Vec<SocketAddr>,
-    candidates: Vec<Candidate>,
+    candidates: Vec<Candidate<PublicKey>>,
     /// The ways that were tried lately, and when first.
-    tried: Vec<(Instant, Candidate)>,
+    tried: Vec<(Instant, Candidate<PublicKey>)>,
     source: Option<IpAddr>,
     held: Held,
     was_connected: bool,
@@ -196,7 +197,7 @@ pub(super) async fn run(
     let (resolved, mut resolutions) = mpsc::channel(1);
     let (enrolled, mut enrolments) = mpsc::channel(1);
     let (radio, nudges) = (Arc::new(Radio::default()), Arc::new(Nudges::default()));
-    let mut random = Jitter::from_os();
+    let mut random = entropy::jitter();
     let names = Names::new(Some(FWMARK));
     let holder = Session {
         instance: (u128::from(random.next_u64()) << 64 | u128::from(random.next_u64())).to_be_bytes(),
@@ -217,11 +218,11 @@ pub(super) async fn run(
     let dns_watch = dns.as_ref().and_then(|_| dns::Watch::open_or_say());
     let patience = setup.patience;
     let mut runner = Runner {
-        health: ClientHealth::new(settings.effective_mode(), settings.interval, Jitter::from_os()),
+        health: ClientHealth::new(settings.effective_mode(), settings.interval, entropy::jitter()),
         pulse: Pulse::new(settings.policy, setup.store.clone(), arrivals, FWMARK, Arc::clone(&radio)),
         sleeper: Sleeper::new(
             settings.standby,
-            Jitter::from_os().next_u64(),
+            entropy::jitter().next_u64(),
             setup.store.clone(),
             Arc::clone(&radio),
             (target.subscribe(), proof.subscribe()),

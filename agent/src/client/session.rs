@@ -27,8 +27,7 @@ use super::{
     heard::{self, Clock, Heard},
 };
 use crate::{
-    clock,
-    health::Jitter,
+    clock, entropy,
     identity::{
         Names, SessionKey, certificate,
         dial::{DialError, Dialer, Liveness, Proof},
@@ -158,7 +157,7 @@ enum End {
 
 impl Session {
     pub(super) async fn run(mut self) {
-        let mut jitter = Jitter::from_os();
+        let mut jitter = entropy::jitter();
         let mut failures = 0;
         loop {
             let began = Instant::now();

@@ -143,7 +143,7 @@ pub(super) struct Control {
     /// What is in force.
     desired: Option<Arc<Desired>>,
     ends: Ends,
-    health: GatewayHealth,
+    health: GatewayHealth<PublicKey>,
     access: NetworkAccess,
     operator: Option<Operator>,
     sessions: HashMap<PublicKey, Attached>,

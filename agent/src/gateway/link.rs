@@ -23,7 +23,7 @@ use super::{
     tls::{ServerTls, server_config},
 };
 use crate::{
-    health::Jitter,
+    entropy,
     identity::{
         IdentityError, SessionKey, Store, certificate,
         dial::{Dialer, Liveness},
@@ -139,7 +139,7 @@ pub(super) struct Running {
 impl Link {
     /// Runs until the task is dropped.
     pub(super) async fn run(&self) {
-        let mut jitter = Jitter::from_os();
+        let mut jitter = entropy::jitter();
         let mut failures = 0;
         let certificate = self.load_certificate();
         let mut certificate = certificate.unwrap_or_else(|error| {

@@ -51,11 +51,11 @@ pub(super) enum Finding {
 pub(super) struct Neighbours {
     port: u16,
     pools: HashMap<PublicKey, Arc<str>>,
-    stock: StockClients,
+    stock: StockClients<PublicKey>,
     stock_keys: HashSet<PublicKey>,
-    priors: Neighbourhoods,
+    priors: Neighbourhoods<PublicKey>,
     places: HashMap<PublicKey, Place>,
-    restarts: RestartDetector,
+    restarts: RestartDetector<PublicKey>,
     seen: HashMap<PublicKey, Seen>,
     told: HashMap<PublicKey, ChurnTold>,
     findings: VecDeque<(PublicKey, Finding)>,
@@ -322,7 +322,7 @@ impl Neighbours {
         self.lose(now, Loss { peer, at, from, to, idle, believed: Some(idle) });
     }
 
-    fn lose(&mut self, now: Instant, loss: Loss) {
+    fn lose(&mut self, now: Instant, loss: Loss<PublicKey>) {
         if self.restarts.handle_loss(now, loss) {
             self.findings.push_back((loss.peer, Finding::Restarted));
         }

@@ -32,7 +32,7 @@ use super::{
     told::{Asked, Instance, Said},
 };
 use crate::{
-    health::Jitter,
+    entropy,
     identity::{
         certificate,
         possession::{Challenger, PossessionError},
@@ -120,7 +120,7 @@ impl Sessions {
     ) -> Self {
         let admission = Admission::default();
         // From where chance has it, so that the numbers of two replicas hardly ever meet at a client.
-        let keys = AtomicU32::new((Jitter::from_os().next_u64() >> 32) as u32);
+        let keys = AtomicU32::new((entropy::jitter().next_u64() >> 32) as u32);
         let counter = AtomicU64::new(1);
         let scouts = Semaphore::new(SCOUTS);
         let inner =
@@ -201,7 +201,8 @@ impl Inner {
     ) {
         let session = self.counter.fetch_add(1, Ordering::Relaxed);
         let (words, mut said) = mpsc::channel(OUTBOX);
-        let (key, secret) = BeatKey::generate(self.key_id()).unzip();
+        let id = self.key_id();
+        let (key, secret) = entropy::secret().map(|secret| (BeatKey::new(id, &secret), secret)).unzip();
         let opened = Opened { peer, session, key: key.clone(), source, instance, words };
         let _ = self.control.send(Command::SessionOpened(Box::new(opened))).await;
         if let (Some(key), Some(secret)) = (key, secret) {

@@ -4,10 +4,10 @@ use std::{fmt, path::Path, str::FromStr};
 
 use base64::{Engine, engine::general_purpose::STANDARD};
 use boringtun::x25519;
-use ring::rand::{SecureRandom, SystemRandom};
 use zeroize::{Zeroize, Zeroizing};
 
 use super::TunnelError;
+use crate::entropy;
 
 /// Why a text is no key. Never carries the text.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -61,8 +61,7 @@ pub struct PrivateKey(x25519::StaticSecret);
 impl PrivateKey {
     /// A fresh key from the system's random source.
     pub fn generate() -> Result<Self, TunnelError> {
-        let mut bytes = Zeroizing::new([0; 32]);
-        SystemRandom::new().fill(bytes.as_mut()).map_err(|_| TunnelError::NoRandomness)?;
+        let bytes = entropy::secret().ok_or(TunnelError::NoRandomness)?;
         Ok(Self(x25519::StaticSecret::from(*bytes)))
     }
 

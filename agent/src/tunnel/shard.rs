@@ -28,9 +28,12 @@ use super::{
     stats::{Board, Discards, PeerStats},
     team::{Number, Place, Stray},
 };
-use crate::nat::{
-    Channel,
-    wire::{self, BeatKey, CookieMint},
+use crate::{
+    entropy,
+    nat::{
+        Channel,
+        wire::{self, BeatKey, CookieMint},
+    },
 };
 
 /// What a shard is made from.
@@ -75,7 +78,7 @@ impl Shard {
             public,
             gate,
             line: Line::default(),
-            beats: Beats::new(CookieMint::generate().ok_or(TunnelError::NoRandomness)?, now),
+            beats: Beats::new(CookieMint::new(&*entropy::secret().ok_or(TunnelError::NoRandomness)?), now),
             peers: Vec::new(),
             vacant: Vec::new(),
             by_key: HashMap::new(),

@@ -139,7 +139,7 @@ mod tests {
             World {
                 ledger: Ledger::default(),
                 key: BeatKey::new(KeyId(1), &[5; 32]),
-                mint: CookieMint::generate().unwrap(),
+                mint: CookieMint::new(&[1; 32]),
                 public: "192.0.2.9:4000".parse().unwrap(),
             }
         }
@@ -205,7 +205,7 @@ mod tests {
         world.public = "192.0.2.77:4000".parse().unwrap();
         let (answer, _) = world.exchange(Channel::Live, 2, None);
         assert!(matches!(world.read(Channel::Live, answer), Some((Read::Reply { .. }, false))));
-        world.mint = CookieMint::generate().unwrap();
+        world.mint = CookieMint::new(&[2; 32]);
         let (answer, _) = world.exchange(Channel::Live, 3, Some(Duration::from_secs(1)));
         assert_eq!(world.read(Channel::Live, answer), Some((Read::Refused, true)));
     }

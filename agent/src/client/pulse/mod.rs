@@ -32,7 +32,7 @@ use self::{
 };
 use super::{memory::SAVE_PAUSE, sleeper::Keeping};
 use crate::{
-    health::Jitter,
+    entropy,
     identity::Store,
     nat::{
         Action, Beat, Behaviour, Binding, Cause, Channel, Churn, Confidence, Finding, Guidance, Keeper, Path,
@@ -472,7 +472,7 @@ impl Pulse {
         if self.keeper.is_some() {
             self.keep(now, Path::Fresh { prior });
         } else {
-            let seed = Jitter::from_os().next_u64();
+            let seed = entropy::jitter().next_u64();
             self.keeper = Some(Keeper::new(now, self.policy, prior, seed));
         }
         let guidance = self.guidance.take().filter(|(replica, _)| *replica == way.replica);

@@ -14,7 +14,7 @@ mod tests;
 
 use std::time::{Duration, Instant};
 
-use pinhole_agent::nat::{
+use pinhole_nat::{
     Beat, Channel, Reply, Wake,
     standby::{Ended, Line},
 };

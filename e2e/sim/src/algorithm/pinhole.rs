@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use pinhole_agent::nat::{self, Confidence, Keeper, Policy, Reply, Wake};
+use pinhole_nat::{Confidence, Keeper, Policy, Reply, Wake};
 
 use super::{Action, Algorithm};
 
@@ -37,11 +37,13 @@ impl Algorithm for Pinhole {
     fn poll_action(&mut self) -> Option<Action> {
         loop {
             return match self.0.poll_action()? {
-                nat::Action::Send(beat) => Some(Action::Beat(beat)),
-                nat::Action::Close(channel) => Some(Action::Close(channel)),
-                nat::Action::Prove => Some(Action::Keepalive),
+                pinhole_nat::Action::Send(beat) => Some(Action::Beat(beat)),
+                pinhole_nat::Action::Close(channel) => Some(Action::Close(channel)),
+                pinhole_nat::Action::Prove => Some(Action::Keepalive),
                 // There is no other path here, and nobody to tell. The keeper goes on trying.
-                nat::Action::Lost | nat::Action::Confirmed { .. } | nat::Action::Event(_) => continue,
+                pinhole_nat::Action::Lost
+                | pinhole_nat::Action::Confirmed { .. }
+                | pinhole_nat::Action::Event(_) => continue,
             };
         }
     }

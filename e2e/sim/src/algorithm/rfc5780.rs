@@ -5,7 +5,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use pinhole_agent::nat::{Beat, Channel, Wake};
+use pinhole_nat::{Beat, Channel, Wake};
 
 use super::{Action, Algorithm, keepalive::Keepalive};
 

@@ -5,7 +5,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use pinhole_agent::nat::{
+use pinhole_nat::{
     self, Channel, Confidence, Keeper, Path, Policy, Reply, Wake,
     standby::{self, Ended, Line, Standby, UdpCost},
 };
@@ -44,7 +44,7 @@ impl Sleeper {
             while let Some(action) = self.keeper.poll_action() {
                 self.keeper_wants(now, action);
             }
-            if !self.rests && self.keeper.reason() != nat::Reason::Backoff {
+            if !self.rests && self.keeper.reason() != pinhole_nat::Reason::Backoff {
                 let learnt = self.keeper.binding().confidence >= Confidence::Bracketed;
                 let cost = UdpCost { interval: self.keeper.interval(), learnt };
                 if self.cost.replace(cost) != Some(cost) {
@@ -56,17 +56,19 @@ impl Sleeper {
         }
     }
 
-    fn keeper_wants(&mut self, now: Instant, action: nat::Action) {
+    fn keeper_wants(&mut self, now: Instant, action: pinhole_nat::Action) {
         match action {
-            nat::Action::Send(beat) => {
+            pinhole_nat::Action::Send(beat) => {
                 if beat.channel == Channel::Live {
                     self.standby.handle_udp_burst(now);
                 }
                 self.actions.push_back(Action::Beat(beat));
             }
-            nat::Action::Close(channel) => self.actions.push_back(Action::Close(channel)),
-            nat::Action::Prove => self.actions.push_back(Action::Keepalive),
-            nat::Action::Lost | nat::Action::Confirmed { .. } | nat::Action::Event(_) => {}
+            pinhole_nat::Action::Close(channel) => self.actions.push_back(Action::Close(channel)),
+            pinhole_nat::Action::Prove => self.actions.push_back(Action::Keepalive),
+            pinhole_nat::Action::Lost
+            | pinhole_nat::Action::Confirmed { .. }
+            | pinhole_nat::Action::Event(_) => {}
         }
     }
 

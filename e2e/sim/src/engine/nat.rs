@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use pinhole_agent::nat::Channel;
+use pinhole_nat::Channel;
 
 use super::mapping::{Maker, Mapping};
 use crate::{

@@ -5,7 +5,7 @@ use std::{
     collections::BinaryHeap,
 };
 
-use pinhole_agent::nat::{Beat, Channel};
+use pinhole_nat::{Beat, Channel};
 
 use super::{Change, run::Occurrence};
 use crate::model::Time;

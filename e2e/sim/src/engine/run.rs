@@ -8,7 +8,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use pinhole_agent::nat::{Beat, Channel, Reply, Wake, standby::Line};
+use pinhole_nat::{Beat, Channel, Reply, Wake, standby::Line};
 
 pub(super) use self::session::Occurrence;
 use self::session::Sessions;

@@ -1,6 +1,6 @@
 use std::time::{Duration, Instant};
 
-use pinhole_agent::nat::{Beat, Channel, Reply, Wake};
+use pinhole_nat::{Beat, Channel, Reply, Wake};
 
 use super::{Change, FaultKind, Lifetimes, Observed, Scenario, run::perform};
 use crate::{

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use pinhole_agent::nat::RADIO;
+use pinhole_nat::RADIO;
 
 use crate::model::Time;
 

@@ -6,7 +6,7 @@
 
 use std::time::Duration;
 
-use pinhole_agent::nat::standby::{Ended, Line};
+use pinhole_nat::standby::{Ended, Line};
 
 use super::{Channel, Event, Rng, Run, Time};
 use crate::{

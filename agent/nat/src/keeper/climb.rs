@@ -7,7 +7,7 @@ use super::{
     lifetime::Lifetime,
     sequence::{ONCE, SHORT},
 };
-use crate::nat::Promotion;
+use crate::Promotion;
 
 /// Rungs above a missing one that are waited for: if one of them lives, the missing one was lost on the way.
 const NEIGHBOURS: usize = 2;

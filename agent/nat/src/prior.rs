@@ -13,7 +13,7 @@ use std::{
 };
 
 use super::{Binding, Class, Confidence, Guidance, Prior, Promotion};
-use crate::tunnel::PublicKey;
+use crate::PeerId;
 
 /// Ladders at once behind one public address, each some tens of sockets.
 pub const LADDERS: usize = 2;
@@ -27,7 +27,7 @@ const STALE: Duration = Duration::from_hours(24);
 const FORGOTTEN: Duration = Duration::from_hours(24 * 7);
 /// Verdicts kept of one neighbourhood, the newest.
 const VERDICTS: usize = 8;
-/// Neighbourhoods kept, those with the newest verdicts.
+/// Neighbourhoods<K> kept, those with the newest verdicts.
 const NEIGHBOURHOODS: usize = 4096;
 
 /// Who learns from whom.
@@ -56,8 +56,8 @@ fn household(address: IpAddr) -> IpAddr {
 }
 
 #[derive(Debug, Clone, Copy)]
-struct Verdict {
-    by: PublicKey,
+struct Verdict<K> {
+    by: K,
     at: Instant,
     class: Class,
     binding: Binding,
@@ -70,29 +70,40 @@ struct Ladder {
 }
 
 #[derive(Debug)]
-struct Waiting {
-    peer: PublicKey,
+struct Waiting<K> {
+    peer: K,
     place: Place,
 }
 
 /// What is known of all neighbourhoods of one gateway replica. Times are monotonic.
-#[derive(Debug, Default)]
-pub struct Neighbourhoods {
-    verdicts: BTreeMap<Place, VecDeque<Verdict>>,
-    ladders: HashMap<PublicKey, Ladder>,
-    waiting: VecDeque<Waiting>,
+#[derive(Debug)]
+pub struct Neighbourhoods<K> {
+    verdicts: BTreeMap<Place, VecDeque<Verdict<K>>>,
+    ladders: HashMap<K, Ladder>,
+    waiting: VecDeque<Waiting<K>>,
     /// In the order in which it is due.
-    guidance: VecDeque<(Instant, PublicKey, Guidance)>,
+    guidance: VecDeque<(Instant, K, Guidance)>,
 }
 
-impl Neighbourhoods {
+impl<K> Default for Neighbourhoods<K> {
+    fn default() -> Self {
+        Self {
+            verdicts: BTreeMap::new(),
+            ladders: HashMap::new(),
+            waiting: VecDeque::new(),
+            guidance: VecDeque::new(),
+        }
+    }
+}
+
+impl<K: PeerId> Neighbourhoods<K> {
     /// Nothing is known yet.
     pub fn new() -> Self {
         Self::default()
     }
 
     /// A client with an agent came to this place, or came again. The guidance is for it, at once.
-    pub fn handle_newcomer(&mut self, now: Instant, peer: PublicKey, place: &Place) -> Guidance {
+    pub fn handle_newcomer(&mut self, now: Instant, peer: K, place: &Place) -> Guidance {
         let place = place.key();
         if self.ladders.get(&peer).is_some_and(|ladder| ladder.place == place) {
             return Guidance { prior: None, wait: false };
@@ -111,14 +122,7 @@ impl Neighbourhoods {
     }
 
     /// A client says what it measured, or what it still believes. Those that waited for it are advised.
-    pub fn handle_verdict(
-        &mut self,
-        now: Instant,
-        peer: PublicKey,
-        place: &Place,
-        class: Class,
-        binding: Binding,
-    ) {
+    pub fn handle_verdict(&mut self, now: Instant, peer: K, place: &Place, class: Class, binding: Binding) {
         if binding.confidence < Confidence::Bracketed || binding.at_least.is_zero() {
             return;
         }
@@ -143,20 +147,14 @@ impl Neighbourhoods {
     }
 
     /// A client went, or its session did.
-    pub fn handle_gone(&mut self, now: Instant, peer: &PublicKey) {
+    pub fn handle_gone(&mut self, now: Instant, peer: &K) {
         self.leave(now, peer);
     }
 
     /// What neighbours of the same class say; where it is not known, the most cautious ones.
-    pub fn prior(
-        &self,
-        now: Instant,
-        asker: &PublicKey,
-        place: &Place,
-        class: Option<Class>,
-    ) -> Option<Binding> {
+    pub fn prior(&self, now: Instant, asker: &K, place: &Place, class: Option<Class>) -> Option<Binding> {
         let verdicts = self.verdicts.get(&place.key())?;
-        let mut classes: BTreeMap<Class, Vec<&Verdict>> = BTreeMap::new();
+        let mut classes: BTreeMap<Class, Vec<&Verdict<K>>> = BTreeMap::new();
         // The newest first.
         for verdict in verdicts.iter().rev() {
             let of_others = verdict.by != *asker && now < verdict.at + FORGOTTEN;
@@ -177,30 +175,29 @@ impl Neighbourhoods {
     /// Time passed.
     pub fn handle_timeout(&mut self, now: Instant) {
         let late = self.ladders.iter().filter(|(_, ladder)| now >= ladder.until);
-        let late: Vec<PublicKey> = late.map(|(peer, _)| *peer).collect();
+        let late: Vec<K> = late.map(|(peer, _)| *peer).collect();
         for peer in late {
             self.leave(now, &peer);
         }
     }
 
     /// The next client to guide anew. They are spread over time.
-    pub fn poll_guidance(&mut self, now: Instant) -> Option<(PublicKey, Guidance)> {
+    pub fn poll_guidance(&mut self, now: Instant) -> Option<(K, Guidance)> {
         self.guidance.front().filter(|(at, ..)| now >= *at)?;
         self.guidance.pop_front().map(|(_, peer, guidance)| (peer, guidance))
     }
 
     /// How many things are remembered.
-    #[cfg(test)]
-    pub(crate) fn entries(&self) -> usize {
+    pub fn entries(&self) -> usize {
         let verdicts: usize = self.verdicts.values().map(VecDeque::len).sum();
         verdicts + self.ladders.len() + self.waiting.len() + self.guidance.len()
     }
 
-    fn admit(&mut self, now: Instant, peer: PublicKey, place: Place) {
+    fn admit(&mut self, now: Instant, peer: K, place: Place) {
         self.ladders.insert(peer, Ladder { place, until: now + LONGEST_LADDER });
     }
 
-    fn leave(&mut self, now: Instant, peer: &PublicKey) {
+    fn leave(&mut self, now: Instant, peer: &K) {
         self.waiting.retain(|waiting| waiting.peer != *peer);
         self.guidance.retain(|(_, guided, _)| guided != peer);
         if let Some(ladder) = self.ladders.remove(peer) {
@@ -236,14 +233,14 @@ impl Neighbourhoods {
         }
     }
 
-    fn queue(&mut self, at: Instant, peer: PublicKey, guidance: Guidance) {
+    fn queue(&mut self, at: Instant, peer: K, guidance: Guidance) {
         let behind = self.guidance.partition_point(|(due, ..)| *due <= at);
         self.guidance.insert(behind, (at, peer, guidance));
     }
 
     fn bound(&mut self) {
         while self.verdicts.len() > NEIGHBOURHOODS {
-            let newest = |verdicts: &VecDeque<Verdict>| verdicts.back().map(|verdict| verdict.at);
+            let newest = |verdicts: &VecDeque<Verdict<K>>| verdicts.back().map(|verdict| verdict.at);
             let oldest = self.verdicts.iter().min_by_key(|(_, verdicts)| newest(verdicts));
             let Some(oldest) = oldest.map(|(place, _)| place.clone()) else { return };
             self.verdicts.remove(&oldest);
@@ -253,7 +250,7 @@ impl Neighbourhoods {
 
 /// The bracket in which the verdicts agree, from the newest back to the first that contradicts: the NAT changed after
 /// that one.
-fn agree(now: Instant, newest_first: &[&Verdict]) -> Option<Binding> {
+fn agree<K: PeerId>(now: Instant, newest_first: &[&Verdict<K>]) -> Option<Binding> {
     let (newest, older) = newest_first.split_first()?;
     let mut joint = newest.binding;
     if now >= newest.at + STALE {
@@ -295,8 +292,8 @@ mod tests {
 
     const SECOND: Duration = Duration::from_secs(1);
 
-    fn key(n: u8) -> PublicKey {
-        PublicKey::from_bytes([n; 32])
+    fn key(n: u8) -> u8 {
+        n
     }
 
     fn place(n: u8) -> Place {

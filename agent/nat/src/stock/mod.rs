@@ -23,7 +23,7 @@ use std::{
 
 use self::client::Client;
 use super::{Binding, Churn, ChurnLog};
-use crate::tunnel::PublicKey;
+use crate::PeerId;
 
 /// All wakes of a gateway are at least so far apart.
 pub const SPACING: Duration = Duration::from_millis(50);
@@ -107,24 +107,36 @@ pub struct Insight<'a> {
 }
 
 /// All clients without an agent of one gateway replica. Times are monotonic.
-#[derive(Debug, Default)]
-pub struct StockClients {
-    clients: HashMap<PublicKey, Client>,
+#[derive(Debug)]
+pub struct StockClients<K> {
+    clients: HashMap<K, Client>,
     /// As they were before what came last.
-    remembered: HashMap<PublicKey, Client>,
-    deadlines: BTreeSet<(Instant, PublicKey)>,
-    due: HashMap<PublicKey, Instant>,
+    remembered: HashMap<K, Client>,
+    deadlines: BTreeSet<(Instant, K)>,
+    due: HashMap<K, Instant>,
     last_wake: Option<Instant>,
 }
 
-impl StockClients {
+impl<K> Default for StockClients<K> {
+    fn default() -> Self {
+        Self {
+            clients: HashMap::new(),
+            remembered: HashMap::new(),
+            deadlines: BTreeSet::new(),
+            due: HashMap::new(),
+            last_wake: None,
+        }
+    }
+}
+
+impl<K: PeerId> StockClients<K> {
     /// Nobody is known yet.
     pub fn new() -> Self {
         Self::default()
     }
 
     /// The clients without an agent: one that stays keeps what is known of it.
-    pub fn handle_clients(&mut self, now: Instant, clients: &HashSet<PublicKey>) {
+    pub fn handle_clients(&mut self, now: Instant, clients: &HashSet<K>) {
         self.clients.retain(|key, _| clients.contains(key));
         self.remembered.retain(|key, _| clients.contains(key));
         self.due.retain(|key, _| clients.contains(key));
@@ -135,7 +147,7 @@ impl StockClients {
     }
 
     /// What the data plane counted. A client that has an agent is left alone.
-    pub fn handle_counters(&mut self, now: Instant, key: &PublicKey, counters: Counters) {
+    pub fn handle_counters(&mut self, now: Instant, key: &K, counters: Counters) {
         let Some(client) = self.clients.get_mut(key) else { return };
         client.handle_counters(now, counters);
         self.settle(key);
@@ -145,7 +157,7 @@ impl StockClients {
     pub fn handle_moved(
         &mut self,
         now: Instant,
-        key: &PublicKey,
+        key: &K,
         (from, to): (SocketAddr, SocketAddr),
         idle: Duration,
     ) {
@@ -155,7 +167,7 @@ impl StockClients {
     }
 
     /// Remembers a client as it is, for [`Self::set_aside`].
-    pub fn remember(&mut self, key: &PublicKey) {
+    pub fn remember(&mut self, key: &K) {
         if let Some(client) = self.clients.get(key) {
             self.remembered.insert(*key, client.clone());
         }
@@ -163,7 +175,7 @@ impl StockClients {
 
     /// Nothing is learnt of a client any more, and it is what it was when it was remembered last, if it was; or it is
     /// learnt of again.
-    pub fn set_aside(&mut self, now: Instant, key: &PublicKey, aside: bool) {
+    pub fn set_aside(&mut self, now: Instant, key: &K, aside: bool) {
         let former = self.remembered.remove(key).filter(|_| aside);
         let Some(client) = self.clients.get_mut(key) else { return };
         if let Some(former) = former {
@@ -174,7 +186,7 @@ impl StockClients {
     }
 
     /// A client's mapping that was lost and came back as the same ip:port: each is told once.
-    pub fn take_lost(&mut self, key: &PublicKey) -> Option<Churn> {
+    pub fn take_lost(&mut self, key: &K) -> Option<Churn> {
         self.clients.get_mut(key)?.take_lost()
     }
 
@@ -185,7 +197,7 @@ impl StockClients {
     }
 
     /// Time passed. Returns the client to send a handshake initiation to, if any.
-    pub fn handle_timeout(&mut self, now: Instant) -> Option<PublicKey> {
+    pub fn handle_timeout(&mut self, now: Instant) -> Option<K> {
         while self.poll_timeout().is_some_and(|at| now >= at) {
             let (_, key) = self.deadlines.first().copied()?;
             let wake = self.clients.get_mut(&key).is_some_and(|client| client.handle_timeout(now));
@@ -203,7 +215,7 @@ impl StockClients {
     }
 
     /// What is known of a client.
-    pub fn insight(&self, key: &PublicKey) -> Option<Insight<'_>> {
+    pub fn insight(&self, key: &K) -> Option<Insight<'_>> {
         let client = self.clients.get(key)?;
         let (answered, unanswered) = client.wakes();
         Some(Insight {
@@ -216,7 +228,7 @@ impl StockClients {
         })
     }
 
-    fn settle(&mut self, key: &PublicKey) {
+    fn settle(&mut self, key: &K) {
         let due = self.clients.get(key).and_then(Client::poll_timeout);
         let before = self.due.get(key).copied();
         if before == due {
@@ -232,7 +244,7 @@ impl StockClients {
         }
     }
 
-    fn postpone(&mut self, key: &PublicKey, until: Instant) {
+    fn postpone(&mut self, key: &K, until: Instant) {
         if let Some(before) = self.due.insert(*key, until) {
             self.deadlines.remove(&(before, *key));
         }

@@ -8,7 +8,7 @@ use std::{
 use proptest::prelude::*;
 
 use super::{lifetime::NARROWEST, *};
-use crate::nat::{Cause, Promotion};
+use crate::{Cause, Promotion};
 
 /// Bursts before a new lifetime is used up to its margin.
 const PROBATION: u32 = 16;

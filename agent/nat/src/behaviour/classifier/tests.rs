@@ -3,7 +3,7 @@ use std::collections::{HashMap, HashSet};
 use proptest::prelude::*;
 
 use super::*;
-use crate::nat::{Class, PortAllocation};
+use crate::{Class, PortAllocation};
 
 const PUBLIC: [u8; 4] = [198, 51, 100, 7];
 const RTT: Duration = Duration::from_millis(40);

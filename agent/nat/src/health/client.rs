@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use super::{Jitter, Mode, PROBE_GIVE_UP, PROBE_RESENDS, Phase};
-use crate::tunnel::PublicKey;
+use crate::PeerId;
 
 /// How long a handshake may take before the next candidate is tried.
 const ATTEMPT: Duration = Duration::from_millis(1500);
@@ -28,22 +28,22 @@ const HINT_SPREAD: Duration = Duration::from_millis(500);
 
 /// One way to one replica.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct Candidate {
+pub struct Candidate<K> {
     /// The replica, by its key.
-    pub replica: PublicKey,
+    pub replica: K,
     /// Where its tunnel is reached.
     pub endpoint: SocketAddr,
 }
 
 /// What the shell has to do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Action {
+pub enum Action<K> {
     /// Route inner traffic to this replica at this endpoint and begin a handshake.
-    Try(Candidate),
+    Try(Candidate<K>),
     /// Send an in-tunnel probe to this replica.
     Probe {
         /// Whom to ask.
-        replica: PublicKey,
+        replica: K,
         /// Comes back with the answer.
         id: u64,
     },
@@ -121,12 +121,12 @@ enum State {
 
 /// The state machine. Times are monotonic.
 #[derive(Debug)]
-pub struct ClientHealth {
+pub struct ClientHealth<K> {
     mode: Mode,
     interval: Duration,
-    candidates: Vec<Candidate>,
-    active: Option<Candidate>,
-    tried: Vec<Candidate>,
+    candidates: Vec<Candidate<K>>,
+    active: Option<Candidate<K>>,
+    tried: Vec<Candidate<K>>,
     state: State,
     routed: bool,
     phase: Phase,
@@ -138,7 +138,7 @@ pub struct ClientHealth {
     confirmed: Option<Instant>,
     beats: Option<Beats>,
     jitter: Jitter,
-    actions: VecDeque<Action>,
+    actions: VecDeque<Action<K>>,
 }
 
 /// The path is proven by beats, which somebody else sends.
@@ -149,7 +149,7 @@ struct Beats {
     since: Instant,
 }
 
-impl ClientHealth {
+impl<K: PeerId> ClientHealth<K> {
     /// A machine that has no candidates yet.
     pub fn new(mode: Mode, interval: Duration, mut jitter: Jitter) -> Self {
         ClientHealth {
@@ -179,7 +179,7 @@ impl ClientHealth {
     }
 
     /// The way in use or being tried.
-    pub fn active(&self) -> Option<Candidate> {
+    pub fn active(&self) -> Option<Candidate<K>> {
         self.active
     }
 
@@ -249,7 +249,7 @@ impl ClientHealth {
     }
 
     /// The ways there are, the best first. The one in use stays while its replica is among them.
-    pub fn handle_candidates(&mut self, now: Instant, candidates: Vec<Candidate>) {
+    pub fn handle_candidates(&mut self, now: Instant, candidates: Vec<Candidate<K>>) {
         if !self.same_candidates(&candidates) {
             self.candidates = candidates;
         }
@@ -293,7 +293,7 @@ impl ClientHealth {
     }
 
     /// A handshake that was begun here came to its end: both directions of this path carried a packet.
-    pub fn handle_handshake(&mut self, now: Instant, replica: PublicKey) {
+    pub fn handle_handshake(&mut self, now: Instant, replica: K) {
         let State::Searching { next, rounds, .. } = self.state else { return };
         let Some(candidate) = self.tried.iter().rev().find(|tried| tried.replica == replica).copied() else {
             return;
@@ -310,7 +310,7 @@ impl ClientHealth {
     }
 
     /// A probe came back.
-    pub fn handle_answer(&mut self, now: Instant, replica: PublicKey, id: u64, rtt: Duration) {
+    pub fn handle_answer(&mut self, now: Instant, replica: K, id: u64, rtt: Duration) {
         if self.active.is_none_or(|active| active.replica != replica) {
             return;
         }
@@ -346,7 +346,7 @@ impl ClientHealth {
     }
 
     /// A replica says that it is going away: another one is tried while it still answers.
-    pub fn handle_draining(&mut self, now: Instant, replica: PublicKey) {
+    pub fn handle_draining(&mut self, now: Instant, replica: K) {
         let is_active = self.active.is_some_and(|active| active.replica == replica);
         let others = self.candidates.iter().any(|candidate| candidate.replica != replica);
         if !is_active || !others || !matches!(self.state, State::Connected { .. }) {
@@ -408,7 +408,7 @@ impl ClientHealth {
     }
 
     /// The next thing to do.
-    pub fn poll_action(&mut self) -> Option<Action> {
+    pub fn poll_action(&mut self) -> Option<Action<K>> {
         self.actions.pop_front()
     }
 
@@ -483,7 +483,7 @@ impl ClientHealth {
     }
 
     /// Whether only the order differs: the own order, with the way last used first, is then kept.
-    fn same_candidates(&self, other: &[Candidate]) -> bool {
+    fn same_candidates(&self, other: &[Candidate<K>]) -> bool {
         self.candidates.len() == other.len()
             && other.iter().all(|candidate| self.candidates.contains(candidate))
     }
@@ -566,14 +566,14 @@ impl ClientHealth {
         self.tell_searching();
     }
 
-    fn probe(&mut self, now: Instant, replica: PublicKey) -> Outstanding {
+    fn probe(&mut self, now: Instant, replica: K) -> Outstanding {
         let id = self.take_id();
         self.actions.push_back(Action::Probe { replica, id });
         self.sample.last_send = self.sample.last_send.max(Some(now));
         Outstanding { first: now, first_id: id, resends: 0 }
     }
 
-    fn resend(&mut self, outstanding: &mut Outstanding, replica: PublicKey) {
+    fn resend(&mut self, outstanding: &mut Outstanding, replica: K) {
         outstanding.resends += 1;
         let id = self.take_id();
         self.actions.push_back(Action::Probe { replica, id });
@@ -608,32 +608,32 @@ mod tests {
     const INTERVAL: Duration = Duration::from_secs(25);
     const RTT: Duration = Duration::from_millis(40);
 
-    fn key(n: u8) -> PublicKey {
-        PublicKey::from_bytes([n; 32])
+    fn key(n: u8) -> u8 {
+        n
     }
 
-    fn way(replica: u8, port: u16) -> Candidate {
+    fn way(replica: u8, port: u16) -> Candidate<u8> {
         Candidate { replica: key(replica), endpoint: SocketAddr::from(([192, 0, 2, replica], port)) }
     }
 
     /// A world in virtual time: some ways carry packets, each after half a round trip.
     struct World {
         now: Instant,
-        health: ClientHealth,
-        alive: HashSet<Candidate>,
-        current: Option<Candidate>,
+        health: ClientHealth<u8>,
+        alive: HashSet<Candidate<u8>>,
+        current: Option<Candidate<u8>>,
         pending: Vec<(Instant, Event)>,
         last_exchange: Option<Instant>,
         sample: Sample,
-        tries: Vec<Candidate>,
+        tries: Vec<Candidate<u8>>,
         probes: u32,
         rebinds: u32,
     }
 
     #[derive(Clone, Copy)]
     enum Event {
-        Handshake(Candidate),
-        Answer(Candidate, u64),
+        Handshake(Candidate<u8>),
+        Answer(Candidate<u8>, u64),
     }
 
     impl World {
@@ -652,7 +652,7 @@ mod tests {
             }
         }
 
-        fn with(mode: Mode, ways: &[Candidate]) -> Self {
+        fn with(mode: Mode, ways: &[Candidate<u8>]) -> Self {
             let mut world = World::new(mode, 7);
             world.alive.extend(ways);
             world.health.handle_candidates(world.now, ways.to_vec());

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use super::{Keeper, Purpose, Stage, lifetime::DOUBT, sequence::SHORT};
-use crate::nat::{Cause, Churn, Promotion};
+use crate::{Cause, Churn, Promotion};
 
 /// Two strikes within so many bursts, or three within as many more, are no flushes, unless they are so far apart that
 /// they may be.

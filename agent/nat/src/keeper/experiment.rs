@@ -6,7 +6,7 @@ use super::{
     link::Link,
     sequence::{Plan, Sequence, Want},
 };
-use crate::nat::Beat;
+use crate::Beat;
 
 /// What an experiment is to tell.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -3,7 +3,7 @@
 //!
 //! A rest tells the gateway to send a wake once the session was silent for so long. A wake that comes proves that
 //! age inbound; the next rest answers it and refreshes the mapping outbound. The first proof is made while UDP still
-//! carries, in step with its bursts. From then on UDP rests, and [`scout`]s, extra connections whose wakes fall into
+//! carries, in step with its bursts. From then on UDP rests, and scouts, extra connections whose wakes fall into
 //! the session's own, try longer ages.
 //!
 //! A wake that does not come is a strike: UDP is kept again at once, the session is asked whether it lives, and nothing

@@ -10,7 +10,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::tunnel::PublicKey;
+use crate::PeerId;
 
 /// So many clients, at least.
 const FEWEST: usize = 2;
@@ -23,15 +23,15 @@ const SLACK: Duration = Duration::from_millis(500);
 /// Losses kept of one address.
 const LOSSES: usize = 256;
 /// Losses kept of all addresses together.
-pub(crate) const LOSSES_TOGETHER: usize = 16_384;
+pub const LOSSES_TOGETHER: usize = 16_384;
 /// Addresses kept, and restarts told last.
-pub(crate) const ADDRESSES: usize = 4096;
+pub const ADDRESSES: usize = 4096;
 
 /// A client lost its mapping while it stayed where it was.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Loss {
+pub struct Loss<K> {
     /// The client.
-    pub peer: PublicKey,
+    pub peer: K,
     /// When it was noticed, which may be a while ago.
     pub at: Instant,
     /// Where it was seen before.
@@ -45,7 +45,7 @@ pub struct Loss {
     pub believed: Option<Duration>,
 }
 
-impl Loss {
+impl<K: PeerId> Loss<K> {
     /// Below what nearly all NATs keep even bindings that saw one direction only.
     const CERTAIN: Duration = Duration::from_secs(26);
 
@@ -56,9 +56,9 @@ impl Loss {
 
 /// A client that is heard at an address.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Heard {
+pub struct Heard<K> {
     /// The client.
-    pub peer: PublicKey,
+    pub peer: K,
     /// Where it is seen.
     pub endpoint: SocketAddr,
     /// When it was heard last.
@@ -79,37 +79,49 @@ pub struct NatRestart {
 }
 
 #[derive(Debug, Clone, Copy)]
-struct Noted {
-    peer: PublicKey,
+struct Noted<K> {
+    peer: K,
     to: IpAddr,
     after: Instant,
     noticed: Instant,
 }
 
-#[derive(Debug, Default)]
-struct Address {
-    losses: VecDeque<Noted>,
+#[derive(Debug)]
+struct Address<K> {
+    losses: VecDeque<Noted<K>>,
     /// When to judge.
     due: Option<Instant>,
     /// The restart told last.
     told: Option<NatRestart>,
 }
 
+impl<K> Default for Address<K> {
+    fn default() -> Self {
+        Self { losses: VecDeque::new(), due: None, told: None }
+    }
+}
+
 /// All public addresses of one gateway replica's clients. Times are monotonic.
-#[derive(Debug, Default)]
-pub struct RestartDetector {
-    addresses: HashMap<IpAddr, Address>,
+#[derive(Debug)]
+pub struct RestartDetector<K> {
+    addresses: HashMap<IpAddr, Address<K>>,
     restarts: VecDeque<NatRestart>,
 }
 
-impl RestartDetector {
+impl<K> Default for RestartDetector<K> {
+    fn default() -> Self {
+        Self { addresses: HashMap::new(), restarts: VecDeque::new() }
+    }
+}
+
+impl<K: PeerId> RestartDetector<K> {
     /// Nothing was seen yet.
     pub fn new() -> Self {
         Self::default()
     }
 
     /// A mapping was lost. Returns whether that was part of a restart that was told already.
-    pub fn handle_loss(&mut self, now: Instant, loss: Loss) -> bool {
+    pub fn handle_loss(&mut self, now: Instant, loss: Loss<K>) -> bool {
         if !loss.counts() {
             return false;
         }
@@ -136,7 +148,7 @@ impl RestartDetector {
     }
 
     /// The client itself moved, as it says: its change is no loss of the NAT's.
-    pub fn handle_roam(&mut self, peer: &PublicKey) {
+    pub fn handle_roam(&mut self, peer: &K) {
         for address in self.addresses.values_mut() {
             address.losses.retain(|noted| noted.peer != *peer);
         }
@@ -148,7 +160,7 @@ impl RestartDetector {
     }
 
     /// Time passed. `heard` are the clients that are there, as they were heard last.
-    pub fn handle_timeout(&mut self, now: Instant, heard: &[Heard]) {
+    pub fn handle_timeout(&mut self, now: Instant, heard: &[Heard<K>]) {
         for (ip, address) in &mut self.addresses {
             if address.due.is_none_or(|due| now < due) {
                 continue;
@@ -171,16 +183,15 @@ impl RestartDetector {
     }
 
     /// Whose losses were part of the address's last restart.
-    pub fn members(&self, address: IpAddr) -> Vec<PublicKey> {
+    pub fn members(&self, address: IpAddr) -> Vec<K> {
         let Some(address) = self.addresses.get(&address.to_canonical()) else { return Vec::new() };
         let Some(told) = address.told else { return Vec::new() };
-        let part = |noted: &&Noted| noted.after <= told.at + SLACK && noted.noticed >= told.at;
+        let part = |noted: &&Noted<K>| noted.after <= told.at + SLACK && noted.noticed >= told.at;
         address.losses.iter().filter(part).map(|noted| noted.peer).collect()
     }
 
     /// How many things are remembered.
-    #[cfg(test)]
-    pub(crate) fn entries(&self) -> usize {
+    pub fn entries(&self) -> usize {
         self.addresses.len() + self.losses() + self.restarts.len()
     }
 
@@ -196,7 +207,7 @@ impl RestartDetector {
         if !is_full(self) {
             return;
         }
-        let last = |address: &Address| address.losses.back().map(|noted| noted.noticed);
+        let last = |address: &Address<K>| address.losses.back().map(|noted| noted.noticed);
         self.addresses.retain(|_, address| last(address).is_some_and(|at| now < at + KEPT));
         while is_full(self) {
             let oldest = self.addresses.iter().min_by_key(|(_, address)| last(address)).map(|(ip, _)| *ip);
@@ -207,19 +218,19 @@ impl RestartDetector {
 }
 
 /// The losses that share a moment with the newest one, and an address afterwards: as many as possible.
-fn together(losses: &VecDeque<Noted>) -> Vec<Noted> {
+fn together<K: PeerId>(losses: &VecDeque<Noted<K>>) -> Vec<Noted<K>> {
     let Some(newest) = losses.back() else { return Vec::new() };
     let moments = losses.iter().map(|noted| noted.after).filter(|at| *at >= newest.after);
-    let sharing = |moment: Instant| -> Vec<Noted> {
+    let sharing = |moment: Instant| -> Vec<Noted<K>> {
         let shares =
-            |noted: &&Noted| noted.after <= moment && moment <= noted.noticed && noted.to == newest.to;
+            |noted: &&Noted<K>| noted.after <= moment && moment <= noted.noticed && noted.to == newest.to;
         losses.iter().filter(shares).copied().collect()
     };
     moments.map(sharing).max_by_key(Vec::len).unwrap_or_default()
 }
 
 /// At least half of those that were heard since must have lost theirs: one that was heard where it had been did not.
-fn judge(ip: IpAddr, losses: &VecDeque<Noted>, heard: &[Heard]) -> Option<NatRestart> {
+fn judge<K: PeerId>(ip: IpAddr, losses: &VecDeque<Noted<K>>, heard: &[Heard<K>]) -> Option<NatRestart> {
     let lost = together(losses);
     let at = lost.iter().map(|noted| noted.noticed).min()?;
     let since = lost.iter().map(|noted| noted.after).max()?;
@@ -240,15 +251,15 @@ mod tests {
 
     const SECOND: Duration = Duration::from_secs(1);
 
-    fn key(n: u8) -> PublicKey {
-        PublicKey::from_bytes([n; 32])
+    fn key(n: u8) -> u8 {
+        n
     }
 
     fn home(port: u16) -> SocketAddr {
         SocketAddr::from(([192, 0, 2, 1], port))
     }
 
-    fn loss(at: Instant, n: u8, idle: u64) -> Loss {
+    fn loss(at: Instant, n: u8, idle: u64) -> Loss<u8> {
         let from = home(1000 + u16::from(n));
         let believed = Some(SECOND * 60);
         Loss {
@@ -261,11 +272,11 @@ mod tests {
         }
     }
 
-    fn heard(n: u8, at: Instant) -> Heard {
+    fn heard(n: u8, at: Instant) -> Heard<u8> {
         Heard { peer: key(n), endpoint: home(1000 + u16::from(n)), at }
     }
 
-    fn run(detector: &mut RestartDetector, heard: &[Heard]) -> Vec<NatRestart> {
+    fn run(detector: &mut RestartDetector<u8>, heard: &[Heard<u8>]) -> Vec<NatRestart> {
         while let Some(due) = detector.poll_timeout() {
             detector.handle_timeout(due, heard);
         }

@@ -6,7 +6,7 @@ use super::{
     link::Link,
     sequence::{LONG, ONCE, Plan, SHORT, time_to_get_through},
 };
-use crate::nat::Promotion;
+use crate::Promotion;
 
 /// A keepalive has this long to get through, however good the path is.
 const MARGIN: Duration = Duration::from_millis(1500);

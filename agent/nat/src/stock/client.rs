@@ -7,7 +7,7 @@ use std::{
 };
 
 use super::{Counters, Recommendation, Why};
-use crate::nat::{Binding, Cause, Churn, ChurnLog, Confidence, Promotion};
+use crate::{Binding, Cause, Churn, ChurnLog, Confidence, Promotion};
 
 /// The shortest silence that is tried.
 const FIRST: Duration = Duration::from_secs(8);

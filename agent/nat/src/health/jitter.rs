@@ -10,15 +10,9 @@ pub struct Jitter {
 }
 
 impl Jitter {
-    /// A generator that starts from `seed`.
+    /// A generator that starts from `seed`, which is random where a fleet is not to be in step.
     pub fn new(seed: u64) -> Self {
         Jitter { state: seed }
-    }
-
-    /// A generator seeded by the operating system.
-    pub fn from_os() -> Self {
-        use std::hash::{BuildHasher, Hasher};
-        Jitter::new(std::collections::hash_map::RandomState::new().build_hasher().finish())
     }
 
     /// The next 64 random bits.

@@ -6,7 +6,7 @@ use super::{
     Action, Activity, Channel, Keeper, Mode, Purpose, RADIO, Stage,
     sequence::{GRACE, ONCE, Sequence, Want},
 };
-use crate::nat::{Beat, Cause, Churn, Promotion, Reply};
+use crate::{Beat, Cause, Churn, Promotion, Reply};
 
 /// A missing wake costs the share of an interval that it comes early by; it is not asked for more often than this
 /// makes good.

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use crate::nat::Beat;
+use crate::Beat;
 
 const SHORTEST_RESEND: Duration = Duration::from_millis(100);
 const LONGEST_RESEND: Duration = Duration::from_secs(1);

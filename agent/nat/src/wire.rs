@@ -33,12 +33,8 @@ use std::{
     time::Duration,
 };
 
-use ring::{
-    digest, hmac,
-    rand::{SecureRandom, SystemRandom},
-};
+use ring::{digest, hmac};
 use subtle::ConstantTimeEq;
-use zeroize::Zeroizing;
 
 use super::{Beat, Channel, Reply, Wake};
 
@@ -83,16 +79,9 @@ impl BeatKey {
     /// Bytes of the secret.
     pub const SECRET: usize = 32;
 
-    /// The key with this secret.
+    /// The key with this secret, which is random and known to both ends alone.
     pub fn new(id: KeyId, secret: &[u8; Self::SECRET]) -> Self {
         Self { id, mac: hmac::Key::new(hmac::HMAC_SHA256, secret) }
-    }
-
-    /// A fresh key, and its secret for the other end. `None` when the system gives no random numbers.
-    pub fn generate(id: KeyId) -> Option<(Self, Zeroizing<[u8; Self::SECRET]>)> {
-        let mut secret = Zeroizing::new([0; Self::SECRET]);
-        SystemRandom::new().fill(secret.as_mut()).ok()?;
-        Some((Self::new(id, &secret), secret))
     }
 
     /// Its number.
@@ -129,11 +118,9 @@ pub struct Cookie([u8; 8]);
 pub struct CookieMint(hmac::Key);
 
 impl CookieMint {
-    /// One with a secret of its own, which ends with it. `None` when the system gives no random numbers.
-    pub fn generate() -> Option<Self> {
-        let mut secret = Zeroizing::new([0; 32]);
-        SystemRandom::new().fill(secret.as_mut()).ok()?;
-        Some(Self(hmac::Key::new(hmac::HMAC_SHA256, secret.as_ref())))
+    /// One with this secret, which is random and told to nobody.
+    pub fn new(secret: &[u8; 32]) -> Self {
+        Self(hmac::Key::new(hmac::HMAC_SHA256, secret))
     }
 
     /// The cookie of a client (by its key) at a public address. The port does not count: a client's sockets
@@ -539,7 +526,7 @@ mod tests {
 
     #[test]
     fn a_cookie_is_good_for_one_client_at_one_address_of_one_gateway() {
-        let (mint, other) = (CookieMint::generate().unwrap(), CookieMint::generate().unwrap());
+        let (mint, other) = (CookieMint::new(&[1; 32]), CookieMint::new(&[2; 32]));
         let here: IpAddr = "192.0.2.1".parse().unwrap();
         let cookie = mint.cookie(&[1; 32], here);
         assert!(mint.accepts(cookie, &[1; 32], here));
@@ -551,8 +538,8 @@ mod tests {
 
     #[test]
     fn a_key_is_not_printed() {
-        let (key, secret) = BeatKey::generate(KeyId(3)).unwrap();
+        let secret = [99; BeatKey::SECRET];
+        let key = BeatKey::new(KeyId(3), &secret);
         assert_eq!(format!("{key:?}"), "BeatKey(3, ..)");
-        assert_ne!(*secret, [0; 32]);
     }
 }

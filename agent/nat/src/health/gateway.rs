@@ -7,7 +7,7 @@ use super::{
     LONGEST_CERTAINTY, PROBE_GIVE_UP, Phase,
     reach::{Ledger, Reach},
 };
-use crate::tunnel::PublicKey;
+use crate::PeerId;
 
 /// What one client promised to do while it has nothing to say.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -74,22 +74,33 @@ impl Peer {
 }
 
 /// All clients of one gateway replica. Times are monotonic.
-#[derive(Debug, Default)]
-pub struct GatewayHealth {
-    peers: HashMap<PublicKey, Peer>,
-    deadlines: BTreeSet<(Instant, PublicKey)>,
-    silent: Vec<PublicKey>,
-    missing: BTreeSet<PublicKey>,
+#[derive(Debug)]
+pub struct GatewayHealth<K> {
+    peers: HashMap<K, Peer>,
+    deadlines: BTreeSet<(Instant, K)>,
+    silent: Vec<K>,
+    missing: BTreeSet<K>,
 }
 
-impl GatewayHealth {
+impl<K> Default for GatewayHealth<K> {
+    fn default() -> Self {
+        Self {
+            peers: HashMap::new(),
+            deadlines: BTreeSet::new(),
+            silent: Vec::new(),
+            missing: BTreeSet::new(),
+        }
+    }
+}
+
+impl<K: PeerId> GatewayHealth<K> {
     /// Nobody is known yet.
     pub fn new() -> Self {
         Self::default()
     }
 
     /// The clients that may connect: one that stays keeps what is known of it.
-    pub fn handle_peers(&mut self, now: Instant, peers: &HashMap<PublicKey, Expectation>) {
+    pub fn handle_peers(&mut self, now: Instant, peers: &HashMap<K, Expectation>) {
         self.peers.retain(|key, _| peers.contains_key(key));
         self.silent.retain(|key| peers.contains_key(key));
         self.missing.retain(|key| peers.contains_key(key));
@@ -110,7 +121,7 @@ impl GatewayHealth {
     }
 
     /// One client promises something else. A connected one is judged by it at its next deadline, which may be now.
-    pub fn handle_expectation(&mut self, now: Instant, key: &PublicKey, expectation: Expectation) {
+    pub fn handle_expectation(&mut self, now: Instant, key: &K, expectation: Expectation) {
         let Some(peer) = self.peers.get_mut(key) else { return };
         peer.expectation = expectation;
         let (Some(old), Some(last)) = (peer.deadline, peer.sample.last_receive) else { return };
@@ -121,7 +132,7 @@ impl GatewayHealth {
     }
 
     /// What the data plane counted. Returns whether the client's phase changed.
-    pub fn handle_sample(&mut self, now: Instant, key: &PublicKey, sample: Sample) -> bool {
+    pub fn handle_sample(&mut self, now: Instant, key: &K, sample: Sample) -> bool {
         let Some(peer) = self.peers.get_mut(key) else { return false };
         if peer.sample.last_receive == sample.last_receive
             && peer.sample.last_handshake == sample.last_handshake
@@ -142,7 +153,7 @@ impl GatewayHealth {
     }
 
     /// What the client's own agent says of its path. Returns whether the client's phase changed.
-    pub fn handle_told(&mut self, now: Instant, key: &PublicKey, phase: Phase) -> bool {
+    pub fn handle_told(&mut self, now: Instant, key: &K, phase: Phase) -> bool {
         let Some(peer) = self.peers.get_mut(key) else { return false };
         peer.told = Some((now, phase));
         self.settle(now, key)
@@ -150,7 +161,7 @@ impl GatewayHealth {
 
     /// The client lets its binding go and says so on its session, where it speaks again within `wake_after` and
     /// [`PROBE_GIVE_UP`]. Returns whether its phase changed.
-    pub fn handle_rest(&mut self, now: Instant, key: &PublicKey, wake_after: Duration) -> bool {
+    pub fn handle_rest(&mut self, now: Instant, key: &K, wake_after: Duration) -> bool {
         let Some(peer) = self.peers.get_mut(key) else { return false };
         peer.rests = Some((now, now + wake_after + PROBE_GIVE_UP));
         if peer.judge(now).0 == Phase::Standby {
@@ -161,7 +172,7 @@ impl GatewayHealth {
     }
 
     /// Something passed on the session of a client that may sleep: it speaks again within `wake_after` of that.
-    pub fn handle_stir(&mut self, now: Instant, key: &PublicKey, wake_after: Duration) {
+    pub fn handle_stir(&mut self, now: Instant, key: &K, wake_after: Duration) {
         let Some(peer) = self.peers.get_mut(key) else { return };
         if let Some((_, until)) = &mut peer.rests {
             *until = now + wake_after + PROBE_GIVE_UP;
@@ -171,19 +182,19 @@ impl GatewayHealth {
 
     /// It is not to be woken by its session any more: it keeps its binding again, or was called and did not come. Returns
     /// whether its phase changed.
-    pub fn handle_awake(&mut self, now: Instant, key: &PublicKey) -> bool {
+    pub fn handle_awake(&mut self, now: Instant, key: &K) -> bool {
         let Some(peer) = self.peers.get_mut(key) else { return false };
         peer.rests = None;
         self.settle(now, key)
     }
 
     /// When a sleeping client was last proven to be there, by its session.
-    pub fn rested(&self, key: &PublicKey) -> Option<Instant> {
+    pub fn rested(&self, key: &K) -> Option<Instant> {
         self.peers.get(key).and_then(|peer| peer.rests).map(|(at, _)| at)
     }
 
     /// The client's session stream ended without a word: what it said last is no longer known to be so.
-    pub fn handle_session_end(&mut self, now: Instant, key: &PublicKey) -> bool {
+    pub fn handle_session_end(&mut self, now: Instant, key: &K) -> bool {
         let Some(peer) = self.peers.get_mut(key) else { return false };
         peer.rests = None;
         if peer.told.is_some_and(|(_, phase)| phase == Phase::Disconnected) {
@@ -209,17 +220,17 @@ impl GatewayHealth {
     }
 
     /// Clients that are not heard any more, since the last call.
-    pub fn take_silent(&mut self) -> Vec<PublicKey> {
+    pub fn take_silent(&mut self) -> Vec<K> {
         std::mem::take(&mut self.silent)
     }
 
     /// The phase of a client, [`Phase::Disconnected`] for one that is not known.
-    pub fn phase(&self, key: &PublicKey) -> Phase {
+    pub fn phase(&self, key: &K) -> Phase {
         self.peers.get(key).map_or(Phase::Disconnected, |peer| peer.phase)
     }
 
     /// For how long a client was proven reachable, and for how long it was not, up to now.
-    pub fn reach(&self, key: &PublicKey) -> Reach {
+    pub fn reach(&self, key: &K) -> Reach {
         self.peers.get(key).map(|peer| peer.ledger.reach()).unwrap_or_default()
     }
 
@@ -242,7 +253,7 @@ impl GatewayHealth {
         counts
     }
 
-    fn settle(&mut self, now: Instant, key: &PublicKey) -> bool {
+    fn settle(&mut self, now: Instant, key: &K) -> bool {
         let Some(peer) = self.peers.get_mut(key) else { return false };
         let (phase, deadline) = peer.judge(now);
         if let Some(old) = std::mem::replace(&mut peer.deadline, deadline) {
@@ -281,11 +292,11 @@ mod tests {
     const INTERVAL: Duration = Duration::from_secs(25);
     const SECOND: Duration = Duration::from_secs(1);
 
-    fn key() -> PublicKey {
-        PublicKey::from_bytes([3; 32])
+    fn key() -> u8 {
+        3
     }
 
-    fn with(expectation: Expectation) -> (GatewayHealth, Instant) {
+    fn with(expectation: Expectation) -> (GatewayHealth<u8>, Instant) {
         let now = Instant::now();
         let mut health = GatewayHealth::new();
         health.handle_peers(now, &HashMap::from([(key(), expectation)]));
@@ -350,7 +361,7 @@ mod tests {
 
     #[test]
     fn a_sleeper_is_lost_with_its_session_or_when_it_does_not_come() {
-        type Fault = fn(&mut GatewayHealth, Instant) -> bool;
+        type Fault = fn(&mut GatewayHealth<u8>, Instant) -> bool;
         let ended: Fault = |health, now| health.handle_session_end(now, &key());
         let called: Fault = |health, now| health.handle_awake(now, &key());
         for fault in [ended, called] {

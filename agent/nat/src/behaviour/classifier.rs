@@ -10,7 +10,7 @@ use super::{
     Behaviour, Filtering, Finding, Mapping,
     ports::{Pair, Ports},
 };
-use crate::nat::Payload;
+use crate::Payload;
 
 /// Fresh sockets, each with a mapping of its own.
 const SOCKETS: u32 = 8;

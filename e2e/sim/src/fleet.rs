@@ -11,8 +11,8 @@ use clap::ValueEnum;
 
 use crate::{
     algorithm::{Cliffs, Fixed, Growth, HalfOfSearch, Oracle, Pinhole, Sleeper},
-    engine::{self, Fault, Observed, Scenario, Trace},
-    metrics::{Reached, Spent},
+    engine::{self, Observed, Scenario, Trace},
+    metrics::Outcome,
     model::{Loss, Profile, Time},
     rng::Rng,
 };
@@ -65,39 +65,6 @@ pub struct Fleet {
     pub seed: u64,
     /// How many to run at a time. Results do not depend on it.
     pub threads: NonZero<usize>,
-}
-
-/// How it went for one client.
-#[derive(Debug, Clone)]
-pub struct Outcome {
-    /// Its NAT, as a place in [`Fleet::profiles`].
-    pub profile: usize,
-    /// Wake tests.
-    pub reached: Reached,
-    /// Wake-ups.
-    pub wakes: u64,
-    /// Wake-ups if only what the client sends counted.
-    pub wakes_sent: u64,
-    /// The oracle's.
-    pub wakes_oracle: u64,
-    /// Wake-ups after convergence, without probes, and the oracle's. `None`: it did not converge in time.
-    pub converged: Option<(u64, u64)>,
-    /// When it converged.
-    pub converge: Option<Time>,
-    /// Its first verdict.
-    pub verdict: Option<Time>,
-    /// The true lifetime at the beginning.
-    pub lifetime: Duration,
-    /// Packets that it sent or received.
-    pub packets: u64,
-    /// Their bytes.
-    pub bytes: u64,
-    /// What they cost an LTE radio.
-    pub lte: Spent,
-    /// What they cost a Wi-Fi radio.
-    pub wifi: Spent,
-    /// What its NAT did to it.
-    pub faults: Vec<Fault>,
 }
 
 impl Fleet {

@@ -3,7 +3,8 @@
 use std::{num::NonZero, time::Duration};
 
 use pinhole_sim::{
-    fleet::{Fleet, Kind, Outcome},
+    fleet::{Fleet, Kind},
+    metrics::Outcome,
     model::{Loss, Profile, TcpClose},
 };
 

@@ -4,7 +4,8 @@
 use std::{num::NonZero, sync::LazyLock, time::Duration};
 
 use pinhole_sim::{
-    fleet::{Fleet, Kind, Outcome},
+    fleet::{Fleet, Kind},
+    metrics::Outcome,
     model::{Full, Hours, Load, Loss, LossBursts, Paging, Pressure, Profile, Quota, Victim},
 };
 

@@ -19,7 +19,7 @@ use std::time::Duration;
 
 use self::lifetimes::Course;
 pub use self::lifetimes::{Change, Lifetimes};
-pub use self::run::{Fault, FaultKind, Observed, Trace, run};
+pub use self::run::{Observed, Trace, run};
 use crate::{
     metrics,
     model::{LossBursts, Paging, PortAllocation, Pressure, Profile, Quota, TcpClose, Time, Timers},

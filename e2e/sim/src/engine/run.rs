@@ -23,7 +23,7 @@ use super::{
 };
 use crate::{
     algorithm::{Action, Algorithm},
-    metrics::{Awake, Bursts, Convergence, Intervals, LTE, Reach, Reached, Spent, WIFI},
+    metrics::{Awake, Bursts, Convergence, Fault, FaultKind, Intervals, LTE, Reach, Reached, Spent, WIFI},
     model::{PortAllocation, Time},
     rng::Rng,
 };
@@ -39,31 +39,6 @@ const RESPONSE: u64 = 120;
 
 /// An algorithm that asks for the same moment so often is stuck.
 const STUCK: u32 = 10_000;
-
-/// What a NAT did to its client.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum FaultKind {
-    /// It lost all mappings, and will use other ports.
-    VisibleFlush,
-    /// It lost all mappings, and will use the same ports again.
-    InvisibleFlush,
-    /// Its lifetime shrank.
-    Shrink,
-}
-
-/// A fault, and for how long the client did nothing about it.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Fault {
-    /// Which.
-    pub kind: FaultKind,
-    /// From the fault to the first live packet that the client sent after it, and one round trip more. Wake tests of
-    /// this time do not count.
-    pub blind: Duration,
-    /// How long it took until the path was open again, after a flush.
-    pub recovery: Option<Duration>,
-    /// The interval in force at the fault, and a round trip.
-    pub allowed: Duration,
-}
 
 /// How it went for one client.
 #[derive(Debug, Clone)]

@@ -2,10 +2,11 @@ use std::time::{Duration, Instant};
 
 use pinhole_nat::{Beat, Channel, Reply, Wake};
 
-use super::{Change, FaultKind, Lifetimes, Observed, Scenario, run::perform};
+use super::{Change, Lifetimes, Observed, Scenario, run::perform};
 use crate::{
     algorithm::{self, Action, Algorithm},
     engine::run,
+    metrics::FaultKind,
     model::{Loss, PortAllocation, Profile, Time},
     profiles,
 };

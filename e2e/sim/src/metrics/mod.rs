@@ -2,16 +2,20 @@
 
 mod awake;
 mod bursts;
+mod fault;
 mod interval;
 mod oracle;
+mod outcome;
 mod reach;
 mod summary;
 
 pub use self::{
     awake::{Awake, LTE, Radio, Spent, WIFI},
     bursts::{BURST, Bursts},
+    fault::{Fault, FaultKind},
     interval::{Convergence, Intervals},
     oracle::Oracle,
+    outcome::Outcome,
     reach::{Reach, Reached},
     summary::{Blind, ByProfile, Energy, Faults, Summary, compare},
 };

@@ -2,12 +2,8 @@
 
 use serde::Serialize;
 
-use super::{Reached, Spent};
-use crate::{
-    engine::{Fault, FaultKind},
-    fleet::Outcome,
-    model::{Profile, Time},
-};
+use super::{Fault, FaultKind, Outcome, Reached, Spent};
+use crate::model::{Profile, Time};
 
 /// One row of the comparison. Times are in seconds, shares and ratios plain numbers. `None`: there was nothing to take
 /// it from.

@@ -1,5 +1,5 @@
-//! What a client's machine has of its own beside the tunnel's routes: bridges, a local network, pushed routes, other hands, no
-//! IPv6. Needs root, `ip` and `ping`.
+//! What a client's machine has of its own beside the tunnel's routes: bridges, a local network, pushed routes, other hands, a
+//! second VPN, one family of addresses alone. Needs root, `ip`, `ping` and `wg`.
 
 #![allow(
     clippy::unwrap_used,
@@ -12,7 +12,7 @@ mod lab;
 
 use std::{process::Command, time::Duration};
 
-use lab::{Lab, Running, eventually};
+use lab::{Lab, Running, Stock, eventually};
 
 const SOON: Duration = Duration::from_secs(15);
 const REPORTED: [&str; 5] = ["0.0.0.0/0", "10.96.0.0/12", "172.17.0.0/16", "192.168.50.0/24", "10.50.0.0/24"];
@@ -205,6 +205,99 @@ fn without_ipv6_on_the_host_or_the_gateways_node_the_tunnel_is_one_of_ipv4() {
         assert_eq!(lab.metrics().contains(unavailable), without != "host", "{without}");
         lab.client(&["down"], "");
     }
+}
+
+#[test]
+fn a_host_that_has_ipv6_alone_has_a_tunnel_of_both_families() {
+    let (lab, _gateway) = lab("six", &["10.50.0.0/24", "0.0.0.0/0", "fd50::/64", "::/0"]);
+    lab.operator.change(|desired| {
+        desired.replicas[0].tunnel_endpoints.push("[2001:db8::1]:51820".into());
+        desired.replicas[0].session_endpoints.push("[2001:db8::1]:51821".into());
+    });
+    lab.gateway_ip("address add 2001:db8::1/64 dev out nodad");
+    lab.client_ip("address flush dev wan");
+    lab.client_ip("address add 2001:db8::2/64 dev wan nodad");
+    lab.client_ip("-6 route add default via 2001:db8::1");
+    let up = lab.client(
+        &["up", "--detach", "--no-dns", "--token-file", "-"],
+        &lab.operator.join_by("secret", &["192.0.2.1:51821", "[2001:db8::1]:51821"]),
+    );
+    assert!(up.status.success(), "{up:?}");
+    assert!(lab.client_pings("10.50.0.2"));
+    assert_eq!((phase(&lab).as_str(), impaired(&lab)), ("Connected", vec![]));
+    for to in ["8.8.8.8", "2600::1"] {
+        assert_eq!(way(&lab, to), "pinhole0", "{to}");
+    }
+    assert_eq!(lab.steady_pings("10.50.0.2", 50).lost(), 0);
+    let down = lab.client(&["down"], "");
+    assert!(down.status.success(), "{down:?}");
+    assert_eq!((way(&lab, "8.8.8.8"), way(&lab, "2600::1")), ("nowhere".to_owned(), "wan".to_owned()));
+}
+
+/// Another VPN that takes everything, as `wg-quick up` makes it: its own packets have a mark, and whatever has none is led into
+/// it.
+fn second_vpn(lab: &Lab, name: &str) -> Running {
+    let device = lab.stock_client(
+        name,
+        &Stock {
+            addresses: &["10.77.0.20/32"],
+            endpoint: "192.0.2.1:51820",
+            allowed: "0.0.0.0/0",
+            routes: &[],
+        },
+    );
+    let set = Command::new("wg").args(["set", name, "fwmark", "51820"]).status();
+    assert!(set.unwrap().success());
+    device
+}
+
+/// What leads everything into it.
+fn covers(lab: &Lab, name: &str) {
+    for words in [
+        &format!("route add 0.0.0.0/0 dev {name} table 51820"),
+        "rule add not fwmark 51820 table 51820",
+        "rule add table main suppress_prefixlength 0",
+    ] {
+        lab.client_ip(words);
+    }
+}
+
+#[test]
+fn a_second_vpn_that_takes_everything_is_not_led_round_in_circles() {
+    let (lab, _gateway) = with(Lab::behind_a_nat("second", (60, 120)), &["0.0.0.0/0"]);
+    let _second = second_vpn(&lab, "wg-first");
+    covers(&lab, "wg-first");
+    let before = lab.client_ip("rule");
+    lab.up(&[]);
+    assert!(lab.client_pings("10.50.0.2"));
+    assert_eq!((phase(&lab).as_str(), impaired(&lab)), ("Connected", vec![]));
+    assert_eq!((way(&lab, "8.8.8.8").as_str(), way(&lab, "192.0.2.1 mark 0x70696e68").as_str()), ("pinhole0", "wan"));
+    assert_eq!(lab.steady_pings("10.50.0.2", 50).lost(), 0);
+    let down = lab.client(&["down"], "");
+    assert!(down.status.success(), "{down:?}");
+    assert_eq!((lab.client_ip("rule"), way(&lab, "8.8.8.8")), (before, "wg-first".to_owned()));
+}
+
+#[test]
+fn a_second_vpn_that_comes_later_and_takes_everything_is_named() {
+    let (lab, _gateway) = with(Lab::behind_a_nat("later", (60, 120)), &["0.0.0.0/0"]);
+    let before = lab.client_ip("rule");
+    lab.up(&[]);
+    assert_eq!((phase(&lab).as_str(), impaired(&lab)), ("Connected", vec![]));
+    let _second = second_vpn(&lab, "wg-later");
+    covers(&lab, "wg-later");
+    eventually(SOON, "it is named", || phase(&lab) == "Degraded");
+    assert_eq!(impaired(&lab), [conflict("0.0.0.0/0", "wg-later")]);
+    assert_eq!(way(&lab, "192.0.2.1 mark 0x70696e68"), "wan", "no circles");
+    let probes = || lab.status().unwrap()["lastConfirmedSeconds"].as_f64().unwrap();
+    eventually(SOON, "the path itself stands", || probes() < 1.0);
+    lab.client_ip("rule delete not fwmark 51820 table 51820");
+    lab.client_ip("rule delete table main suppress_prefixlength 0");
+    eventually(SOON, "everything is the tunnel's again", || phase(&lab) == "Connected");
+    assert!(lab.client_pings("10.50.0.2"));
+    let down = lab.client(&["down"], "");
+    assert!(down.status.success(), "{down:?}");
+    assert_eq!(lab.client_ip("rule"), before);
 }
 
 #[test]

@@ -12,7 +12,7 @@ mod lab;
 
 use std::{process::Command, time::Duration};
 
-use lab::{Lab, Running, Stock, eventually};
+use lab::{Lab, Running, eventually, second_vpn::SecondVpn};
 
 const SOON: Duration = Duration::from_secs(15);
 const REPORTED: [&str; 5] = ["0.0.0.0/0", "10.96.0.0/12", "172.17.0.0/16", "192.168.50.0/24", "10.50.0.0/24"];
@@ -234,48 +234,43 @@ fn a_host_that_has_ipv6_alone_has_a_tunnel_of_both_families() {
     assert_eq!((way(&lab, "8.8.8.8"), way(&lab, "2600::1")), ("nowhere".to_owned(), "wan".to_owned()));
 }
 
-/// Another VPN that takes everything, as `wg-quick up` makes it: its own packets have a mark, and whatever has none is led into
-/// it.
-fn second_vpn(lab: &Lab, name: &str) -> Running {
-    let device = lab.stock_client(
-        name,
-        &Stock {
-            addresses: &["10.77.0.20/32"],
-            endpoint: "192.0.2.1:51820",
-            allowed: "0.0.0.0/0",
-            routes: &[],
-        },
-    );
-    let set = Command::new("wg").args(["set", name, "fwmark", "51820"]).status();
-    assert!(set.unwrap().success());
-    device
-}
-
-/// What leads everything into it.
-fn covers(lab: &Lab, name: &str) {
-    for words in [
-        &format!("route add 0.0.0.0/0 dev {name} table 51820"),
-        "rule add not fwmark 51820 table 51820",
-        "rule add table main suppress_prefixlength 0",
-    ] {
-        lab.client_ip(words);
-    }
+/// Where the tunnel's own packets leave.
+fn own_way(lab: &Lab) -> String {
+    way(lab, "192.0.2.1 mark 0x70696e68")
 }
 
 #[test]
 fn a_second_vpn_that_takes_everything_is_not_led_round_in_circles() {
     let (lab, _gateway) = with(Lab::behind_a_nat("second", (60, 120)), &["0.0.0.0/0"]);
-    let _second = second_vpn(&lab, "wg-first");
-    covers(&lab, "wg-first");
+    let second = SecondVpn::new(&lab, "wg-first");
+    second.cover(&lab);
+    let before = lab.client_ip("rule");
+    lab.up(&[]);
+    assert_eq!((way(&lab, "8.8.8.8").as_str(), own_way(&lab).as_str()), ("pinhole0", "wan"));
+    // Until then its packets went through the other one.
+    let proven = || phase(&lab) == "Connected" && lab.client_pings("10.50.0.2");
+    eventually(Duration::from_secs(2), "by its new way", proven);
+    assert_eq!(impaired(&lab), []);
+    assert_eq!(lab.steady_pings("10.50.0.2", 50).lost(), 0);
+    let down = lab.client(&["down"], "");
+    assert!(down.status.success(), "{down:?}");
+    assert_eq!(
+        (lab.client_ip("rule").as_str(), way(&lab, "8.8.8.8").as_str()),
+        (before.as_str(), second.device())
+    );
+}
+
+#[test]
+fn a_split_tunnel_goes_through_a_second_vpn_that_takes_everything() {
+    let (lab, _gateway) = with(Lab::behind_a_nat("within", (60, 120)), &["10.50.0.0/24"]);
+    let second = SecondVpn::new(&lab, "wg-within");
+    second.cover(&lab);
     let before = lab.client_ip("rule");
     lab.up(&[]);
     assert!(lab.client_pings("10.50.0.2"));
     assert_eq!((phase(&lab).as_str(), impaired(&lab)), ("Connected", vec![]));
-    assert_eq!((way(&lab, "8.8.8.8").as_str(), way(&lab, "192.0.2.1 mark 0x70696e68").as_str()), ("pinhole0", "wan"));
-    assert_eq!(lab.steady_pings("10.50.0.2", 50).lost(), 0);
-    let down = lab.client(&["down"], "");
-    assert!(down.status.success(), "{down:?}");
-    assert_eq!((lab.client_ip("rule"), way(&lab, "8.8.8.8")), (before, "wg-first".to_owned()));
+    assert_eq!((way(&lab, "10.50.0.2").as_str(), own_way(&lab).as_str()), ("pinhole0", second.device()));
+    assert_eq!(lab.client_ip("rule"), before);
 }
 
 #[test]
@@ -284,17 +279,29 @@ fn a_second_vpn_that_comes_later_and_takes_everything_is_named() {
     let before = lab.client_ip("rule");
     lab.up(&[]);
     assert_eq!((phase(&lab).as_str(), impaired(&lab)), ("Connected", vec![]));
-    let _second = second_vpn(&lab, "wg-later");
-    covers(&lab, "wg-later");
+    let second = SecondVpn::new(&lab, "wg-later");
+    second.cover(&lab);
     eventually(SOON, "it is named", || phase(&lab) == "Degraded");
-    assert_eq!(impaired(&lab), [conflict("0.0.0.0/0", "wg-later")]);
-    assert_eq!(way(&lab, "192.0.2.1 mark 0x70696e68"), "wan", "no circles");
-    let probes = || lab.status().unwrap()["lastConfirmedSeconds"].as_f64().unwrap();
-    eventually(SOON, "the path itself stands", || probes() < 1.0);
-    lab.client_ip("rule delete not fwmark 51820 table 51820");
-    lab.client_ip("rule delete table main suppress_prefixlength 0");
+    assert_eq!(impaired(&lab), ["0.0.0.0/0", "10.77.0.1/32"].map(|net| conflict(net, second.device())));
+    assert_eq!(own_way(&lab), "wan", "no circles");
+    second.uncover(&lab);
     eventually(SOON, "everything is the tunnel's again", || phase(&lab) == "Connected");
     assert!(lab.client_pings("10.50.0.2"));
+    let down = lab.client(&["down"], "");
+    assert!(down.status.success(), "{down:?}");
+    assert_eq!(lab.client_ip("rule"), before);
+}
+
+#[test]
+fn what_is_left_of_a_killed_client_beside_a_second_vpn_is_gone_with_down() {
+    let (lab, _gateway) = with(Lab::behind_a_nat("left", (60, 120)), &["0.0.0.0/0"]);
+    let second = SecondVpn::new(&lab, "wg-left");
+    second.cover(&lab);
+    let before = lab.client_ip("rule");
+    lab.up(&[]);
+    lab.signal_client(nix::sys::signal::Signal::SIGKILL);
+    eventually(SOON, "its device is gone", || !lab.client_links().contains("pinhole0"));
+    assert_ne!(lab.client_ip("rule"), before, "a killed one cannot clean up");
     let down = lab.client(&["down"], "");
     assert!(down.status.success(), "{down:?}");
     assert_eq!(lab.client_ip("rule"), before);

@@ -10,7 +10,10 @@ use ipnet::IpNet;
 use nix::sys::socket::{setsockopt, sockopt};
 use tokio::io::unix::AsyncFd;
 
-use super::routes::{Impairment, Plan, Present, Wanted, plan};
+use super::{
+    routes::{Impairment, Plan, Present, Wanted, plan, witnesses},
+    runner::FWMARK,
+};
 use crate::kernel::{
     FullTunnel, InnerAddresses, KernelError, MAIN_TABLE, MainRoute, MarkedAnswers, RefusedRoute,
     RouteChanges, RouteSocket, remove_table, sweep_rules,
@@ -177,6 +180,9 @@ impl Routes {
         let present = present_in(&mut socket, self.device);
         let planned = plan(wanted, &present);
         let refused = self.install(&mut socket, &planned, &mut impairments);
+        let tries = witnesses(&planned, self.device, &present);
+        let there = tries.iter().filter(|(net, _)| refused.iter().all(|refused| refused.net != *net));
+        impairments.extend(there.filter_map(|(net, witness)| self.overruled(&mut socket, *net, *witness)));
         impairments.extend(planned.impairments);
         impairments.extend(refused.iter().map(|refused| Impairment::refused(refused.net, &refused.error)));
         impairments
@@ -201,6 +207,20 @@ impl Routes {
         }
         take(socket.set_routes(self.device, MAIN_TABLE, &plan.main));
         refused
+    }
+
+    /// Somebody else's rule may come before all that is ours: the kernel is asked which way it takes.
+    fn overruled(&self, socket: &mut RouteSocket, net: IpNet, witness: IpAddr) -> Option<Impairment> {
+        let way = match socket.way((witness, 0).into(), None, 0) {
+            Ok(way) => way,
+            Err(error) => return Some(Impairment::failed("RoutesMissing", &error)),
+        };
+        let device = way.map(|way| way.device).filter(|device| *device != 0);
+        // An address of this machine says nothing of others.
+        if device.is_some_and(|device| RouteSocket::index_of("lo").is_ok_and(|loopback| loopback == device)) {
+            return None;
+        }
+        (device != Some(self.device)).then(|| Impairment::overruled(net, device.map(name_of).as_deref()))
     }
 
     /// The tunnel's own packets get their answers also where the way back is looked at.
@@ -235,7 +255,7 @@ fn mark_table(tunnel: &str) -> String {
 /// Removes what a process that was killed left of this tunnel: rules and routes that lead to a device that is gone, and
 /// nftables tables. Not its kill switch. Whether there was anything.
 pub(super) fn sweep(tunnel: &str) -> Result<bool, KernelError> {
-    let rules = sweep_rules(TABLES)?;
+    let rules = sweep_rules(TABLES, FWMARK)?;
     let mut swept = rules > 0;
     for table in [inner_table(tunnel), mark_table(tunnel)] {
         match remove_table(&table) {

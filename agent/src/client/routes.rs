@@ -281,12 +281,16 @@ pub(super) fn plan(wanted: &Wanted<'_>, present: &[Present]) -> Plan {
 pub(super) fn witnesses(plan: &Plan, device: u32, present: &[Present]) -> Vec<(IpNet, IpAddr)> {
     let ours = plan.own.iter().filter(|(_, way)| *way == RouteType::Device(device)).map(|(net, _)| *net);
     let others: Vec<IpNet> = plan.own.iter().map(|(net, _)| *net).chain(plan.main.iter().copied()).collect();
-    let narrower = |net: IpNet, address: &IpAddr| {
-        let all = others.iter().copied().chain(present.iter().map(|present| present.net.trunc()));
-        all.into_iter().any(|other| other.prefix_len() > net.prefix_len() && other.contains(address))
+    let theirs = |net: IpNet, address: &IpAddr| {
+        let ours =
+            others.iter().any(|other| other.prefix_len() > net.prefix_len() && other.contains(address));
+        // Who wins where somebody else has a route to the same is not seen here, but to everywhere everybody has one.
+        let length = net.prefix_len().max(1);
+        let mut present = present.iter().map(|present| present.net.trunc());
+        ours || present.any(|other| other.prefix_len() >= length && other.contains(address))
     };
     ours.chain(plan.main.iter().copied())
-        .filter_map(|net| Some((net, tries(net).into_iter().find(|address| !narrower(net, address))?)))
+        .filter_map(|net| Some((net, tries(net).into_iter().find(|address| !theirs(net, address))?)))
         .collect()
 }
 
@@ -478,6 +482,15 @@ mod tests {
                 "10.96.0.0/12 10.111.255.254",
                 "10.50.0.7/32 10.50.0.7"
             ]
+        );
+        let present = [via("10.96.0.0/12", 0), via("0.0.0.0/0", 0)];
+        let pod = Choice { main_first: true, ..Choice::default() };
+        let plan = planned(&["0.0.0.0/0", "10.96.0.0/12"], &pod, &present);
+        let found = witnesses(&plan, TUNNEL, &present);
+        assert_eq!(
+            found,
+            [(net("0.0.0.0/0"), "198.51.100.1".parse().unwrap())],
+            "a pod's network has the other"
         );
         let present = [connected("172.17.0.0/17", "docker0"), connected("172.17.128.0/17", "br0")];
         let plan = planned(&["172.17.0.0/16"], &Choice::default(), &present);

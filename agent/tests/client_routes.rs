@@ -1,5 +1,5 @@
-//! What a client's machine has of its own beside the tunnel's routes: bridges, a local network, pushed routes, other hands, no
-//! IPv6. Needs root, `ip` and `ping`.
+//! What a client's machine has of its own beside the tunnel's routes: bridges, a local network, pushed routes, other hands, a
+//! second VPN, one family of addresses alone. Needs root, `ip`, `ping` and `wg`.
 
 #![allow(
     clippy::unwrap_used,
@@ -12,7 +12,7 @@ mod lab;
 
 use std::{process::Command, time::Duration};
 
-use lab::{Lab, Running, eventually};
+use lab::{Lab, Running, eventually, second_vpn::SecondVpn};
 
 const SOON: Duration = Duration::from_secs(15);
 const REPORTED: [&str; 5] = ["0.0.0.0/0", "10.96.0.0/12", "172.17.0.0/16", "192.168.50.0/24", "10.50.0.0/24"];
@@ -205,6 +205,106 @@ fn without_ipv6_on_the_host_or_the_gateways_node_the_tunnel_is_one_of_ipv4() {
         assert_eq!(lab.metrics().contains(unavailable), without != "host", "{without}");
         lab.client(&["down"], "");
     }
+}
+
+#[test]
+fn a_host_that_has_ipv6_alone_has_a_tunnel_of_both_families() {
+    let (lab, _gateway) = lab("six", &["10.50.0.0/24", "0.0.0.0/0", "fd50::/64", "::/0"]);
+    lab.operator.change(|desired| {
+        desired.replicas[0].tunnel_endpoints.push("[2001:db8::1]:51820".into());
+        desired.replicas[0].session_endpoints.push("[2001:db8::1]:51821".into());
+    });
+    lab.gateway_ip("address add 2001:db8::1/64 dev out nodad");
+    lab.client_ip("address flush dev wan");
+    lab.client_ip("address add 2001:db8::2/64 dev wan nodad");
+    lab.client_ip("-6 route add default via 2001:db8::1");
+    let up = lab.client(
+        &["up", "--detach", "--no-dns", "--token-file", "-"],
+        &lab.operator.join_by("secret", &["192.0.2.1:51821", "[2001:db8::1]:51821"]),
+    );
+    assert!(up.status.success(), "{up:?}");
+    assert!(lab.client_pings("10.50.0.2"));
+    assert_eq!((phase(&lab).as_str(), impaired(&lab)), ("Connected", vec![]));
+    for to in ["8.8.8.8", "2600::1"] {
+        assert_eq!(way(&lab, to), "pinhole0", "{to}");
+    }
+    assert_eq!(lab.steady_pings("10.50.0.2", 50).lost(), 0);
+    let down = lab.client(&["down"], "");
+    assert!(down.status.success(), "{down:?}");
+    assert_eq!((way(&lab, "8.8.8.8"), way(&lab, "2600::1")), ("nowhere".to_owned(), "wan".to_owned()));
+}
+
+/// Where the tunnel's own packets leave.
+fn own_way(lab: &Lab) -> String {
+    way(lab, "192.0.2.1 mark 0x70696e68")
+}
+
+#[test]
+fn a_second_vpn_that_takes_everything_is_not_led_round_in_circles() {
+    let (lab, _gateway) = with(Lab::behind_a_nat("second", (60, 120)), &["0.0.0.0/0"]);
+    let second = SecondVpn::new(&lab, "wg-first");
+    second.cover(&lab);
+    let before = lab.client_ip("rule");
+    lab.up(&[]);
+    assert_eq!((way(&lab, "8.8.8.8").as_str(), own_way(&lab).as_str()), ("pinhole0", "wan"));
+    // Until then its packets went through the other one.
+    let proven = || phase(&lab) == "Connected" && lab.client_pings("10.50.0.2");
+    eventually(Duration::from_secs(2), "by its new way", proven);
+    assert_eq!(impaired(&lab), []);
+    assert_eq!(lab.steady_pings("10.50.0.2", 50).lost(), 0);
+    let down = lab.client(&["down"], "");
+    assert!(down.status.success(), "{down:?}");
+    assert_eq!(
+        (lab.client_ip("rule").as_str(), way(&lab, "8.8.8.8").as_str()),
+        (before.as_str(), second.device())
+    );
+}
+
+#[test]
+fn a_split_tunnel_goes_through_a_second_vpn_that_takes_everything() {
+    let (lab, _gateway) = with(Lab::behind_a_nat("within", (60, 120)), &["10.50.0.0/24"]);
+    let second = SecondVpn::new(&lab, "wg-within");
+    second.cover(&lab);
+    let before = lab.client_ip("rule");
+    lab.up(&[]);
+    assert!(lab.client_pings("10.50.0.2"));
+    assert_eq!((phase(&lab).as_str(), impaired(&lab)), ("Connected", vec![]));
+    assert_eq!((way(&lab, "10.50.0.2").as_str(), own_way(&lab).as_str()), ("pinhole0", second.device()));
+    assert_eq!(lab.client_ip("rule"), before);
+}
+
+#[test]
+fn a_second_vpn_that_comes_later_and_takes_everything_is_named() {
+    let (lab, _gateway) = with(Lab::behind_a_nat("later", (60, 120)), &["0.0.0.0/0"]);
+    let before = lab.client_ip("rule");
+    lab.up(&[]);
+    assert_eq!((phase(&lab).as_str(), impaired(&lab)), ("Connected", vec![]));
+    let second = SecondVpn::new(&lab, "wg-later");
+    second.cover(&lab);
+    eventually(SOON, "it is named", || phase(&lab) == "Degraded");
+    assert_eq!(impaired(&lab), ["0.0.0.0/0", "10.77.0.1/32"].map(|net| conflict(net, second.device())));
+    assert_eq!(own_way(&lab), "wan", "no circles");
+    second.uncover(&lab);
+    eventually(SOON, "everything is the tunnel's again", || phase(&lab) == "Connected");
+    assert!(lab.client_pings("10.50.0.2"));
+    let down = lab.client(&["down"], "");
+    assert!(down.status.success(), "{down:?}");
+    assert_eq!(lab.client_ip("rule"), before);
+}
+
+#[test]
+fn what_is_left_of_a_killed_client_beside_a_second_vpn_is_gone_with_down() {
+    let (lab, _gateway) = with(Lab::behind_a_nat("left", (60, 120)), &["0.0.0.0/0"]);
+    let second = SecondVpn::new(&lab, "wg-left");
+    second.cover(&lab);
+    let before = lab.client_ip("rule");
+    lab.up(&[]);
+    lab.signal_client(nix::sys::signal::Signal::SIGKILL);
+    eventually(SOON, "its device is gone", || !lab.client_links().contains("pinhole0"));
+    assert_ne!(lab.client_ip("rule"), before, "a killed one cannot clean up");
+    let down = lab.client(&["down"], "");
+    assert!(down.status.success(), "{down:?}");
+    assert_eq!(lab.client_ip("rule"), before);
 }
 
 #[test]

@@ -23,7 +23,10 @@ use std::{
 
 use lab::{
     Lab, Running, eventually,
-    house::{House, package},
+    house::{
+        House,
+        floors::{OPENRESOLV, RESOLVED_IN_USE, package, systemd_resolved},
+    },
 };
 use libtest_mimic::{Arguments, Failed, Trial};
 use nix::sys::signal::Signal;
@@ -234,8 +237,7 @@ fn behind_the_dead_tunnel(_: Option<&Path>) {
 
 fn openresolv(files: Option<&Path>) {
     let (lab, _gateway) = lab("open", FULL);
-    let dhcp = "printf 'nameserver 192.168.50.1\\nsearch lan\\n' | resolvconf -a eth0.dhcp";
-    let house = House::new(&lab, files, dhcp);
+    let house = House::new(&lab, files, OPENRESOLV);
     let before = house.resolv_conf();
     up(&lab, &house);
     let ours = house.resolv_conf();
@@ -273,22 +275,9 @@ fn debian(files: Option<&Path>) {
     assert_eq!(servers(&house.resolv_conf()), ["192.168.50.1", "192.168.50.2"]);
 }
 
-/// A bus and systemd-resolved, which has the network's name server for the cable.
-const RESOLVED: &str = r"
-echo 'systemd-resolve:x:993:993::/:/usr/sbin/nologin' >> /etc/passwd
-echo 'systemd-resolve:x:993:' >> /etc/group
-mkdir -p /run/dbus /run/systemd/resolve
-chown 993:993 /run/systemd/resolve
-dbus-daemon --system --nofork --nopidfile &
-until test -S /run/dbus/system_bus_socket; do :; done
-/lib/systemd/systemd-resolved 2>/dev/null &
-until resolvectl dns wan 192.168.50.1 2>/dev/null; do :; done
-resolvectl domain wan lan
-";
-
 fn resolved(files: Option<&Path>) {
     let (lab, _gateway) = lab("resolved", SPLIT);
-    let script = format!("{RESOLVED}\nln -sf ../run/systemd/resolve/stub-resolv.conf /etc/resolv.conf");
+    let script = format!("{}\n{RESOLVED_IN_USE}", systemd_resolved("wan"));
     let house = House::new(&lab, files, &script);
     up(&lab, &house);
     let link = |verb: &str| {
@@ -314,7 +303,7 @@ fn resolved(files: Option<&Path>) {
 
 fn resolved_not_in_use(files: Option<&Path>) {
     let (lab, _gateway) = lab("unused", SPLIT);
-    let house = House::new(&lab, files, RESOLVED);
+    let house = House::new(&lab, files, &systemd_resolved("wan"));
     up(&lab, &house);
     assert!(house.resolv_conf().ends_with(OURS), "{}", house.resolv_conf());
     assert!(!house.sh("resolvectl dns").contains("10.96.0.10"));

@@ -50,6 +50,23 @@ pub struct Status {
     pub binding: Binding,
     /// What became of the tunnel's own.
     pub churn: Churn,
+    /// What of the tunnel is not as the pool says.
+    #[serde(default)]
+    pub impairments: Vec<Impairment>,
+}
+
+/// Something that is not as the pool says, as `pinhole status` has it.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Impairment {
+    /// Its stable name, such as `RouteConflict`.
+    pub category: String,
+    /// Which prefix, where it is about one.
+    pub prefix: Option<String>,
+    /// Which interface has it.
+    pub interface: Option<String>,
+    /// Whether the client counts as connected all the same.
+    pub accepted: bool,
 }
 
 /// A keepalive, as `pinhole status` has it.
@@ -129,7 +146,8 @@ impl Device {
         // An earlier run in the same lab may have had a machine of this name.
         let _ = std::fs::remove_dir_all(&directory);
         std::fs::create_dir_all(&directory).doing(|| format!("making {}", directory.display()))?;
-        Ok(Self { host, agent: Installation::agent().await?, directory, process: None })
+        let agent = Installation::agent_for(&host).await?;
+        Ok(Self { host, agent, directory, process: None })
     }
 
     /// The same on another host, with a copy of all that it keeps, as an image of its disk has it.
@@ -148,6 +166,11 @@ impl Device {
             }
         }
         Ok(copy)
+    }
+
+    /// Name of its tunnel's device.
+    pub const fn tunnel(&self) -> &'static str {
+        TUNNEL
     }
 
     /// The machine.
@@ -171,7 +194,9 @@ impl Device {
     pub async fn start(&mut self, join: &str, more: &[&str]) -> Result<()> {
         let token = self.token_file(join)?;
         let command = self
-            .command(&["up", "--no-dns", "--hostname", self.host.name()])
+            .command(&["up", "--hostname", self.host.name()])
+            // The machine's own name servers are not the lab's to change.
+            .args((!self.host.has_own_files()).then_some("--no-dns"))
             .arg("--token-file")
             .arg(&token)
             .args(more);

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use crate::{
     error::Result,
+    host::Host,
     lab::Lab,
     progress,
     project::Images,
@@ -111,5 +112,13 @@ impl Installation {
     /// When it cannot be built.
     pub async fn agent() -> Result<std::path::PathBuf> {
         Ok(rust::binaries().await?.agent)
+    }
+
+    /// The agent for this host: one that sees its clock, where it has one of its own.
+    ///
+    /// # Errors
+    /// When it cannot be built.
+    pub async fn agent_for(host: &Host) -> Result<std::path::PathBuf> {
+        if host.has_own_clock() { rust::linked_agent().await } else { Self::agent().await }
     }
 }

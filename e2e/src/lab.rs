@@ -240,6 +240,14 @@ impl Lab {
         outer.nat(name, home).await?.host(name).await
     }
 
+    /// Makes a host without any IPv4, behind a stateful firewall of IPv6 with the lifetimes of a netfilter NAT.
+    ///
+    /// # Errors
+    /// When the name is taken, or the public segment has no IPv6, as around a cluster that is not the lab's.
+    pub async fn ipv6_host(&self, name: &str, behaviour: impl Into<Behaviour>) -> Result<Host> {
+        self.nat(name, behaviour).await?.ipv6_host(name).await
+    }
+
     /// Makes a host on the public segment, behind no NAT; on the lab's own cluster it has IPv6, too.
     ///
     /// # Errors

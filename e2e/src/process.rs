@@ -7,7 +7,7 @@ use std::{
     os::fd::AsFd,
     path::{Path, PathBuf},
     process::{ExitStatus, Stdio},
-    sync::{OnceLock, mpsc},
+    sync::{Arc, OnceLock, mpsc},
     time::{Duration, Instant},
 };
 
@@ -39,6 +39,7 @@ pub struct Command {
     env: Vec<(OsString, Option<OsString>)>,
     dir: Option<PathBuf>,
     netns: Option<Netns>,
+    mounts: Option<Arc<File>>,
     stdin: Option<Vec<u8>>,
     own_proc: bool,
 }
@@ -63,6 +64,7 @@ impl Command {
             env: Vec::new(),
             dir: None,
             netns: None,
+            mounts: None,
             stdin: None,
             own_proc: false,
         }
@@ -79,6 +81,13 @@ impl Command {
     #[must_use]
     pub fn netns(mut self, netns: &Netns) -> Self {
         self.netns = Some(netns.clone());
+        self
+    }
+
+    /// Runs in the mount namespace of this handle (`/proc/PID/ns/mnt`).
+    #[must_use]
+    pub(crate) fn mounts(mut self, mounts: &Arc<File>) -> Self {
+        self.mounts = Some(Arc::clone(mounts));
         self
     }
 
@@ -184,7 +193,7 @@ impl Command {
         if lifetime == Lifetime::WithLab {
             command.process_group(0);
         }
-        before_exec(&mut command, self.netns.clone(), self.own_proc, lifetime);
+        before_exec(&mut command, (self.netns.clone(), self.mounts.clone()), self.own_proc, lifetime);
         command
     }
 }
@@ -208,11 +217,11 @@ enum Lifetime {
     WithLab,
 }
 
-/// Moves the child into its network namespace and ties its life to the lab's.
+/// Moves the child into its namespaces and ties its life to the lab's.
 #[allow(unsafe_code)]
 fn before_exec(
     command: &mut tokio::process::Command,
-    netns: Option<Netns>,
+    (netns, mounts): (Option<Netns>, Option<Arc<File>>),
     own_proc: bool,
     lifetime: Lifetime,
 ) {
@@ -223,13 +232,16 @@ fn before_exec(
         if let Some(netns) = &netns {
             setns(netns.as_fd(), CloneFlags::CLONE_NEWNET)?;
         }
+        if let Some(mounts) = &mounts {
+            setns(mounts.as_fd(), CloneFlags::CLONE_NEWNS)?;
+        }
         if lifetime == Lifetime::WithLab {
             prctl::set_pdeathsig(Signal::SIGKILL)?;
         }
         Ok(())
     };
     // SAFETY: between fork and exec only async-signal-safe calls are allowed; these are plain system calls on
-    // constant paths and a descriptor that is already open, without allocation or locks.
+    // constant paths and descriptors that are already open, without allocation or locks.
     unsafe {
         command.pre_exec(prepare);
     }

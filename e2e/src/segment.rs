@@ -178,6 +178,13 @@ impl Attachment {
         Ok((self.segment.v4(old), self.segment.v4(new)))
     }
 
+    /// Has the segment's bridge send what is for a network to this place.
+    pub(crate) async fn lead_here(&self, network: Ipv6Net) -> Result<()> {
+        let Inner { netns, bridge, v4, .. } = &*self.segment.inner;
+        let here = self.address_v6().ok_or_else(|| Error::Invalid(format!("{v4} has no IPv6 beside it")))?;
+        netns.ip([format!("route replace {network} via {here} dev {bridge}")]).await
+    }
+
     /// Leases one more number; yields its IPv4 address.
     pub(crate) fn one_more(&self) -> Result<Ipv4Net> {
         let number = self.segment.lease()?;

@@ -10,7 +10,10 @@ use ipnet::IpNet;
 use nix::sys::socket::{setsockopt, sockopt};
 use tokio::io::unix::AsyncFd;
 
-use super::routes::{Impairment, Plan, Present, Wanted, plan};
+use super::{
+    routes::{Impairment, Plan, Present, Wanted, plan, witnesses},
+    runner::FWMARK,
+};
 use crate::kernel::{
     FullTunnel, InnerAddresses, KernelError, MAIN_TABLE, MainRoute, MarkedAnswers, RefusedRoute,
     RouteChanges, RouteSocket, remove_table, sweep_rules,
@@ -59,15 +62,14 @@ pub(super) fn source_towards(endpoint: SocketAddr, fwmark: Option<u32>) -> Optio
 /// Which network this machine is in, by what is stable about it: the source's prefix, and the default route's device
 /// and router. Public addresses tell networks apart that look alike.
 pub(super) fn local_network(source: IpAddr) -> String {
-    let read = |name: &str| std::fs::read_to_string(format!("/proc/net/{name}")).unwrap_or_default();
     let (default, prefix) = match source {
         IpAddr::V4(ip) => {
             let [a, b, c, _] = ip.octets();
-            (default_v4(&read("route")), format!("{a}.{b}.{c}.0/24"))
+            (default_v4(&read_v4()), format!("{a}.{b}.{c}.0/24"))
         }
         IpAddr::V6(ip) => {
             let [a, b, c, d, ..] = ip.segments();
-            (default_v6(&read("ipv6_route")), format!("{a:x}:{b:x}:{c:x}:{d:x}::/64"))
+            (default_v6(), format!("{a:x}:{b:x}:{c:x}:{d:x}::/64"))
         }
     };
     let (device, router) = default.unwrap_or_default();
@@ -76,8 +78,12 @@ pub(super) fn local_network(source: IpAddr) -> String {
 
 /// The router of the default route, for who has something to ask it.
 pub(super) fn default_router() -> Option<Ipv4Addr> {
-    let text = std::fs::read_to_string("/proc/net/route").ok()?;
-    default_v4(&text)?.1.parse().ok()
+    default_v4(&read_v4())?.1.parse().ok()
+}
+
+/// The main table of IPv4.
+fn read_v4() -> String {
+    std::fs::read_to_string("/proc/net/route").unwrap_or_default()
 }
 
 /// Device and router of the IPv4 default route with the least metric.
@@ -94,19 +100,18 @@ fn default_v4(text: &str) -> Option<(String, String)> {
     Some((best.1, best.2))
 }
 
-/// The same of IPv6.
-fn default_v6(text: &str) -> Option<(String, String)> {
-    let parse = |line: &str| {
-        let fields: Vec<&str> = line.split_ascii_whitespace().collect();
-        let [destination, "00", _, _, router, metric, .., device] = fields.as_slice() else { return None };
-        if *device == "lo" || destination.bytes().any(|digit| digit != b'0') {
-            return None;
-        }
-        let router = Ipv6Addr::from(u128::from_str_radix(router, 16).ok()?);
-        Some((u32::from_str_radix(metric, 16).ok()?, (*device).to_owned(), router.to_string()))
-    };
-    let best = text.lines().filter_map(parse).min_by_key(|(metric, ..)| *metric)?;
-    Some((best.1, best.2))
+/// The same of IPv6. `/proc/net/ipv6_route` would mix in the tables of tunnels, of which each leads everywhere.
+fn default_v6() -> Option<(String, String)> {
+    let routes = RouteSocket::open().and_then(|mut socket| socket.main_routes()).unwrap_or_default();
+    best_v6(routes.into_iter().map(|route| (name_of(route.device), route)))
+}
+
+fn best_v6(routes: impl Iterator<Item = (String, MainRoute)>) -> Option<(String, String)> {
+    let everywhere = routes.filter(|(device, route)| {
+        route.net.addr().is_ipv6() && route.net.prefix_len() == 0 && device != "lo"
+    });
+    let (device, best) = everywhere.min_by_key(|(_, route)| route.metric)?;
+    Some((device, best.gateway.unwrap_or(Ipv6Addr::UNSPECIFIED.into()).to_string()))
 }
 
 /// Keeps the addresses of one tunnel for it.
@@ -175,6 +180,9 @@ impl Routes {
         let present = present_in(&mut socket, self.device);
         let planned = plan(wanted, &present);
         let refused = self.install(&mut socket, &planned, &mut impairments);
+        let tries = witnesses(&planned, self.device, &present);
+        let there = tries.iter().filter(|(net, _)| refused.iter().all(|refused| refused.net != *net));
+        impairments.extend(there.filter_map(|(net, witness)| self.overruled(&mut socket, *net, *witness)));
         impairments.extend(planned.impairments);
         impairments.extend(refused.iter().map(|refused| Impairment::refused(refused.net, &refused.error)));
         impairments
@@ -199,6 +207,20 @@ impl Routes {
         }
         take(socket.set_routes(self.device, MAIN_TABLE, &plan.main));
         refused
+    }
+
+    /// Somebody else's rule may come before all that is ours: the kernel is asked which way it takes.
+    fn overruled(&self, socket: &mut RouteSocket, net: IpNet, witness: IpAddr) -> Option<Impairment> {
+        let way = match socket.way((witness, 0).into(), None, 0) {
+            Ok(way) => way,
+            Err(error) => return Some(Impairment::failed("RoutesMissing", &error)),
+        };
+        let device = way.map(|way| way.device).filter(|device| *device != 0);
+        // An address of this machine says nothing of others.
+        if device.is_some_and(|device| RouteSocket::index_of("lo").is_ok_and(|loopback| loopback == device)) {
+            return None;
+        }
+        (device != Some(self.device)).then(|| Impairment::overruled(net, device.map(name_of).as_deref()))
     }
 
     /// The tunnel's own packets get their answers also where the way back is looked at.
@@ -233,7 +255,7 @@ fn mark_table(tunnel: &str) -> String {
 /// Removes what a process that was killed left of this tunnel: rules and routes that lead to a device that is gone, and
 /// nftables tables. Not its kill switch. Whether there was anything.
 pub(super) fn sweep(tunnel: &str) -> Result<bool, KernelError> {
-    let rules = sweep_rules(TABLES)?;
+    let rules = sweep_rules(TABLES, FWMARK)?;
     let mut swept = rules > 0;
     for table in [inner_table(tunnel), mark_table(tunnel)] {
         match remove_table(&table) {
@@ -255,7 +277,7 @@ fn present_in(socket: &mut RouteSocket, tunnel: u32) -> Vec<Present> {
         tracing::warn!(%error, category = error.category(), "what overlaps with the local network is not seen");
         Vec::new()
     });
-    let present = |MainRoute { net, device, metric, is_connected }| Present {
+    let present = |MainRoute { net, device, metric, is_connected, .. }| Present {
         net,
         device: name_of(device),
         metric,
@@ -288,12 +310,22 @@ mod tests {
                     eth0\t00000000\tFE00000A\t0003\t0\t0\t100\t00000000\t0\t0\t0\n\
                     eth0\t0000000A\t00000000\t0001\t0\t0\t100\t00FFFFFF\t0\t0\t0\n";
         assert_eq!(default_v4(text), Some(("eth0".into(), "10.0.0.254".into())));
-        let text = "00000000000000000000000000000000 00 00000000000000000000000000000000 00 \
-                    fe800000000000000000000000000001 00000400 00000001 00000000 00000003 eth0\n\
-                    00000000000000000000000000000000 00 00000000000000000000000000000000 00 \
-                    00000000000000000000000000000000 ffffffff 00000001 00000000 00200200 lo\n";
-        assert_eq!(default_v6(text), Some(("eth0".into(), "fe80::1".into())));
-        assert_eq!((default_v4(""), default_v6("junk\n")), (None, None));
+        assert_eq!(default_v4(""), None);
+        let route = |metric, gateway: Option<&str>| MainRoute {
+            net: "::/0".parse().unwrap(),
+            device: 2,
+            gateway: gateway.map(|gateway| gateway.parse().unwrap()),
+            metric,
+            is_connected: false,
+        };
+        let all = [
+            ("lo", route(0, None)),
+            ("wlan0", route(2048, Some("fe80::2"))),
+            ("eth0", route(1024, Some("fe80::1"))),
+        ];
+        let named = || all.iter().map(|(device, route)| ((*device).to_owned(), route.clone()));
+        assert_eq!(best_v6(named()), Some(("eth0".into(), "fe80::1".into())));
+        assert_eq!(best_v6(named().take(1)), None);
     }
 
     #[test]

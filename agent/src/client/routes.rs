@@ -138,6 +138,22 @@ impl Impairment {
         }
     }
 
+    /// A rule of somebody else takes what a route of the plan is for.
+    pub(super) fn overruled(net: IpNet, device: Option<&str>) -> Self {
+        let taken =
+            device.map_or_else(|| "keeps it from leaving".to_owned(), |it| format!("leads it to {it}"));
+        Self {
+            category: "RouteConflict".to_owned(),
+            message: format!(
+                "{net} does not lead into the tunnel, as another program's routing rule {taken}: end that program (another \
+                 VPN?), or have it leave the pool's routes out; `ip rule` shows the rules"
+            ),
+            prefix: Some(net.to_string()),
+            interface: device.map(str::to_owned),
+            accepted: false,
+        }
+    }
+
     /// The kernel does not take a route of the plan.
     pub(super) fn refused(net: IpNet, error: &impl fmt::Display) -> Self {
         Self {
@@ -259,6 +275,33 @@ pub(super) fn plan(wanted: &Wanted<'_>, present: &[Present]) -> Plan {
     }
     leave_local(&mut plan, *overlap, present);
     plan
+}
+
+/// An address for each network that is to lead into the tunnel, by which to see that it does: one that no other route is for.
+pub(super) fn witnesses(plan: &Plan, device: u32, present: &[Present]) -> Vec<(IpNet, IpAddr)> {
+    let ours = plan.own.iter().filter(|(_, way)| *way == RouteType::Device(device)).map(|(net, _)| *net);
+    let others: Vec<IpNet> = plan.own.iter().map(|(net, _)| *net).chain(plan.main.iter().copied()).collect();
+    let theirs = |net: IpNet, address: &IpAddr| {
+        let ours =
+            others.iter().any(|other| other.prefix_len() > net.prefix_len() && other.contains(address));
+        // Who wins where somebody else has a route to the same is not seen here, but to everywhere everybody has one.
+        let length = net.prefix_len().max(1);
+        let mut present = present.iter().map(|present| present.net.trunc());
+        ours || present.any(|other| other.prefix_len() >= length && other.contains(address))
+    };
+    ours.chain(plan.main.iter().copied())
+        .filter_map(|net| Some((net, tries(net).into_iter().find(|address| !theirs(net, address))?)))
+        .collect()
+}
+
+/// Addresses of a network that one can be sure to find a way to, those that nobody has (RFC 5737, RFC 3849) first.
+fn tries(net: IpNet) -> Vec<IpAddr> {
+    let nobodys = ["198.51.100.1", "192.0.2.1", "203.0.113.1", "2001:db8:ffff::1"];
+    let nobodys = nobodys.iter().filter_map(|address| address.parse().ok());
+    let mut hosts = net.hosts();
+    let inside = [hosts.next(), hosts.next_back()].into_iter().flatten();
+    let is_meant = |address: &IpAddr| net.contains(address) && !address.is_loopback();
+    nobodys.chain(inside).filter(is_meant).collect()
 }
 
 /// Has the main table decide of what is the local network's.
@@ -422,6 +465,36 @@ mod tests {
         assert!(plan.own.contains(&(net("::/0"), RouteType::Unreachable)));
         let [impairment] = plan.impairments.as_slice() else { panic!("{plan:?}") };
         assert_eq!((impairment.category.as_str(), impairment.accepted), ("IPv6Unavailable", true));
+    }
+
+    #[test]
+    fn each_network_has_a_witness_that_no_other_route_is_for() {
+        let present = [connected("198.51.100.0/24", "eth0"), via("10.96.0.0/16", 0)];
+        let plan =
+            planned(&["0.0.0.0/0", "::/0", "10.96.0.0/12", "10.50.0.7/32"], &Choice::default(), &present);
+        let found = witnesses(&plan, TUNNEL, &present);
+        let all: Vec<_> = found.iter().map(|(net, witness)| format!("{net} {witness}")).collect();
+        assert_eq!(
+            all,
+            [
+                "0.0.0.0/0 192.0.2.1",
+                "::/0 2001:db8:ffff::1",
+                "10.96.0.0/12 10.111.255.254",
+                "10.50.0.7/32 10.50.0.7"
+            ]
+        );
+        let present = [via("10.96.0.0/12", 0), via("0.0.0.0/0", 0)];
+        let pod = Choice { main_first: true, ..Choice::default() };
+        let plan = planned(&["0.0.0.0/0", "10.96.0.0/12"], &pod, &present);
+        let found = witnesses(&plan, TUNNEL, &present);
+        assert_eq!(
+            found,
+            [(net("0.0.0.0/0"), "198.51.100.1".parse().unwrap())],
+            "a pod's network has the other"
+        );
+        let present = [connected("172.17.0.0/17", "docker0"), connected("172.17.128.0/17", "br0")];
+        let plan = planned(&["172.17.0.0/16"], &Choice::default(), &present);
+        assert_eq!(witnesses(&plan, TUNNEL, &present), [], "others have all of it, as is said elsewhere");
     }
 
     #[test]

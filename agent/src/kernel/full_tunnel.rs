@@ -30,7 +30,8 @@ pub struct FullTunnel {
     pub fwmark: u32,
     /// The number of the routing table, none of the kernel's own (253 to 255).
     pub table: u32,
-    /// The place of the first of two rules; the main table's own is at 32766, and lower comes first.
+    /// The place of the first of two rules; the main table's own is at 32766, and lower comes first. A third one comes before
+    /// the rules of another tunnel.
     pub priority: u32,
     /// Whether the main table goes first with all that it has but default routes. Only where nobody else can put routes
     /// there: a DHCP server can, by its option 121 (CVE-2024-3661).
@@ -40,6 +41,9 @@ pub struct FullTunnel {
 impl FullTunnel {
     /// Makes the table's routes exactly these, of which those into a device are all of this one, and the rules that lead
     /// to it. Repeating it changes nothing. Yields the routes that could not be had.
+    ///
+    /// Another VPN that takes everything but its own packets would take the tunnel's, and the tunnel its: each would go round
+    /// in circles. Where there is one, the tunnel's own packets are left to the main table.
     ///
     /// # Errors
     /// When a rule cannot be had. All others are there, and all routes.
@@ -60,8 +64,23 @@ impl FullTunnel {
                 let result = if wanted { add(socket, rule) } else { delete(socket, rule) };
                 failed = failed.and(result);
             }
+            failed = failed.and(self.leave_out_own(socket, family, used));
         }
         failed.map(|()| refused)
+    }
+
+    /// Leaves the tunnel's own packets to the main table, before whoever else takes everything but its own.
+    fn leave_out_own(self, socket: &mut RouteSocket, family: IpAddr, used: bool) -> Result<(), KernelError> {
+        let all: Vec<Found> =
+            rules(socket)?.into_iter().filter(|rule| rule.is_v4 == family.is_ipv4()).collect();
+        let wanted = before_others(&all, self.fwmark).filter(|_| used);
+        let mut failed = Ok(());
+        let present = all.iter().filter(|rule| rule.leaves_out(self.fwmark)).map(|rule| rule.priority);
+        for priority in present.filter(|priority| Some(*priority) != wanted) {
+            failed = failed.and(delete(socket, Rule::Out { family, priority, fwmark: self.fwmark }));
+        }
+        let out = wanted.map(|priority| Rule::Out { family, priority, fwmark: self.fwmark });
+        failed.and(out.map_or(Ok(()), |out| add(socket, out)))
     }
 
     /// Takes the rules away, and the table's routes. What is gone already is no error.
@@ -81,6 +100,8 @@ enum Rule {
     Main { family: IpAddr, priority: u32 },
     /// The table of our own, for all but the tunnel's datagrams.
     Own { family: IpAddr, tunnel: FullTunnel },
+    /// The main table, for the tunnel's datagrams.
+    Out { family: IpAddr, priority: u32, fwmark: u32 },
 }
 
 impl Rule {
@@ -94,6 +115,10 @@ impl Rule {
                 .attribute(FRA_PRIORITY, &(tunnel.priority + 1).to_ne_bytes())
                 .attribute(FRA_TABLE, &tunnel.table.to_ne_bytes())
                 .attribute(FRA_FWMARK, &tunnel.fwmark.to_ne_bytes()),
+            Self::Out { family, priority, fwmark } => header(kind, flags, family, 0)
+                .attribute(FRA_PRIORITY, &priority.to_ne_bytes())
+                .attribute(FRA_TABLE, &MAIN_TABLE.to_ne_bytes())
+                .attribute(FRA_FWMARK, &fwmark.to_ne_bytes()),
         }
     }
 }
@@ -106,6 +131,24 @@ pub(super) struct Found {
     pub(super) table: u32,
     /// Whether it leads to the main table without its default routes.
     pub(super) is_deferring: bool,
+    /// The mark that it is about, if any.
+    fwmark: Option<u32>,
+    /// Whether it is about all packets but those.
+    is_inverted: bool,
+}
+
+impl Found {
+    /// Whether it leaves packets with that mark to the main table.
+    pub(super) fn leaves_out(&self, fwmark: u32) -> bool {
+        self.table == MAIN_TABLE && self.fwmark == Some(fwmark) && !self.is_inverted
+    }
+}
+
+/// The place before the first rule of another tunnel that takes everything but its own packets. `wg-quick` has one there that
+/// it takes back by its table alone, so ours comes after it.
+fn before_others(rules: &[Found], fwmark: u32) -> Option<u32> {
+    let others = rules.iter().filter(|rule| rule.is_inverted && rule.fwmark.is_some_and(|it| it != fwmark));
+    others.map(|rule| rule.priority).min()?.checked_sub(1).filter(|place| *place > 0)
 }
 
 /// All rules.
@@ -118,9 +161,13 @@ pub(super) fn rules(socket: &mut RouteSocket) -> Result<Vec<Found>, KernelError>
 /// Removes a rule that was found.
 pub(super) fn remove(socket: &mut RouteSocket, rule: &Found) -> Result<(), KernelError> {
     let family = if rule.is_v4 { FAMILIES[0] } else { FAMILIES[1] };
-    let message = header(libc::RTM_DELRULE, 0, family, 0)
+    let mut message = header(libc::RTM_DELRULE, 0, family, 0)
         .attribute(FRA_PRIORITY, &rule.priority.to_ne_bytes())
         .attribute(FRA_TABLE, &rule.table.to_ne_bytes());
+    // Others may have a rule in the same place.
+    if let Some(fwmark) = rule.fwmark {
+        message = message.attribute(FRA_FWMARK, &fwmark.to_ne_bytes());
+    }
     ignore(socket.0.request("remove a routing rule", &message), Errno::ENOENT)
 }
 
@@ -134,6 +181,8 @@ fn rule_of(body: &[u8]) -> Option<Found> {
         priority: number(FRA_PRIORITY).unwrap_or_default(),
         table,
         is_deferring: table == MAIN_TABLE && number(FRA_SUPPRESS_PREFIXLEN) == Some(0),
+        fwmark: number(FRA_FWMARK),
+        is_inverted: netlink::u32_at(body, 8)? & INVERT != 0,
     })
 }
 
@@ -153,4 +202,31 @@ fn delete(socket: &mut RouteSocket, rule: Rule) -> Result<(), KernelError> {
 fn header(kind: u16, flags: u16, family: IpAddr, rule_flags: u32) -> Message {
     let [a, b, c, d] = rule_flags.to_ne_bytes();
     Message::new(kind, flags, &[family_of(family), 0, 0, 0, 0, 0, 0, TO_TABLE, a, b, c, d])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const OURS: u32 = 7;
+
+    fn rule(priority: u32, table: u32, fwmark: Option<u32>, is_inverted: bool) -> Found {
+        Found { is_v4: true, priority, table, is_deferring: false, fwmark, is_inverted }
+    }
+
+    #[test]
+    fn the_place_is_before_the_first_rule_that_takes_everything_but_anothers_packets() {
+        let own = rule(31_001, 28_777, Some(OURS), true);
+        let main = rule(32_766, MAIN_TABLE, None, false);
+        let second = rule(32_765, 51_820, Some(51_820), true);
+        assert_eq!(before_others(&[own, second, main], OURS), Some(32_764));
+        let first = rule(30_999, 51_820, Some(51_820), true);
+        let marked = rule(100, 100, Some(9), false);
+        assert_eq!(
+            before_others(&[marked, first, rule(31_001, 28_777, Some(OURS), true)], OURS),
+            Some(30_998)
+        );
+        assert_eq!(before_others(&[rule(1, 51_820, Some(51_820), true)], OURS), None, "no place is left");
+        assert_eq!(before_others(&[rule(31_001, 28_777, Some(OURS), true)], OURS), None);
+    }
 }

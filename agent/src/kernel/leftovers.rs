@@ -14,12 +14,16 @@ use super::{
 };
 
 /// Removes the rules and routes of [full tunnels](super::FullTunnel) whose table is one of the 65536 from `first` on, and of
-/// whose number there is no device any more. How many.
-pub fn sweep_rules(first: u32) -> Result<usize, KernelError> {
+/// whose number there is no device any more; with the last of them the rule that leaves out their packets, which have this
+/// mark. How many.
+pub fn sweep_rules(first: u32, fwmark: u32) -> Result<usize, KernelError> {
     let mut socket = RouteSocket::open()?;
     let alive = alive()?;
-    let is_left = |table: u32| table & 0xffff_0000 == first && !alive.contains(&(table & 0xffff));
+    let is_ours = |table: u32| table & 0xffff_0000 == first;
+    let is_left = |table: u32| is_ours(table) && !alive.contains(&(table & 0xffff));
     let all = full_tunnel::rules(&mut socket)?;
+    let is_last = all.iter().all(|rule| !is_ours(rule.table) || is_left(rule.table));
+    let out = all.iter().filter(|rule| is_last && rule.leaves_out(fwmark));
     let left: Vec<&Found> = all.iter().filter(|rule| is_left(rule.table)).collect();
     // The one before leads to the main table, as ever: it is known by its neighbour.
     let before = |rule: &&Found| {
@@ -27,7 +31,7 @@ pub fn sweep_rules(first: u32) -> Result<usize, KernelError> {
             && left.iter().any(|own| own.is_v4 == rule.is_v4 && own.priority == rule.priority + 1)
     };
     let mut swept = 0;
-    for rule in all.iter().filter(before).chain(left.iter().copied()) {
+    for rule in all.iter().filter(before).chain(left.iter().copied()).chain(out) {
         full_tunnel::remove(&mut socket, rule)?;
         swept += 1;
     }

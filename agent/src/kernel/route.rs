@@ -60,6 +60,8 @@ pub struct MainRoute {
     pub net: IpNet,
     /// Index of the device that it leads to, 0 for none or several.
     pub device: u32,
+    /// The next router, where it has one of its own family.
+    pub gateway: Option<IpAddr>,
     /// Lower ones win. The kernel's own default is 0 for IPv4 and 1024 for IPv6.
     pub metric: u32,
     /// Whether the kernel made it of an address of the device: all in it are neighbours.
@@ -405,6 +407,7 @@ fn main_route_of(body: &[u8]) -> Option<MainRoute> {
     Some(MainRoute {
         net: entry.net,
         device: entry.number(RTA_OIF).unwrap_or_default(),
+        gateway: netlink::attribute(entry.attributes, RTA_GATEWAY).and_then(address),
         metric: entry.number(RTA_PRIORITY).unwrap_or_default(),
         is_connected: direct && entry.protocol == BY_KERNEL && entry.kind == UNICAST,
     })

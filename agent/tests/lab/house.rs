@@ -1,65 +1,23 @@
 //! A client's machine with files of its own: /etc, /usr and /run, with Debian packages in them.
 
+#[path = "../../../e2e/src/host/floors.rs"]
+pub(crate) mod floors;
+
 use std::{
     io::{BufRead, BufReader},
-    path::{Path, PathBuf},
+    path::Path,
     process::{Command, Stdio},
 };
 
-use super::{Lab, Output, PINHOLE, Running};
+use floors::FLOORS;
 
-/// What each begins with: packages over what is here, and nothing running.
-const FLOORS: &str = r#"
-set -e
-mount -t tmpfs none "$1"
-for name in etc usr; do
-    mkdir -p "$1/$name/upper" "$1/$name/work"
-    mount -t overlay none -o "lowerdir=$2/$name:/$name,upperdir=$1/$name/upper,workdir=$1/$name/work" "/$name"
-done
-mount -t tmpfs none /run
-rm -f /etc/resolv.conf
-printf 'nameserver 192.168.50.1\nsearch lan\n' > /etc/resolv.conf
-"#;
+use super::{Lab, Output, PINHOLE, Running};
 
 /// It ends with the value: what runs in it, and its mounts.
 pub(crate) struct House<'a> {
     lab: &'a Lab,
     inhabitant: Running,
     _directory: tempfile::TempDir,
-}
-
-/// The files of a Debian package, fetched once. `Err` says why it cannot be had.
-pub(crate) fn package(name: &str) -> Result<PathBuf, String> {
-    let set = |name: &str| std::env::var_os(name).map(PathBuf::from);
-    let cache = set("PINHOLE_CACHE")
-        .or_else(|| Some(set("XDG_CACHE_HOME")?.join("pinhole")))
-        .unwrap_or_else(|| set("HOME").unwrap_or_default().join(".cache/pinhole"));
-    let files = cache.join("debs").join(name);
-    if files.is_dir() {
-        return Ok(files);
-    }
-    let directory = tempfile::tempdir().map_err(|error| error.to_string())?;
-    let script = r#"
-set -e
-apt-get -q download "$1" || { apt-get -q update; apt-get -q download "$1"; }
-dpkg-deb -x ./*.deb files
-mkdir -p files/usr files/etc
-for name in bin sbin lib; do
-    if [ -d "files/$name" ]; then mkdir -p "files/usr/$name"; cp -a "files/$name/." "files/usr/$name/"; rm -r "files/$name"; fi
-done
-mkdir -p "$2"
-cp -a files "$2/$1.part.$$" && mv -T "$2/$1.part.$$" "$2/$1" || test -d "$2/$1"
-"#;
-    let output = Command::new("sh")
-        .args(["-c", script, "sh", name])
-        .arg(cache.join("debs"))
-        .current_dir(directory.path())
-        .output()
-        .map_err(|error| error.to_string())?;
-    if files.is_dir() {
-        return Ok(files);
-    }
-    Err(String::from_utf8_lossy(&output.stderr).trim().to_owned())
 }
 
 impl<'a> House<'a> {

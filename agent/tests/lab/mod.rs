@@ -6,6 +6,7 @@ pub(crate) mod house;
 mod http2;
 mod nat;
 mod operator;
+pub(crate) mod second_vpn;
 pub(crate) mod twin;
 
 use std::{
@@ -249,8 +250,13 @@ impl Lab {
     pub(crate) fn signal_client(&self, signal: nix::sys::signal::Signal) {
         let pids = Command::new("ip").args(["netns", "pids", &self.client.0]).output().unwrap();
         let pids = String::from_utf8(pids.stdout).unwrap();
+        // Another VPN of this machine may be `pinhole wg`.
+        let is_agent = |words: &str| {
+            let mut words = words.split('\0');
+            words.next().is_some_and(|program| program.ends_with("pinhole")) && words.next() != Some("wg")
+        };
         let mut agents = pids.lines().filter(|pid| {
-            std::fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|name| name.trim() == "pinhole")
+            std::fs::read_to_string(format!("/proc/{pid}/cmdline")).is_ok_and(|words| is_agent(&words))
         });
         let agent = agents.next().expect("an agent runs").parse().unwrap();
         nix::sys::signal::kill(nix::unistd::Pid::from_raw(agent), signal).unwrap();

@@ -162,6 +162,11 @@ impl Operator {
     }
 
     pub(crate) fn join(&self, secret: &str, endpoint: &str) -> String {
+        self.join_by(secret, &[endpoint])
+    }
+
+    /// The same with more than one way to the gateway.
+    pub(crate) fn join_by(&self, secret: &str, endpoints: &[&str]) -> String {
         let join = JoinString {
             v: 1,
             ns: NAMESPACE.into(),
@@ -169,7 +174,7 @@ impl Operator {
             token: "first".into(),
             secret: secret.into(),
             server_name: gateway_server_name(NAMESPACE, GATEWAY),
-            endpoints: vec![endpoint.into()],
+            endpoints: endpoints.iter().map(|&endpoint| endpoint.into()).collect(),
             ca: self.inner.ca_pem.clone(),
         };
         join.encode().unwrap().to_string()

@@ -10,12 +10,12 @@ pub mod userspace;
 
 use std::{
     collections::BTreeSet,
-    net::Ipv4Addr,
+    net::{Ipv4Addr, Ipv6Addr},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
-use ipnet::{IpNet, Ipv4Net};
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 /// NATs as pure models, which the userspace NAT and the simulator share.
 pub use pinhole_sim::model;
 
@@ -161,6 +161,29 @@ impl Nat {
     pub async fn host(&self, name: &str) -> Result<Host> {
         let nats = std::iter::successors(Some(self), |nat| nat.behind()).cloned().collect();
         Host::create(name, &self.inner.inside, nats).await
+    }
+
+    /// Adds a host on the inside that has IPv6 alone. Nothing of it is translated, but this is a stateful firewall to it, whose
+    /// states go as mappings do.
+    ///
+    /// # Errors
+    /// As [`Nat::host`], and when the segment outside has no IPv6.
+    pub async fn ipv6_host(&self, name: &str) -> Result<Host> {
+        let network = self.serve_ipv6().await?;
+        let host = self.host(name).await?;
+        host.live_by_ipv6(network).await?;
+        Ok(host)
+    }
+
+    /// Routes a network of IPv6 of its own (RFC 3849) to the inside. Who has the bridge of the segment outside knows the way.
+    async fn serve_ipv6(&self) -> Result<Ipv6Net> {
+        let [.., number] = self.address().octets();
+        let network = Ipv6Net::new_assert(Ipv6Addr::new(0x2001, 0xdb8, 0x114, number.into(), 0, 0, 0, 0), 64);
+        self.inner.outside.lead_here(network).await?;
+        let router = Ipv6Addr::from(u128::from(network.network()) + 1);
+        self.netns().sysctl("net/ipv6/conf/all/forwarding", 1)?;
+        self.netns().ip([format!("address replace {router}/64 dev {LAN} nodad")]).await?;
+        Ok(network)
     }
 
     /// Adds another NAT on the inside.
@@ -381,4 +404,57 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 pub(crate) fn first_address(network: ipnet::Ipv4Net) -> Option<IpNet> {
     let first = network.hosts().next()?;
     ipnet::Ipv4Net::new(first, network.prefix_len()).ok().map(IpNet::V4)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::segment::Layout;
+
+    #[tokio::test]
+    async fn a_host_with_ipv6_alone_is_reached_as_long_as_its_firewall_remembers_it() {
+        let world = OwnedNetns(Netns::create("six-world").await.unwrap());
+        let own: Ipv6Addr = "2001:db8:113::10".parse().unwrap();
+        let lines = [
+            segment::bridge("eth0"),
+            "address add 203.0.113.10/24 dev eth0".to_owned(),
+            format!("address add {own}/64 dev eth0 nodad"),
+            "link set eth0 up".to_owned(),
+        ];
+        world.0.ip(lines).await.unwrap();
+        let outside = Segment::over(Layout {
+            netns: &world.0,
+            bridge: "eth0",
+            v4: "203.0.113.0/24".parse().unwrap(),
+            v6: Some("2001:db8:113::/64".parse().unwrap()),
+            gateways: Vec::new(),
+            numbers: 32..64,
+        });
+        let firewall = Nat::create("six-test", &outside, None, NatProfile::home().into()).await.unwrap();
+        let host = firewall.ipv6_host("six-test").await.unwrap();
+        let other = firewall.ipv6_host("six-other").await.unwrap();
+        for host in [&host, &other] {
+            assert!(host.exec("ip", ["-4", "route"]).await.unwrap().is_empty());
+            host.ping(own.into()).await.unwrap();
+        }
+        let bind = || std::net::UdpSocket::bind("[::]:0");
+        let [near, far] =
+            [host.netns(), &world.0].map(|netns| tokio_socket(netns.within(bind).unwrap().unwrap()));
+        let to = std::net::SocketAddr::from((own, far.local_addr().unwrap().port()));
+        let mut buffer = [0; 8];
+        near.send_to(b"out", to).await.unwrap();
+        let (_, from) = far.recv_from(&mut buffer).await.unwrap();
+        let answered = async |buffer: &mut [u8]| {
+            far.send_to(b"in", from).await.unwrap();
+            tokio::time::timeout(Duration::from_millis(500), near.recv_from(buffer)).await.is_ok()
+        };
+        assert!(answered(&mut buffer).await);
+        firewall.flush().await.unwrap();
+        assert!(!answered(&mut buffer).await, "it is forgotten");
+    }
+
+    fn tokio_socket(socket: std::net::UdpSocket) -> tokio::net::UdpSocket {
+        socket.set_nonblocking(true).unwrap();
+        tokio::net::UdpSocket::from_std(socket).unwrap()
+    }
 }

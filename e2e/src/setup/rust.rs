@@ -62,28 +62,48 @@ pub async fn binaries() -> Result<Binaries> {
     BUILT.get_or_try_init(build).await.cloned()
 }
 
+/// The agent as it is linked by default, which libfaketime works on: the one that the agent's own tests run, so that it is there
+/// already after `cargo test --workspace`.
+///
+/// # Errors
+/// When the build fails, with the end of cargo's output.
+pub async fn linked_agent() -> Result<PathBuf> {
+    static BUILT: OnceCell<PathBuf> = OnceCell::const_new();
+    let build = async || {
+        let build = cargo().args(["test", "--workspace", "--locked", "--no-run", "--test", "clocks"]);
+        progress::step("building the agent for a clock of its own", build.run()).await?;
+        Ok(target().join("debug").join("pinhole"))
+    };
+    BUILT.get_or_try_init(build).await.cloned()
+}
+
+/// Cargo, in the workspace, without its word on the package that this program is of: build scripts that look at it would build
+/// everything anew.
+fn cargo() -> Command {
+    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    let mut command = Command::new(cargo).env_remove("CARGO_ENCODED_RUSTFLAGS").dir(crate_dir().join(".."));
+    for (name, _) in std::env::vars_os() {
+        let told = name.to_str().is_some_and(|name| OF_A_PACKAGE.iter().any(|of| name.starts_with(of)));
+        command = if told { command.env_remove(name) } else { command };
+    }
+    command
+}
+
+fn target() -> PathBuf {
+    std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| crate_dir().join("../target"), PathBuf::from)
+}
+
 async fn build() -> Result<Binaries> {
     let profile = std::env::var("PINHOLE_PROFILE").ok().filter(|name| !name.is_empty());
     let profile = profile.unwrap_or_else(|| "release".to_owned());
     let triple = host_triple().await?;
-    let workspace = crate_dir().join("..");
-    let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| workspace.join("target"), PathBuf::from);
-    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-    let mut build = Command::new(cargo)
+    let build = cargo()
         .args(["build", "--locked", "--profile", &profile, "--target", &triple])
         .args(["-p", "pinhole-agent", "--bin", "pinhole"])
         .args(["-p", "pinhole-operator", "--bin", "pinhole-operator", "--bin", "kubectl-pinhole"])
-        .env("RUSTFLAGS", STATIC)
-        .env_remove("CARGO_ENCODED_RUSTFLAGS")
-        .dir(&workspace);
-    // Cargo's word on the package that this program is of, where cargo runs it: build scripts that look at it would
-    // build everything anew.
-    for (name, _) in std::env::vars_os() {
-        let told = name.to_str().is_some_and(|name| OF_A_PACKAGE.iter().any(|of| name.starts_with(of)));
-        build = if told { build.env_remove(name) } else { build };
-    }
+        .env("RUSTFLAGS", STATIC);
     progress::step("building the static binaries of operator and agent", build.run()).await?;
-    let dir = target.join(triple).join(if profile == "dev" { "debug" } else { profile.as_str() });
+    let dir = target().join(triple).join(if profile == "dev" { "debug" } else { profile.as_str() });
     Ok(Binaries {
         agent: dir.join("pinhole"),
         operator: dir.join("pinhole-operator"),

@@ -16,6 +16,7 @@ mod first_tunnel;
 mod foreign;
 #[path = "../../../proto/tests/hostile/mod.rs"]
 mod hostile;
+mod hosts;
 mod insight;
 mod keepalive_under_load;
 mod keys;
@@ -102,6 +103,7 @@ fn all() -> Vec<Test> {
         resilience::tests(),
         stale_mapping::tests(),
         keepalive_under_load::tests(),
+        hosts::tests(),
         watched::tests(),
         newer::tests(),
         uninstall::tests(),

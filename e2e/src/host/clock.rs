@@ -48,6 +48,13 @@ impl Clock {
     }
 }
 
+impl Drop for Clock {
+    fn drop(&mut self) {
+        // The lab's directory goes with it in any case.
+        let _ = std::fs::remove_file(&self.file);
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use crate::host::Host;

@@ -49,6 +49,7 @@ impl Resolver {
 pub(super) struct Rooms {
     mounts: Arc<File>,
     _inhabitant: Process,
+    directory: PathBuf,
 }
 
 impl Rooms {
@@ -77,12 +78,19 @@ impl Rooms {
         .await?;
         let path = format!("/proc/{}/ns/mnt", inhabitant.pid());
         let mounts = Arc::new(File::open(&path).doing(|| format!("opening {path}"))?);
-        Ok(Self { mounts, _inhabitant: inhabitant })
+        Ok(Self { mounts, _inhabitant: inhabitant, directory })
     }
 
     /// The command, run in them.
     pub(super) fn within(&self, command: Command) -> Command {
         command.mounts(&self.mounts)
+    }
+}
+
+impl Drop for Rooms {
+    fn drop(&mut self) {
+        // The files themselves are in memory, for those who are in the namespace.
+        let _ = std::fs::remove_dir_all(&self.directory);
     }
 }
 

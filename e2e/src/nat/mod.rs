@@ -435,7 +435,9 @@ mod tests {
         let other = firewall.ipv6_host("six-other").await.unwrap();
         for host in [&host, &other] {
             assert!(host.exec("ip", ["-4", "route"]).await.unwrap().is_empty());
-            host.ping(own.into()).await.unwrap();
+            // The kernel takes addresses of IPv6 into use when it gets round to it.
+            let reached = || host.ping(own.into());
+            crate::wait::until("the world to answer", Duration::from_secs(15), reached).await.unwrap();
         }
         let bind = || std::net::UdpSocket::bind("[::]:0");
         let [near, far] =

@@ -42,7 +42,7 @@ use super::{
     session::Served,
     shared_keys::{Seen, SharedKeys},
     stale::Stale,
-    told::{Asked, Told},
+    told::{Asked, Instance, Told},
 };
 use crate::{
     health::{
@@ -107,6 +107,8 @@ struct Attached {
     session: u64,
     /// For a tunnel that is not there yet.
     key: Option<BeatKey>,
+    /// Which process holds it, where that says so.
+    instance: Option<Instance>,
     words: mpsc::Sender<Word>,
     poked: Option<Instant>,
     /// When it was told that its handshakes are not new.
@@ -399,7 +401,16 @@ impl Control {
                 }
                 self.sessions.insert(
                     peer,
-                    Attached { session, key, words, poked: None, warned: None, recalls: 0, called: false },
+                    Attached {
+                        session,
+                        key,
+                        instance,
+                        words,
+                        poked: None,
+                        warned: None,
+                        recalls: 0,
+                        called: false,
+                    },
                 );
                 self.expect(now, peer, Agent::Silent);
                 match self.shared_keys.shared(&peer) {
@@ -907,6 +918,7 @@ impl Control {
             path_proof_age: proof.and_then(|proof| now.saturating_duration_since(proof.at).try_into().ok()),
             impairments: impairments.clone(),
             nat_restarts: restarts.clone(),
+            sent_at: Some(SystemTime::now().into()),
         };
         for report in reports.into_iter().map(wire) {
             let message = v1::GatewayMessage { message: Some(v1::gateway_message::Message::Report(report)) };
@@ -943,6 +955,7 @@ impl Control {
                 phase: self.health.phase(key),
                 endpoint: stats.and_then(|stats| stats.endpoint).map(canonical).unwrap_or_default(),
                 session: self.sessions.contains_key(key),
+                instance: self.sessions.get(key).and_then(|attached| attached.instance),
                 endpoint_changes: stats.map_or(0, |stats| stats.endpoint_changes),
                 last_change: self.changes.get(key).cloned(),
                 last_handshake: stats.and_then(|stats| stats.last_handshake).map(time),

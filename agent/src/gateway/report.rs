@@ -12,6 +12,7 @@ use pinhole_proto::v1;
 use super::{
     insight::{Insight, canonical},
     shared_keys::Shared,
+    told::Instance,
 };
 use crate::{
     health::{Phase, Reach},
@@ -37,6 +38,8 @@ pub struct Observation {
     pub endpoint: String,
     /// Whether its agent holds a session stream here.
     pub session: bool,
+    /// Which process of its agent holds it, where that says so.
+    pub(super) instance: Option<Instance>,
     /// How often its mapping moved.
     pub endpoint_changes: u64,
     /// The last move.
@@ -85,6 +88,12 @@ impl Observation {
         }
     }
 
+    /// The number of the process that holds the session. Of two in turn it says nothing.
+    fn process(&self) -> Vec<u8> {
+        let instance = self.instance.filter(|_| self.shared.is_none());
+        instance.map(|instance| instance.0.to_vec()).unwrap_or_default()
+    }
+
     fn to_wire(&self) -> v1::ClientReport {
         let report = v1::ClientReport {
             client: Some(self.client.clone()),
@@ -95,6 +104,7 @@ impl Observation {
             rx_bytes: self.rx_bytes,
             tx_bytes: self.tx_bytes,
             session: self.session,
+            instance: self.process(),
             endpoint_changes: self.endpoint_changes,
             last_change: self.last_change.clone(),
             last_rest: self.last_rest.map(Into::into),
@@ -201,6 +211,7 @@ mod tests {
             phase: Phase::Connected,
             endpoint: "192.0.2.1:1000".into(),
             session: true,
+            instance: None,
             endpoint_changes: 0,
             last_change: None,
             last_handshake: None,

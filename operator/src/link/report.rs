@@ -26,6 +26,9 @@ const MOST_RESTARTS: usize = 64;
 /// Causes of churn of one client: there are fewer.
 const MOST_CAUSES: usize = 16;
 
+/// Bytes of the number of an agent's process.
+const INSTANCE: usize = 16;
+
 /// The farthest that one port is from another.
 const PORTS: i32 = u16::MAX as i32;
 
@@ -50,6 +53,7 @@ pub(super) fn accepted(mut report: GatewayReport, namespace: &str, now: i64) -> 
         !restart.public_address.is_empty() && restart.at.is_some_and(|at| is_past(at, now))
     });
     report.path_proof_age = span(report.path_proof_age);
+    report.sent_at = report.sent_at.filter(|at| is_past(*at, now));
     report
 }
 
@@ -70,6 +74,9 @@ pub(super) fn printable(text: &str) -> String {
 
 fn clean_client(client: &mut ClientReport, now: i64) {
     client.endpoint = endpoint(&client.endpoint);
+    if client.instance.len() != INSTANCE {
+        client.instance.clear();
+    }
     client.last_handshake = client.last_handshake.filter(|t| is_past(*t, now));
     client.last_receive = client.last_receive.filter(|t| is_past(*t, now));
     client.endpoint_changes = bounds::count(client.endpoint_changes);
@@ -292,9 +299,13 @@ mod tests {
             ],
             ..client("vpn", &place)
         };
-        let bytes =
-            prost::Message::encoded_len(&GatewayReport { clients: vec![report], ..GatewayReport::default() });
-        assert!(bytes * 10_000 < crate::link::LARGEST_REPORT, "{bytes} a client");
+        let of_process =
+            ClientReport { key_on_two_machines: None, instance: vec![1; INSTANCE], ..report.clone() };
+        for client in [report, of_process] {
+            let report = GatewayReport { clients: vec![client], ..GatewayReport::default() };
+            let bytes = prost::Message::encoded_len(&report);
+            assert!(bytes * 10_000 < crate::link::LARGEST_REPORT, "{bytes} a client");
+        }
     }
 
     proptest! {

@@ -7,13 +7,16 @@ use pinhole_crds::{
     CONNECTED, Churn, ClientCounts, ClientPhase, DEGRADED, Interval, KEY_ON_TWO_MACHINES, READY, Unread,
     VPNClient, VPNClientPool, VPNClientStatus, VPNGateway,
 };
-use pinhole_proto::{bounds::Word, v1::Phase};
+use pinhole_proto::{
+    bounds::Word,
+    v1::{KeyOnTwoMachines, Phase},
+};
 
 use super::{
     condition::Conditions, keepalive, keys::KeyError, nat, overlap::Overlap, standby, unusable::fields,
 };
 use crate::{
-    fleet::{ClientView, HANDSHAKE_GRAIN_SECONDS, Hearing, Sighting, timestamp},
+    fleet::{ClientView, HANDSHAKE_GRAIN_SECONDS, Hearing, Place, Sighting, timestamp},
     ipam::Denied,
 };
 
@@ -294,23 +297,35 @@ fn key_on_two_machines(inputs: &StatusInputs<'_>, conditions: &mut Conditions<'_
         conditions.keep(KEY_ON_TWO_MACHINES);
         return;
     };
-    let Some(shared) = &sighting.key_on_two_machines else { return };
-    let places: Vec<&str> = [&shared.first, &shared.second]
-        .into_iter()
-        .map(String::as_str)
-        .filter(|place| !place.is_empty())
-        .collect();
-    let places = if places.is_empty() { String::new() } else { format!(", at {}", places.join(" and ")) };
+    let seen_by_two = inputs.view.and_then(|view| view.shared.as_ref());
+    let effect = match (&sighting.key_on_two_machines, seen_by_two) {
+        (Some(shared), _) => format!("{}, and each takes the other's packets", at_one_replica(shared)),
+        (None, Some(shared)) => format!(
+            ", {}, and what is sent to their address may reach the other one",
+            shared.places.each_ref().map(at_its_replica).join(" and ")
+        ),
+        (None, None) => return,
+    };
     let remedy = if inputs.client.spec.is_stock() {
         "make a VPNClient for each machine, and use each configuration on one machine only"
     } else {
         "on the one that is to be another client, run `pinhole down` and then `pinhole up --new-key` with a join token"
     };
     let text = format!(
-        "two machines use this client's key at the same time{places}, and each takes the other's packets: {remedy}; \
-         nothing is learnt of their NATs meanwhile"
+        "two machines use this client's key at the same time{effect}: {remedy}; nothing is learnt of their NATs meanwhile"
     );
     conditions.set(KEY_ON_TWO_MACHINES, Some(true), "BothConnect", &text);
+}
+
+fn at_one_replica(shared: &KeyOnTwoMachines) -> String {
+    let places = [shared.first.as_str(), shared.second.as_str()];
+    let places: Vec<&str> = places.into_iter().filter(|place| !place.is_empty()).collect();
+    if places.is_empty() { String::new() } else { format!(", at {}", places.join(" and ")) }
+}
+
+fn at_its_replica(place: &Place) -> String {
+    let endpoint = place.endpoint.as_deref().unwrap_or("somewhere");
+    format!("one at {endpoint} with gateway replica {}", place.replica)
 }
 
 /// A configuration that was made is not taken away because its gateway is gone for a while.
@@ -354,9 +369,10 @@ fn seen(inputs: &StatusInputs<'_>, before: &VPNClientStatus) -> VPNClientStatus 
     };
     let Some((replica, sighting)) = live(inputs) else { return kept };
     // With one key on two machines it would be of the one and of the other in turn.
-    if sighting.key_on_two_machines.is_some() && kept.replica.is_some() {
+    let seen_by_two = inputs.view.is_some_and(|view| view.shared.is_some());
+    if (sighting.key_on_two_machines.is_some() || seen_by_two) && kept.replica.is_some() {
         return VPNClientStatus {
-            replica: Some(replica.clone()),
+            replica: kept.replica.clone().filter(|_| seen_by_two).or_else(|| Some(replica.clone())),
             last_handshake: sighting.last_handshake.map(seconds).or(kept.last_handshake.clone()),
             ..kept
         };

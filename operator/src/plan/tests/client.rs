@@ -13,7 +13,7 @@ use pinhole_proto::{
 
 use super::*;
 use crate::{
-    fleet::{ClientKey, ClientView, Sighting},
+    fleet::{ClientKey, ClientView, Place, SharedKey, Sighting},
     ipam::Denied,
     plan::client::{Backing, StatusInputs, status},
 };
@@ -59,11 +59,11 @@ fn churn(count: u64, cause: ChurnCause, second: i64) -> ChurnReport {
 }
 
 fn heard(sighting: Sighting) -> ClientView {
-    ClientView { sighting: Some(("edge-0".into(), sighting)), hearing: Hearing::Live }
+    ClientView { sighting: Some(("edge-0".into(), sighting)), hearing: Hearing::Live, shared: None }
 }
 
 fn unheard(hearing: Hearing) -> ClientView {
-    ClientView { sighting: None, hearing }
+    ClientView { sighting: None, hearing, shared: None }
 }
 
 /// A judge with everything as it should be.
@@ -493,6 +493,37 @@ fn one_key_on_two_machines_is_named_with_both_places_and_a_remedy_until_it_is_ov
     let seen = Sighting { key_on_two_machines: Some(anywhere), ..sighting(Phase::Connected) };
     let text = said(&case.judge(&stock, &heard(seen))).unwrap();
     assert!(text.contains("a VPNClient for each machine") && !text.contains(" at ,"), "{text}");
+}
+
+#[test]
+fn one_key_on_two_machines_at_two_replicas_is_named_with_both_and_written_once() {
+    let case = Case::new();
+    let mut own = agent(&json!({}));
+    own.status = Some(case.judge(&own, &heard(sighting(Phase::Connected))));
+    let place =
+        |replica: &str, endpoint: &str| Place { replica: replica.into(), endpoint: Some(endpoint.into()) };
+    let places = [place("edge-0", "198.51.100.9:4500"), place("edge-1", "203.0.113.5:4501")];
+    let by = |replica: &str, endpoint: &str| ClientView {
+        sighting: Some((
+            replica.into(),
+            Sighting { endpoint: Some(endpoint.into()), ..sighting(Phase::Connected) },
+        )),
+        hearing: Hearing::Live,
+        shared: Some(SharedKey { places: places.clone() }),
+    };
+    let named = case.judge(&own, &by("edge-1", "203.0.113.5:4501"));
+    let text = &named.conditions.iter().find(|c| c.type_ == KEY_ON_TWO_MACHINES).unwrap().message;
+    for part in [
+        "198.51.100.9:4500 with gateway replica edge-0",
+        "203.0.113.5:4501 with gateway replica edge-1",
+        "--new-key",
+    ] {
+        assert!(text.contains(part), "{text}");
+    }
+    own.status = Some(named.clone());
+    assert_eq!(case.judge(&own, &by("edge-0", "198.51.100.9:4500")), named);
+    let over = case.judge(&own, &heard(sighting(Phase::Connected)));
+    assert!(over.conditions.iter().all(|c| c.type_ != KEY_ON_TWO_MACHINES));
 }
 
 #[test]

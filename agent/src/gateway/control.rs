@@ -41,12 +41,13 @@ use super::{
     report::{Observation, Reporter},
     session::Served,
     shared_keys::{Seen, SharedKeys},
-    stale::Stale,
+    stale::{Fate, Stale},
     told::{Asked, Instance, Told},
 };
 use crate::{
+    clock::Skew,
     health::{
-        Reach,
+        Phase, Reach,
         gateway::{GatewayHealth, Sample},
     },
     nat::{
@@ -109,6 +110,8 @@ struct Attached {
     key: Option<BeatKey>,
     /// Which process holds it, where that says so.
     instance: Option<Instance>,
+    /// How far its clock is from ours.
+    skew: Option<Skew>,
     words: mpsc::Sender<Word>,
     poked: Option<Instant>,
     /// When it was told that its handshakes are not new.
@@ -294,6 +297,7 @@ impl Control {
         }
         self.agents.retain(|key, _| desired.peers.contains_key(key));
         self.shared_keys.retain(|key| desired.peers.contains_key(key));
+        self.stale.retain(|key| desired.peers.contains_key(key));
         self.neighbours.handle_clients(now, desired, |key| self.agents.contains_key(key));
         self.health.handle_peers(now, &desired.expectations(&self.agents));
         self.counters.keep_pools(desired);
@@ -405,6 +409,7 @@ impl Control {
                         session,
                         key,
                         instance,
+                        skew: None,
                         words,
                         poked: None,
                         warned: None,
@@ -430,6 +435,13 @@ impl Control {
                 }
             }
             Command::SessionAnew { peer, session } => self.take_older(&peer, session),
+            Command::SessionClock { peer, session, skew } => {
+                let attached = self.sessions.get_mut(&peer).filter(|attached| attached.session == session);
+                if let Some(attached) = attached {
+                    attached.skew = Some(skew);
+                    self.changed(now);
+                }
+            }
             Command::SessionClosed { peer, session } => {
                 if self.sessions.get(&peer).is_some_and(|attached| attached.session == session) {
                     self.sessions.remove(&peer);
@@ -527,13 +539,25 @@ impl Control {
             let _ = self.tunnel.as_ref().map(|tunnel| tunnel.begin_anew(peer));
             return;
         }
-        self.stale.handle_stale(now, *peer);
+        let is_asked = self.sessions.contains_key(peer);
+        if self.stale.handle_stale(now, *peer, is_asked) {
+            let _ = self.tunnel.as_ref().map(|tunnel| tunnel.call_back(peer));
+            self.counters.called_back += 1;
+            self.changed(now);
+        }
         let Some(attached) = self.sessions.get_mut(peer) else { return };
         if attached.warned.is_some_and(|at| now < at + WARNING_PAUSE) {
             return;
         }
         attached.warned = Some(now);
         let _ = attached.words.try_send(Word::Clock { stale: true });
+    }
+
+    /// What becomes of a client's handshakes that are not new. One that is connected all the same has others: somebody plays old ones
+    /// back.
+    fn fate(&self, now: Instant, peer: &PublicKey) -> Option<Fate> {
+        let fate = self.stale.fate(now, peer)?;
+        (fate == Fate::CalledBack || self.health.phase(peer) != Phase::Connected).then_some(fate)
     }
 
     /// A client says that they are its own, by its certificate.
@@ -630,9 +654,11 @@ impl Control {
 
     fn handle_event(&mut self, now: Instant, event: &TunnelEvent) {
         match *event {
-            TunnelEvent::HandshakeCompleted { peer } => {
+            TunnelEvent::HandshakeCompleted { peer, initiated } => {
                 self.counters.handshakes += 1;
-                self.stale.handle_taken(&peer);
+                if self.stale.handle_completed(now, &peer, initiated) {
+                    self.changed(now);
+                }
                 if let Some(attached) = self.sessions.get_mut(&peer) {
                     attached.called = false;
                 }
@@ -965,6 +991,8 @@ impl Control {
                 insight: self.insights.get(key).cloned(),
                 last_rest: self.health.rested(key).map(time),
                 reach: self.health.reach(key),
+                skew: self.sessions.get(key).and_then(|attached| attached.skew),
+                fate: self.fate(now, key),
                 shared: self.shared_keys.shared(key).map(|shared| (time(shared.since), *shared)),
             };
             (*key, observation)

@@ -4,12 +4,12 @@ use std::{net::IpAddr, time::Duration};
 
 use k8s_openapi::{apimachinery::pkg::apis::meta::v1::Time, jiff::Timestamp};
 use pinhole_crds::{
-    CONNECTED, Churn, ClientCounts, ClientPhase, DEGRADED, Interval, KEY_ON_TWO_MACHINES, READY, Unread,
-    VPNClient, VPNClientPool, VPNClientStatus, VPNGateway,
+    CLOCK_SKEW, CONNECTED, Churn, ClientCounts, ClientPhase, DEGRADED, Interval, KEY_ON_TWO_MACHINES, READY,
+    Unread, VPNClient, VPNClientPool, VPNClientStatus, VPNGateway,
 };
 use pinhole_proto::{
     bounds::Word,
-    v1::{KeyOnTwoMachines, Phase},
+    v1::{HandshakeFate, KeyOnTwoMachines, Phase},
 };
 
 use super::{
@@ -95,6 +95,7 @@ pub fn status(inputs: &StatusInputs<'_>) -> (VPNClientStatus, Option<Duration>) 
     connected(inputs, before, phase, &mut conditions);
     degraded(inputs, phase, &mut conditions);
     key_on_two_machines(inputs, &mut conditions);
+    clock_skew(inputs, &mut conditions);
     let mut status = VPNClientStatus {
         observed_generation: client.metadata.generation,
         conditions: conditions.finish(),
@@ -326,6 +327,53 @@ fn at_one_replica(shared: &KeyOnTwoMachines) -> String {
 fn at_its_replica(place: &Place) -> String {
     let endpoint = place.endpoint.as_deref().unwrap_or("somewhere");
     format!("one at {endpoint} with gateway replica {}", place.replica)
+}
+
+/// What is wrong with its clock. What a replica that cannot be heard now said of that stays.
+fn clock_skew(inputs: &StatusInputs<'_>, conditions: &mut Conditions<'_>) {
+    let Some((_, sighting)) = live(inputs) else {
+        conditions.keep(CLOCK_SKEW);
+        return;
+    };
+    let Some(clock) = sighting.clock else { return };
+    let name = inputs.client.metadata.name.as_deref().unwrap_or("NAME");
+    let (reason, text) = match (clock.handshakes.into(), clock.ahead_seconds) {
+        (Word::Known(HandshakeFate::Dropped), _) => (
+            "HandshakesDropped",
+            format!(
+                "its gateway drops its handshakes, as they are dated no later than one before, and it does not answer when it is \
+                 called instead: its clock went back, or somebody plays old handshakes back. Set its clock; where that cannot be, \
+                 `kubectl pinhole suspend {name}`, and once its phase is Suspended `kubectl pinhole resume {name}`: by that the \
+                 gateway forgets the date of the last one"
+            ),
+        ),
+        (_, 1..) => ("Ahead", wrong_by(clock.ahead_seconds, "ahead of")),
+        (_, ..=-1) => ("Behind", wrong_by(clock.ahead_seconds, "behind")),
+        (Word::Known(HandshakeFate::CalledBack), 0) => (
+            "WentBack",
+            "its handshakes are dated before one that it made earlier: its clock went back. Its gateway drops them, and calls it \
+             instead, which works for as long as it is the first to speak: set its clock"
+                .to_owned(),
+        ),
+        (Word::Known(HandshakeFate::Unspecified) | Word::Newer(_), 0) => return,
+    };
+    conditions.set(CLOCK_SKEW, Some(true), reason, &text);
+}
+
+fn wrong_by(seconds: i64, way: &str) -> String {
+    format!(
+        "its clock is about {} {way} its gateway's: set it. Whatever is dated on that machine is wrong, and it may not know its \
+         gateway by its certificate",
+        about(seconds.unsigned_abs())
+    )
+}
+
+/// A span in the largest unit of which there are two.
+fn about(seconds: u64) -> String {
+    const UNITS: [(u64, &str); 3] = [(24 * 3600, "days"), (3600, "hours"), (60, "minutes")];
+    let unit = UNITS.into_iter().find(|(size, _)| seconds >= size * 2);
+    let (size, name) = unit.unwrap_or((1, "seconds"));
+    format!("{} {name}", (seconds + size / 2) / size)
 }
 
 /// A configuration that was made is not taken away because its gateway is gone for a while.

@@ -30,6 +30,7 @@ mod product;
 mod quiet;
 mod reach;
 mod refused;
+mod refused_by_node;
 mod resilience;
 mod sidecars;
 mod stale_mapping;
@@ -93,6 +94,7 @@ fn all() -> Vec<Test> {
         access::tests(),
         foreign::tests(),
         refused::tests(),
+        refused_by_node::tests(),
         drift::tests(),
         stock::tests(),
         reach::tests(),

@@ -17,7 +17,7 @@ use super::{
 use crate::{
     fleet::{GatewayKey, GatewayView, PoolKey, timestamp},
     plan::{
-        self, Foreign, KeyError, ObjectKind, is_controlled_by, replica_services,
+        self, Cause, Foreign, KeyError, ObjectKind, is_controlled_by, replica_services,
         summary::{self, Tally},
         tidings::restart_note,
     },
@@ -161,6 +161,10 @@ impl Context {
             let world = self.hub.world();
             (world.unread_gateway(&key).to_vec(), world.refusals_of(gateway), world.unbalanced_of(gateway))
         };
+        // Its pod is made anew at once, so that the condition may say so for a moment only.
+        for (replica, eviction) in refused.iter().filter(|(_, refusal)| refusal.cause == Cause::Evicted) {
+            self.events.warn(gateway, eviction.cause.category(), &format!("{replica}: {}", eviction.text()));
+        }
         let inputs = plan::gateway::StatusInputs {
             gateway,
             replicas: &replicas,

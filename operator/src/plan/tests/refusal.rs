@@ -66,6 +66,7 @@ fn judge(refused: &[(&str, Refusal)], unbalanced: &[(&str, Refusal)], proven: bo
         nat: None,
         obstacle: None,
         unread: &[],
+        frozen_pool: None,
         now: at(100),
     };
     status(&inputs).0.conditions

@@ -12,7 +12,9 @@ mod lab;
 
 use std::time::{Duration, Instant, SystemTime};
 
-use lab::{Lab, Output, Running, eventually};
+use lab::{Lab, Output, Running, Stock, eventually};
+use pinhole_agent::tunnel::PrivateKey;
+use pinhole_proto::v1::HandshakeFate::CalledBack;
 
 const SOON: Duration = Duration::from_secs(15);
 /// Less than it takes until an attempt is repeated twice.
@@ -20,6 +22,7 @@ const AT_ONCE: Duration = Duration::from_secs(9);
 const DAY: Duration = Duration::from_hours(24);
 
 const STALE: &str = "pinhole_gateway_handshakes_dropped_total{reason=\"stale\"}";
+const CALLED: &str = "pinhole_gateway_handshakes_called_back_total";
 const ANEW: &str = "pinhole_gateway_handshakes_begun_anew_total";
 
 fn lab(name: &str) -> (Lab, Running) {
@@ -129,6 +132,52 @@ fn clock_wrong_by_days_ahead() {
     assert_eq!(status()["session"], false, "{}", status());
     lab.set_clock("+0");
     eventually(SOON, "the session follows the clock", || status()["session"] == true);
+}
+
+/// A client without an agent, whose machine starts again with its clock behind: there is nobody to ask whether that is so.
+#[test]
+fn clock_behind_after_a_reboot_of_a_client_without_an_agent() {
+    let (lab, mut gateway) = lab("stock");
+    let key = PrivateKey::generate().unwrap();
+    let stock = Stock {
+        addresses: &["10.77.0.20/32"],
+        endpoint: "192.0.2.1:51820",
+        allowed: "10.77.0.0/16",
+        routes: &["10.77.0.1"],
+    };
+    lab.operator.add_stock("phone", key.public().as_bytes(), stock.addresses);
+    let name = format!("c{}", std::process::id());
+    let fate =
+        || lab.operator.reported("phone").and_then(|report| report.clock).map(|clock| clock.handshakes());
+    for (clock, expected) in
+        [("+0", None), ("-1h", Some(CalledBack)), ("-6d", Some(CalledBack)), ("+1h", None)]
+    {
+        lab.set_clock(clock);
+        let mut wg = lab.stock_with_clock(&key, &name, &stock);
+        eventually(SOON, &format!("{clock}: it is connected"), || lab.client_pings("10.77.0.1"));
+        eventually(SOON, &format!("{clock}: it is called {expected:?}"), || fate() == expected);
+        wg.kill();
+        eventually(SOON, "its device is gone", || !lab.client_links().contains(&name));
+    }
+    assert!(lab.counted(CALLED) >= 2, "{}", lab.metrics());
+    gateway.kill();
+}
+
+/// What the cluster shows of it.
+#[test]
+fn a_clock_that_is_wrong_is_told_and_so_is_that_it_was_corrected() {
+    let (lab, _gateway) = lab("told");
+    let behind = up(&lab, "-2d", "secret");
+    assert!(behind.status.success(), "{behind:?}");
+    let ahead = || {
+        let report = lab.operator.reported("laptop")?;
+        Some(report.clock.map_or(0, |clock| clock.ahead_seconds))
+    };
+    let two_days = -2 * 86_400;
+    eventually(SOON, "it is told", || ahead().is_some_and(|ahead| (ahead - two_days).abs() < 10));
+    lab.set_clock("+0");
+    // It looks once a minute.
+    eventually(SOON * 5, "the correction is told", || ahead() == Some(0));
 }
 
 /// The certificate ends while the machine is off, and the gateway still has the peer.

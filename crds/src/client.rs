@@ -146,7 +146,7 @@ pub struct VPNClientStatus {
     /// Generation of the spec that this status is about.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub observed_generation: Option<i64>,
-    /// Ready and Connected, and Reconciling, Stalled, Degraded, PartiallyInvalid or KeyOnTwoMachines while True.
+    /// Ready and Connected, and Reconciling, Stalled, Degraded, PartiallyInvalid, KeyOnTwoMachines or ClockSkew while True.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["type".into()]))]
     pub conditions: Vec<Condition>,

@@ -27,6 +27,9 @@ pub const PARTIALLY_INVALID: &str = "PartiallyInvalid";
 /// True.
 pub const KEY_ON_TWO_MACHINES: &str = "KeyOnTwoMachines";
 
+/// Condition of a client: its clock is wrong by a minute or more, or went back. Present only when True.
+pub const CLOCK_SKEW: &str = "ClockSkew";
+
 /// Puts `new` in the list, in place of the one of its type; the transition time moves only when the status does.
 /// The list stays sorted by type, so that the same conditions are always the same bytes.
 pub fn set_condition(conditions: &mut Vec<Condition>, mut new: Condition, now: Timestamp) {

@@ -26,7 +26,8 @@ pub use client::{
     VPNClientSpec, VPNClientStatus,
 };
 pub use conditions::{
-    CONNECTED, DEGRADED, KEY_ON_TWO_MACHINES, PARTIALLY_INVALID, READY, RECONCILING, STALLED, set_condition,
+    CLOCK_SKEW, CONNECTED, DEGRADED, KEY_ON_TWO_MACHINES, PARTIALLY_INVALID, READY, RECONCILING, STALLED,
+    set_condition,
 };
 pub use gateway::{
     ClientCounts, Exposure, ExposureType, GatewayPod, GatewayPorts, HealthMode, NetworkAccess, NodePorts,

@@ -42,6 +42,8 @@ const MACHINE: Ipv4Addr = Ipv4Addr::new(198, 19, 254, 1);
 pub(crate) const BRIDGE: &str = "eth0";
 /// Where programs have fixed paths, the node has a blank of its own.
 pub(crate) const BLANK: [&str; 4] = ["/run", "/var/log", "/var/lib/cni", "/var/lib/kubelet"];
+/// Below it the node has its TUN device once more, on a mount where no device can be opened.
+pub const NO_DEVICES: &str = "/run/no-devices";
 const NETNS: &str = "node";
 /// Numbers of hosts and NATs on the public segment; load balancers have those above.
 const NUMBERS: std::ops::Range<u8> = 32..200;
@@ -170,5 +172,16 @@ fn enter(netns: &Netns) -> Result<()> {
         mount(Some("pinhole-lab"), dir, Some("tmpfs"), MsFlags::empty(), Some("mode=755"))
             .doing(|| format!("mounting the node's {dir}"))?;
     }
+    forbid_tun().doing(|| format!("mounting a TUN device that cannot be opened at {NO_DEVICES}"))
+}
+
+fn forbid_tun() -> std::io::Result<()> {
+    let place = Path::new(NO_DEVICES).join("dev/net/tun");
+    place.parent().map_or(Ok(()), std::fs::create_dir_all)?;
+    std::fs::File::create(&place)?;
+    let none = None::<&str>;
+    mount(Some("/dev/net/tun"), &place, none, MsFlags::MS_BIND, none)?;
+    let flags = MsFlags::MS_BIND | MsFlags::MS_REMOUNT | MsFlags::MS_NODEV;
+    mount(none, &place, none, flags, none)?;
     Ok(())
 }

@@ -411,7 +411,7 @@ impl Runner<'_> {
             _ => {}
         }
         match event {
-            TunnelEvent::HandshakeCompleted { peer } => {
+            TunnelEvent::HandshakeCompleted { peer, .. } => {
                 self.health.handle_handshake(now, peer);
                 self.sleeper.handle_reached(now);
             }

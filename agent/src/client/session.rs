@@ -16,7 +16,7 @@ use std::{
 use pinhole_proto::{category_of, v1};
 use tokio::{
     sync::{Notify, mpsc, watch},
-    time::{Instant, sleep, sleep_until, timeout},
+    time::{Instant, interval, sleep, sleep_until, timeout},
 };
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, Request, Status, transport::Channel};
@@ -27,7 +27,8 @@ use super::{
     heard::{self, Clock, Heard},
 };
 use crate::{
-    clock, entropy,
+    clock::{self, Clocks},
+    entropy,
     identity::{
         Names, SessionKey, certificate,
         dial::{DialError, Dialer, Liveness, Proof},
@@ -54,6 +55,8 @@ const GOODBYE_HEARD: Duration = Duration::from_millis(400);
 const CALL: Duration = Duration::from_secs(20);
 /// How often it is looked whether a renewal is due: the clock may be set, and timers stand still while the machine sleeps.
 const RENEWAL_LOOK: Duration = Duration::from_hours(1);
+/// How often it is looked whether the clock was set, so that the gateway hears of it. It costs no packet.
+const CLOCK_LOOK: Duration = Duration::from_mins(1);
 const RENEWAL_RETRY: Duration = Duration::from_mins(1);
 const OUTBOX: usize = 4;
 
@@ -266,6 +269,8 @@ impl Session {
         };
         let hello = v1::ClientMessage { message: Some(v1::client_message::Message::Hello(hello)) };
         let _ = outbox.try_send(hello);
+        let mut clocks = Clocks::now();
+        let _ = outbox.try_send(clock_message(&clocks));
         let answer = timeout(CALL, client.attach(Request::new(ReceiverStream::new(messages)))).await;
         let mut stream =
             answer.map_err(|_| Status::deadline_exceeded("the gateway does not answer"))??.into_inner();
@@ -276,6 +281,7 @@ impl Session {
         }
         self.told.mark_changed();
         let mut renewal = Box::pin(sleep(self.renewal_delay().min(RENEWAL_LOOK)));
+        let mut clock_look = interval(CLOCK_LOOK);
         let nudges = Arc::clone(&self.nudges);
         let mut doubted: Option<Instant> = None;
         let (mut asked, mut carried) = (false, Instant::now());
@@ -354,6 +360,12 @@ impl Session {
                 changed = self.target.changed() => {
                     return Ok(if changed.is_ok() { End::Retarget } else { End::Stop });
                 }
+                _ = clock_look.tick() => {
+                    let now = Clocks::now();
+                    if now.was_set_since(&clocks) && outbox.try_send(clock_message(&now)).is_ok() {
+                        clocks = now;
+                    }
+                }
                 () = &mut renewal => {
                     let delay = match self.renewal_delay() {
                         Duration::ZERO => self.renew(&mut client).await.map(|()| self.renewal_delay()),
@@ -418,6 +430,11 @@ pub(super) fn ended(status: &Status) -> Ended {
         }
     }
     Ended::Closed
+}
+
+fn clock_message(clocks: &Clocks) -> v1::ClientMessage {
+    let clock = v1::ClientClock { now: Some(clocks.wall.into()) };
+    v1::ClientMessage { message: Some(v1::client_message::Message::Clock(clock)) }
 }
 
 fn state_message(state: v1::ClientState) -> v1::ClientMessage {

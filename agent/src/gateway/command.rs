@@ -9,7 +9,7 @@ use super::{
     proof::Way,
     told::{Asked, Instance, Told},
 };
-use crate::{nat::wire::BeatKey, tunnel::PublicKey};
+use crate::{clock::Skew, nat::wire::BeatKey, tunnel::PublicKey};
 
 /// A message to the control loop.
 #[derive(Debug)]
@@ -62,6 +62,15 @@ pub(super) enum Command {
         peer: PublicKey,
         /// Which of its sessions.
         session: u64,
+    },
+    /// A client says what it takes for the time.
+    SessionClock {
+        /// The client.
+        peer: PublicKey,
+        /// Which of its sessions.
+        session: u64,
+        /// How far its clock is from this machine's.
+        skew: Skew,
     },
     /// A client's session stream ended.
     SessionClosed {

@@ -41,12 +41,13 @@ use super::{
     report::{Observation, Reporter},
     session::Served,
     shared_keys::{Seen, SharedKeys},
-    stale::Stale,
-    told::{Asked, Told},
+    stale::{Fate, Stale},
+    told::{Asked, Instance, Told},
 };
 use crate::{
+    clock::Skew,
     health::{
-        Reach,
+        Phase, Reach,
         gateway::{GatewayHealth, Sample},
     },
     nat::{
@@ -107,6 +108,10 @@ struct Attached {
     session: u64,
     /// For a tunnel that is not there yet.
     key: Option<BeatKey>,
+    /// Which process holds it, where that says so.
+    instance: Option<Instance>,
+    /// How far its clock is from ours.
+    skew: Option<Skew>,
     words: mpsc::Sender<Word>,
     poked: Option<Instant>,
     /// When it was told that its handshakes are not new.
@@ -292,6 +297,7 @@ impl Control {
         }
         self.agents.retain(|key, _| desired.peers.contains_key(key));
         self.shared_keys.retain(|key| desired.peers.contains_key(key));
+        self.stale.retain(|key| desired.peers.contains_key(key));
         self.neighbours.handle_clients(now, desired, |key| self.agents.contains_key(key));
         self.health.handle_peers(now, &desired.expectations(&self.agents));
         self.counters.keep_pools(desired);
@@ -399,7 +405,17 @@ impl Control {
                 }
                 self.sessions.insert(
                     peer,
-                    Attached { session, key, words, poked: None, warned: None, recalls: 0, called: false },
+                    Attached {
+                        session,
+                        key,
+                        instance,
+                        skew: None,
+                        words,
+                        poked: None,
+                        warned: None,
+                        recalls: 0,
+                        called: false,
+                    },
                 );
                 self.expect(now, peer, Agent::Silent);
                 match self.shared_keys.shared(&peer) {
@@ -419,6 +435,13 @@ impl Control {
                 }
             }
             Command::SessionAnew { peer, session } => self.take_older(&peer, session),
+            Command::SessionClock { peer, session, skew } => {
+                let attached = self.sessions.get_mut(&peer).filter(|attached| attached.session == session);
+                if let Some(attached) = attached {
+                    attached.skew = Some(skew);
+                    self.changed(now);
+                }
+            }
             Command::SessionClosed { peer, session } => {
                 if self.sessions.get(&peer).is_some_and(|attached| attached.session == session) {
                     self.sessions.remove(&peer);
@@ -516,13 +539,25 @@ impl Control {
             let _ = self.tunnel.as_ref().map(|tunnel| tunnel.begin_anew(peer));
             return;
         }
-        self.stale.handle_stale(now, *peer);
+        let is_asked = self.sessions.contains_key(peer);
+        if self.stale.handle_stale(now, *peer, is_asked) {
+            let _ = self.tunnel.as_ref().map(|tunnel| tunnel.call_back(peer));
+            self.counters.called_back += 1;
+            self.changed(now);
+        }
         let Some(attached) = self.sessions.get_mut(peer) else { return };
         if attached.warned.is_some_and(|at| now < at + WARNING_PAUSE) {
             return;
         }
         attached.warned = Some(now);
         let _ = attached.words.try_send(Word::Clock { stale: true });
+    }
+
+    /// What becomes of a client's handshakes that are not new. One that is connected all the same has others: somebody plays old ones
+    /// back.
+    fn fate(&self, now: Instant, peer: &PublicKey) -> Option<Fate> {
+        let fate = self.stale.fate(now, peer)?;
+        (fate == Fate::CalledBack || self.health.phase(peer) != Phase::Connected).then_some(fate)
     }
 
     /// A client says that they are its own, by its certificate.
@@ -619,9 +654,11 @@ impl Control {
 
     fn handle_event(&mut self, now: Instant, event: &TunnelEvent) {
         match *event {
-            TunnelEvent::HandshakeCompleted { peer } => {
+            TunnelEvent::HandshakeCompleted { peer, initiated } => {
                 self.counters.handshakes += 1;
-                self.stale.handle_taken(&peer);
+                if self.stale.handle_completed(now, &peer, initiated) {
+                    self.changed(now);
+                }
                 if let Some(attached) = self.sessions.get_mut(&peer) {
                     attached.called = false;
                 }
@@ -907,6 +944,7 @@ impl Control {
             path_proof_age: proof.and_then(|proof| now.saturating_duration_since(proof.at).try_into().ok()),
             impairments: impairments.clone(),
             nat_restarts: restarts.clone(),
+            sent_at: Some(SystemTime::now().into()),
         };
         for report in reports.into_iter().map(wire) {
             let message = v1::GatewayMessage { message: Some(v1::gateway_message::Message::Report(report)) };
@@ -943,6 +981,7 @@ impl Control {
                 phase: self.health.phase(key),
                 endpoint: stats.and_then(|stats| stats.endpoint).map(canonical).unwrap_or_default(),
                 session: self.sessions.contains_key(key),
+                instance: self.sessions.get(key).and_then(|attached| attached.instance),
                 endpoint_changes: stats.map_or(0, |stats| stats.endpoint_changes),
                 last_change: self.changes.get(key).cloned(),
                 last_handshake: stats.and_then(|stats| stats.last_handshake).map(time),
@@ -952,6 +991,8 @@ impl Control {
                 insight: self.insights.get(key).cloned(),
                 last_rest: self.health.rested(key).map(time),
                 reach: self.health.reach(key),
+                skew: self.sessions.get(key).and_then(|attached| attached.skew),
+                fate: self.fate(now, key),
                 shared: self.shared_keys.shared(key).map(|shared| (time(shared.since), *shared)),
             };
             (*key, observation)

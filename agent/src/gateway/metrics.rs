@@ -44,6 +44,8 @@ pub(super) struct Counters {
     pub(super) proofs_failed: u64,
     /// Times that a client whose clock went back had its handshakes begin anew.
     pub(super) begun_anew: u64,
+    /// Clients called as their handshakes were not new.
+    pub(super) called_back: u64,
     pub(super) pokes: u64,
     pub(super) recalls: u64,
     /// The longest that waking a client took, by pool.
@@ -289,6 +291,12 @@ pub(super) fn render(counters: &Counters, gauges: &Gauges) -> String {
         "counter",
         "Times that a client whose clock went back asked over its session for its handshakes to be taken all the same.",
         counters.begun_anew,
+    );
+    page.one(
+        "pinhole_gateway_handshakes_called_back_total",
+        "counter",
+        "Times that a client whose handshake was not new was sent an initiation instead, which it answers if its clock went back.",
+        counters.called_back,
     );
     page.one("pinhole_gateway_reports_total", "counter", "Reports sent to the operator.", counters.reports);
     page.one(

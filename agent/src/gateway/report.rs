@@ -12,8 +12,11 @@ use pinhole_proto::v1;
 use super::{
     insight::{Insight, canonical},
     shared_keys::Shared,
+    stale::Fate,
+    told::Instance,
 };
 use crate::{
+    clock::{Offset, Skew},
     health::{Phase, Reach},
     measured::phase_to_wire,
     tunnel::PublicKey,
@@ -26,6 +29,9 @@ pub const HEARTBEAT: Duration = Duration::from_secs(5);
 /// Clients in one message, about 2 MB.
 pub const LARGEST: usize = 10_000;
 
+/// A clock that is wrong by less troubles nobody, and a message may be on its way for some seconds.
+const WRONG: Duration = Duration::from_mins(1);
+
 /// One client as it stands.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Observation {
@@ -37,6 +43,8 @@ pub struct Observation {
     pub endpoint: String,
     /// Whether its agent holds a session stream here.
     pub session: bool,
+    /// Which process of its agent holds it, where that says so.
+    pub(super) instance: Option<Instance>,
     /// How often its mapping moved.
     pub endpoint_changes: u64,
     /// The last move.
@@ -55,6 +63,10 @@ pub struct Observation {
     pub last_rest: Option<SystemTime>,
     /// For how long it was proven reachable.
     pub reach: Reach,
+    /// How far its clock is from this machine's, as its agent said.
+    pub(super) skew: Option<Skew>,
+    /// What becomes of its handshakes that are not new.
+    pub(super) fate: Option<Fate>,
     /// Its key is on two machines, since then.
     pub(super) shared: Option<(SystemTime, Shared)>,
 }
@@ -69,6 +81,8 @@ struct Meaning {
     insight: u64,
     is_shared: bool,
     places: Option<(SocketAddr, SocketAddr)>,
+    ahead_seconds: i64,
+    fate: Option<Fate>,
 }
 
 impl Observation {
@@ -82,7 +96,34 @@ impl Observation {
             insight: self.insight.as_ref().map_or(0, |insight| insight.version()),
             is_shared: self.shared.is_some(),
             places: self.shared.and_then(|(_, shared)| shared.places),
+            ahead_seconds: self.clock().ahead_seconds,
+            fate: self.fate,
         }
+    }
+
+    /// What is wrong with its clock. Of two machines with one key it would be of the one or of the other.
+    fn clock(&self) -> v1::ClockReport {
+        if self.shared.is_some() {
+            return v1::ClockReport::default();
+        }
+        let seconds = |size: Duration| i64::try_from(size.as_secs()).unwrap_or(i64::MAX);
+        let ahead_seconds = match self.skew.filter(|skew| skew.0.size() >= WRONG).map(|skew| skew.0) {
+            Some(Offset::Ahead(size)) => seconds(size),
+            Some(Offset::Behind(size)) => -seconds(size),
+            None => 0,
+        };
+        let handshakes = match self.fate {
+            Some(Fate::Dropped) => v1::HandshakeFate::Dropped,
+            Some(Fate::CalledBack) => v1::HandshakeFate::CalledBack,
+            None => v1::HandshakeFate::Unspecified,
+        };
+        v1::ClockReport { ahead_seconds, handshakes: handshakes.into() }
+    }
+
+    /// The number of the process that holds the session. Of two in turn it says nothing.
+    fn process(&self) -> Vec<u8> {
+        let instance = self.instance.filter(|_| self.shared.is_none());
+        instance.map(|instance| instance.0.to_vec()).unwrap_or_default()
     }
 
     fn to_wire(&self) -> v1::ClientReport {
@@ -95,6 +136,8 @@ impl Observation {
             rx_bytes: self.rx_bytes,
             tx_bytes: self.tx_bytes,
             session: self.session,
+            instance: self.process(),
+            clock: Some(self.clock()).filter(|clock| *clock != v1::ClockReport::default()),
             endpoint_changes: self.endpoint_changes,
             last_change: self.last_change.clone(),
             last_rest: self.last_rest.map(Into::into),
@@ -201,6 +244,7 @@ mod tests {
             phase: Phase::Connected,
             endpoint: "192.0.2.1:1000".into(),
             session: true,
+            instance: None,
             endpoint_changes: 0,
             last_change: None,
             last_handshake: None,
@@ -210,6 +254,8 @@ mod tests {
             insight: None,
             last_rest: None,
             reach: Reach::default(),
+            skew: None,
+            fate: None,
             shared: None,
         }
     }

@@ -32,6 +32,7 @@ use super::{
     told::{Asked, Instance, Said},
 };
 use crate::{
+    clock::Skew,
     entropy,
     identity::{
         certificate,
@@ -252,6 +253,11 @@ impl Inner {
                             }
                             Said::Told(told) => {
                                 let _ = self.control.send(Command::SessionTold { peer, told }).await;
+                            }
+                            Said::Clock(theirs) => {
+                                let skew = Skew::between(theirs, SystemTime::now());
+                                let clock = Command::SessionClock { peer, session, skew };
+                                let _ = self.control.send(clock).await;
                             }
                             Said::Anew => {
                                 let _ = self.control.send(Command::SessionAnew { peer, session }).await;

@@ -1,5 +1,9 @@
-//! Clients whose handshakes are dropped as not newer than one before, for longer than an agent needs to have that mended: those
-//! without an agent, or whose agent is older. Pure.
+//! Clients whose handshakes are dropped as not newer than one before: their clocks went back, or somebody plays old ones back.
+//! Pure.
+//!
+//! An older stamp is never taken, as anybody who recorded one could play it back (WireGuard's paper, section 5.1). A client with an
+//! agent is asked over its session whether it was its own. One without is called: it answers an initiation of the gateway's, which
+//! nobody else can, and has a session by it, as the stamp in that is the gateway's.
 
 use std::{
     collections::HashMap,
@@ -10,15 +14,30 @@ use pinhole_proto::v1;
 
 use crate::tunnel::PublicKey;
 
-/// Two attempts of a client later.
+/// Two attempts of a client later: longer than an agent needs to have it mended.
 const LASTING: Duration = Duration::from_secs(10);
 /// A client that still tries does so within this (`REKEY_ATTEMPT_TIME`, and its keepalive).
 const OVER: Duration = Duration::from_mins(2);
+/// Calls of one client are so far apart: it tries no sooner again (`REKEY_TIMEOUT`), and who plays old ones back gets no more.
+const CALL_PAUSE: Duration = Duration::from_secs(4);
+/// A call is answered within this, or not at all.
+const ANSWER: Duration = Duration::from_secs(5);
+
+/// What becomes of a client's handshakes that are not new.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Fate {
+    /// They are dropped, and it did not answer a call.
+    Dropped,
+    /// It is called whenever one comes, and answers: its clock went back.
+    CalledBack,
+}
 
 #[derive(Debug, Clone, Copy)]
 struct Spell {
     first: Instant,
     last: Instant,
+    called: Option<Instant>,
+    answered: bool,
 }
 
 /// Those clients. No more than the tunnel has peers.
@@ -26,29 +45,59 @@ struct Spell {
 pub(super) struct Stale(HashMap<PublicKey, Spell>);
 
 impl Stale {
-    /// An old handshake of a client came.
-    pub(super) fn handle_stale(&mut self, now: Instant, peer: PublicKey) {
-        self.0.retain(|_, spell| now.saturating_duration_since(spell.last) < OVER);
-        self.0.entry(peer).or_insert(Spell { first: now, last: now }).last = now;
+    /// Forgets whoever is no client any more.
+    pub(super) fn retain(&mut self, is_client: impl Fn(&PublicKey) -> bool) {
+        self.0.retain(|key, _| is_client(key));
     }
 
-    /// One of its handshakes was taken.
-    pub(super) fn handle_taken(&mut self, peer: &PublicKey) {
-        self.0.remove(peer);
+    /// An old handshake of a client came. Whether it is to be called: one whose agent is asked is so where that does not help.
+    pub(super) fn handle_stale(&mut self, now: Instant, peer: PublicKey, is_asked: bool) -> bool {
+        self.0.retain(|_, spell| spell.answered || now.saturating_duration_since(spell.last) < OVER);
+        let new = Spell { first: now, last: now, called: None, answered: false };
+        let spell = self.0.entry(peer).or_insert(new);
+        spell.last = now;
+        let waits = spell.called.is_some_and(|at| now.saturating_duration_since(at) < CALL_PAUSE);
+        let calls = !waits && (!is_asked || spell.lasts());
+        if calls {
+            spell.called = Some(now);
+        }
+        calls
+    }
+
+    /// A handshake ended well, of which the first word was ours or the client's. Whether what is said of the client changed.
+    pub(super) fn handle_completed(&mut self, now: Instant, peer: &PublicKey, initiated: bool) -> bool {
+        if !initiated {
+            return self.0.remove(peer).is_some();
+        }
+        let Some(spell) = self.0.get_mut(peer) else { return false };
+        let is_answer = spell.called.is_some_and(|at| now.saturating_duration_since(at) < ANSWER);
+        is_answer && !std::mem::replace(&mut spell.answered, true)
+    }
+
+    /// What becomes of a client's handshakes, where that is worth a word.
+    pub(super) fn fate(&self, now: Instant, peer: &PublicKey) -> Option<Fate> {
+        let spell = self.0.get(peer)?;
+        if spell.answered {
+            return Some(Fate::CalledBack);
+        }
+        (spell.lasts() && now.saturating_duration_since(spell.last) < OVER).then_some(Fate::Dropped)
     }
 
     /// What to say of it.
     pub(super) fn impairment(&self, now: Instant) -> Option<v1::Impairment> {
-        let lasts = |spell: &&Spell| {
-            spell.last - spell.first >= LASTING && now.saturating_duration_since(spell.last) < OVER
-        };
-        let count = self.0.values().filter(lasts).count();
+        let count = self.0.keys().filter(|peer| self.fate(now, peer) == Some(Fate::Dropped)).count();
         (count > 0).then(|| v1::Impairment {
             category: "ClockSkew".into(),
             message: format!(
                 "handshakes of {count} clients are dropped as older than ones before: set their clocks, or update their agents"
             ),
         })
+    }
+}
+
+impl Spell {
+    fn lasts(&self) -> bool {
+        self.last.saturating_duration_since(self.first) >= LASTING
     }
 }
 
@@ -65,22 +114,53 @@ mod tests {
         let (mut stale, now) = (Stale::default(), Instant::now());
         for attempt in 0..=2 {
             assert_eq!(stale.impairment(now + RETRY * attempt), None);
-            stale.handle_stale(now + RETRY * attempt, CLIENT);
+            let calls = stale.handle_stale(now + RETRY * attempt, CLIENT, true);
+            assert_eq!(calls, attempt == 2, "its agent is asked first");
         }
-        stale.handle_stale(now, OTHER);
+        stale.handle_stale(now, OTHER, true);
         let said = stale.impairment(now + RETRY * 2).unwrap();
         assert_eq!(said.category, "ClockSkew");
         assert!(said.message.contains("handshakes of 1 clients"), "{}", said.message);
+        assert_eq!(stale.fate(now + RETRY * 2, &CLIENT), Some(Fate::Dropped));
         assert_eq!(stale.impairment(now + RETRY * 2 + OVER), None, "nobody tries any more");
-        stale.handle_taken(&CLIENT);
+        stale.handle_completed(now + RETRY * 2, &CLIENT, false);
         assert_eq!(stale.impairment(now + RETRY * 2), None);
+    }
+
+    #[test]
+    fn a_client_without_an_agent_is_called_at_each_attempt_and_called_so_until_its_own_handshake_is_taken() {
+        let (mut stale, now) = (Stale::default(), Instant::now());
+        assert!(stale.handle_stale(now, CLIENT, false));
+        assert!(!stale.handle_stale(now + Duration::from_secs(1), CLIENT, false), "not for each of a burst");
+        assert_eq!(stale.fate(now, &CLIENT), None);
+        assert!(stale.handle_completed(now + Duration::from_secs(1), &CLIENT, true));
+        assert_eq!(stale.fate(now, &CLIENT), Some(Fate::CalledBack));
+        assert_eq!(stale.impairment(now), None);
+        // Its session ends, hours later it tries again.
+        let later = now + Duration::from_hours(3);
+        assert!(stale.handle_stale(later, CLIENT, false));
+        assert!(!stale.handle_completed(later, &CLIENT, true), "no news");
+        assert_eq!(stale.fate(later, &CLIENT), Some(Fate::CalledBack));
+        assert!(stale.handle_completed(later, &CLIENT, false));
+        assert_eq!(stale.fate(later, &CLIENT), None);
+    }
+
+    #[test]
+    fn a_handshake_of_ours_that_was_no_answer_to_a_call_shows_no_clock() {
+        let (mut stale, now) = (Stale::default(), Instant::now());
+        assert!(!stale.handle_completed(now, &CLIENT, true));
+        assert!(stale.handle_stale(now, CLIENT, false), "played back by a thief");
+        assert!(!stale.handle_completed(now + ANSWER, &CLIENT, true));
+        assert_eq!(stale.fate(now + ANSWER, &CLIENT), None);
     }
 
     #[test]
     fn who_tries_no_more_is_forgotten() {
         let (mut stale, now) = (Stale::default(), Instant::now());
-        stale.handle_stale(now, CLIENT);
-        stale.handle_stale(now + OVER, OTHER);
+        stale.handle_stale(now, CLIENT, true);
+        stale.handle_stale(now + OVER, OTHER, true);
         assert_eq!(stale.0.len(), 1);
+        stale.retain(|key| *key != OTHER);
+        assert!(stale.0.is_empty());
     }
 }

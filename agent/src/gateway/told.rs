@@ -42,6 +42,8 @@ pub(super) enum Said {
     Rest(Asked),
     /// Its handshakes begin anew.
     Anew,
+    /// What it takes for the time.
+    Clock(SystemTime),
     /// How it is.
     Told(Box<Told>),
     /// Something that this gateway does not know.
@@ -58,6 +60,7 @@ impl From<v1::ClientMessage> for Said {
             Some(Message::Heard(heard)) => Self::Heard(heard.revision),
             Some(Message::Rest(rest)) => Self::Rest(Asked::from(&rest)),
             Some(Message::Anew(_)) => Self::Anew,
+            Some(Message::Clock(clock)) => bounds::time(clock.now).map_or(Self::Newer, Self::Clock),
             Some(Message::State(state)) => Self::Told(Box::new(Told::from(state))),
             None => Self::Newer,
         }

@@ -327,6 +327,7 @@ impl Driver {
                 Command::UseEndpoint(peer, to) => self.use_endpoint(now, &peer, to),
                 Command::Handshake(peer) => self.shard.handshake(now, &peer, &mut self.outbox),
                 Command::BeginAnew(peer) => self.shard.begin_anew(&peer),
+                Command::CallBack(peer) => self.shard.call_back(&peer, &mut self.outbox),
                 Command::Keepalive(peer) => self.shard.keepalive(now, &peer, &mut self.outbox),
                 Command::Probe(peer, probe) => self.shard.probe(now, &peer, &probe, &mut self.outbox),
                 Command::BeatKey(peer, key, role) => self.shard.add_beat_key(now, peer, key, role),

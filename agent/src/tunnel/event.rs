@@ -18,6 +18,8 @@ pub enum TunnelEvent {
     HandshakeCompleted {
         /// The peer.
         peer: PublicKey,
+        /// It answered an initiation of ours.
+        initiated: bool,
     },
     /// No answer to handshake initiations for 90 s (`REKEY_ATTEMPT_TIME`); the tunnel stops trying until there
     /// is something to send, or it is told to.
@@ -84,7 +86,8 @@ pub enum TunnelEvent {
     },
     /// An authentic handshake initiation of the peer was not newer than one before, and dropped: its clock went back, or somebody
     /// played an old one back. Not told of one that comes within a second of the one that was taken, as the network delivers
-    /// some twice. The first can be helped by [`Tunnel::begin_anew`](super::Tunnel::begin_anew).
+    /// some twice. The first can be helped by [`Tunnel::call_back`](super::Tunnel::call_back) and
+    /// [`Tunnel::begin_anew`](super::Tunnel::begin_anew).
     Stale {
         /// The peer.
         peer: PublicKey,

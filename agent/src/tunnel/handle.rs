@@ -54,6 +54,7 @@ pub(super) enum Command {
     UseEndpoint(PublicKey, SocketAddr),
     Handshake(PublicKey),
     BeginAnew(PublicKey),
+    CallBack(PublicKey),
     Keepalive(PublicKey),
     Probe(PublicKey, Probe),
     BeatKey(PublicKey, BeatKey, Role),
@@ -287,6 +288,14 @@ impl Tunnel {
     /// after that, as after a start of the tunnel.
     pub fn begin_anew(&self, peer: &PublicKey) {
         self.tell(peer, Command::BeginAnew(*peer));
+    }
+
+    /// Sends one handshake initiation of ours to where an initiation of the peer came from that was not new
+    /// ([`TunnelEvent::Stale`]): a peer whose clock went back answers it, by our stamp and keys that are fresh, and then has a
+    /// session. Who played an old one back cannot. Nothing else changes before there is an answer: neither the peer's endpoint,
+    /// nor what is known of its stamps. Nothing is sent where no such initiation came since the last time.
+    pub fn call_back(&self, peer: &PublicKey) {
+        self.tell(peer, Command::CallBack(*peer));
     }
 
     /// Sends an empty data message over the session, or begins a handshake when there is none.

@@ -124,6 +124,8 @@ pub(super) struct Peer {
     unconfirmed: Option<Unconfirmed>,
     /// When an initiation was last taken.
     taken: Option<Instant>,
+    /// Where one came from that was authentic and not new, until it is called back.
+    stale_from: Option<Path>,
     timers: Timers,
     endpoint: Option<Endpoint>,
     /// Whether the owner ever said where it is.
@@ -162,6 +164,7 @@ impl Peer {
             has_session: false,
             unconfirmed: None,
             taken: None,
+            stale_from: None,
             timers: Timers::default(),
             endpoint: None,
             is_told: false,
@@ -233,6 +236,23 @@ impl Peer {
         self.has_session = false;
         self.unconfirmed = None;
         self.timers = self.timers.anew();
+    }
+
+    /// Sends one initiation to where its last one came from that was not new. It is not repeated, and the endpoint follows an
+    /// answer alone.
+    pub(super) fn call_back<O: Output>(&mut self, common: &mut Surroundings, out: &mut O) {
+        let Some(path) = self.stale_from.take() else { return };
+        let mut room = [0; INITIATION];
+        let TunnResult::WriteToNetwork(initiation) =
+            self.make_tunn(common).format_handshake_initiation(&mut room, true)
+        else {
+            return;
+        };
+        if let Some(room) = out.datagram(path, initiation.len()).get_mut(..initiation.len()) {
+            room.copy_from_slice(initiation);
+            out.send(initiation.len());
+        }
+        self.stats.sent_messages.count(initiation.len());
     }
 
     /// Lets its packets go there alone, from the next one on. `None`: anywhere.
@@ -534,6 +554,7 @@ impl Peer {
                 self.stats.dropped += 1;
                 common.stale += 1;
                 if !self.comes_twice(now) {
+                    self.stale_from = Some(from);
                     out.event(TunnelEvent::Stale { peer: self.key });
                 }
                 return;
@@ -668,7 +689,7 @@ impl Peer {
         self.has_session = true;
         self.stats.last_handshake = Some(now);
         self.timers.session_ready(now, since, initiator);
-        out.event(TunnelEvent::HandshakeCompleted { peer: self.key });
+        out.event(TunnelEvent::HandshakeCompleted { peer: self.key, initiated: initiator });
         let Some(endpoint) = self.endpoint else { return };
         self.drain_tunn(now, endpoint.path, common, out);
         let held = self.waiting.len();

@@ -423,6 +423,11 @@ impl Shard {
         self.with(key, |peer, _| peer.begin_anew());
     }
 
+    /// Sends an initiation to where one of the peer's came from that was not new.
+    pub(super) fn call_back<O: Output>(&mut self, key: &PublicKey, out: &mut O) {
+        self.with(key, |peer, common| peer.call_back(common, out));
+    }
+
     /// Begins a handshake.
     pub(super) fn handshake<O: Output>(&mut self, now: Instant, key: &PublicKey, out: &mut O) {
         self.with(key, |peer, common| peer.handshake(now, common, out));

@@ -337,10 +337,28 @@ impl Lab {
 
     /// The same of one that the gateway knows, with its key.
     fn stock_of(&self, key: &PrivateKey, namespace: &Namespace, name: &str, stock: &Stock<'_>) -> Running {
+        let mut wg = Command::new("ip");
+        wg.args(["netns", "exec", &namespace.0, PINHOLE, "wg", "-f", name]);
+        self.stock_by(wg, key, (namespace, name), stock)
+    }
+
+    /// One that the gateway knows, by the clock of [`Self::set_clock`].
+    pub(crate) fn stock_with_clock(&self, key: &PrivateKey, name: &str, stock: &Stock<'_>) -> Running {
+        let mut wg = self.clocked();
+        wg.args(["wg", "-f", name]);
+        self.stock_by(wg, key, (&self.client, name), stock)
+    }
+
+    fn stock_by(
+        &self,
+        mut wg: Command,
+        key: &PrivateKey,
+        (namespace, name): (&Namespace, &str),
+        stock: &Stock<'_>,
+    ) -> Running {
         let file = self.path(name);
         std::fs::write(&file, key.to_base64().as_bytes()).unwrap();
-        let wg = Command::new("ip").args(["netns", "exec", &namespace.0, PINHOLE, "wg", "-f", name]).spawn();
-        let wg = Running(wg.expect("`pinhole wg` runs"));
+        let wg = Running(wg.spawn().expect("`pinhole wg` runs"));
         let (file, gateway) = (file.to_str().unwrap().to_owned(), self.operator.gateway_key());
         let set = ["set", name, "private-key", &file, "peer", &gateway, "endpoint", stock.endpoint];
         let allowed = ["allowed-ips", stock.allowed, "persistent-keepalive", "5"];
@@ -429,6 +447,13 @@ impl Lab {
 
     /// The same on a machine whose clock is as [`set_clock`](Self::set_clock) says, also when that changes.
     pub(crate) fn client_with_clock(&self, arguments: &[&str], input: &str) -> Output {
+        let mut command = self.clocked();
+        command.args(arguments);
+        self.run(command, input)
+    }
+
+    /// `pinhole` on the client's host, by a clock of its own.
+    fn clocked(&self) -> Command {
         const LIBRARY: &str = "libfaketime.so.1";
         let library = ["/usr/lib/x86_64-linux-gnu/faketime", "/usr/lib/aarch64-linux-gnu/faketime"]
             .into_iter()
@@ -436,11 +461,11 @@ impl Lab {
             .find(|library| library.exists())
             .expect("clocks need libfaketime: `apt-get install libfaketime`");
         let mut command = Command::new("ip");
-        command.args(["netns", "exec", &self.client.0, PINHOLE]).args(arguments);
+        command.args(["netns", "exec", &self.client.0, PINHOLE]);
         command.env("LD_PRELOAD", library).env("FAKETIME_TIMESTAMP_FILE", self.path("clock"));
         // Read at each look at the clock, and only the wall clock is wrong.
         command.env("FAKETIME_NO_CACHE", "1").env("FAKETIME_DONT_FAKE_MONOTONIC", "1");
-        self.run(command, input)
+        command
     }
 
     /// How far the client's clock is from everybody else's: `-30m`, `+400d`.

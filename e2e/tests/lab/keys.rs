@@ -23,6 +23,7 @@ use crate::{Outcome, product, tests};
 
 tests![
     one_key_on_two_machines_is_named_in_the_cluster_within_ten_seconds,
+    one_key_on_two_machines_at_two_replicas_is_named_within_ten_seconds,
     a_client_that_connects_beside_ten_thousand_new_ones_is_shown_within_two_seconds
 ];
 
@@ -86,6 +87,75 @@ async fn one_key_on_two_machines_is_named_in_the_cluster_within_ten_seconds(lab:
     vpn.client_in("image-two", ClientPhase::Connected, PATIENCE).await?;
     for device in [&mut one, &mut two] {
         device.reaches(gateway, PATIENCE).await?;
+        device.down().await?;
+    }
+    Ok(vpn.delete().await?)
+}
+
+/// The ports of one replica's tunnel.
+async fn ports_of(vpn: &Vpn<'_>, replica: &str) -> anyhow::Result<Vec<String>> {
+    let status = vpn.gateways().get("edge").await?.status.context("no status")?;
+    let replica = status.replicas.into_iter().find(|it| it.name == replica).context("no such replica")?;
+    let port = |endpoint: &String| endpoint.rsplit_once(':').map(|(_, port)| port.to_owned());
+    Ok(replica.tunnel_endpoints.iter().filter_map(port).collect())
+}
+
+async fn one_key_on_two_machines_at_two_replicas_is_named_within_ten_seconds(lab: &Lab) -> Outcome {
+    let _product = product::installed(lab).await?;
+    let vpn = Vpn::declare(lab, "shared-apart", Exposure::NodePort, "replicas: 2").await?;
+    vpn.pool("staff", "[10.133.0.0/24]", ANY).await?;
+    let join = vpn.join("staff", "any").await?;
+    let gateway = vpn.gateway_address("staff").await?;
+    wait::until("both replicas", PATIENCE, || async {
+        let edge = vpn.gateways().get("edge").await.map_err(|error| error.to_string())?;
+        match edge.status.and_then(|status| status.ready_replicas) {
+            Some(2) => Ok(()),
+            ready => Err(format!("{ready:?} ready")),
+        }
+    })
+    .await?;
+    let mut one = Device::new(lab.nat_host("apart-one", NatProfile::home()).await?).await?;
+    one.up(&join).await?;
+    let connected = vpn.client_in("apart-one", ClientPhase::Connected, PATIENCE).await?;
+    let first = connected.status.and_then(|it| it.replica).context("no replica")?;
+    let mut two = one.copied_to(lab.nat_host("apart-two", NatProfile::home()).await?).await?;
+    let ports = ports_of(&vpn, &first).await?.join(", ");
+    let rules = format!(
+        "add table inet apart; add chain inet apart out {{ type filter hook output priority 0; }}; \
+         add rule inet apart out udp dport {{ {ports} }} drop"
+    );
+    two.host().exec("nft", [rules.as_str()]).await?;
+    two.start(&join, &[]).await?;
+    two.connected(PATIENCE).await?;
+    let begun = Instant::now();
+    let traffic = [&one, &two].map(|device| {
+        let args = ["-q", "-n", "-i", "0.2", "-c", "150", &gateway.to_string()];
+        device.host().command("ping").args(args)
+    });
+    let pings =
+        [one.host().spawn("pings", &traffic[0]).await?, two.host().spawn("pings", &traffic[1]).await?];
+    let condition = |client: &VPNClient| {
+        let conditions = client.status.as_ref().map(|it| it.conditions.as_slice()).unwrap_or_default();
+        conditions.iter().find(|it| it.type_ == KEY_ON_TWO_MACHINES).map(|it| it.message.clone())
+    };
+    let limit = NAMED.saturating_sub(begun.elapsed());
+    let named = vpn.client("apart-one", "to be named", limit, |client| condition(client).is_some()).await?;
+    let text = condition(&named).context("no condition")?;
+    for device in [&one, &two] {
+        let public = device.host().nat().context("no NAT")?.address().to_string();
+        ensure!(text.contains(&format!("{public}:")), "no {public} in {text}");
+    }
+    ensure!(text.contains("edge-0") && text.contains("edge-1"), "{text}");
+    wait::until("an Event that says so", PATIENCE, || async {
+        let args = ["get", "events.events.k8s.io", "-o", "jsonpath={.items[*].reason}"];
+        let reasons = vpn.kubectl(&args).await.map_err(|error| error.to_string())?;
+        if reasons.contains(KEY_ON_TWO_MACHINES) { Ok(()) } else { Err(reasons) }
+    })
+    .await?;
+    for ping in pings {
+        ping.kill().await?;
+    }
+    for device in [&mut one, &mut two] {
         device.down().await?;
     }
     Ok(vpn.delete().await?)

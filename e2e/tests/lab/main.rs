@@ -31,6 +31,7 @@ mod product;
 mod quiet;
 mod reach;
 mod refused;
+mod refused_by_node;
 mod resilience;
 mod sidecars;
 mod stale_mapping;
@@ -94,6 +95,7 @@ fn all() -> Vec<Test> {
         access::tests(),
         foreign::tests(),
         refused::tests(),
+        refused_by_node::tests(),
         drift::tests(),
         stock::tests(),
         reach::tests(),

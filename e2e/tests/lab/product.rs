@@ -50,7 +50,8 @@ async fn once(lab: &Lab) -> anyhow::Result<&'static Installation> {
     let installed = INSTALLED.get_or_init(|| async {
         let install = async {
             let transit = Transit::begin(lab)?;
-            let installation = Installation::install(lab, &["sidecars.startupTimeoutSeconds=60"]).await?;
+            let values = ["sidecars.startupTimeoutSeconds=60", "rbac.removeLostPods=true"];
+            let installation = Installation::install(lab, &values).await?;
             transit.end(lab)?;
             anyhow::Ok(installation)
         };

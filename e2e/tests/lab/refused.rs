@@ -35,7 +35,7 @@ async fn verdict(vpn: &Vpn<'_>) -> Result<(String, String), String> {
 }
 
 /// Waits until the condition has the reason and says all of `words`.
-async fn says(vpn: &Vpn<'_>, reason: &str, words: &[&str]) -> Outcome {
+pub(crate) async fn says(vpn: &Vpn<'_>, reason: &str, words: &[&str]) -> Outcome {
     let begun = Instant::now();
     wait::until(&format!("the gateway to say {reason}"), PATIENCE, || async {
         let (seen, message) = verdict(vpn).await?;
@@ -47,7 +47,7 @@ async fn says(vpn: &Vpn<'_>, reason: &str, words: &[&str]) -> Outcome {
     Ok(())
 }
 
-async fn namespace(lab: &Lab, name: &str, labels: &str) -> Outcome {
+pub(crate) async fn namespace(lab: &Lab, name: &str, labels: &str) -> Outcome {
     lab.apply(&format!(
         "{{ apiVersion: v1, kind: Namespace, metadata: {{ name: {name}, labels: {labels} }} }}"
     ))
@@ -190,7 +190,7 @@ async fn a_sysctl_that_the_kubelet_forbids_is_quoted_and_stays_so(lab: &Lab) -> 
     Ok(vpn.delete().await?)
 }
 
-async fn pod_uid(vpn: &Vpn<'_>) -> Option<String> {
+pub(crate) async fn pod_uid(vpn: &Vpn<'_>) -> Option<String> {
     vpn.kubectl(&["get", "pod/edge-0", "-o", "jsonpath={.metadata.uid}"]).await.ok()
 }
 

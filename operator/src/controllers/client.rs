@@ -12,8 +12,8 @@ use kube::{
     runtime::events::EventType,
 };
 use pinhole_crds::{
-    ClientPhase, ClientPod, DEGRADED, EnrolmentMethod, KEY_ON_TWO_MACHINES, VPNClient, VPNClientPool,
-    VPNClientStatus, VPNGateway,
+    CLOCK_SKEW, ClientPhase, ClientPod, DEGRADED, EnrolmentMethod, KEY_ON_TWO_MACHINES, VPNClient,
+    VPNClientPool, VPNClientStatus, VPNGateway,
 };
 use pinhole_proto::is_object_name;
 
@@ -265,6 +265,12 @@ impl Context {
                 lost.join(", ")
             );
             self.events.warn(client, "AddressConflict", &text);
+        }
+        let before = client.status.as_ref().map(|s| s.conditions.as_slice()).unwrap_or_default();
+        // A clock stays wrong for long: told once, when it is seen.
+        let skew = status.conditions.iter().find(|c| c.type_ == CLOCK_SKEW);
+        if let Some(skew) = skew.filter(|_| before.iter().all(|c| c.type_ != CLOCK_SKEW)) {
+            self.events.warn(client, CLOCK_SKEW, &skew.message);
         }
         for fault in [KEY_ON_TWO_MACHINES, DEGRADED] {
             if let Some(said) = status.conditions.iter().find(|c| c.type_ == fault) {

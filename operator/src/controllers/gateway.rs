@@ -6,7 +6,7 @@ use kube::{
     runtime::events::EventType,
 };
 use pinhole_crds::{ClientCounts, VPNGateway, VPNGatewayStatus};
-use std::{sync::PoisonError, time::Instant};
+use std::{collections::BTreeMap, sync::PoisonError, time::Instant};
 
 use super::{
     apply::StatusWrite,
@@ -17,7 +17,7 @@ use super::{
 use crate::{
     fleet::{GatewayKey, GatewayView, PoolKey, timestamp},
     plan::{
-        self, Foreign, KeyError, ObjectKind, is_controlled_by, replica_services,
+        self, Cause, Foreign, KeyError, ObjectKind, PodFacts, Replica, is_controlled_by, replica_services,
         summary::{self, Tally},
         tidings::restart_note,
     },
@@ -34,6 +34,15 @@ const CONTROL_RESTARTED: &str = "ControlRestarted";
 const REMEMBERED_SECONDS: i64 = 86_400;
 
 const STATUS_MANAGER: &str = "pinhole-operator-gateway-status";
+
+/// What is known of a gateway, read once for a look at it.
+pub(super) struct Seen {
+    replicas: Vec<Replica>,
+    /// Its pods, by name.
+    pub(super) pods: BTreeMap<String, PodFacts>,
+    /// What its replicas report.
+    pub(super) view: GatewayView,
+}
 
 impl Context {
     /// A gateway's objects and status.
@@ -56,8 +65,11 @@ impl Context {
             let below = self.hub.world().below(key);
             self.hub.raise_work(below);
         }
-        let wait = self.gateway_status(&gateway, made.as_ref().err()).await?;
-        let loss = self.remove_lost_pods(&gateway).await?;
+        let keys = self.keys.last(key).unwrap_or_default();
+        let (replicas, pods) = self.replicas(&gateway, &keys);
+        let seen = Seen { replicas, pods, view: self.fleet.view(key, Instant::now()) };
+        let wait = self.gateway_status(&gateway, made.as_ref().err(), &seen).await?;
+        let loss = self.remove_lost_pods(&gateway, &seen).await?;
         made.map(|()| wait.into_iter().chain(loss).min())
     }
 
@@ -133,13 +145,11 @@ impl Context {
         &self,
         gateway: &VPNGateway,
         error: Option<&ControlError>,
+        seen: &Seen,
     ) -> Result<Wait, ControlError> {
         let key = GatewayKey::from(gateway);
-        let keys = self.keys.last(&key).unwrap_or_default();
-        let (replicas, pods) = self.replicas(gateway, &keys);
-        let view = self.fleet.view(&key, Instant::now());
-        self.tell_restarts(gateway, &view);
-        self.tell_panics(gateway, &view);
+        self.tell_restarts(gateway, &seen.view);
+        self.tell_panics(gateway, &seen.view);
         let (clients, tally, pools) = self.clients_of_gateway(&key);
         let (rebinds, fading) = self.rebinds(&pools);
         let before = gateway.status.as_ref();
@@ -157,21 +167,28 @@ impl Context {
         if let Some(ControlError::Foreign(_)) = error {
             self.events.warn(gateway, Foreign::CATEGORY, &message);
         }
-        let (unread, refused, unbalanced) = {
+        let (unread, frozen, refused, unbalanced) = {
             let world = self.hub.world();
-            (world.unread_gateway(&key).to_vec(), world.refusals_of(gateway), world.unbalanced_of(gateway))
+            let frozen = world.frozen_pool_of(&key).map(|pool| pool.name.clone());
+            let (refused, unbalanced) = (world.refusals_of(gateway), world.unbalanced_of(gateway));
+            (world.unread_gateway(&key).to_vec(), frozen, refused, unbalanced)
         };
+        // Its pod is made anew at once, so that the condition may say so for a moment only.
+        for (replica, eviction) in refused.iter().filter(|(_, refusal)| refusal.cause == Cause::Evicted) {
+            self.events.warn(gateway, eviction.cause.category(), &format!("{replica}: {}", eviction.text()));
+        }
         let inputs = plan::gateway::StatusInputs {
             gateway,
-            replicas: &replicas,
-            pods: &pods,
+            replicas: &seen.replicas,
+            pods: &seen.pods,
             refused: &refused,
             unbalanced: &unbalanced,
-            view: &view,
+            view: &seen.view,
             clients,
             nat: nat.as_ref(),
             obstacle,
             unread: &unread,
+            frozen_pool: frozen.as_deref(),
             now: Timestamp::now(),
         };
         let (status, wait) = plan::gateway::status(&inputs);

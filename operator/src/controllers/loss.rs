@@ -1,7 +1,5 @@
 //! Removes pods whose nodes are lost, where the user wants that.
 
-use std::time::Instant;
-
 use k8s_openapi::{api::core::v1::Pod, jiff::Timestamp};
 use kube::{
     Api, ResourceExt as _,
@@ -13,24 +11,22 @@ use pinhole_crds::VPNGateway;
 use super::{
     context::{Context, Wait},
     error::{ControlError, call},
+    gateway::Seen,
 };
-use crate::{
-    fleet::GatewayKey,
-    plan::{LostPod, lost_pods},
-};
+use crate::plan::{LostPod, lost_pods};
 
 impl Context {
     /// Removes the gateway's pods that are lost for good. What it waits for when none is yet.
-    pub(super) async fn remove_lost_pods(&self, gateway: &VPNGateway) -> Result<Wait, ControlError> {
-        let key = GatewayKey::from(gateway);
-        let (pods, nodes) = {
-            let world = self.hub.world();
-            let pods = world.pods_of(&key);
-            let nodes = world.nodes_of(&pods);
-            (pods, nodes)
-        };
-        let view = self.fleet.view(&key, Instant::now());
-        let (lost, wait) = lost_pods(gateway, &pods, &nodes, &view, Timestamp::now());
+    pub(super) async fn remove_lost_pods(
+        &self,
+        gateway: &VPNGateway,
+        seen: &Seen,
+    ) -> Result<Wait, ControlError> {
+        if gateway.spec.pod.as_ref().and_then(|pod| pod.remove_after_node_loss).is_none() {
+            return Ok(None);
+        }
+        let nodes = self.hub.world().nodes_of(&seen.pods);
+        let (lost, wait) = lost_pods(gateway, &seen.pods, &nodes, &seen.view, Timestamp::now());
         for pod in lost {
             self.remove_lost_pod(gateway, &pod).await?;
         }

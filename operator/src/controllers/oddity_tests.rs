@@ -179,11 +179,15 @@ fn a_pool_that_was_known_stays_in_force_when_it_is_not_understood_any_more() {
 fn a_gateway_is_not_told_of_less_while_a_pool_of_its_own_is_not_understood() {
     let mut world = World::default();
     world.gateway_read(&edge(), Some(raw(&gateway())));
-    world.pool_read(&staff(), Some(raw(&with(pool(), "/spec/cidrs/0", json!(["10.77.0.0/29"])))));
+    let Effects { work, .. } =
+        world.pool_read(&staff(), Some(raw(&with(pool(), "/spec/cidrs/0", json!(["10.77.0.0/29"])))));
+    assert!(work.contains(&Work::Gateway(edge())), "its status says so: {work:?}");
     assert_eq!(world.frozen_pool_of(&edge()), Some(&staff()));
     assert_eq!(world.frozen_pool_of(&GatewayKey::new("vpn", "other")), None, "another one is");
     let Effects { work, .. } = world.pool_read(&staff(), Some(raw(&pool())));
-    assert!(work.contains(&Work::Peers(edge())), "and is told when it is: {work:?}");
+    for told in [Work::Peers(edge()), Work::Gateway(edge())] {
+        assert!(work.contains(&told), "and is told when it is: {work:?}");
+    }
     assert_eq!(world.frozen_pool_of(&edge()), None);
 
     world.pool_read(&staff(), Some(raw(&with(pool(), "/spec/gatewayRef", json!("edge")))));

@@ -11,7 +11,7 @@ use pinhole_crds::{VPNClient, VPNClientPool, VPNGateway};
 use super::context::{Context, Wait};
 use crate::{
     fleet::{GatewayKey, PoolKey},
-    plan::{DesiredInputs, PeerInputs, PoolInputs, desired_states, overlaps, peer},
+    plan::{DesiredInputs, PeerInputs, PoolInputs, Unusable, desired_states, overlaps, peer},
 };
 
 /// A pool that is served, with its clients.
@@ -23,12 +23,8 @@ impl Context {
         let gateway = self.hub.world().gateway(key)?;
         // Its replicas go on with what they were told: told of fewer pools, they would cut that one's clients.
         if let Some(pool) = self.hub.world().frozen_pool_of(key).cloned() {
-            let note = format!(
-                "VPNClientPool {} is not understood: the gateway goes on with what it was told last, and hears of no change \
-                 until the operator is upgraded, or the pool changed",
-                pool.name
-            );
-            self.events.warn(gateway.as_ref(), "PoolNotUnderstood", &note);
+            let unusable = Unusable::Pool(pool.name);
+            self.events.warn(gateway.as_ref(), unusable.category(), &unusable.to_string());
             return None;
         }
         // Without its keys a replica cannot run; they come first, and call for this again.

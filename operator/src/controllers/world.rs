@@ -320,14 +320,19 @@ impl World {
             Some(Resolved::Frozen(frozen)) => (Some(Oddity::Frozen(frozen)), self.pool_changed(key, None)),
         };
         // A gateway that went on with what it was told is told again.
-        if let Some(frozen) = self.frozen_pool(key) {
-            let gateways = self.gateways.keys().filter(|g| g.namespace == key.namespace);
-            let waiting = gateways.filter(|g| frozen.gateway.as_ref().is_none_or(|of| of == *g));
-            effects.work.extend(waiting.cloned().map(Work::Peers));
-        }
+        let before = self.held_by(key);
         set(&mut self.odd_pools, key, odd);
+        effects.work.extend(before.iter().cloned().map(Work::Peers));
+        effects.work.extend(before.into_iter().chain(self.held_by(key)).map(Work::Gateway));
         effects.work.insert(Work::Pool(key.clone()));
         effects
+    }
+
+    /// The gateways that go on with what they were told because this pool is not understood.
+    fn held_by(&self, pool: &PoolKey) -> Vec<GatewayKey> {
+        let Some(frozen) = self.frozen_pool(pool) else { return Vec::new() };
+        let gateways = self.gateways.keys().filter(|g| g.namespace == pool.namespace);
+        gateways.filter(|g| frozen.gateway.as_ref().is_none_or(|of| of == *g)).cloned().collect()
     }
 
     pub(super) fn client_read(&mut self, key: ClientKey, new: Option<Raw<VPNClient>>) -> Effects {

@@ -6,6 +6,7 @@
 
 mod key;
 mod replica;
+mod shared_key;
 mod sighting;
 
 use std::{
@@ -19,12 +20,14 @@ use tokio::sync::{Notify, watch};
 
 pub use key::{ClientKey, GatewayKey, PoolKey, object_ref};
 pub use replica::{Proof, ReplicaView};
+use shared_key::SharedKeys;
+pub use shared_key::{Place, SharedKey};
 pub(crate) use sighting::unproven;
 pub use sighting::{HANDSHAKE_GRAIN_SECONDS, Sighting, timestamp};
 
 #[cfg(test)]
 pub(crate) use replica::JUST_GONE;
-use replica::Replica;
+use replica::{HeardAnew, Replica};
 
 /// A replica that sent nothing for this long is silent: what it said of its clients is not known any more.
 /// Replicas report at least every 10 s, if only an empty report; a status must say so within 15 s.
@@ -62,6 +65,8 @@ pub struct ClientView {
     pub sighting: Option<(String, Sighting)>,
     /// Whether that replica can be heard. Without a sighting: whether the replica that was asked for can.
     pub hearing: Hearing,
+    /// Its key is on two machines, of which each talks to a replica of its own.
+    pub shared: Option<SharedKey>,
 }
 
 /// What the fleet knows of one gateway.
@@ -82,6 +87,7 @@ pub struct Fleet {
 struct State {
     since: Instant,
     gateways: BTreeMap<GatewayKey, BTreeMap<String, Replica>>,
+    shared_keys: BTreeMap<GatewayKey, SharedKeys>,
     changes: BTreeSet<Change>,
     next_attachment: u64,
 }
@@ -89,8 +95,13 @@ struct State {
 impl Fleet {
     /// An empty fleet that listens from `now` on.
     pub fn new(now: Instant) -> Arc<Self> {
-        let state =
-            State { since: now, gateways: BTreeMap::new(), changes: BTreeSet::new(), next_attachment: 0 };
+        let state = State {
+            since: now,
+            gateways: BTreeMap::new(),
+            shared_keys: BTreeMap::new(),
+            changes: BTreeSet::new(),
+            next_attachment: 0,
+        };
         Arc::new(Self { state: Mutex::new(state), changed: Notify::new() })
     }
 
@@ -161,20 +172,23 @@ impl Fleet {
             None if replicas.values().any(|r| r.hearing(state.since, now) == Hearing::Live) => Hearing::Live,
             None => Hearing::Silent,
         };
+        let shared = state.shared_keys.get(gateway).and_then(|keys| keys.of(uid)).cloned();
         match best {
             Some((name, replica, s)) if s.last_receive.is_some() || last_replica.is_none() => ClientView {
                 hearing: replica.hearing(state.since, now),
                 sighting: Some((name.clone(), s.clone())),
+                shared,
             },
             // Only replicas that never saw it speak: the one that did may still be silent.
             Some((name, replica, s)) => match unseen(last_replica) {
                 Hearing::Live => ClientView {
                     hearing: replica.hearing(state.since, now),
                     sighting: Some((name.clone(), s.clone())),
+                    shared,
                 },
-                other => ClientView { sighting: None, hearing: other },
+                other => ClientView { sighting: None, hearing: other, shared },
             },
-            None => ClientView { sighting: None, hearing: unseen(last_replica) },
+            None => ClientView { sighting: None, hearing: unseen(last_replica), shared },
         }
     }
 
@@ -187,13 +201,18 @@ impl Fleet {
 
     /// Forgets the gateway.
     pub fn remove(&self, gateway: &GatewayKey) {
-        self.lock().gateways.remove(gateway);
+        let mut state = self.lock();
+        state.gateways.remove(gateway);
+        state.shared_keys.remove(gateway);
     }
 
     /// Forgets what was said of a client that is gone.
     pub fn forget_client(&self, gateway: &GatewayKey, uid: &str) {
         let mut state = self.lock();
         state.gateways.get_mut(gateway).into_iter().flatten().for_each(|(_, r)| r.forget(uid));
+        if let Some(keys) = state.shared_keys.get_mut(gateway) {
+            keys.forget(uid);
+        }
     }
 
     /// How many clients the gateway's replicas spoke of.
@@ -206,7 +225,10 @@ impl Fleet {
     /// Notices replicas that fell silent. To be called about every second.
     pub fn handle_timeout(&self, now: Instant) {
         let mut state = self.lock();
-        let State { since, gateways, changes, .. } = &mut *state;
+        let State { since, gateways, shared_keys, changes, .. } = &mut *state;
+        for keys in shared_keys.values_mut() {
+            changes.extend(keys.handle_timeout(now).into_iter().map(Change::Client));
+        }
         for (gateway, replicas) in gateways {
             for replica in replicas.values_mut() {
                 if replica.crossed_silence(*since, now) {
@@ -235,6 +257,27 @@ impl Fleet {
 
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn report(&self, from: &Attachment, report: GatewayReport, now: Instant) {
+        let mut state = self.lock();
+        let State { gateways, shared_keys, changes, .. } = &mut *state;
+        let Some(replicas) = gateways.get_mut(&from.gateway) else { return };
+        let replica = replicas.get_mut(&from.replica).filter(|r| r.is_attached_as(from.id));
+        let Some(replica) = replica else { return };
+        let (mut news, heard) = replica.report(&from.gateway, report, now);
+        if replicas.len() > 1 {
+            let keys = shared_keys.entry(from.gateway.clone()).or_default();
+            news.extend(
+                on_two_replicas(keys, replicas, &from.replica, &heard).into_iter().map(Change::Client),
+            );
+        }
+        if news.is_empty() {
+            return;
+        }
+        changes.extend(news);
+        drop(state);
+        self.changed.notify_one();
     }
 
     fn with_attached(&self, attachment: &Attachment, act: impl FnOnce(&mut Replica) -> BTreeSet<Change>) {
@@ -270,7 +313,7 @@ pub struct Attachment {
 impl Attachment {
     /// The replica reported.
     pub fn report(&self, report: GatewayReport, now: Instant) {
-        self.fleet.with_attached(self, |replica| replica.report(&self.gateway, report, now));
+        self.fleet.report(self, report, now);
     }
 
     /// The replica runs on a revision now, or says why it cannot.
@@ -289,10 +332,35 @@ impl Drop for Attachment {
     }
 }
 
+/// Clients of which `replica` heard anew after another one had heard them, and of which it follows now that they are two
+/// machines each.
+fn on_two_replicas(
+    keys: &mut SharedKeys,
+    replicas: &BTreeMap<String, Replica>,
+    replica: &str,
+    heard: &[HeardAnew],
+) -> Vec<ClientKey> {
+    let returned = |HeardAnew { uid, since }: &HeardAnew| {
+        let back = replicas.get(replica)?.heard(replica, uid)?;
+        let others = replicas.iter().filter(|(name, _)| *name != replica);
+        let away = others.filter_map(|(name, other)| other.heard(name, uid));
+        let away = away.filter(|other| (*since..back.at).contains(&other.at)).max_by_key(|other| other.at)?;
+        Some((away, back))
+    };
+    let news = heard.iter().filter_map(|anew| {
+        let (away, back) = returned(anew)?;
+        let client = replicas.get(replica)?.sighting(&anew.uid)?.client.clone();
+        keys.handle_return(&anew.uid, &client, &away, &back).then_some(client)
+    });
+    news.collect()
+}
+
 fn unix_millis() -> u64 {
     let elapsed = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     u64::try_from(elapsed.as_millis()).unwrap_or_default()
 }
 
+#[cfg(test)]
+mod shared_key_tests;
 #[cfg(test)]
 mod tests;

@@ -11,7 +11,11 @@ use pinhole_proto::{
 };
 use tokio::sync::watch;
 
-use super::{Change, ClientKey, GatewayKey, Hearing, PROOF_FRESH, SILENT_AFTER, Sighting};
+use super::{
+    Change, ClientKey, GatewayKey, Hearing, PROOF_FRESH, SILENT_AFTER, Sighting,
+    shared_key::{Heard, Place, Process},
+    timestamp,
+};
 
 /// A proof of a replica's data path, at the time of the view.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -51,6 +55,23 @@ const MOST_UNPLANNED: usize = 100_000;
 /// Clients of which it may speak beyond those that it was told of last.
 pub(crate) const JUST_GONE: usize = 1024;
 
+/// What it last said of one client.
+#[derive(Debug)]
+struct Said {
+    sighting: Sighting,
+    /// When the client's last authenticated packet came, by this operator's clock. `None`: none did, or the replica does not say.
+    at: Option<Instant>,
+    process: Option<Process>,
+}
+
+/// A client of which an authenticated packet came since the last one that was told.
+#[derive(Debug)]
+pub(super) struct HeardAnew {
+    pub(super) uid: String,
+    /// When that one had come.
+    pub(super) since: Instant,
+}
+
 #[derive(Debug)]
 pub(super) struct Replica {
     desired: watch::Sender<Option<Arc<DesiredState>>>,
@@ -66,7 +87,7 @@ pub(super) struct Replica {
     nat_restarts: Vec<NatRestart>,
     applied: u64,
     refusal: Option<(String, String)>,
-    clients: HashMap<String, Sighting>,
+    clients: HashMap<String, Said>,
 }
 
 impl Default for Replica {
@@ -140,7 +161,7 @@ impl Replica {
         gateway: &GatewayKey,
         report: GatewayReport,
         now: Instant,
-    ) -> BTreeSet<Change> {
+    ) -> (BTreeSet<Change>, Vec<HeardAnew>) {
         let mut changes = BTreeSet::new();
         self.prove(proof_of(&report, now));
         let proof = self.proof(now).filter(|p| p.age < PROOF_FRESH).map(|p| p.kind);
@@ -156,11 +177,13 @@ impl Replica {
         self.told_proof = proof;
         self.impairments = impairments;
         self.nat_restarts = report.nat_restarts;
-        self.see(report.clients, report.full, &mut changes);
+        let ago =
+            |at: Option<prost_types::Timestamp>| age(report.sent_at, at).and_then(|age| now.checked_sub(age));
+        let heard = self.see((report.clients, report.full), ago, &mut changes);
         if revived {
             changes.extend(self.clients().map(Change::Client));
         }
-        changes
+        (changes, heard)
     }
 
     fn prove(&mut self, proof: Option<(PathProof, Instant)>) {
@@ -177,24 +200,37 @@ impl Replica {
         made.clone().find(|p| p.age < PROOF_FRESH).or_else(|| made.min_by_key(|p| p.age))
     }
 
-    fn see(&mut self, reports: Vec<v1::ClientReport>, full: bool, changes: &mut BTreeSet<Change>) {
+    fn see(
+        &mut self,
+        (reports, full): (Vec<v1::ClientReport>, bool),
+        when: impl Fn(Option<prost_types::Timestamp>) -> Option<Instant>,
+        changes: &mut BTreeSet<Change>,
+    ) -> Vec<HeardAnew> {
+        let mut anew = Vec::new();
         let most = self.most_clients();
         let mut old = if full { std::mem::take(&mut self.clients) } else { HashMap::new() };
         for report in reports {
             let Some(uid) = report.client.as_ref().map(|c| c.uid.clone()) else { continue };
+            let (at, process) = (when(report.last_receive), report.instance.as_slice().try_into().ok());
             let Some(sighting) = Sighting::new(report) else { continue };
             let before = old.remove(&uid).or_else(|| self.clients.remove(&uid));
             if before.is_none() && self.clients.len() >= most {
                 continue;
             }
-            if before.is_none_or(|before| sighting.is_news(&before)) {
+            if let (Some(since), Some(at)) = (before.as_ref().and_then(|before| before.at), at)
+                && since < at
+            {
+                anew.push(HeardAnew { uid: uid.clone(), since });
+            }
+            if before.is_none_or(|before| sighting.is_news(&before.sighting)) {
                 let is_there = sighting.last_receive.is_some();
                 let change = if is_there { Change::Heard } else { Change::Client };
                 changes.insert(change(sighting.client.clone()));
             }
-            self.clients.insert(uid, sighting);
+            self.clients.insert(uid, Said { sighting, at, process });
         }
-        changes.extend(old.into_values().map(|s| Change::Client(s.client)));
+        changes.extend(old.into_values().map(|said| Change::Client(said.sighting.client)));
+        anew
     }
 
     /// Of so many clients a replica may speak: those that it was told of, and some that were just taken away.
@@ -249,11 +285,18 @@ impl Replica {
     }
 
     pub(super) fn sighting(&self, uid: &str) -> Option<&Sighting> {
-        self.clients.get(uid)
+        self.clients.get(uid).map(|said| &said.sighting)
+    }
+
+    /// The client as it was heard last by this replica, which is called `name`.
+    pub(super) fn heard(&self, name: &str, uid: &str) -> Option<Heard> {
+        let said = self.clients.get(uid)?;
+        let place = Place { replica: name.to_owned(), endpoint: said.sighting.endpoint.clone() };
+        Some(Heard { place, at: said.at?, session: said.sighting.session, process: said.process })
     }
 
     pub(super) fn clients(&self) -> impl Iterator<Item = ClientKey> {
-        self.clients.values().map(|s| s.client.clone())
+        self.clients.values().map(|said| said.sighting.client.clone())
     }
 
     pub(super) fn forget(&mut self, uid: &str) {
@@ -270,6 +313,12 @@ fn same(old: &NatRestart, new: &NatRestart) -> bool {
     old.public_address == new.public_address
         && (old.changed, old.clients) == (new.changed, new.clients)
         && second(old).abs_diff(second(new)) < DATE_SECONDS
+}
+
+/// How long before a report something was, both by the replica's clock.
+fn age(sent: Option<prost_types::Timestamp>, at: Option<prost_types::Timestamp>) -> Option<Duration> {
+    let (sent, at) = (timestamp(sent?)?, timestamp(at?)?);
+    Duration::try_from(sent.duration_since(at)).ok().filter(|age| *age <= LONGEST_SPAN)
 }
 
 fn proof_of(report: &GatewayReport, now: Instant) -> Option<(PathProof, Instant)> {

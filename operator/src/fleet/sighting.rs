@@ -4,8 +4,8 @@ use k8s_openapi::jiff::Timestamp;
 use pinhole_proto::{
     bounds::{self, LONGEST_SPAN, LONGEST_SUM, Word},
     v1::{
-        BindingReport, ChurnCause, ChurnEvent, ChurnOfCause, ChurnReport, ClientReport, Impairment,
-        KeepaliveReport, KeyOnTwoMachines, NatReport, Phase, ReachReport, StandbyReport,
+        BindingReport, ChurnCause, ChurnEvent, ChurnOfCause, ChurnReport, ClientReport, ClockReport,
+        Impairment, KeepaliveReport, KeyOnTwoMachines, NatReport, Phase, ReachReport, StandbyReport,
     },
 };
 
@@ -46,6 +46,8 @@ pub struct Sighting {
     pub reach: Option<ReachReport>,
     /// Two machines use its key.
     pub key_on_two_machines: Option<KeyOnTwoMachines>,
+    /// What is wrong with its clock.
+    pub clock: Option<ClockReport>,
     /// What of its pool's promise does not hold on its machine.
     pub impairments: Vec<Impairment>,
 }
@@ -70,6 +72,7 @@ impl Sighting {
             last_rest: report.last_rest.and_then(timestamp),
             reach: report.reach,
             key_on_two_machines: report.key_on_two_machines,
+            clock: report.clock,
             impairments: report.impairments,
         })
     }
@@ -90,6 +93,7 @@ impl Sighting {
         self.phase != old.phase
             || (self.endpoint != old.endpoint && self.key_on_two_machines.is_none())
             || self.key_on_two_machines != old.key_on_two_machines
+            || self.clock != old.clock
             || self.impairments != old.impairments
             || self.session != old.session
             || self.nat != old.nat

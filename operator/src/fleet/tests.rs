@@ -74,7 +74,7 @@ fn a_live_replica_does_not_speak_for_a_silent_one() {
     let live = fleet.attached(&gateway(), "edge-1", 0, later);
     live.report(report("1", Phase::Disconnected, None), later);
     let view = fleet.client(&gateway(), "1", Some("edge-0"), later);
-    assert_eq!(view, ClientView { sighting: None, hearing: Hearing::Silent });
+    assert_eq!(view, ClientView { sighting: None, hearing: Hearing::Silent, shared: None });
 }
 
 #[test]

@@ -152,6 +152,7 @@ impl Operator {
             nat: nat.as_ref(),
             obstacle: None,
             unread: &[],
+            frozen_pool: None,
             now,
         };
         let status = gateway::status(&inputs).0;

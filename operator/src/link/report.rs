@@ -11,7 +11,7 @@ use pinhole_proto::{
     },
     is_object_name,
     v1::{
-        Ack, BindingReport, ChurnEvent, ChurnOfCause, ChurnReport, ClientReport, EndpointChange,
+        Ack, BindingReport, ChurnEvent, ChurnOfCause, ChurnReport, ClientReport, ClockReport, EndpointChange,
         GatewayReport, KeepaliveReport, KeyOnTwoMachines, NatReport, ReachReport, StandbyReport,
     },
 };
@@ -25,6 +25,12 @@ const MOST_RESTARTS: usize = 64;
 
 /// Causes of churn of one client: there are fewer.
 const MOST_CAUSES: usize = 16;
+
+/// Seconds that a clock can be wrong by: a machine that begins at 1970 is no farther off.
+const MOST_SKEW: i64 = 100 * 366 * 86_400;
+
+/// Bytes of the number of an agent's process.
+const INSTANCE: usize = 16;
 
 /// The farthest that one port is from another.
 const PORTS: i32 = u16::MAX as i32;
@@ -50,6 +56,7 @@ pub(super) fn accepted(mut report: GatewayReport, namespace: &str, now: i64) -> 
         !restart.public_address.is_empty() && restart.at.is_some_and(|at| is_past(at, now))
     });
     report.path_proof_age = span(report.path_proof_age);
+    report.sent_at = report.sent_at.filter(|at| is_past(*at, now));
     report
 }
 
@@ -70,6 +77,9 @@ pub(super) fn printable(text: &str) -> String {
 
 fn clean_client(client: &mut ClientReport, now: i64) {
     client.endpoint = endpoint(&client.endpoint);
+    if client.instance.len() != INSTANCE {
+        client.instance.clear();
+    }
     client.last_handshake = client.last_handshake.filter(|t| is_past(*t, now));
     client.last_receive = client.last_receive.filter(|t| is_past(*t, now));
     client.endpoint_changes = bounds::count(client.endpoint_changes);
@@ -83,6 +93,10 @@ fn clean_client(client: &mut ClientReport, now: i64) {
         since: shared.since.filter(|t| is_past(*t, now)),
         first: endpoint(&shared.first),
         second: endpoint(&shared.second),
+    });
+    client.clock = client.clock.map(|clock| ClockReport {
+        ahead_seconds: clock.ahead_seconds.clamp(-MOST_SKEW, MOST_SKEW),
+        ..clock
     });
     client.impairments =
         bounds::impairments(std::mem::take(&mut client.impairments), MOST_OF_CLIENT, LONGEST_IMPAIRMENT);
@@ -219,6 +233,17 @@ mod tests {
     }
 
     #[test]
+    fn no_clock_is_wrong_by_more_than_a_clock_can_be() {
+        let skew = |ahead_seconds| {
+            let clock = Some(ClockReport { ahead_seconds, handshakes: 0 });
+            let clients = vec![ClientReport { clock, ..client("vpn", "") }];
+            let report = accepted(GatewayReport { clients, ..GatewayReport::default() }, "vpn", 1000);
+            report.clients[0].clock.unwrap().ahead_seconds
+        };
+        assert_eq!([-1800, i64::MIN, i64::MAX].map(skew), [-1800, -MOST_SKEW, MOST_SKEW]);
+    }
+
+    #[test]
     fn a_measurement_that_cannot_be_is_left_out_and_one_that_is_too_long_is_a_week() {
         let span = |seconds| Some(Duration { seconds, nanos: 0 });
         let binding =
@@ -292,9 +317,17 @@ mod tests {
             ],
             ..client("vpn", &place)
         };
-        let bytes =
-            prost::Message::encoded_len(&GatewayReport { clients: vec![report], ..GatewayReport::default() });
-        assert!(bytes * 10_000 < crate::link::LARGEST_REPORT, "{bytes} a client");
+        let of_process = ClientReport {
+            key_on_two_machines: None,
+            instance: vec![1; INSTANCE],
+            clock: Some(ClockReport { ahead_seconds: -MOST_SKEW, handshakes: 2 }),
+            ..report.clone()
+        };
+        for client in [report, of_process] {
+            let report = GatewayReport { clients: vec![client], ..GatewayReport::default() };
+            let bytes = prost::Message::encoded_len(&report);
+            assert!(bytes * 10_000 < crate::link::LARGEST_REPORT, "{bytes} a client");
+        }
     }
 
     proptest! {

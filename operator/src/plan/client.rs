@@ -4,16 +4,19 @@ use std::{net::IpAddr, time::Duration};
 
 use k8s_openapi::{apimachinery::pkg::apis::meta::v1::Time, jiff::Timestamp};
 use pinhole_crds::{
-    CONNECTED, Churn, ClientCounts, ClientPhase, DEGRADED, Interval, KEY_ON_TWO_MACHINES, READY, Unread,
-    VPNClient, VPNClientPool, VPNClientStatus, VPNGateway,
+    CLOCK_SKEW, CONNECTED, Churn, ClientCounts, ClientPhase, DEGRADED, Interval, KEY_ON_TWO_MACHINES, READY,
+    Unread, VPNClient, VPNClientPool, VPNClientStatus, VPNGateway,
 };
-use pinhole_proto::{bounds::Word, v1::Phase};
+use pinhole_proto::{
+    bounds::Word,
+    v1::{HandshakeFate, KeyOnTwoMachines, Phase},
+};
 
 use super::{
     condition::Conditions, keepalive, keys::KeyError, nat, overlap::Overlap, standby, unusable::fields,
 };
 use crate::{
-    fleet::{ClientView, HANDSHAKE_GRAIN_SECONDS, Hearing, Sighting, timestamp},
+    fleet::{ClientView, HANDSHAKE_GRAIN_SECONDS, Hearing, Place, Sighting, timestamp},
     ipam::Denied,
 };
 
@@ -92,6 +95,7 @@ pub fn status(inputs: &StatusInputs<'_>) -> (VPNClientStatus, Option<Duration>) 
     connected(inputs, before, phase, &mut conditions);
     degraded(inputs, phase, &mut conditions);
     key_on_two_machines(inputs, &mut conditions);
+    clock_skew(inputs, &mut conditions);
     let mut status = VPNClientStatus {
         observed_generation: client.metadata.generation,
         conditions: conditions.finish(),
@@ -294,23 +298,82 @@ fn key_on_two_machines(inputs: &StatusInputs<'_>, conditions: &mut Conditions<'_
         conditions.keep(KEY_ON_TWO_MACHINES);
         return;
     };
-    let Some(shared) = &sighting.key_on_two_machines else { return };
-    let places: Vec<&str> = [&shared.first, &shared.second]
-        .into_iter()
-        .map(String::as_str)
-        .filter(|place| !place.is_empty())
-        .collect();
-    let places = if places.is_empty() { String::new() } else { format!(", at {}", places.join(" and ")) };
+    let seen_by_two = inputs.view.and_then(|view| view.shared.as_ref());
+    let effect = match (&sighting.key_on_two_machines, seen_by_two) {
+        (Some(shared), _) => format!("{}, and each takes the other's packets", at_one_replica(shared)),
+        (None, Some(shared)) => format!(
+            ", {}, and what is sent to their address may reach the other one",
+            shared.places.each_ref().map(at_its_replica).join(" and ")
+        ),
+        (None, None) => return,
+    };
     let remedy = if inputs.client.spec.is_stock() {
         "make a VPNClient for each machine, and use each configuration on one machine only"
     } else {
         "on the one that is to be another client, run `pinhole down` and then `pinhole up --new-key` with a join token"
     };
     let text = format!(
-        "two machines use this client's key at the same time{places}, and each takes the other's packets: {remedy}; \
-         nothing is learnt of their NATs meanwhile"
+        "two machines use this client's key at the same time{effect}: {remedy}; nothing is learnt of their NATs meanwhile"
     );
     conditions.set(KEY_ON_TWO_MACHINES, Some(true), "BothConnect", &text);
+}
+
+fn at_one_replica(shared: &KeyOnTwoMachines) -> String {
+    let places = [shared.first.as_str(), shared.second.as_str()];
+    let places: Vec<&str> = places.into_iter().filter(|place| !place.is_empty()).collect();
+    if places.is_empty() { String::new() } else { format!(", at {}", places.join(" and ")) }
+}
+
+fn at_its_replica(place: &Place) -> String {
+    let endpoint = place.endpoint.as_deref().unwrap_or("somewhere");
+    format!("one at {endpoint} with gateway replica {}", place.replica)
+}
+
+/// What is wrong with its clock. What a replica that cannot be heard now said of that stays.
+fn clock_skew(inputs: &StatusInputs<'_>, conditions: &mut Conditions<'_>) {
+    let Some((_, sighting)) = live(inputs) else {
+        conditions.keep(CLOCK_SKEW);
+        return;
+    };
+    let Some(clock) = sighting.clock else { return };
+    let name = inputs.client.metadata.name.as_deref().unwrap_or("NAME");
+    let (reason, text) = match (clock.handshakes.into(), clock.ahead_seconds) {
+        (Word::Known(HandshakeFate::Dropped), _) => (
+            "HandshakesDropped",
+            format!(
+                "its gateway drops its handshakes, as they are dated no later than one before, and it does not answer when it is \
+                 called instead: its clock went back, or somebody plays old handshakes back. Set its clock; where that cannot be, \
+                 `kubectl pinhole suspend {name}`, and once its phase is Suspended `kubectl pinhole resume {name}`: by that the \
+                 gateway forgets the date of the last one"
+            ),
+        ),
+        (_, 1..) => ("Ahead", wrong_by(clock.ahead_seconds, "ahead of")),
+        (_, ..=-1) => ("Behind", wrong_by(clock.ahead_seconds, "behind")),
+        (Word::Known(HandshakeFate::CalledBack), 0) => (
+            "WentBack",
+            "its handshakes are dated before one that it made earlier: its clock went back. Its gateway drops them, and calls it \
+             instead, which works for as long as it is the first to speak: set its clock"
+                .to_owned(),
+        ),
+        (Word::Known(HandshakeFate::Unspecified) | Word::Newer(_), 0) => return,
+    };
+    conditions.set(CLOCK_SKEW, Some(true), reason, &text);
+}
+
+fn wrong_by(seconds: i64, way: &str) -> String {
+    format!(
+        "its clock is about {} {way} its gateway's: set it. Whatever is dated on that machine is wrong, and it may not know its \
+         gateway by its certificate",
+        about(seconds.unsigned_abs())
+    )
+}
+
+/// A span in the largest unit of which there are two.
+fn about(seconds: u64) -> String {
+    const UNITS: [(u64, &str); 3] = [(24 * 3600, "days"), (3600, "hours"), (60, "minutes")];
+    let unit = UNITS.into_iter().find(|(size, _)| seconds >= size * 2);
+    let (size, name) = unit.unwrap_or((1, "seconds"));
+    format!("{} {name}", (seconds + size / 2) / size)
 }
 
 /// A configuration that was made is not taken away because its gateway is gone for a while.
@@ -354,9 +417,10 @@ fn seen(inputs: &StatusInputs<'_>, before: &VPNClientStatus) -> VPNClientStatus 
     };
     let Some((replica, sighting)) = live(inputs) else { return kept };
     // With one key on two machines it would be of the one and of the other in turn.
-    if sighting.key_on_two_machines.is_some() && kept.replica.is_some() {
+    let seen_by_two = inputs.view.is_some_and(|view| view.shared.is_some());
+    if (sighting.key_on_two_machines.is_some() || seen_by_two) && kept.replica.is_some() {
         return VPNClientStatus {
-            replica: Some(replica.clone()),
+            replica: kept.replica.clone().filter(|_| seen_by_two).or_else(|| Some(replica.clone())),
             last_handshake: sighting.last_handshake.map(seconds).or(kept.last_handshake.clone()),
             ..kept
         };

@@ -19,7 +19,7 @@ use super::{
     refusal::Refusal,
     service,
     settings::Settings,
-    unusable::{exposure, fields},
+    unusable::{exposure, fields, pool},
     workload,
 };
 use crate::fleet::{GatewayView, Hearing, PROOF_FRESH, ReplicaView};
@@ -81,6 +81,8 @@ pub struct StatusInputs<'a> {
     pub obstacle: Option<(&'a str, &'a str)>,
     /// What of the gateway is not understood.
     pub unread: &'a [Unread],
+    /// A pool that is not understood at all, and is or may be one of its own.
+    pub frozen_pool: Option<&'a str>,
     /// The time.
     pub now: Timestamp,
 }
@@ -111,7 +113,9 @@ pub fn status(inputs: &StatusInputs<'_>) -> (VPNGatewayStatus, Option<Duration>)
     let before = gateway.status.as_ref().map(|s| s.conditions.as_slice()).unwrap_or_default();
     let mut conditions = Conditions::new(before, gateway.metadata.generation, inputs.now);
     judge(inputs, &evidence, &mut conditions);
-    if let Some(unusable) = fields(inputs.unread).or_else(|| exposure(gateway)) {
+    if let Some(unusable) =
+        fields(inputs.unread).or_else(|| pool(inputs.frozen_pool)).or_else(|| exposure(gateway))
+    {
         unusable.tell(&mut conditions);
     }
     let mut addresses: Vec<String> = Vec::new();

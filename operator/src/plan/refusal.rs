@@ -159,7 +159,7 @@ impl Cause {
                 "allow it by the kubelet's --allowed-unsafe-sysctls, or unset spec.pod.ipv6Forwarding"
             }
             Self::Evicted => {
-                "free that resource on the node, or set resources.requests and priorityClassName in spec.pod"
+                "free that resource on the node, or set resources (limits, requests) and priorityClassName in spec.pod"
             }
             Self::PodFailed => {
                 "change what it names, on the node or in spec.pod: the pod is made anew by itself"
@@ -170,7 +170,8 @@ impl Cause {
                  spec.pod.nodeSelector"
             }
             Self::TunForbidden => {
-                "let the node's container runtime allow the device /dev/net/tun (c 10:200 rwm) and NET_ADMIN"
+                "let the node's container runtime allow the device /dev/net/tun (c 10:200 rwm) and NET_ADMIN; runc 1.2.0 to 1.2.3 \
+                 does not allow it to anybody: update it"
             }
             Self::Mount | Self::Sandbox | Self::Container => {
                 "mend what it names on the node, or keep gateways off it by spec.pod.nodeSelector"

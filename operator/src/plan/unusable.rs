@@ -32,6 +32,12 @@ pub enum Unusable {
          its version knows (`kubectl explain`)", told(.0)
     )]
     Fields(Vec<Unread>),
+    /// A pool of which too little is understood to go by it.
+    #[error(
+        "VPNClientPool {0} is not understood, and is or may be one of this gateway's: it goes on with what it was told last, so that \
+         nobody is cut off, and hears of no change to any pool or client; upgrade the operator, or change that pool"
+    )]
+    Pool(String),
 }
 
 impl Unusable {
@@ -42,6 +48,7 @@ impl Unusable {
             Self::ExposureAddresses(_) => "ExposureAddressInvalid",
             Self::SharedAddresses(..) => "ExposureAddressShared",
             Self::Fields(_) => "FieldNotUnderstood",
+            Self::Pool(_) => "PoolNotUnderstood",
         }
     }
 
@@ -55,6 +62,11 @@ impl Unusable {
 pub fn fields(unread: &[Unread]) -> Option<Unusable> {
     let of_spec: Vec<Unread> = unread.iter().filter(|unread| unread.is_of_spec()).cloned().collect();
     (!of_spec.is_empty()).then_some(Unusable::Fields(of_spec))
+}
+
+/// Of a gateway, one of whose pools is not understood at all.
+pub(super) fn pool(frozen: Option<&str>) -> Option<Unusable> {
+    frozen.map(|name| Unusable::Pool(name.to_owned()))
 }
 
 /// What is not understood, and what is in force in its place.

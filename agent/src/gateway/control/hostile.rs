@@ -116,6 +116,10 @@ impl Gateway {
                 Command::SessionRests { peer, session, asked }
             }
             Said::Anew => Command::SessionAnew { peer, session },
+            Said::Clock(theirs) => {
+                let skew = crate::clock::Skew::between(theirs, SystemTime::now());
+                Command::SessionClock { peer, session, skew }
+            }
             Said::Hello { .. } | Said::Heard(_) | Said::Newer => Command::SessionDoubtful { peer, session },
         };
         self.control.handle_command(self.now, command);

@@ -4,7 +4,6 @@ use super::{
     hostile::{Gateway, key},
     *,
 };
-use crate::gateway::told::Instance;
 
 const SECOND: Duration = Duration::from_secs(1);
 
@@ -73,6 +72,23 @@ async fn two_agents_with_one_key_are_both_told_and_what_they_measure_counts_for_
     gateway.control.handle_command(gateway.now, told(misled(41)));
     let insight = observed(&gateway.control).insight.unwrap();
     assert!(insight.binding().is_some(), "it is believed again");
+}
+
+#[tokio::test]
+async fn the_operator_hears_which_process_holds_a_session_until_two_hold_it_in_turn() {
+    let mut gateway = Gateway::new(1);
+    let reported = |gateway: &Gateway| {
+        let all = [(key(1), observed(&gateway.control))];
+        Reporter::new(gateway.now).take(gateway.now, &all)[0].0[0].instance.clone()
+    };
+    assert!(reported(&gateway).is_empty());
+    for process in [1, 2, 1] {
+        attach(&mut gateway, process);
+        assert_eq!(reported(&gateway), [process; Instance::LENGTH]);
+        gateway.now += SECOND;
+    }
+    attach(&mut gateway, 2);
+    assert!(reported(&gateway).is_empty());
 }
 
 #[tokio::test]

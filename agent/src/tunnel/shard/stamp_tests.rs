@@ -111,3 +111,75 @@ fn a_session_that_stands_is_not_given_up_for_a_clock() {
     exchange(now, &mut client, &mut gateway);
     assert_eq!(client.numbers(), [7], "by the keys of before");
 }
+
+/// An initiation of a client whose clock went back afterwards: it made it before the one by which it is connected.
+fn connected_with_an_older_initiation() -> (Instant, End, End, Vec<Vec<u8>>) {
+    let (now, mut client, mut gateway) = pair();
+    client.sends(now, &gateway, 0);
+    let older = client.made.take_datagrams();
+    client.shard.handshake(now, &gateway.key, &mut client.made);
+    exchange(now, &mut client, &mut gateway);
+    gateway.made = super::tests::Made::default();
+    client.made = super::tests::Made::default();
+    (now + Duration::from_secs(2), client, gateway, older)
+}
+
+#[test]
+fn a_client_whose_clock_went_back_is_called_where_it_is_and_answers() {
+    let (now, mut client, mut gateway, older) = connected_with_an_older_initiation();
+    gateway.shard.call_back(&client.key, &mut gateway.made);
+    assert!(gateway.made.take_datagrams().is_empty(), "nobody came");
+    // It started anew meanwhile, behind another address.
+    client.address = (std::net::Ipv4Addr::new(192, 0, 2, 77), 4500).into();
+    gateway.receives(now, client.address, &older);
+    assert_eq!((gateway.made.take_datagrams().len(), told_stale(&gateway, &client)), (0, 1));
+    let before = gateway.stats(&client).endpoint;
+    gateway.shard.call_back(&client.key, &mut gateway.made);
+    gateway.shard.settle();
+    assert_eq!(gateway.stats(&client).endpoint, before, "it follows an answer alone");
+    exchange(now, &mut client, &mut gateway);
+    let called = TunnelEvent::HandshakeCompleted { peer: client.key, initiated: true };
+    assert!(gateway.made.events.contains(&called), "{:?}", gateway.made.events);
+    assert_eq!(gateway.stats(&client).endpoint, Some(client.address));
+    client.sends(now, &gateway, 5);
+    gateway.sends(now, &client, 6);
+    exchange(now, &mut client, &mut gateway);
+    assert_eq!((gateway.numbers(), client.numbers()), (vec![5], vec![6]));
+    gateway.shard.call_back(&client.key, &mut gateway.made);
+    assert!(gateway.made.take_datagrams().is_empty(), "it is called once");
+}
+
+#[test]
+fn who_plays_an_old_initiation_back_gets_one_that_it_cannot_answer_and_takes_nothing() {
+    let (now, mut client, mut gateway, older) = connected_with_an_older_initiation();
+    let thief = (std::net::Ipv4Addr::new(203, 0, 113, 66), 1).into();
+    for second in 0..30 {
+        let now = now + Duration::from_secs(second);
+        gateway.receives(now, thief, &older);
+        gateway.shard.call_back(&client.key, &mut gateway.made);
+        let sent = gateway.made.take_datagrams();
+        assert!(sent.iter().map(Vec::len).sum::<usize>() <= older[0].len(), "no more than came");
+        gateway.shard.settle();
+        assert_eq!(gateway.stats(&client).endpoint, Some(client.address));
+        client.sends(now, &gateway, 7);
+        exchange(now, &mut client, &mut gateway);
+        gateway.sends(now, &client, 8);
+        exchange(now, &mut client, &mut gateway);
+    }
+    assert_eq!((gateway.numbers(), client.numbers()), (vec![7; 30], vec![8; 30]), "the session goes on");
+    // Nothing older is taken than before.
+    gateway.receives(now + Duration::from_mins(1), thief, &older);
+    assert!(gateway.made.take_datagrams().is_empty());
+}
+
+#[test]
+fn a_client_that_was_taken_away_and_is_given_again_may_come_with_any_stamp() {
+    let (now, client, mut gateway, older) = connected_with_an_older_initiation();
+    gateway.receives(now, client.address, &older);
+    assert!(gateway.made.take_datagrams().is_empty());
+    gateway.shard.set_peers(&[]);
+    gateway.shard.settle();
+    gateway.knows(&client, false);
+    gateway.receives(now, client.address, &older);
+    assert_eq!(gateway.made.take_datagrams().len(), 1);
+}

@@ -198,11 +198,11 @@ fn the_first_packets_wait_for_the_session_and_arrive_in_order() {
     assert_eq!(client.made.datagrams.len(), 1, "one initiation, however many packets wait");
     exchange(now, &mut client, &mut gateway);
     assert_eq!(gateway.numbers(), [1, 2, 3]);
-    for (end, other) in [(&client, &gateway), (&gateway, &client)] {
+    for (end, other, initiated) in [(&client, &gateway, true), (&gateway, &client, false)] {
         let stats = end.stats(other);
         assert!(stats.has_session);
         assert_eq!(stats.endpoint, Some(other.address));
-        assert!(end.made.events.contains(&TunnelEvent::HandshakeCompleted { peer: other.key }));
+        assert!(end.made.events.contains(&TunnelEvent::HandshakeCompleted { peer: other.key, initiated }));
         assert!(end.made.events.contains(&TunnelEvent::FirstReceive { peer: other.key, silence: None }));
     }
     gateway.sends(now, &client, 4);

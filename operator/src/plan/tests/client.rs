@@ -1,19 +1,19 @@
 use pinhole_crds::{
-    CONNECTED, ClientPhase, DEGRADED, KEY_ON_TWO_MACHINES, PARTIALLY_INVALID, READY, RECONCILING, STALLED,
-    Unread, VPNClientStatus,
+    CLOCK_SKEW, CONNECTED, ClientPhase, DEGRADED, KEY_ON_TWO_MACHINES, PARTIALLY_INVALID, READY, RECONCILING,
+    STALLED, Unread, VPNClientStatus,
 };
 use pinhole_proto::{
     bounds::{NEWER, Word},
     v1::{
-        ChurnCause, ChurnEvent, ChurnOfCause, ChurnReport, Impairment, KeepaliveReason, KeepaliveReport,
-        KeyOnTwoMachines, Phase, StandbyReason, StandbyReport,
+        ChurnCause, ChurnEvent, ChurnOfCause, ChurnReport, ClockReport, HandshakeFate, Impairment,
+        KeepaliveReason, KeepaliveReport, KeyOnTwoMachines, Phase, StandbyReason, StandbyReport,
         keepalive_policy::{Mode, Standby},
     },
 };
 
 use super::*;
 use crate::{
-    fleet::{ClientKey, ClientView, Sighting},
+    fleet::{ClientKey, ClientView, Place, SharedKey, Sighting},
     ipam::Denied,
     plan::client::{Backing, StatusInputs, status},
 };
@@ -43,6 +43,7 @@ fn sighting(phase: Phase) -> Sighting {
         last_rest: None,
         reach: None,
         key_on_two_machines: None,
+        clock: None,
         impairments: Vec::new(),
     }
 }
@@ -59,11 +60,11 @@ fn churn(count: u64, cause: ChurnCause, second: i64) -> ChurnReport {
 }
 
 fn heard(sighting: Sighting) -> ClientView {
-    ClientView { sighting: Some(("edge-0".into(), sighting)), hearing: Hearing::Live }
+    ClientView { sighting: Some(("edge-0".into(), sighting)), hearing: Hearing::Live, shared: None }
 }
 
 fn unheard(hearing: Hearing) -> ClientView {
-    ClientView { sighting: None, hearing }
+    ClientView { sighting: None, hearing, shared: None }
 }
 
 /// A judge with everything as it should be.
@@ -493,6 +494,71 @@ fn one_key_on_two_machines_is_named_with_both_places_and_a_remedy_until_it_is_ov
     let seen = Sighting { key_on_two_machines: Some(anywhere), ..sighting(Phase::Connected) };
     let text = said(&case.judge(&stock, &heard(seen))).unwrap();
     assert!(text.contains("a VPNClient for each machine") && !text.contains(" at ,"), "{text}");
+}
+
+#[test]
+fn one_key_on_two_machines_at_two_replicas_is_named_with_both_and_written_once() {
+    let case = Case::new();
+    let mut own = agent(&json!({}));
+    own.status = Some(case.judge(&own, &heard(sighting(Phase::Connected))));
+    let place =
+        |replica: &str, endpoint: &str| Place { replica: replica.into(), endpoint: Some(endpoint.into()) };
+    let places = [place("edge-0", "198.51.100.9:4500"), place("edge-1", "203.0.113.5:4501")];
+    let by = |replica: &str, endpoint: &str| ClientView {
+        sighting: Some((
+            replica.into(),
+            Sighting { endpoint: Some(endpoint.into()), ..sighting(Phase::Connected) },
+        )),
+        hearing: Hearing::Live,
+        shared: Some(SharedKey { places: places.clone() }),
+    };
+    let named = case.judge(&own, &by("edge-1", "203.0.113.5:4501"));
+    let text = &named.conditions.iter().find(|c| c.type_ == KEY_ON_TWO_MACHINES).unwrap().message;
+    for part in [
+        "198.51.100.9:4500 with gateway replica edge-0",
+        "203.0.113.5:4501 with gateway replica edge-1",
+        "--new-key",
+    ] {
+        assert!(text.contains(part), "{text}");
+    }
+    own.status = Some(named.clone());
+    assert_eq!(case.judge(&own, &by("edge-0", "198.51.100.9:4500")), named);
+    let over = case.judge(&own, &heard(sighting(Phase::Connected)));
+    assert!(over.conditions.iter().all(|c| c.type_ != KEY_ON_TWO_MACHINES));
+}
+
+#[test]
+fn a_clock_that_is_wrong_is_said_by_about_how_much_and_what_follows_until_it_is_right() {
+    let case = Case::new();
+    let clock = |ahead_seconds, handshakes: HandshakeFate| {
+        let clock = Some(ClockReport { ahead_seconds, handshakes: handshakes.into() });
+        Sighting { clock, ..sighting(Phase::Connected) }
+    };
+    let shown = |seen| {
+        let status = case.judge(&client(&json!({})), &heard(seen));
+        let skew = status.conditions.iter().find(|c| c.type_ == CLOCK_SKEW);
+        (status.phase, skew.map(|c| (c.reason.clone(), c.message.clone())))
+    };
+    for (seconds, handshakes, reason, part) in [
+        (-1800, HandshakeFate::Unspecified, "Behind", "about 30 minutes behind its gateway's"),
+        (-1815, HandshakeFate::Unspecified, "Behind", "about 30 minutes behind its gateway's"),
+        (400 * 86_400, HandshakeFate::Unspecified, "Ahead", "about 400 days ahead of its gateway's"),
+        (0, HandshakeFate::CalledBack, "WentBack", "calls it instead"),
+        (0, HandshakeFate::Dropped, "HandshakesDropped", "`kubectl pinhole resume laptop`"),
+        (-7200, HandshakeFate::Dropped, "HandshakesDropped", "Set its clock"),
+    ] {
+        let (phase, skew) = shown(clock(seconds, handshakes));
+        let (said, message) = skew.unwrap();
+        assert_eq!((phase, said.as_str()), (Some(ClientPhase::Connected), reason));
+        assert!(message.contains(part), "{message}");
+    }
+    assert_eq!(shown(sighting(Phase::Connected)).1, None);
+    let newer = ClockReport { ahead_seconds: 0, handshakes: 99 };
+    assert_eq!(shown(Sighting { clock: Some(newer), ..sighting(Phase::Connected) }).1, None);
+    let mut own = agent(&json!({}));
+    own.status = Some(case.judge(&own, &heard(clock(-1800, HandshakeFate::Unspecified))));
+    let silent = case.judge(&own, &unheard(Hearing::Silent));
+    assert!(silent.conditions.iter().any(|c| c.type_ == CLOCK_SKEW), "nobody knows any better");
 }
 
 #[test]

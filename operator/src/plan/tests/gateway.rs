@@ -55,6 +55,7 @@ fn judge(
         nat: None,
         obstacle: None,
         unread: &[],
+        frozen_pool: None,
         now: at(100),
     };
     status(&inputs).0
@@ -197,6 +198,7 @@ fn judge_both(gateway: &VPNGateway, replicas: &[Replica]) -> VPNGatewayStatus {
         nat: None,
         obstacle: None,
         unread: &[],
+        frozen_pool: None,
         now: at(100),
     };
     status(&inputs).0
@@ -360,6 +362,7 @@ fn an_obstacle_stalls_and_is_gone_when_it_is() {
         nat: None,
         obstacle: Some(("KeyUnreadable", "entry edge-0.key is not a key")),
         unread: &[],
+        frozen_pool: None,
         now: at(100),
     };
     let (stalled, _) = status(&inputs);
@@ -368,6 +371,10 @@ fn an_obstacle_stalls_and_is_gone_when_it_is() {
     gateway.status = Some(stalled);
     let later = status(&StatusInputs { gateway: &gateway, obstacle: None, ..inputs }).0;
     assert!(later.conditions.iter().all(|c| c.type_ != STALLED));
+    let held = status(&StatusInputs { obstacle: None, frozen_pool: Some("staff"), ..inputs }).0;
+    assert_eq!(verdict(&held.conditions, pinhole_crds::PARTIALLY_INVALID), said("True", "PoolNotUnderstood"));
+    let message = &find(&held.conditions, pinhole_crds::PARTIALLY_INVALID).message;
+    assert!(message.contains("VPNClientPool staff") && message.contains("upgrade the operator"), "{message}");
 }
 
 #[test]

@@ -108,6 +108,7 @@ fn a_hostile_address_of_a_gateway_is_told_to_nobody_and_the_others_are() {
             nat: None,
             obstacle: None,
             unread: &[],
+            frozen_pool: None,
             now: at(100),
         });
         assert_eq!(status.addresses, ["vpn.example.org"]);

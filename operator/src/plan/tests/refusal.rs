@@ -66,6 +66,7 @@ fn judge(refused: &[(&str, Refusal)], unbalanced: &[(&str, Refusal)], proven: bo
         nat: None,
         obstacle: None,
         unread: &[],
+        frozen_pool: None,
         now: at(100),
     };
     status(&inputs).0.conditions
@@ -171,6 +172,17 @@ fn what_the_kubelet_turns_away_is_said() {
     let (category, text) = said_of(of_pod(&evicted));
     assert_eq!(category, "Evicted");
     assert!(text.contains("low on resource: memory") && text.contains("priorityClassName"), "{text}");
+    // By a limit of its own, and by the node's pressure with who used how much (kubernetes/kubernetes issues 122160 and 91600).
+    for message in [
+        "Pod ephemeral local storage usage exceeds the total limit of containers 5Mi. ",
+        "Container gateway exceeded its local ephemeral storage limit \"20Mi\". ",
+        "The node was low on resource: ephemeral-storage. Container gateway was using 34260Ki, which exceeds its request of 0. ",
+    ] {
+        let evicted = json!({ "phase": "Failed", "reason": "Evicted", "message": message });
+        let (category, text) = said_of(of_pod(&evicted));
+        assert_eq!(category, "Evicted");
+        assert!(text.contains(message.trim().trim_end_matches('.')) && text.contains("limits"), "{text}");
+    }
     let other = json!({ "phase": "Failed", "reason": "NodeAffinity", "message": "Pod was rejected: Predicate NodeAffinity failed" });
     assert_eq!(said_of(of_pod(&other)).0, "PodFailed");
 }
@@ -212,7 +224,9 @@ fn a_node_without_a_tun_device_is_told_apart_from_one_that_forbids_it() {
     let runtime = "failed to create containerd task: failed to create shim task: OCI runtime create failed: error mounting \
                    \"/dev/net/tun\" to rootfs at \"/dev/net/tun\": operation not permitted: unknown";
     assert_eq!(said_of(waiting("RunContainerError", runtime)).0, "TunDeviceForbidden");
+    // What runc 1.2.0 to 1.2.3 do, and whoever takes the device from the default rules: the container starts and cannot open it.
     let text = "no permission to open /dev/net/tun: run as root, or grant CAP_NET_ADMIN";
+    assert!(said_of(Refusal::of_impairment("NotPermitted", text)).1.contains("runc 1.2.0"));
     assert_eq!(said_of(Refusal::of_impairment("NotPermitted", text)).0, "TunDeviceForbidden");
     assert_eq!(said_of(Refusal::of_impairment("NoTunDevice", text)).0, "TunDeviceMissing");
     assert_eq!(Refusal::of_impairment("FilterFailed", text), None);

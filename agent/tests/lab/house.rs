@@ -62,6 +62,22 @@ cp -a files "$2/$1.part.$$" && mv -T "$2/$1.part.$$" "$2/$1" || test -d "$2/$1"
     Err(String::from_utf8_lossy(&output.stderr).trim().to_owned())
 }
 
+/// The files of a package and of all that it needs and this machine has not. `Err` says why they cannot be had.
+pub(crate) fn package_and_needs(name: &str) -> Result<Vec<PathBuf>, String> {
+    let script = r#"
+list() { apt-get -s install --no-install-recommends "$1"; }
+list "$1" || { apt-get -q update && list "$1"; }
+"#;
+    let output = Command::new("sh").args(["-c", script, "sh", name]).output();
+    let output = output.map_err(|error| error.to_string())?;
+    if !output.status.success() {
+        return Err(String::from_utf8_lossy(&output.stderr).trim().to_owned());
+    }
+    let told = String::from_utf8_lossy(&output.stdout);
+    let names = told.lines().filter_map(|line| line.strip_prefix("Inst ")?.split(' ').next());
+    names.map(package).collect()
+}
+
 impl<'a> House<'a> {
     /// In the client's network namespace, with the files of a package, and what this script does then; what it leaves running
     /// ends with the house.

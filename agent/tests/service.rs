@@ -48,7 +48,7 @@ fn main() {
     let trials = vec![
         trial(SYSTEMD, no_machine, None, systemd),
         trial(OPENRC, no_root, Some("openrc"), openrc),
-        trial(RPM, no_packages, Some("rpm"), |files| packages::check_rpm(files)),
+        trial(RPM, no_packages, Some("rpm"), packages::check_rpm),
     ];
     libtest_mimic::run(&Arguments::from_args(), trials).exit();
 }

@@ -24,9 +24,9 @@ use super::{
     enrolment::{Enrolment, Invitation},
     heard::Clock,
     kill_switch,
-    network::{self, AddressKeeper, Routes, Watch, local_network, source_towards},
+    network::{self, AddressKeeper, Routes, Switch, Watch, local_network, source_towards},
     pulse::{Pulse, Step, Way},
-    routes::{self, Choice, Overlap},
+    routes::{self, Choice, Overlap, Present},
     session::{self, Nudges, Session, Target, Told},
     settings::{Replica, Settings},
     sleeper::{self, Place, Sleeper},
@@ -120,6 +120,7 @@ struct Runner<'a> {
     /// The first connection is not to be had on the user's terms.
     refused: Option<ClientError>,
     keeper: AddressKeeper,
+    switch: Switch,
     dns: Option<Dns>,
     names: Names,
     /// The replica that routes lead to.
@@ -210,7 +211,7 @@ pub(super) async fn run(
         events: session_events,
     };
     let session_task = tokio::spawn(holder.run());
-    let network = Watch::open()
+    let network = Watch::open(&setup.name)
         .map_err(|source| ClientError::Setting(format!("cannot watch the network: {source}")))?;
 
     let dns = setup.dns.then(|| Dns::new(&setup.name, setup.store.clone(), names.clone()));
@@ -239,6 +240,7 @@ pub(super) async fn run(
         impairments: Vec::new(),
         refused: None,
         keeper: AddressKeeper::new(&setup.name),
+        switch: Switch::new(),
         dns,
         names,
         routed: None,
@@ -266,7 +268,7 @@ pub(super) async fn run(
         tunnel,
     };
     // Before the first name is asked for.
-    runner.keep_in()?;
+    runner.keep_in(&network::present(runner.tunnel.index()))?;
     runner.keeper.keep(&runner.settings.addresses);
     runner.route_to(None);
     runner.resolve();
@@ -669,7 +671,6 @@ impl Runner<'_> {
         let (mtu, addresses) = (settings.mtu, settings.addresses.clone());
         let former = std::mem::replace(&mut self.settings, settings);
         if addresses != former.addresses {
-            self.keeper.keep(&addresses);
             self.keep_routes();
         }
         if mtu != former.mtu {
@@ -1021,10 +1022,12 @@ impl Runner<'_> {
         self.tunnel.set_peers(self.settings.peers(replica.as_ref()));
     }
 
-    /// Has addresses and routes be what they are to be, whoever changed them.
+    /// Has addresses, routes and tables be what they are to be, whoever changed them.
     fn keep_routes(&mut self) {
         let without = self.tunnel.set_addresses(&self.settings.addresses);
-        let kept_in = self.keep_in();
+        self.keeper.keep(&self.settings.addresses);
+        let present = network::present(self.tunnel.index());
+        let kept_in = self.keep_in(&present);
         if !self.was_connected {
             self.note(kept_in.err());
             return self.note(without.err());
@@ -1039,7 +1042,7 @@ impl Runner<'_> {
             choice: &self.setup.routes,
             has_ipv6: without.as_ref().is_ok_and(Vec::is_empty),
         };
-        let mut impairments = self.routes.set(&wanted);
+        let mut impairments = self.routes.set(&wanted, &present);
         impairments.extend(kept_in.err().map(|error| Impairment::failed("KillSwitchMissing", &error)));
         impairments.extend(without.err().map(|error| Impairment::failed("AddressMissing", &error)));
         if impairments != self.impairments {
@@ -1055,7 +1058,7 @@ impl Runner<'_> {
     }
 
     /// The kill switch, where there is to be one, in the network as it is now.
-    fn keep_in(&self) -> Result<(), KernelError> {
+    fn keep_in(&mut self, present: &[Present]) -> Result<(), KernelError> {
         if !self.setup.kill_switch {
             return Ok(());
         }
@@ -1064,9 +1067,9 @@ impl Runner<'_> {
             texts(&replica.tunnel_endpoints).into_iter().chain(texts(&replica.session_endpoints))
         });
         let endpoints = endpoints.chain(self.setup.enrolment.membership.endpoints.clone());
-        let present = network::present(self.tunnel.index());
         let (pool, choice) = (&self.settings.routes, &self.setup.routes);
-        kill_switch::plan(&self.setup.name, FWMARK, (pool, choice), &present, endpoints).install()
+        let wanted = kill_switch::plan(&self.setup.name, FWMARK, (pool, choice), present, endpoints);
+        self.switch.keep(wanted)
     }
 
     /// What the pool promises and is missing, for those who look after the cluster.

@@ -85,6 +85,7 @@ pub(super) struct Setup<'a> {
     pub(super) name: String,
     pub(super) store: Store,
     pub(super) key: PrivateKey,
+    pub(super) names: Names,
     pub(super) enrolment: Enrolment,
     pub(super) invitation: Option<Invitation>,
     pub(super) dns: bool,
@@ -198,7 +199,7 @@ pub(super) async fn run(
     let (enrolled, mut enrolments) = mpsc::channel(1);
     let (radio, nudges) = (Arc::new(Radio::default()), Arc::new(Nudges::default()));
     let mut random = Jitter::from_os();
-    let names = Names::new(Some(FWMARK));
+    let names = setup.names.clone();
     let holder = Session {
         instance: (u128::from(random.next_u64()) << 64 | u128::from(random.next_u64())).to_be_bytes(),
         nudges: Arc::clone(&nudges),
@@ -214,7 +215,9 @@ pub(super) async fn run(
     let network = Watch::open(&setup.name)
         .map_err(|source| ClientError::Setting(format!("cannot watch the network: {source}")))?;
 
-    let dns = setup.dns.then(|| Dns::new(&setup.name, setup.store.clone(), names.clone()));
+    // Behind a kill switch the network's own servers are looked for also where none are set.
+    let dns =
+        (setup.dns || setup.kill_switch).then(|| Dns::new(&setup.name, setup.store.clone(), names.clone()));
     let dns_watch = dns.as_ref().and_then(|_| dns::Watch::open_or_say());
     let patience = setup.patience;
     let mut runner = Runner {
@@ -1099,7 +1102,7 @@ impl Runner<'_> {
             return;
         }
         self.keep_routes();
-        if let Some(dns) = &mut self.dns {
+        if let Some(dns) = self.dns.as_mut().filter(|_| self.setup.dns) {
             dns.set(Instant::now(), Wanted::of(&self.settings));
         }
     }

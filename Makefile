@@ -19,7 +19,9 @@ BENCH = cargo run --quiet --locked --package pinhole-e2e --bin pinhole-bench --
 
 demo:       ; @$(LAB) demo
 # The lab's tool as `cargo test` builds it: with any other set of crates most would be compiled twice.
-lab-ready:  ; @$(TEST) --no-run && $(TARGET)/debug/pinhole-lab setup
+lab-ready:
+	@$(TEST) --no-run && $(TARGET)/debug/pinhole-lab setup
+	@$(MAKE) --no-print-directory $(NFPM) || echo "tests of the packages will be skipped"
 test: lab-ready ; @$(TEST) --no-fail-fast
 # Tunnels saturated for ten minutes up, down and both ways; about half an hour.
 soak: lab-ready ; @PINHOLE_SOAK_SECONDS=600 $(TEST) --test lab -- saturating

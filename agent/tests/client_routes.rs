@@ -322,11 +322,65 @@ fn a_host_that_is_strict_about_the_way_back_has_a_full_tunnel() {
         let nft = Command::new("nft").args(["delete", "table", "inet", "pinhole0-mark"]).status();
         assert!(nft.unwrap().success());
     });
-    assert!(!lab.client_pings("10.50.0.2"), "without it nothing comes back");
-    lab.client_ip("address add 198.51.100.9/32 dev lo");
-    eventually(SOON, "it is put back with the next change of the network", || lab.client_pings("10.50.0.2"));
+    eventually(SOON, "it is put back", || lab.client_ruleset().contains("pinhole0-mark"));
+    assert!(lab.client_pings("10.50.0.2"), "without it nothing comes back");
     lab.client(&["down"], "");
     assert!(!lab.client_ruleset().contains("pinhole"), "{}", lab.client_ruleset());
+}
+
+#[test]
+fn tables_that_somebody_changes_are_made_again_and_others_are_left_as_they_are() {
+    let (lab, _gateway) = with(Lab::behind_a_nat("tables", (60, 120)), &["0.0.0.0/0"]);
+    lab.up(&["--kill-switch"]);
+    let nft = |words: &str| {
+        lab.within_client(|| {
+            let output = Command::new("nft").args(words.split(' ')).output().unwrap();
+            assert!(output.status.success(), "{words}: {}", String::from_utf8_lossy(&output.stderr));
+            String::from_utf8(output.stdout).unwrap()
+        })
+    };
+    // All but what is counted; what is made again comes last.
+    let shape = |ruleset: &str| {
+        let words = ruleset.split_whitespace().filter(|word| word.parse::<u64>().is_err());
+        let mut words: Vec<String> = words.map(str::to_owned).collect();
+        words.sort();
+        words
+    };
+    let ours = shape(&nft("list ruleset"));
+    for table in ["pinhole0-inner", "pinhole0-mark", "pinhole0-killswitch"] {
+        assert!(ours.iter().any(|word| word == table), "{ours:?}");
+    }
+    let changes = [
+        "delete table inet pinhole0-inner",
+        "delete table inet pinhole0-killswitch",
+        "flush chain inet pinhole0-killswitch output",
+        "add rule inet pinhole0-inner prerouting accept",
+        "delete table inet pinhole0-mark",
+        "flush ruleset",
+    ];
+    for change in changes {
+        nft(change);
+        eventually(Duration::from_secs(2), change, || shape(&nft("list ruleset")) == ours);
+        assert!(lab.client_pings("10.50.0.2"), "{change}");
+    }
+    // Any table that is made again has another handle.
+    let handles = || -> Vec<String> {
+        nft("-a list ruleset")
+            .lines()
+            .filter_map(|line| line.split_once("# handle "))
+            .map(|it| it.1.into())
+            .collect()
+    };
+    let before = handles();
+    let rules = lab.client_ip("rule");
+    let rule = rules.lines().find(|line| line.contains("fwmark")).unwrap();
+    lab.client_ip("link add other type bridge");
+    lab.client_ip("link set other up");
+    nft("add table inet somebodys");
+    nft("delete table inet somebodys");
+    lab.client_ip(&format!("rule delete priority {}", rule.split(':').next().unwrap()));
+    eventually(SOON, "all that is there was looked at", || lab.client_ip("rule") == rules);
+    assert_eq!(handles(), before);
 }
 
 #[test]

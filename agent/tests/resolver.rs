@@ -15,7 +15,7 @@ use std::{
     net::{Ipv4Addr, UdpSocket},
     path::Path,
     sync::{
-        Arc,
+        Arc, Mutex,
         atomic::{AtomicU32, Ordering},
     },
     time::Duration,
@@ -47,6 +47,11 @@ const TESTS: &[(&str, Option<&str>, Test)] = &[
     ("openresolv_asks_the_tunnels_servers_alone", Some("openresolv"), openresolv),
     ("debians_resolvconf_asks_the_tunnels_servers_first", Some("resolvconf"), debian),
     ("systemd_resolved_asks_them_for_what_is_theirs", Some("systemd-resolved"), resolved),
+    (
+        "behind_a_kill_switch_the_gateway_is_found_though_resolved_may_not_ask_a_public_server",
+        Some("systemd-resolved"),
+        resolved_shut_in,
+    ),
     (
         "systemd_resolved_that_is_installed_and_not_in_use_is_left_alone",
         Some("systemd-resolved"),
@@ -162,16 +167,32 @@ fn killed(_: Option<&Path>) {
     down(&house);
 }
 
+/// Names that somebody asked for.
+type Asked = Arc<Mutex<Vec<String>>>;
+
 /// A name server of the network, outside of the tunnel, that answers every question for an address with this one.
-fn name_server(lab: &Lab, address: &Arc<AtomicU32>) {
+fn name_server(lab: &Lab, address: &Arc<AtomicU32>) -> Asked {
     let socket = lab.operator.in_gateway(|| UdpSocket::bind("192.0.2.53:53").unwrap());
-    let address = Arc::clone(address);
+    let (address, asked) = (Arc::clone(address), Asked::default());
+    let seen = Arc::clone(&asked);
     std::thread::spawn(move || {
         let mut query = [0; 512];
         while let Ok((length, from)) = socket.recv_from(&mut query) {
+            seen.lock().unwrap().push(name_in(&query[..length]));
             let _ = socket.send_to(&answer(&query[..length], address.load(Ordering::Relaxed).into()), from);
         }
     });
+    asked
+}
+
+fn name_in(query: &[u8]) -> String {
+    let (mut rest, mut labels) = (&query[12..], Vec::new());
+    while let Some((&length @ 1..=63, more)) = rest.split_first() {
+        let (label, after) = more.split_at(usize::from(length));
+        labels.push(String::from_utf8_lossy(label).to_lowercase());
+        rest = after;
+    }
+    labels.join(".")
 }
 
 /// RFC 1035: the question again, and one address where it asks for one.
@@ -299,6 +320,60 @@ fn resolved(files: Option<&Path>) {
     eventually(SOON, "another way is in use now, and taken", || house.resolv_conf().ends_with(OURS));
     down(&house);
     assert_eq!(house.resolv_conf(), "nameserver 192.168.50.9\n");
+}
+
+/// The same with a name server that is not the local network's.
+fn resolved_with(server: &str) -> String {
+    let script = systemd_resolved("wan").replace("192.168.50.1", server);
+    format!("{script}\n{RESOLVED_IN_USE}")
+}
+
+fn resolved_shut_in(files: Option<&Path>) {
+    let lab = Lab::behind_a_nat("shut", (60, 120));
+    lab.gateway_ip("address add 192.0.2.53/24 dev out");
+    let at = |text: &str| u32::from(text.parse::<Ipv4Addr>().unwrap());
+    let address = Arc::new(AtomicU32::new(at("192.0.2.1")));
+    let asked = name_server(&lab, &address);
+    lab.operator.change(|desired| {
+        let pool = &mut desired.pools[0];
+        pool.dns_servers = vec!["10.96.0.10".into()];
+        pool.routes = FULL.iter().map(|&route| route.to_owned()).collect();
+        desired.replicas[0].tunnel_endpoints = vec!["gateway.example:51820".into()];
+        desired.replicas[0].session_endpoints = vec!["gateway.example:51821".into()];
+    });
+    let mut gateway = lab.gateway();
+    eventually(SOON, "the gateway is ready", || lab.readyz());
+    let house = House::new(&lab, files, &resolved_with("192.0.2.53"));
+    let up = ["up", "--detach", "--kill-switch"];
+    let join = lab.join_at("secret", "gateway.example:51821");
+    let first = house.client(&[&up[..], &["--token-file", "-"]].concat(), &join);
+    assert!(first.status.success(), "{first:?}");
+    assert!(lab.client_pings("10.50.0.2"));
+    // As a machine starts again that was switched off.
+    lab.signal_client(Signal::SIGKILL);
+    eventually(SOON, "it is gone", || lab.status().is_none());
+    let again = house.client(&up, "");
+    assert!(again.status.success(), "{again:?}");
+    assert!(lab.client_pings("10.50.0.2"));
+
+    asked.lock().unwrap().clear();
+    house.sh("timeout 3 resolvectl query --cache=no other.example || true");
+    gateway.kill();
+    lab.gateway_ip("address flush dev out");
+    lab.gateway_ip("address add 192.0.2.53/24 dev out");
+    lab.gateway_ip("address add 192.0.2.3/24 dev out");
+    address.store(at("192.0.2.3"), Ordering::Relaxed);
+    let _gateway = lab.gateway();
+    eventually(SOON * 4, "the client finds it at its new address", || {
+        let status = lab.status().unwrap_or_default();
+        status["endpoint"].as_str().is_some_and(|endpoint| endpoint.starts_with("192.0.2.3:"))
+            && status["phase"] == "Connected"
+            && lab.client_pings("10.50.0.2")
+    });
+    house.sh("timeout 3 resolvectl query --cache=no other.example || true");
+    let asked = asked.lock().unwrap().clone();
+    assert!(!asked.is_empty() && asked.iter().all(|name| name == "gateway.example"), "{asked:?}");
+    down(&house);
 }
 
 fn resolved_not_in_use(files: Option<&Path>) {

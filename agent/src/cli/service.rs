@@ -100,7 +100,8 @@ impl Uninstall {
             (None, Init::Systemd) => call("systemctl", &["disable", "--now", &service.instance()])?,
             (None, Init::OpenRc) => {
                 call("rc-service", &[&service.openrc_name(), "stop"])?;
-                call("rc-update", &["delete", &service.openrc_name()])?;
+                // Of the runlevel that it was added to, whichever the machine is in.
+                call("rc-update", &["delete", &service.openrc_name(), "default"])?;
             }
         }
         match init {

@@ -76,9 +76,8 @@ pub(super) struct Dns {
 }
 
 impl Dns {
-    /// After [`mend`].
+    /// After [`mend`] and [`find_network`].
     pub(super) fn new(device: &str, store: Store, names: Names) -> Self {
-        names.set_network(networks(manager(), device, &store));
         Dns {
             device: device.to_owned(),
             store,
@@ -219,6 +218,11 @@ impl Dns {
             },
         }
     }
+}
+
+/// Finds out what the network's own name servers are.
+pub(super) fn find_network(device: &str, store: &Store, names: &Names) {
+    names.set_network(networks(manager(), device, store));
 }
 
 /// The name servers of the networks that this machine is in, without those of a tunnel's device.

@@ -147,6 +147,14 @@ pub async fn up(
         tracing::warn!(error, "the former name servers could not be restored");
     }
     sweep(&options);
+    let names = Names::new(Some(FWMARK));
+    if options.dns || options.kill_switch {
+        dns::find_network(&options.name, &store, &names);
+    }
+    if options.kill_switch {
+        // That of the last process may be in force, and systemd-resolved is not root.
+        names.set_shut();
+    }
     // A token may be good for one use: find out before it is spent whether a tunnel can be had at all.
     drop(TunDevice::create(&options.name)?);
     let key = if options.new_key { Store::new_key()? } else { store.tunnel_key()? };
@@ -154,7 +162,7 @@ pub async fn up(
     let enrolment = if let Some(kept) = usable(kept, options.invitation.as_ref()) {
         kept
     } else {
-        let joining = join(&options, &store, &key, progress);
+        let joining = join(&options, &store, (&key, &names), progress);
         tokio::select! {
             enrolment = joining => enrolment?,
             () = stop.cancelled() => return Ok(()),
@@ -166,6 +174,7 @@ pub async fn up(
         name: options.name,
         store,
         key,
+        names,
         enrolment,
         invitation: options.invitation,
         dns: options.dns,
@@ -214,7 +223,7 @@ async fn answer_meanwhile(options: &Options, questions: &mut mpsc::Receiver<cont
 async fn join(
     options: &Options,
     store: &Store,
-    key: &PrivateKey,
+    (key, names): (&PrivateKey, &Names),
     progress: &(dyn Fn(Progress) + Sync),
 ) -> Result<Enrolment, ClientError> {
     let Some(invitation) = &options.invitation else {
@@ -226,7 +235,7 @@ async fn join(
         });
     };
     progress(Progress::Enrolling(invitation.membership.server_name.clone()));
-    let enrolment = enrol_patiently(invitation, key, &Names::default(), options.patience, progress).await?;
+    let enrolment = enrol_patiently(invitation, key, names, options.patience, progress).await?;
     if options.new_key {
         // A crash in between leaves a machine that is not enrolled, not one with another's certificate.
         Enrolment::forget(store)?;

@@ -11,12 +11,13 @@ use nix::sys::socket::{setsockopt, sockopt};
 use tokio::io::unix::AsyncFd;
 
 use super::{
+    kill_switch,
     routes::{Impairment, Plan, Present, Wanted, plan, witnesses},
     runner::FWMARK,
 };
 use crate::kernel::{
-    FullTunnel, InnerAddresses, KernelError, MAIN_TABLE, MainRoute, MarkedAnswers, RefusedRoute,
-    RouteChanges, RouteSocket, remove_table, sweep_rules,
+    FullTunnel, InnerAddresses, KernelError, KillSwitch, MAIN_TABLE, MainRoute, MarkedAnswers, RefusedRoute,
+    RouteChanges, RouteSocket, TableChanges, Written, let_marks_count, remove_table, sweep_rules,
 };
 
 /// First of the routing tables that tunnels use; the device's index is added.
@@ -25,21 +26,75 @@ const TABLES: u32 = 0x7069_0000;
 const PRIORITIES: u32 = 31_000;
 const PRIORITY_SLOTS: u32 = 400;
 
-/// Tells when an address, a route or a link of this machine changed.
-pub(super) struct Watch(AsyncFd<RouteChanges>);
+/// Tells when an address, a route or a link of this machine changed, or a table of the tunnel's.
+pub(super) struct Watch {
+    routes: AsyncFd<RouteChanges>,
+    /// Where the kernel has nftables.
+    tables: Option<AsyncFd<TableChanges>>,
+}
 
 impl Watch {
-    pub(super) fn open() -> io::Result<Self> {
+    pub(super) fn open(tunnel: &str) -> io::Result<Self> {
         // SAFETY: it is one open descriptor for as long as it lives, and `AsyncFd` keeps it.
-        let changes = unsafe { AsyncFd::register(RouteChanges::open()?) }?;
-        Ok(Watch(changes))
+        let routes = unsafe { AsyncFd::register(RouteChanges::open()?) }?;
+        let tables = [inner_table(tunnel), mark_table(tunnel), kill_switch::table(tunnel)];
+        let tables = TableChanges::open(tables.into())
+            // SAFETY: the same.
+            .and_then(|changes| unsafe { AsyncFd::register(changes) }.map_err(io::Error::from))
+            .inspect_err(
+                |error| tracing::debug!(%error, "who else changes the tunnel's tables is not noticed"),
+            );
+        Ok(Watch { routes, tables: tables.ok() })
     }
 
     /// Waits for the next change. What it was does not matter: who asks looks at the result.
     pub(super) async fn changed(&self) -> io::Result<()> {
-        let mut ready = self.0.readable().await?;
-        self.0.get_ref().drain()?;
-        ready.clear_ready();
+        loop {
+            tokio::select! {
+                ready = self.routes.readable() => {
+                    let mut ready = ready?;
+                    self.routes.get_ref().drain()?;
+                    ready.clear_ready();
+                    return Ok(());
+                }
+                changed = table_changed(self.tables.as_ref()) => if changed? {
+                    return Ok(());
+                },
+            }
+        }
+    }
+}
+
+/// Whether it was one of the tunnel's.
+async fn table_changed(tables: Option<&AsyncFd<TableChanges>>) -> io::Result<bool> {
+    let Some(tables) = tables else { return std::future::pending().await };
+    let mut ready = tables.readable().await?;
+    let is_ours = tables.get_ref().drain()?;
+    ready.clear_ready();
+    Ok(is_ours)
+}
+
+/// An nftables table of ours, written where it is to be another, or somebody else has changed it.
+struct Standing<T>(Option<(T, Written)>);
+
+impl<T: PartialEq> Standing<T> {
+    fn keep(
+        &mut self,
+        wanted: T,
+        install: impl FnOnce(&T) -> Result<Written, KernelError>,
+    ) -> Result<(), KernelError> {
+        if let Some((_, written)) = self.0.as_mut().filter(|(had, _)| *had == wanted) {
+            if written.stands() {
+                return Ok(());
+            }
+            tracing::warn!(
+                table = written.table(),
+                "somebody else has changed a table of ours: it is made again"
+            );
+        }
+        self.0 = None;
+        let written = install(&wanted)?;
+        self.0 = Some((wanted, written));
         Ok(())
     }
 }
@@ -115,19 +170,27 @@ fn best_v6(routes: impl Iterator<Item = (String, MainRoute)>) -> Option<(String,
 }
 
 /// Keeps the addresses of one tunnel for it.
-pub(super) struct AddressKeeper(InnerAddresses);
+pub(super) struct AddressKeeper {
+    wanted: InnerAddresses,
+    standing: Standing<InnerAddresses>,
+    /// What was said of a kernel that does not take it.
+    failed: bool,
+}
 
 impl AddressKeeper {
     /// For the tunnel's device of that name.
     pub(super) fn new(device: &str) -> Self {
         let (table, tunnel_device) = (inner_table(device), device.to_owned());
-        Self(InnerAddresses { table, addresses: Vec::new(), tunnel_device })
+        let wanted = InnerAddresses { table, addresses: Vec::new(), tunnel_device };
+        Self { wanted, standing: Standing(None), failed: false }
     }
 
-    /// Keeps exactly these. A kernel without nftables carries the tunnel all the same.
+    /// Keeps exactly these, whoever changed something. A kernel without nftables carries the tunnel all the same.
     pub(super) fn keep(&mut self, addresses: &[IpNet]) {
-        self.0.addresses = addresses.iter().map(IpNet::addr).collect();
-        if let Err(error) = self.0.install() {
+        self.wanted.addresses = addresses.iter().map(IpNet::addr).collect();
+        let kept = self.standing.keep(self.wanted.clone(), InnerAddresses::install);
+        let had_failed = std::mem::replace(&mut self.failed, kept.is_err());
+        if let Some(error) = kept.err().filter(|_| !had_failed) {
             tracing::warn!(%error, category = error.category(),
                 "who shares a network with this machine can reach its address in the tunnel");
         }
@@ -135,9 +198,23 @@ impl AddressKeeper {
 
     /// Takes everything back.
     pub(super) fn remove(&mut self) {
-        if let Err(error) = self.0.remove() {
+        if let Err(error) = self.wanted.remove() {
             tracing::debug!(%error, category = error.category(), "the filter of the tunnel's address stays behind");
         }
+    }
+}
+
+/// Keeps what is the tunnel's in it. It stays when the process ends.
+pub(super) struct Switch(Standing<KillSwitch>);
+
+impl Switch {
+    pub(super) fn new() -> Self {
+        Self(Standing(None))
+    }
+
+    /// Keeps exactly this in, whoever changed something.
+    pub(super) fn keep(&mut self, wanted: KillSwitch) -> Result<(), KernelError> {
+        self.0.keep(wanted, KillSwitch::install)
     }
 }
 
@@ -146,6 +223,7 @@ pub(super) struct Routes {
     device: u32,
     full: FullTunnel,
     marked: MarkedAnswers,
+    standing: Standing<MarkedAnswers>,
     /// Whether the own table and its rules are in use.
     covering: bool,
 }
@@ -160,12 +238,12 @@ impl Routes {
             main_first,
         };
         let marked = MarkedAnswers { table: mark_table(name), fwmark, tunnel_device: name.to_owned() };
-        Routes { device, full, marked, covering: false }
+        Routes { device, full, marked, standing: Standing(None), covering: false }
     }
 
-    /// Makes the device up, and the routes what the pool and the user want of them, whoever changed something. Yields what
-    /// is not as the pool says.
-    pub(super) fn set(&mut self, wanted: &Wanted<'_>) -> Vec<Impairment> {
+    /// Makes the device up, and the routes what the pool and the user want of them beside those of others, whoever changed
+    /// something. Yields what is not as the pool says.
+    pub(super) fn set(&mut self, wanted: &Wanted<'_>, present: &[Present]) -> Vec<Impairment> {
         let mut socket = match RouteSocket::open() {
             Ok(socket) => socket,
             Err(error) => return vec![Impairment::failed("RoutesMissing", &error)],
@@ -177,10 +255,9 @@ impl Routes {
         {
             impairments.push(Impairment::failed("DeviceDown", &error));
         }
-        let present = present_in(&mut socket, self.device);
-        let planned = plan(wanted, &present);
+        let planned = plan(wanted, present);
         let refused = self.install(&mut socket, &planned, &mut impairments);
-        let tries = witnesses(&planned, self.device, &present);
+        let tries = witnesses(&planned, self.device, present);
         let there = tries.iter().filter(|(net, _)| refused.iter().all(|refused| refused.net != *net));
         impairments.extend(there.filter_map(|(net, witness)| self.overruled(&mut socket, *net, *witness)));
         impairments.extend(planned.impairments);
@@ -224,8 +301,15 @@ impl Routes {
     }
 
     /// The tunnel's own packets get their answers also where the way back is looked at.
-    fn mark(&self, plan: &Plan) {
-        let marked = if plan.own.is_empty() { self.marked.remove() } else { self.marked.install() };
+    fn mark(&mut self, plan: &Plan) {
+        let marked = if !plan.own.is_empty() {
+            let kept = self.standing.keep(self.marked.clone(), MarkedAnswers::install);
+            let_marks_count().and(kept)
+        } else if self.standing.0.take().is_some() {
+            self.marked.remove()
+        } else {
+            Ok(())
+        };
         if let Err(error) = marked {
             // Most hosts are not that strict, and those that are do not connect without.
             tracing::warn!(%error, category = error.category(), "a host with rp_filter=1 drops the tunnel's packets");
@@ -269,11 +353,8 @@ pub(super) fn sweep(tunnel: &str) -> Result<bool, KernelError> {
 
 /// The routes of others, each with the name of its device.
 pub(super) fn present(tunnel: u32) -> Vec<Present> {
-    RouteSocket::open().map(|mut socket| present_in(&mut socket, tunnel)).unwrap_or_default()
-}
-
-fn present_in(socket: &mut RouteSocket, tunnel: u32) -> Vec<Present> {
-    let routes = socket.main_routes().unwrap_or_else(|error| {
+    let routes = RouteSocket::open().and_then(|mut socket| socket.main_routes());
+    let routes = routes.unwrap_or_else(|error| {
         tracing::warn!(%error, category = error.category(), "what overlaps with the local network is not seen");
         Vec::new()
     });
@@ -297,7 +378,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_change_of_the_network_is_noticed() {
-        let watch = Watch::open().unwrap();
+        let watch = Watch::open("ph-watch-test").unwrap();
         let device = crate::kernel::TunDevice::create("ph-watch-test").unwrap();
         tokio::time::timeout(std::time::Duration::from_secs(5), watch.changed()).await.unwrap().unwrap();
         drop(device);

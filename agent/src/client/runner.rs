@@ -24,9 +24,9 @@ use super::{
     enrolment::{Enrolment, Invitation},
     heard::Clock,
     kill_switch,
-    network::{self, AddressKeeper, Routes, Watch, local_network, source_towards},
+    network::{self, AddressKeeper, Routes, Switch, Watch, local_network, source_towards},
     pulse::{Pulse, Step, Way},
-    routes::{self, Choice, Overlap},
+    routes::{self, Choice, Overlap, Present},
     session::{self, Nudges, Session, Target, Told},
     settings::{Replica, Settings},
     sleeper::{self, Place, Sleeper},
@@ -86,6 +86,7 @@ pub(super) struct Setup<'a> {
     pub(super) name: String,
     pub(super) store: Store,
     pub(super) key: PrivateKey,
+    pub(super) names: Names,
     pub(super) enrolment: Enrolment,
     pub(super) invitation: Option<Invitation>,
     pub(super) dns: bool,
@@ -121,6 +122,7 @@ struct Runner<'a> {
     /// The first connection is not to be had on the user's terms.
     refused: Option<ClientError>,
     keeper: AddressKeeper,
+    switch: Switch,
     dns: Option<Dns>,
     names: Names,
     /// The replica that routes lead to.
@@ -198,7 +200,7 @@ pub(super) async fn run(
     let (enrolled, mut enrolments) = mpsc::channel(1);
     let (radio, nudges) = (Arc::new(Radio::default()), Arc::new(Nudges::default()));
     let mut random = entropy::jitter();
-    let names = Names::new(Some(FWMARK));
+    let names = setup.names.clone();
     let holder = Session {
         instance: (u128::from(random.next_u64()) << 64 | u128::from(random.next_u64())).to_be_bytes(),
         nudges: Arc::clone(&nudges),
@@ -211,10 +213,12 @@ pub(super) async fn run(
         events: session_events,
     };
     let session_task = tokio::spawn(holder.run());
-    let network = Watch::open()
+    let network = Watch::open(&setup.name)
         .map_err(|source| ClientError::Setting(format!("cannot watch the network: {source}")))?;
 
-    let dns = setup.dns.then(|| Dns::new(&setup.name, setup.store.clone(), names.clone()));
+    // Behind a kill switch the network's own servers are looked for also where none are set.
+    let dns =
+        (setup.dns || setup.kill_switch).then(|| Dns::new(&setup.name, setup.store.clone(), names.clone()));
     let dns_watch = dns.as_ref().and_then(|_| dns::Watch::open_or_say());
     let patience = setup.patience;
     let mut runner = Runner {
@@ -240,6 +244,7 @@ pub(super) async fn run(
         impairments: Vec::new(),
         refused: None,
         keeper: AddressKeeper::new(&setup.name),
+        switch: Switch::new(),
         dns,
         names,
         routed: None,
@@ -267,7 +272,7 @@ pub(super) async fn run(
         tunnel,
     };
     // Before the first name is asked for.
-    runner.keep_in()?;
+    runner.keep_in(&network::present(runner.tunnel.index()))?;
     runner.keeper.keep(&runner.settings.addresses);
     runner.route_to(None);
     runner.resolve();
@@ -665,7 +670,6 @@ impl Runner<'_> {
         let (mtu, addresses) = (settings.mtu, settings.addresses.clone());
         let former = std::mem::replace(&mut self.settings, settings);
         if addresses != former.addresses {
-            self.keeper.keep(&addresses);
             self.keep_routes();
         }
         if mtu != former.mtu {
@@ -1017,10 +1021,12 @@ impl Runner<'_> {
         self.tunnel.set_peers(self.settings.peers(replica.as_ref()));
     }
 
-    /// Has addresses and routes be what they are to be, whoever changed them.
+    /// Has addresses, routes and tables be what they are to be, whoever changed them.
     fn keep_routes(&mut self) {
         let without = self.tunnel.set_addresses(&self.settings.addresses);
-        let kept_in = self.keep_in();
+        self.keeper.keep(&self.settings.addresses);
+        let present = network::present(self.tunnel.index());
+        let kept_in = self.keep_in(&present);
         if !self.was_connected {
             self.note(kept_in.err());
             return self.note(without.err());
@@ -1035,7 +1041,7 @@ impl Runner<'_> {
             choice: &self.setup.routes,
             has_ipv6: without.as_ref().is_ok_and(Vec::is_empty),
         };
-        let mut impairments = self.routes.set(&wanted);
+        let mut impairments = self.routes.set(&wanted, &present);
         impairments.extend(kept_in.err().map(|error| Impairment::failed("KillSwitchMissing", &error)));
         impairments.extend(without.err().map(|error| Impairment::failed("AddressMissing", &error)));
         if impairments != self.impairments {
@@ -1051,7 +1057,7 @@ impl Runner<'_> {
     }
 
     /// The kill switch, where there is to be one, in the network as it is now.
-    fn keep_in(&self) -> Result<(), KernelError> {
+    fn keep_in(&mut self, present: &[Present]) -> Result<(), KernelError> {
         if !self.setup.kill_switch {
             return Ok(());
         }
@@ -1060,9 +1066,9 @@ impl Runner<'_> {
             texts(&replica.tunnel_endpoints).into_iter().chain(texts(&replica.session_endpoints))
         });
         let endpoints = endpoints.chain(self.setup.enrolment.membership.endpoints.clone());
-        let present = network::present(self.tunnel.index());
         let (pool, choice) = (&self.settings.routes, &self.setup.routes);
-        kill_switch::plan(&self.setup.name, FWMARK, (pool, choice), &present, endpoints).install()
+        let wanted = kill_switch::plan(&self.setup.name, FWMARK, (pool, choice), present, endpoints);
+        self.switch.keep(wanted)
     }
 
     /// What the pool promises and is missing, for those who look after the cluster.
@@ -1092,7 +1098,7 @@ impl Runner<'_> {
             return;
         }
         self.keep_routes();
-        if let Some(dns) = &mut self.dns {
+        if let Some(dns) = self.dns.as_mut().filter(|_| self.setup.dns) {
             dns.set(Instant::now(), Wanted::of(&self.settings));
         }
     }

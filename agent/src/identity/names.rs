@@ -39,6 +39,8 @@ struct Servers {
     network: Vec<IpAddr>,
     /// The system asks others.
     asked: bool,
+    /// The system's way may be shut.
+    shut: bool,
 }
 
 impl Names {
@@ -55,6 +57,12 @@ impl Names {
     /// Whether the system asks others than the network's own, so that those have to be asked directly.
     pub fn set_asked(&self, asked: bool) {
         self.servers.write().unwrap_or_else(PoisonError::into_inner).asked = asked;
+    }
+
+    /// Says that whoever resolves for the system may not reach the network's servers, as behind a kill switch, where a question
+    /// with the mark may. They are asked directly from now on.
+    pub fn set_shut(&self) {
+        self.servers.write().unwrap_or_else(PoisonError::into_inner).shut = true;
     }
 
     /// The network's own name servers, asked or not.
@@ -78,7 +86,7 @@ impl Names {
         let HostPort { host: Host::Name(name), port } = endpoint.parse().ok()? else { return None };
         let servers = {
             let servers = self.servers.read().unwrap_or_else(PoisonError::into_inner);
-            if servers.asked { servers.network.clone() } else { Vec::new() }
+            if servers.asked || servers.shut { servers.network.clone() } else { Vec::new() }
         };
         if servers.is_empty() {
             return None;

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use super::{
     KernelError,
     netlink::Attributes,
-    nftables::{self, Chain, Hook, Is},
+    nftables::{self, Chain, Hook, Is, Written},
 };
 
 const IPV4: u8 = 2;
@@ -29,10 +29,10 @@ pub struct InnerAddresses {
 
 impl InnerAddresses {
     /// Makes the table exactly this, in one step.
-    pub fn install(&self) -> Result<(), KernelError> {
+    pub fn install(&self) -> Result<Written, KernelError> {
         let rules = self.addresses.iter().map(|&address| self.rule(address)).collect();
         let chain = Chain { name: "prerouting", hook: BEFORE_ALL, rules };
-        nftables::replace("keep the tunnel's address for the tunnel (nftables)", &self.table, &[chain])
+        nftables::write("keep the tunnel's address for the tunnel (nftables)", &self.table, &[chain])
     }
 
     /// Removes the table. One that is gone already is no error.

@@ -5,7 +5,7 @@ use ipnet::IpNet;
 use super::{
     KernelError,
     netlink::Attributes,
-    nftables::{self, Chain, Hook, Is},
+    nftables::{self, Chain, Hook, Is, Written},
 };
 
 /// `NF_INET_LOCAL_OUT` and `NF_INET_FORWARD` at `NF_IP_PRI_FILTER`.
@@ -53,10 +53,10 @@ pub struct KillSwitch {
 
 impl KillSwitch {
     /// Makes the table exactly this, in one step.
-    pub fn install(&self) -> Result<(), KernelError> {
+    pub fn install(&self) -> Result<Written, KernelError> {
         let output = Chain { name: "output", hook: OUTPUT, rules: self.output() };
         let forward = Chain { name: "forward", hook: FORWARD, rules: self.forward() };
-        nftables::replace("keep everything in the tunnel (nftables)", &self.table, &[output, forward])
+        nftables::write("keep everything in the tunnel (nftables)", &self.table, &[output, forward])
     }
 
     fn output(&self) -> Vec<Vec<Attributes>> {

@@ -2,7 +2,7 @@
 
 use super::{
     KernelError,
-    nftables::{self, Chain, Hook, Is},
+    nftables::{self, Chain, Hook, Is, Written},
 };
 
 /// `NF_INET_PRE_ROUTING` and `NF_INET_LOCAL_OUT` at `NF_IP_PRI_MANGLE`: after connections are known, before a way is chosen.
@@ -23,14 +23,19 @@ pub struct MarkedAnswers {
     pub tunnel_device: String,
 }
 
+/// Has marks count for the way back (`src_valid_mark`), as [`MarkedAnswers`] needs it. It stays so.
+pub fn let_marks_count() -> Result<(), KernelError> {
+    let what = "have marks count for the way back (set the sysctl net.ipv4.conf.all.src_valid_mark=1)";
+    if std::fs::read_to_string(VALID_MARK).is_ok_and(|value| value.trim() != "1") {
+        std::fs::write(VALID_MARK, "1")
+            .map_err(|source| KernelError::Refused { what: what.to_owned(), source })?;
+    }
+    Ok(())
+}
+
 impl MarkedAnswers {
-    /// Makes the table exactly this, in one step, and has marks count for the way back (`src_valid_mark`, which stays).
-    pub fn install(&self) -> Result<(), KernelError> {
-        let what = "have marks count for the way back (set the sysctl net.ipv4.conf.all.src_valid_mark=1)";
-        if std::fs::read_to_string(VALID_MARK).is_ok_and(|value| value.trim() != "1") {
-            std::fs::write(VALID_MARK, "1")
-                .map_err(|source| KernelError::Refused { what: what.to_owned(), source })?;
-        }
+    /// Makes the table exactly this, in one step.
+    pub fn install(&self) -> Result<Written, KernelError> {
         let out = [&Vec::from(nftables::mark_is(self.fwmark))[..], &nftables::remember_mark()].concat();
         let mut back = Vec::from(nftables::input_device(Is::Not, &self.tunnel_device));
         back.extend(nftables::remembered_mark_is(self.fwmark));
@@ -39,7 +44,7 @@ impl MarkedAnswers {
             Chain { name: "output", hook: OUT, rules: vec![out] },
             Chain { name: "prerouting", hook: IN, rules: vec![back] },
         ];
-        nftables::replace("mark the answers to the tunnel's packets (nftables)", &self.table, &chains)
+        nftables::write("mark the answers to the tunnel's packets (nftables)", &self.table, &chains)
     }
 
     /// Removes the table. One that is gone already is no error.

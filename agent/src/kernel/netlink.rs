@@ -129,6 +129,31 @@ pub(super) fn u32_at(bytes: &[u8], offset: usize) -> Option<u32> {
     bytes.get(offset..)?.first_chunk().map(|&chunk| u32::from_ne_bytes(chunk))
 }
 
+/// A message of the kernel's.
+pub(super) struct Received<'a> {
+    pub(super) kind: u16,
+    sequence: u32,
+    pub(super) body: &'a [u8],
+}
+
+/// The messages of a datagram; `None` ends them where one is broken.
+pub(super) fn messages(mut bytes: &[u8]) -> impl Iterator<Item = Option<Received<'_>>> {
+    std::iter::from_fn(move || {
+        if bytes.is_empty() {
+            return None;
+        }
+        let received = received(bytes);
+        let size = received.as_ref().map_or(bytes.len(), |received| HEADER + received.body.len());
+        bytes = bytes.get(size.next_multiple_of(4)..).unwrap_or_default();
+        Some(received)
+    })
+}
+
+fn received(bytes: &[u8]) -> Option<Received<'_>> {
+    let size = usize::try_from(u32_at(bytes, 0)?).ok()?;
+    Some(Received { kind: u16_at(bytes, 4)?, sequence: u32_at(bytes, 8)?, body: bytes.get(HEADER..size)? })
+}
+
 /// A netlink socket.
 #[derive(Debug)]
 pub(super) struct Socket {
@@ -210,13 +235,8 @@ impl Socket {
                 Err(Errno::EINTR) => continue,
                 result => result.map_err(failed)?,
             };
-            let mut rest = buffer.get(..length).unwrap_or_default();
-            while !rest.is_empty() {
-                let size =
-                    u32_at(rest, 0).and_then(|size| usize::try_from(size).ok()).ok_or_else(malformed)?;
-                let kind = u16_at(rest, 4).ok_or_else(malformed)?;
-                let sequence = u32_at(rest, 8).ok_or_else(malformed)?;
-                let body = rest.get(HEADER..size).ok_or_else(malformed)?;
+            for message in messages(buffer.get(..length).unwrap_or_default()) {
+                let Received { kind, sequence, body } = message.ok_or_else(malformed)?;
                 match kind {
                     ERROR | DONE => {
                         let code = u32_at(body, 0).unwrap_or(0).cast_signed();
@@ -229,7 +249,6 @@ impl Socket {
                     }
                     _ => found(kind, body),
                 }
-                rest = rest.get(size.next_multiple_of(4)..).unwrap_or_default();
             }
         }
     }
@@ -255,6 +274,7 @@ mod tests {
         #[test]
         fn any_bytes_end_as_attributes(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
             prop_assert!(attributes(&bytes).count() <= bytes.len() / 4);
+            prop_assert!(messages(&bytes).count() <= bytes.len() / HEADER + 1);
         }
     }
 }

@@ -5,7 +5,7 @@ use nix::{errno::Errno, sys::socket::SockProtocol};
 
 use super::{
     KernelError,
-    netlink::{APPEND, Attributes, CREATE, Message, Socket},
+    netlink::{APPEND, Attributes, CREATE, Message, Socket, attribute},
 };
 
 const SUBSYSTEM: u16 = 10;
@@ -15,7 +15,16 @@ const NEW_TABLE: u16 = 0;
 const GET_TABLE: u16 = 1;
 const DELETE_TABLE: u16 = 2;
 const NEW_CHAIN: u16 = 3;
+const GET_CHAIN: u16 = 4;
 const NEW_RULE: u16 = 6;
+const GET_RULE: u16 = 7;
+const GET_GENERATION: u16 = 16;
+/// `struct nfgenmsg`.
+const FAMILY_HEADER: usize = 4;
+/// Attributes by which objects are told apart: `NFTA_*_HANDLE`.
+const TABLE_HANDLE: u16 = 4;
+const CHAIN_HANDLE: u16 = 2;
+const RULE_HANDLE: u16 = 3;
 /// `NFPROTO_INET`: both families.
 const INET: u8 = 1;
 const REGISTER: u32 = 1;
@@ -68,6 +77,89 @@ pub(super) struct Chain {
     pub(super) name: &'static str,
     pub(super) hook: Hook,
     pub(super) rules: Vec<Vec<Attributes>>,
+}
+
+/// A table as this process wrote it, to be known again.
+#[derive(Debug, Clone)]
+pub struct Written {
+    table: String,
+    chains: Vec<&'static str>,
+    /// Where it could not be read, it is taken for another's in any case.
+    known: Option<Known>,
+}
+
+/// By what a table is known: any that is made again has other handles.
+#[derive(Debug, Clone)]
+struct Known {
+    /// Of all tables of the namespace.
+    generation: Vec<u8>,
+    handles: Vec<Vec<u8>>,
+}
+
+impl Written {
+    /// The table's name.
+    pub fn table(&self) -> &str {
+        &self.table
+    }
+
+    /// Whether the table still consists of what was written. What is cheap to see is looked at first: whether any table here
+    /// was changed since.
+    pub fn stands(&mut self) -> bool {
+        let Some(known) = &mut self.known else { return false };
+        let Ok(now) = generation() else { return false };
+        if now == known.generation {
+            return true;
+        }
+        let stands = handles(&self.table, &self.chains).is_ok_and(|handles| handles == known.handles);
+        if stands {
+            known.generation = now;
+        }
+        stands
+    }
+}
+
+fn generation() -> Result<Vec<u8>, KernelError> {
+    let what = "see whether rules were changed (nftables)";
+    let answer = Socket::open(SockProtocol::NetlinkNetFilter)?.get(what, &nftables(GET_GENERATION, 0))?;
+    value_of(what, &answer, 1)
+}
+
+fn handles(table: &str, chains: &[&str]) -> Result<Vec<Vec<u8>>, KernelError> {
+    let what = "look at a table of ours (nftables)";
+    let mut socket = Socket::open(SockProtocol::NetlinkNetFilter)?;
+    let answer = socket.get(what, &named(GET_TABLE, 0, table))?;
+    let mut handles = vec![value_of(what, &answer, TABLE_HANDLE)?];
+    for chain in chains {
+        let answer = socket.get(what, &named(GET_CHAIN, 0, table).attribute(3, &text(chain)))?;
+        handles.push(value_of(what, &answer, CHAIN_HANDLE)?);
+    }
+    for (_, rule) in socket.dump(what, &named(GET_RULE, 0, table))? {
+        handles.push(value_of(what, &rule, RULE_HANDLE)?);
+    }
+    Ok(handles)
+}
+
+fn value_of(what: &str, message: &[u8], kind: u16) -> Result<Vec<u8>, KernelError> {
+    let value = message.get(FAMILY_HEADER..).and_then(|attributes| attribute(attributes, kind));
+    value.map(<[u8]>::to_vec).ok_or_else(|| KernelError::Malformed { what: what.to_owned() })
+}
+
+/// The table that a message of nftables is about, if it is about one.
+pub(super) fn table_of(message: &[u8]) -> Option<String> {
+    let name = attribute(message.get(FAMILY_HEADER..)?, 1)?;
+    let name = name.strip_suffix(&[0]).unwrap_or(name);
+    String::from_utf8(name.to_vec()).ok()
+}
+
+/// The same as [`replace`], to be known again.
+pub(super) fn write(what: &str, table: &str, chains: &[Chain]) -> Result<Written, KernelError> {
+    replace(what, table, chains)?;
+    let names: Vec<_> = chains.iter().map(|chain| chain.name).collect();
+    // Before the handles: what somebody else does in between is seen later.
+    let known = generation()
+        .and_then(|generation| Ok(Known { generation, handles: handles(table, &names)? }))
+        .inspect_err(|error| tracing::debug!(%error, table, "is written again with each look"));
+    Ok(Written { table: table.to_owned(), chains: names, known: known.ok() })
 }
 
 /// Makes the table exactly these chains: no packet sees it half done, and flows in progress go on. `what` completes "cannot …".

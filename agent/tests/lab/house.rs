@@ -5,11 +5,11 @@ pub(crate) mod floors;
 
 use std::{
     io::{BufRead, BufReader},
-    path::Path,
+    path::{Path, PathBuf},
     process::{Command, Stdio},
 };
 
-use floors::FLOORS;
+use floors::{FLOORS, package};
 
 use super::{Lab, Output, PINHOLE, Running};
 
@@ -18,6 +18,22 @@ pub(crate) struct House<'a> {
     lab: &'a Lab,
     inhabitant: Running,
     _directory: tempfile::TempDir,
+}
+
+/// The files of a package and of all that it needs and this machine has not. `Err` says why they cannot be had.
+pub(crate) fn package_and_needs(name: &str) -> Result<Vec<PathBuf>, String> {
+    let script = r#"
+list() { apt-get -s install --no-install-recommends "$1"; }
+list "$1" || { apt-get -q update && list "$1"; }
+"#;
+    let output = Command::new("sh").args(["-c", script, "sh", name]).output();
+    let output = output.map_err(|error| error.to_string())?;
+    if !output.status.success() {
+        return Err(String::from_utf8_lossy(&output.stderr).trim().to_owned());
+    }
+    let told = String::from_utf8_lossy(&output.stdout);
+    let names = told.lines().filter_map(|line| line.strip_prefix("Inst ")?.split(' ').next());
+    names.map(package).collect()
 }
 
 impl<'a> House<'a> {

@@ -189,6 +189,20 @@ impl Lab {
         })
     }
 
+    /// The client is a machine of its own, at a tap of this name.
+    pub(crate) fn beside_a_machine(name: &str, tap: &str) -> Self {
+        Self::with(name, |gateway, client| {
+            ip(&format!("-n {gateway} link add out type veth peer name wan netns {client}"));
+            ip(&format!("-n {client} link add cable type bridge"));
+            ip(&format!("-n {client} tuntap add {tap} mode tap"));
+            for port in ["wan", tap] {
+                ip(&format!("-n {client} link set {port} up master cable"));
+            }
+            ip(&format!("-n {client} link set cable up"));
+            None
+        })
+    }
+
     /// The client is behind a NAT that forgets after these seconds: a mapping that is new, and one in use.
     pub(crate) fn behind_a_nat(name: &str, timeouts: (u32, u32)) -> Self {
         Self::with(name, |gateway, client| Some(Nat::between(gateway, client, timeouts)))

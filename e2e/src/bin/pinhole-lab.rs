@@ -225,7 +225,7 @@ async fn setup() -> anyhow::Result<()> {
     rust::toolbox().await?;
     rust::binaries().await?;
     if let Err(error) = linux::prepare().await {
-        progress::say(&format!("tests beside Linux's own WireGuard will be skipped: {error}"));
+        progress::say(&format!("tests with an emulated machine will be skipped: {error}"));
     }
     Ok(())
 }

@@ -1,5 +1,6 @@
 //! A Linux kernel with a WireGuard of its own, to boot beside this one's: Debian's stock cloud kernel, and a file system of a
-//! few megabytes in memory with a shell and `wg`. The agent's tests boot it under emulation, and are skipped without it.
+//! few megabytes in memory with a shell and `wg`, or one that goes on with a whole Debian's files. The agent's tests boot it
+//! under emulation, and are skipped without it.
 
 use std::{
     collections::{BTreeSet, HashMap},
@@ -20,6 +21,9 @@ const EMULATOR: &str = "qemu-system-x86_64";
 const KERNEL: &str = "linux-image-cloud-amd64";
 /// What a guest under an emulator needs for its network, and what it is for.
 const MODULES: &[&str] = &["virtio_pci", "virtio_net", "wireguard"];
+/// What one needs that has files and a service manager besides.
+const WHOLE_MODULES: &[&str] =
+    &["virtio_pci", "virtio_net", "virtio_blk", "virtiofs", "overlay", "tun", "nf_tables", "nft_ct"];
 /// Reads commands from its terminal, one a line, and says how each ended.
 const INIT: &str = "#!/bin/busybox sh
 /bin/busybox --install -s /bin
@@ -33,13 +37,31 @@ while read -r line; do eval \"$line\"; echo \"DONE $?\"; done
 poweroff -f
 ";
 
-/// Puts the kernel (`vmlinuz`) and its file system (`initrd`) into `linux` in the cache, where they are not there yet.
+/// Goes on as the service manager of the files that the emulator shares as `root`, with what is written on the disk.
+const WHOLE_INIT: &str = "#!/bin/busybox sh
+/bin/busybox --install -s /bin
+export PATH=/bin
+mount -t proc proc /proc; mount -t sysfs sys /sys; mount -t devtmpfs dev /dev
+for module in /modules/*; do insmod $module; done
+mkdir -p /files /disk /root
+mount -t virtiofs root /files && mount -t ext4 /dev/vda /disk || poweroff -f
+mkdir -p /disk/upper /disk/work
+mount -t overlay -o lowerdir=/files,upperdir=/disk/upper,workdir=/disk/work root /root || poweroff -f
+mount -t tmpfs tmp /root/tmp
+for name in proc sys dev; do mount --move /$name /root/$name; done
+exec switch_root /root /lib/systemd/systemd
+";
+
+/// Puts the kernel (`vmlinuz`) and its file systems (`initrd`, `initrd-whole`) into `linux` in the cache, where they are not there yet.
 ///
 /// # Errors
 /// Where this is no Debian on x86-64, or its packages cannot be had.
 pub async fn prepare() -> Result<PathBuf> {
     let place = cache_dir()?.join("linux");
-    if place.join("initrd").exists() && Path::new("/usr/bin").join(EMULATOR).exists() {
+    if place.join("initrd").exists()
+        && place.join("initrd-whole").exists()
+        && Path::new("/usr/bin").join(EMULATOR).exists()
+    {
         return Ok(place);
     }
     if !(cfg!(target_arch = "x86_64") && Path::new("/usr/bin/apt-get").exists()) {
@@ -69,30 +91,46 @@ async fn make(place: &Path) -> Result<()> {
     {
         Command::new("dpkg").arg("-x").arg(package).arg(&tree).run().await?;
     }
+    let kernel = files(&tree.join("boot"))?.into_iter().find(|path| name(path).starts_with("vmlinuz"));
+    let kernel = kernel.ok_or_else(|| Error::Unsupported(format!("{image} has no kernel in it")))?;
+    fs::create_dir_all(place).doing(|| format!("making {}", place.display()))?;
+    // One of another kernel is of no use, and the last to be there again.
+    let _ = fs::remove_file(place.join("initrd"));
+    copy(&kernel, &place.join("vmlinuz"))?;
+    let whole = work.path().join("whole");
+    add_shell(&tree, &whole, WHOLE_INIT, WHOLE_MODULES)?;
+    pack(&whole, &place.join("initrd-whole")).await?;
     let root = work.path().join("root");
+    add_shell(&tree, &root, INIT, MODULES)?;
+    add_program(Path::new("/usr/bin/wg"), &root).await?;
+    pack(&root, &place.join("initrd")).await
+}
+
+/// A shell that runs this first, once these modules are there.
+fn add_shell(tree: &Path, root: &Path, first: &str, modules: &[&str]) -> Result<()> {
     for directory in ["bin", "modules", "proc", "sys", "dev", "tmp"] {
         fs::create_dir_all(root.join(directory)).doing(|| format!("making {directory} of a guest"))?;
     }
     copy(&tree.join("bin/busybox"), &root.join("bin/busybox"))?;
-    add_modules(&tree, &root.join("modules"))?;
-    add_program(Path::new("/usr/bin/wg"), &root).await?;
+    add_modules(tree, &root.join("modules"), modules)?;
     let init = root.join("init");
-    fs::write(&init, INIT).doing(|| "writing a guest's init".to_owned())?;
+    fs::write(&init, first).doing(|| "writing a guest's init".to_owned())?;
     fs::set_permissions(&init, fs::Permissions::from_mode(0o755))
-        .doing(|| "writing a guest's init".to_owned())?;
-    let kernel = files(&tree.join("boot"))?.into_iter().find(|path| name(path).starts_with("vmlinuz"));
-    let kernel = kernel.ok_or_else(|| Error::Unsupported(format!("{image} has no kernel in it")))?;
-    fs::create_dir_all(place).doing(|| format!("making {}", place.display()))?;
-    copy(&kernel, &place.join("vmlinuz"))?;
-    let pack = "find . | ./bin/busybox cpio -o -H newc > ../initrd";
-    Command::new("sh").args(["-ec", pack]).dir(&root).run().await?;
-    // Last: what is there is whole.
-    copy(&work.path().join("initrd"), &place.join("initrd.part"))?;
-    fs::rename(place.join("initrd.part"), place.join("initrd")).doing(|| "keeping a guest's files".to_owned())
+        .doing(|| "writing a guest's init".to_owned())
+}
+
+/// Makes a file system in memory of it. What is there is whole.
+async fn pack(root: &Path, to: &Path) -> Result<()> {
+    let packed = root.with_extension("cpio");
+    let pack = r#"find . | ./bin/busybox cpio -o -H newc > "$1""#;
+    Command::new("sh").args(["-ec", pack, "sh"]).arg(&packed).dir(root).run().await?;
+    let part = to.with_extension("part");
+    copy(&packed, &part)?;
+    fs::rename(part, to).doing(|| "keeping a guest's files".to_owned())
 }
 
 /// Copies the modules that the guest needs, named in the order in which they are to be loaded.
-fn add_modules(tree: &Path, to: &Path) -> Result<()> {
+fn add_modules(tree: &Path, to: &Path, wanted: &[&str]) -> Result<()> {
     let mut modules = HashMap::new();
     collect(&tree.join("lib/modules"), &mut modules)?;
     let mut needs = HashMap::new();
@@ -101,7 +139,7 @@ fn add_modules(tree: &Path, to: &Path) -> Result<()> {
         needs.insert(name.clone(), dependencies(&bytes));
     }
     let mut order = Vec::new();
-    for module in MODULES {
+    for module in wanted {
         line_up(module, &needs, &mut order, &mut BTreeSet::new());
     }
     for (number, module) in (10..).zip(&order) {

@@ -274,7 +274,29 @@ impl Churn {
 }
 
 /// A question with its way back.
-pub(super) type Asked = (Question, oneshot::Sender<Status>);
+pub(super) type Asked = (Question, Answer);
+
+/// The way back to who asked.
+pub(super) struct Answer {
+    status: oneshot::Sender<Status>,
+    /// Closed once the answer is written, or cannot be.
+    written: oneshot::Receiver<()>,
+}
+
+impl Answer {
+    /// Answers, and waits until that is written: for up to the time that an exchange may take. A process that
+    /// ends before left its asker without a word.
+    pub(super) async fn give(self, status: Status) {
+        if self.status.send(status).is_ok() {
+            let _ = self.written.await;
+        }
+    }
+
+    /// Answers; another task writes it.
+    pub(super) fn send(self, status: Status) {
+        let _ = self.status.send(status);
+    }
+}
 
 /// The listening socket; its file is removed when it is dropped.
 pub(super) struct Socket {
@@ -332,7 +354,8 @@ async fn answer(stream: UnixStream, asked: mpsc::Sender<Asked>) -> Option<()> {
         _ => return None,
     };
     let (reply, status) = oneshot::channel();
-    asked.send((question, reply)).await.ok()?;
+    let (_until_written, written) = oneshot::channel();
+    asked.send((question, Answer { status: reply, written })).await.ok()?;
     let mut line = serde_json::to_vec(&status.await.ok()?).ok()?;
     line.push(b'\n');
     writer.write_all(&line).await.ok()
@@ -391,4 +414,34 @@ pub fn running(states: &Path) -> Vec<String> {
         .collect();
     names.sort();
     names
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_asks_for_the_end_hears_of_it_from_a_process_that_ends_at_once() {
+        for _ in 0..50 {
+            let state = tempfile::tempdir().unwrap();
+            let (listening, listens) = std::sync::mpsc::channel();
+            let directory = state.path().to_owned();
+            let tunnel = std::thread::spawn(move || {
+                let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+                runtime.block_on(async {
+                    let (ask, mut asked) = mpsc::channel(1);
+                    let _socket = Socket::open("vpn0", &directory, ask).await.unwrap();
+                    listening.send(()).unwrap();
+                    let (question, answer) = asked.recv().await.unwrap();
+                    assert_eq!(question, Question::Down);
+                    answer.give(Status::default()).await;
+                });
+            });
+            listens.recv().unwrap();
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            let heard = runtime.block_on(ask("vpn0", state.path(), Question::Down));
+            tunnel.join().unwrap();
+            assert_eq!(heard.unwrap(), Status::default());
+        }
+    }
 }

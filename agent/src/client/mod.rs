@@ -204,10 +204,10 @@ async fn answer_meanwhile(options: &Options, questions: &mut mpsc::Receiver<cont
             last_error: Some("not enrolled yet: the gateway has not answered".to_owned()),
             ..Status::default()
         };
-        let _ = answer.send(status);
         if question == Question::Down {
-            return;
+            return answer.give(status).await;
         }
+        answer.send(status);
     }
 }
 

@@ -9,7 +9,7 @@ use std::{
 
 use pinhole_proto::{HostPort, bounds::MOST_OF_CLIENT, v1};
 use tokio::{
-    sync::{mpsc, oneshot, watch},
+    sync::{mpsc, watch},
     task::JoinHandle,
     time::{sleep, sleep_until},
 };
@@ -163,7 +163,7 @@ enum Held {
 /// Why the loop ended.
 enum End {
     Stopped,
-    Down(oneshot::Sender<Status>),
+    Down(control::Answer),
 }
 
 /// Runs until stopped, or until it cannot go on.
@@ -295,9 +295,7 @@ pub(super) async fn run(
                 }
             }
             Some((question, answer)) = asked.recv() => match question {
-                Question::Status => {
-                    let _ = answer.send(runner.status());
-                }
+                Question::Status => answer.send(runner.status()),
                 Question::Down => break Ok(End::Down(answer)),
             },
             Some(question) = wg_questions.recv() => uapi::answer_read_only(question, || runner.device()),
@@ -339,10 +337,7 @@ pub(super) async fn run(
     match end? {
         End::Stopped => Ok(()),
         End::Down(answer) => {
-            let _ = answer.send(status);
-            // The answer is written by another task.
-            tokio::task::yield_now().await;
-            sleep(Duration::from_millis(20)).await;
+            answer.give(status).await;
             Ok(())
         }
     }

@@ -89,6 +89,16 @@ impl<'a> Crowd<'a> {
         Ok(addresses)
     }
 
+    /// The longest interval in force, as the devices know it: of a binding, or of a session slept on.
+    async fn longest_interval(&self) -> anyhow::Result<Duration> {
+        let mut longest = Duration::ZERO;
+        for device in &self.devices {
+            let interval = device.status().await?.keepalive.interval_seconds.unwrap_or_default();
+            longest = longest.max(Duration::from_secs_f64(interval));
+        }
+        Ok(longest)
+    }
+
     /// Where the gateway sees each, once it says that each is connected.
     async fn endpoints(&self) -> anyhow::Result<BTreeSet<SocketAddr>> {
         let mut endpoints = BTreeSet::new();
@@ -389,6 +399,8 @@ async fn row_5_after_a_flush_50_clients_are_back_without_a_storm(lab: &Lab) -> O
     let quiet = crowd.nat.mappings().await?.len();
     crowd.nat.flush().await?;
     let flushed = Instant::now();
+    // Some sleep on their sessions by now, which are asked for less often than bindings.
+    let longest = longest.max(crowd.longest_interval().await?);
     let mut most = 0;
     let mut behind: Vec<IpAddr> = crowd.addresses().await?;
     // A client is back when the gateway's own packet reaches it.

@@ -24,7 +24,7 @@ tests![
 ];
 
 /// From the refusal to the words in the condition.
-const WITHIN: Duration = Duration::from_secs(30);
+pub(crate) const WITHIN: Duration = Duration::from_secs(30);
 
 /// What the condition says of the gateway: reason, and message.
 async fn verdict(vpn: &Vpn<'_>) -> Result<(String, String), String> {

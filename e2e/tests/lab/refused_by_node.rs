@@ -1,6 +1,6 @@
 //! What a node refuses a gateway, or what becomes of one whose node is gone, and a load balancer that serves one replica.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::ensure;
 use pinhole_e2e::{
@@ -12,7 +12,7 @@ use pinhole_e2e::{
 
 use crate::{
     Outcome, product,
-    refused::{namespace, pod_uid, says},
+    refused::{WITHIN, namespace, pod_uid, says},
     stock, tests,
 };
 
@@ -120,8 +120,15 @@ async fn an_eviction_is_quoted(lab: &Lab) -> Outcome {
         if seen.contains("ephemeral") { Ok(()) } else { Err(seen) }
     })
     .await?;
-    // The pod is made anew at once, runs until the next look of the kubelet, and so on.
-    says(&vpn, "Evicted", &["the kubelet", "ephemeral", "spec.pod"]).await?;
+    // The pod is made anew at once, runs until the next look of the kubelet, and so on: Ready may be True in between.
+    let begun = Instant::now();
+    vpn.condition("vgw/edge", "Reconciling", "True", "Evicted").await?;
+    ensure!(begun.elapsed() < WITHIN, "it was said after {:?}", begun.elapsed());
+    let path = "jsonpath={.status.conditions[?(@.reason==\"Evicted\")].message}";
+    let message = vpn.kubectl(&["get", "vgw/edge", "-o", path]).await?;
+    for words in ["the kubelet", "ephemeral", "spec.pod"] {
+        ensure!(message.contains(words), "{message}");
+    }
     wait::until("an Event that says so", PATIENCE, || async {
         let args = [
             "get",

@@ -17,7 +17,7 @@ use super::{
 use crate::{
     fleet::{GatewayKey, GatewayView, PoolKey, timestamp},
     plan::{
-        self, Cause, Foreign, KeyError, ObjectKind, PodFacts, Replica, is_controlled_by, replica_services,
+        self, Foreign, KeyError, ObjectKind, PodFacts, Replica, is_controlled_by, replica_services,
         summary::{self, Tally},
         tidings::restart_note,
     },
@@ -167,14 +167,14 @@ impl Context {
         if let Some(ControlError::Foreign(_)) = error {
             self.events.warn(gateway, Foreign::CATEGORY, &message);
         }
-        let (unread, frozen, refused, unbalanced) = {
+        let (unread, frozen, refused, unbalanced, (evicted, forgotten)) = {
             let world = self.hub.world();
             let frozen = world.frozen_pool_of(&key).map(|pool| pool.name.clone());
             let (refused, unbalanced) = (world.refusals_of(gateway), world.unbalanced_of(gateway));
-            (world.unread_gateway(&key).to_vec(), frozen, refused, unbalanced)
+            let evicted = world.evictions_of(gateway, Instant::now());
+            (world.unread_gateway(&key).to_vec(), frozen, refused, unbalanced, evicted)
         };
-        // Its pod is made anew at once, so that the condition may say so for a moment only.
-        for (replica, eviction) in refused.iter().filter(|(_, refusal)| refusal.cause == Cause::Evicted) {
+        for (replica, eviction) in &evicted {
             self.events.warn(gateway, eviction.cause.category(), &format!("{replica}: {}", eviction.text()));
         }
         let inputs = plan::gateway::StatusInputs {
@@ -183,6 +183,7 @@ impl Context {
             pods: &seen.pods,
             refused: &refused,
             unbalanced: &unbalanced,
+            evicted: &evicted,
             view: &seen.view,
             clients,
             nat: nat.as_ref(),
@@ -195,7 +196,7 @@ impl Context {
         for unusable in [plan::fields(&unread), plan::exposure(gateway)].into_iter().flatten() {
             self.events.warn(gateway, unusable.category(), &unusable.to_string());
         }
-        let wait = wait.into_iter().chain(fading).min();
+        let wait = wait.into_iter().chain(fading).chain(forgotten).min();
         if before == Some(&status) {
             return Ok(wait);
         }

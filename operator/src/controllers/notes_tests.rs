@@ -1,11 +1,16 @@
 //! Refusals as watches show them, in any order.
 
+use std::{
+    collections::BTreeMap,
+    time::{Duration, Instant},
+};
+
 use k8s_openapi::api::core::v1::{Event, Node, Pod};
 use serde_json::{Value, json};
 
 use super::super::{
     work::Work,
-    world::{Effects, Name, World},
+    world::{EVICTED_LATELY, Effects, Name, World},
 };
 use crate::{fleet::GatewayKey, plan::ObjectKind};
 
@@ -124,6 +129,23 @@ fn a_pod_that_is_turned_away_again_and_again_is_refused_all_the_while() {
         world.pod_changed(name("edge-0"), None);
         assert_eq!(refused(&world), None);
     }
+}
+
+#[test]
+fn an_eviction_is_told_for_a_while_though_the_pod_runs_again() {
+    let mut world = world();
+    let now = Instant::now();
+    let gateway = world.gateway(&GatewayKey::new("vpn", "edge")).unwrap();
+    let evicted =
+        json!({ "phase": "Failed", "reason": "Evicted", "message": "The node was low on resource: memory." });
+    for (uid, status) in [("a", &evicted), ("b", &running())] {
+        world.remember_eviction(&name("edge-0"), &pod(uid, status), now);
+        world.pod_changed(name("edge-0"), Some(&pod(uid, status)));
+        let (told, left) = world.evictions_of(&gateway, now + Duration::from_secs(1));
+        assert_eq!(told.keys().map(String::as_str).collect::<Vec<_>>(), ["edge-0"]);
+        assert!(told["edge-0"].text().contains("low on resource: memory") && left < Some(EVICTED_LATELY));
+    }
+    assert_eq!(world.evictions_of(&gateway, now + EVICTED_LATELY), (BTreeMap::new(), None));
 }
 
 #[test]

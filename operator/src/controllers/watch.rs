@@ -66,11 +66,12 @@ pub fn watches(client: &Client, scope: &Scope, own: &str, hub: &Arc<Hub>) -> Vec
         .extend(start.typed("Service", &ours(), |world, name, new: Option<Service>| {
             world.service_changed(&name, new)
         }));
-    watches.extend(
-        start.typed("Pod", &ours_pods(), |world, name, new: Option<Pod>| {
-            world.pod_changed(name, new.as_ref())
-        }),
-    );
+    watches.extend(start.typed("Pod", &ours_pods(), |world, name, new: Option<Pod>| {
+        if let Some(pod) = &new {
+            world.remember_eviction(&name, pod, Instant::now());
+        }
+        world.pod_changed(name, new.as_ref())
+    }));
     watches.extend(start.owned::<StatefulSet>("StatefulSet", ObjectKind::StatefulSet));
     watches.extend(start.owned::<Secret>("Secret", ObjectKind::Secret));
     watches.extend(start.owned::<ConfigMap>("ConfigMap", ObjectKind::ConfigMap));

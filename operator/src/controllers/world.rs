@@ -4,6 +4,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap, HashSet},
     sync::Arc,
+    time::{Duration, Instant},
 };
 
 use k8s_openapi::{
@@ -28,6 +29,9 @@ use crate::{
     },
 };
 
+/// For so long an eviction is told of a pod that runs again: it may be evicted anew at each look of its kubelet.
+pub(super) const EVICTED_LATELY: Duration = Duration::from_mins(5);
+
 /// Namespace and name.
 pub(super) type Name = (String, String);
 
@@ -51,6 +55,8 @@ pub(super) struct World {
     notes: Notes,
     /// Why the last pod of that name was turned away, until another one is let in.
     turned_away: HashMap<Name, Refusal>,
+    /// Pods that a kubelet evicted lately: they are made anew at once, and may run until it looks again.
+    evicted: HashMap<Name, (Refusal, Instant)>,
     /// What of the objects above is not understood, and objects that are not at all.
     odd_gateways: HashMap<GatewayKey, Oddity>,
     odd_pools: HashMap<PoolKey, Oddity>,
@@ -234,6 +240,23 @@ impl World {
             Some((replica.clone(), self.refusal_of(&key, &replica, pod)?))
         };
         replica_names(gateway).into_iter().filter_map(refusal).collect()
+    }
+
+    /// Replicas of the gateway that were evicted lately, by name, and how long that is still to be said of one.
+    pub(super) fn evictions_of(
+        &self,
+        gateway: &VPNGateway,
+        now: Instant,
+    ) -> (BTreeMap<String, Refusal>, Option<Duration>) {
+        let namespace = gateway.namespace().unwrap_or_default();
+        let lately = replica_names(gateway).into_iter().filter_map(|replica| {
+            let (refusal, at) = self.evicted.get(&(namespace.clone(), replica.clone()))?;
+            let left = EVICTED_LATELY.checked_sub(now.saturating_duration_since(*at))?;
+            Some((replica, refusal.clone(), left))
+        });
+        let lately: Vec<_> = lately.filter(|(_, _, left)| !left.is_zero()).collect();
+        let next = lately.iter().map(|(_, _, left)| *left).min();
+        (lately.into_iter().map(|(replica, refusal, _)| (replica, refusal)).collect(), next)
     }
 
     fn refusal_of(&self, key: &GatewayKey, replica: &str, pod: Option<&PodFacts>) -> Option<Refusal> {
@@ -507,6 +530,15 @@ impl World {
             effects.work.extend([Work::Peers(gateway.clone()), Work::Gateway(gateway)]);
         }
         effects
+    }
+
+    /// A kubelet may have evicted a gateway's pod.
+    pub(super) fn remember_eviction(&mut self, name: &Name, pod: &Pod, now: Instant) {
+        let eviction = Refusal::of_pod(pod).filter(|refusal| refusal.cause == Cause::Evicted);
+        if let Some(eviction) = eviction {
+            self.evicted.retain(|_, (_, at)| now.saturating_duration_since(*at) < EVICTED_LATELY);
+            self.evicted.insert(name.clone(), (eviction, now));
+        }
     }
 
     /// The StatefulSet's controller makes a pod anew that was turned away, at once, and it is turned away again.

@@ -147,6 +147,7 @@ impl Operator {
             pods: &BTreeMap::new(),
             refused: &BTreeMap::new(),
             unbalanced: &BTreeMap::new(),
+            evicted: &BTreeMap::new(),
             view: &view,
             clients: ClientCounts::default(),
             nat: nat.as_ref(),

@@ -71,6 +71,8 @@ pub struct StatusInputs<'a> {
     pub refused: &'a BTreeMap<String, Refusal>,
     /// Why they get no load balancer, likewise.
     pub unbalanced: &'a BTreeMap<String, Refusal>,
+    /// Replicas whose pods were evicted lately, by name. They may run again.
+    pub evicted: &'a BTreeMap<String, Refusal>,
     /// What its replicas report.
     pub view: &'a GatewayView,
     /// Its clients by phase.
@@ -113,6 +115,7 @@ pub fn status(inputs: &StatusInputs<'_>) -> (VPNGatewayStatus, Option<Duration>)
     let before = gateway.status.as_ref().map(|s| s.conditions.as_slice()).unwrap_or_default();
     let mut conditions = Conditions::new(before, gateway.metadata.generation, inputs.now);
     judge(inputs, &evidence, &mut conditions);
+    judge_evicted(inputs, &evidence, &mut conditions);
     if let Some(unusable) =
         fields(inputs.unread).or_else(|| pool(inputs.frozen_pool)).or_else(|| exposure(gateway))
     {
@@ -143,7 +146,7 @@ fn evidence(inputs: &StatusInputs<'_>, replica: &str) -> Evidence {
     let refusal = match found {
         // While it is heard, whatever is said of its pod or node is no harm.
         Evidence::NotRunning | Evidence::NeverHeard | Evidence::Silent => {
-            inputs.refused.get(replica).cloned()
+            inputs.refused.get(replica).or_else(|| inputs.evicted.get(replica)).cloned()
         }
         Evidence::Unproven => {
             seen.and_then(|view| view.impairments.iter().find_map(|(c, m)| Refusal::of_impairment(c, m)))
@@ -208,6 +211,21 @@ fn judge(inputs: &StatusInputs<'_>, evidence: &[(&Replica, Evidence)], condition
     if !unaddressed.is_empty() {
         judge_unaddressed(inputs, &unaddressed, conditions);
     }
+}
+
+/// A pod that was evicted is made anew at once, and evicted again at the next look of its kubelet if nobody acts.
+fn judge_evicted(
+    inputs: &StatusInputs<'_>,
+    evidence: &[(&Replica, Evidence)],
+    conditions: &mut Conditions<'_>,
+) {
+    let all_serve = evidence.iter().all(|(_, e)| matches!(e, Evidence::Proven(_)));
+    let evicted = evidence.iter().filter_map(|(r, _)| Some((*r, inputs.evicted.get(&r.name)?)));
+    let Some((refusal, text)) = told(evicted).filter(|_| all_serve && inputs.obstacle.is_none()) else {
+        return;
+    };
+    let text = format!("{text}. It was made anew and serves at present");
+    conditions.set(RECONCILING, Some(true), refusal.cause.category(), &text);
 }
 
 /// Some replicas serve, others are not proven.

@@ -50,6 +50,7 @@ fn judge(
         pods,
         refused: &BTreeMap::new(),
         unbalanced: &BTreeMap::new(),
+        evicted: &BTreeMap::new(),
         view: &view,
         clients: ClientCounts::default(),
         nat: None,
@@ -193,6 +194,7 @@ fn judge_both(gateway: &VPNGateway, replicas: &[Replica]) -> VPNGatewayStatus {
         pods: &pods,
         refused: &BTreeMap::new(),
         unbalanced: &BTreeMap::new(),
+        evicted: &BTreeMap::new(),
         view: &GatewayView { replicas: names().map(|name| (name, proven.clone())).collect() },
         clients: ClientCounts::default(),
         nat: None,
@@ -357,6 +359,7 @@ fn an_obstacle_stalls_and_is_gone_when_it_is() {
         pods: &running("n1"),
         refused: &BTreeMap::new(),
         unbalanced: &BTreeMap::new(),
+        evicted: &BTreeMap::new(),
         view: &GatewayView::default(),
         clients: ClientCounts::default(),
         nat: None,
@@ -371,6 +374,18 @@ fn an_obstacle_stalls_and_is_gone_when_it_is() {
     gateway.status = Some(stalled);
     let later = status(&StatusInputs { gateway: &gateway, obstacle: None, ..inputs }).0;
     assert!(later.conditions.iter().all(|c| c.type_ != STALLED));
+    let eviction = json!({ "phase": "Failed", "reason": "Evicted", "message": "too much ephemeral storage" });
+    let pod =
+        serde_json::from_value(json!({ "metadata": { "name": "edge-0" }, "status": eviction })).unwrap();
+    let evicted = BTreeMap::from([("edge-0".to_owned(), Refusal::of_pod(&pod).unwrap())]);
+    let proven = replica_view(Some(seconds(1)), Some((PathProof::ClientTraffic, seconds(1))));
+    let view = GatewayView { replicas: BTreeMap::from([("edge-0".to_owned(), proven)]) };
+    let again = StatusInputs { obstacle: None, evicted: &evicted, view: &view, ..inputs };
+    let served = status(&again).0.conditions;
+    assert_eq!(verdict(&served, READY).0, "True");
+    assert_eq!(verdict(&served, RECONCILING), said("True", "Evicted"), "it may be evicted again");
+    let gone = status(&StatusInputs { pods: &BTreeMap::new(), ..again }).0.conditions;
+    assert_eq!(verdict(&gone, READY), said("False", "Evicted"));
     let held = status(&StatusInputs { obstacle: None, frozen_pool: Some("staff"), ..inputs }).0;
     assert_eq!(verdict(&held.conditions, pinhole_crds::PARTIALLY_INVALID), said("True", "PoolNotUnderstood"));
     let message = &find(&held.conditions, pinhole_crds::PARTIALLY_INVALID).message;

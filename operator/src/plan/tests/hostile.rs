@@ -103,6 +103,7 @@ fn a_hostile_address_of_a_gateway_is_told_to_nobody_and_the_others_are() {
             pods: &running("n1"),
             refused: &BTreeMap::new(),
             unbalanced: &BTreeMap::new(),
+            evicted: &BTreeMap::new(),
             view: &view,
             clients: ClientCounts::default(),
             nat: None,

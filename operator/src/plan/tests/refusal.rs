@@ -61,6 +61,7 @@ fn judge(refused: &[(&str, Refusal)], unbalanced: &[(&str, Refusal)], proven: bo
         pods: &pods,
         refused: &refused,
         unbalanced: &unbalanced,
+        evicted: &BTreeMap::new(),
         view: &GatewayView { replicas: view.into_iter().collect() },
         clients: ClientCounts::default(),
         nat: None,

@@ -1,7 +1,7 @@
 //! One key on two machines, and one client that is seen at once beside a crowd that nobody ever saw.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     time::{Duration, Instant},
 };
 
@@ -92,12 +92,12 @@ async fn one_key_on_two_machines_is_named_in_the_cluster_within_ten_seconds(lab:
     Ok(vpn.delete().await?)
 }
 
-/// The ports of one replica's tunnel.
-async fn ports_of(vpn: &Vpn<'_>, replica: &str) -> anyhow::Result<Vec<String>> {
+/// The ports at which one replica is reached, of its tunnel and its sessions.
+async fn ports_of(vpn: &Vpn<'_>, replica: &str) -> anyhow::Result<BTreeSet<String>> {
     let status = vpn.gateways().get("edge").await?.status.context("no status")?;
     let replica = status.replicas.into_iter().find(|it| it.name == replica).context("no such replica")?;
     let port = |endpoint: &String| endpoint.rsplit_once(':').map(|(_, port)| port.to_owned());
-    Ok(replica.tunnel_endpoints.iter().filter_map(port).collect())
+    Ok(replica.tunnel_endpoints.iter().chain(&replica.session_endpoints).filter_map(port).collect())
 }
 
 async fn one_key_on_two_machines_at_two_replicas_is_named_within_ten_seconds(lab: &Lab) -> Outcome {
@@ -119,10 +119,10 @@ async fn one_key_on_two_machines_at_two_replicas_is_named_within_ten_seconds(lab
     let connected = vpn.client_in("apart-one", ClientPhase::Connected, PATIENCE).await?;
     let first = connected.status.and_then(|it| it.replica).context("no replica")?;
     let mut two = one.copied_to(lab.nat_host("apart-two", NatProfile::home()).await?).await?;
-    let ports = ports_of(&vpn, &first).await?.join(", ");
+    let ports = Vec::from_iter(ports_of(&vpn, &first).await?).join(", ");
     let rules = format!(
         "add table inet apart; add chain inet apart out {{ type filter hook output priority 0; }}; \
-         add rule inet apart out udp dport {{ {ports} }} drop"
+         add rule inet apart out meta l4proto {{ tcp, udp }} th dport {{ {ports} }} drop"
     );
     two.host().exec("nft", [rules.as_str()]).await?;
     two.start(&join, &[]).await?;

@@ -55,9 +55,24 @@ async fn install(
     values: &[&str],
 ) -> Outcome {
     let transit = product::Transit::begin(lab)?;
+    let before = operators(lab).await?;
     let installed = installation.clone().apply(lab, values).await;
+    // Those of before may ask until they are gone for what they may no more.
+    let gone = wait::until("the operators of before to be gone", PATIENCE, || async {
+        let now = operators(lab).await.map_err(|error| error.to_string())?;
+        if now.is_disjoint(&before) { Ok(()) } else { Err(format!("{now:?}")) }
+    });
+    let gone = gone.await;
     transit.end(lab)?;
-    Ok(installed.map(drop)?)
+    installed?;
+    Ok(gone?)
+}
+
+/// Names of the operator's pods, those that end included.
+async fn operators(lab: &Lab) -> anyhow::Result<BTreeSet<String>> {
+    let args =
+        ["-n", NAMESPACE, "get", "pods", "-l", "app.kubernetes.io/name=pinhole-operator", "-o", "name"];
+    Ok(lab.kubectl(args).await?.lines().map(str::to_owned).collect())
 }
 
 async fn serves_its_own(vpn: &Vpn<'_>) -> Outcome {

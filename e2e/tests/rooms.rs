@@ -2,10 +2,14 @@
 
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
+mod tree;
+
 use std::{
     collections::{BTreeMap, BTreeSet},
     path::{Path, PathBuf},
 };
+
+use tree::{files, root};
 
 /// Crates whose rooms must not know each other in a circle.
 const CRATES: [&str; 6] =
@@ -28,36 +32,21 @@ const NOT_PURE: [&str; 12] = [
     "Timestamp::now()",
 ];
 
-fn root() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
-}
-
 /// The sources below a folder that are no tests, each with its path in there and its code without comments and without the
 /// tests at its end.
 fn sources(under: &Path) -> Vec<(PathBuf, String)> {
-    let (mut folders, mut found) = (vec![under.to_owned()], Vec::new());
-    while let Some(folder) = folders.pop() {
-        for entry in std::fs::read_dir(&folder).unwrap() {
-            let path = entry.unwrap().path();
-            let name = path.file_stem().unwrap().to_str().unwrap();
-            if name.ends_with("tests") || name == "hostile" {
-                continue;
-            }
-            if path.is_dir() {
-                folders.push(path);
-            } else if path.extension().is_some_and(|extension| extension == "rs") {
-                let text = std::fs::read_to_string(&path).unwrap();
-                let code = text.split("#[cfg(test)]\nmod tests").next().unwrap_or_default();
-                let lines = code.lines().map(|line| line.split("//").next().unwrap_or_default());
-                found.push((
-                    path.strip_prefix(under).unwrap().to_owned(),
-                    lines.collect::<Vec<_>>().join("\n"),
-                ));
-            }
-        }
-    }
-    assert!(!found.is_empty(), "nothing below {}", under.display());
-    found
+    let is_test = |path: &Path| {
+        let mut names = path.ancestors().filter_map(|part| part.file_stem()?.to_str());
+        names.any(|name| name.ends_with("tests") || name == "hostile")
+    };
+    let inside = files(under, ".rs").into_iter().map(|path| path.strip_prefix(under).unwrap().to_owned());
+    let code = |path: PathBuf| {
+        let text = std::fs::read_to_string(under.join(&path)).unwrap();
+        let code = text.split("#[cfg(test)]\nmod tests").next().unwrap_or_default();
+        let lines = code.lines().map(|line| line.split("//").next().unwrap_or_default());
+        (path, lines.collect::<Vec<_>>().join("\n"))
+    };
+    inside.filter(|path| !is_test(path)).map(code).collect()
 }
 
 /// The first part of each path that begins in the crate's root: of `crate::{a::b, c}` these are `a` and `c`.

@@ -6,6 +6,7 @@ use std::{
 };
 
 use nix::time::{ClockId, clock_gettime};
+use pinhole_proto::Span;
 
 /// The wall clock, and one that nobody sets, read together.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -96,19 +97,6 @@ impl fmt::Display for Skew {
             Offset::Ahead(_) => "ahead of",
         };
         write!(f, "this machine's clock is {} {way} the gateway's", Span(self.0.size()))
-    }
-}
-
-/// A span in the largest unit of which there are two.
-pub struct Span(pub Duration);
-
-impl fmt::Display for Span {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        const UNITS: [(u64, &str); 3] = [(24 * 3600, "days"), (3600, "hours"), (60, "minutes")];
-        let seconds = self.0.as_secs();
-        let unit = UNITS.into_iter().find(|(size, _)| seconds >= size * 2);
-        let (size, name) = unit.unwrap_or((1, "seconds"));
-        write!(f, "{} {name}", (seconds + size / 2) / size)
     }
 }
 

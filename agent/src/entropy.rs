@@ -5,9 +5,9 @@ use zeroize::Zeroizing;
 
 use crate::health::Jitter;
 
-/// A fresh secret of 32 bytes. `None` when the system gives no random numbers.
-pub fn secret() -> Option<Zeroizing<[u8; 32]>> {
-    let mut secret = Zeroizing::new([0; 32]);
+/// Fresh secret bytes. `None` when the system gives no random numbers.
+pub fn secret<const N: usize>() -> Option<Zeroizing<[u8; N]>> {
+    let mut secret = Zeroizing::new([0; N]);
     SystemRandom::new().fill(secret.as_mut()).ok()?;
     Some(secret)
 }

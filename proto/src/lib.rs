@@ -7,10 +7,12 @@ mod domain;
 pub mod hostile;
 mod parted;
 mod printable;
+mod span;
 
 pub use domain::{DomainName, DomainNameError, Host, HostPort, HostPortError, is_object_name};
 pub use parted::{parted, quoted};
 pub use printable::printable;
+pub use span::Span;
 
 /// The generated messages, clients and servers.
 #[allow(missing_docs, unreachable_pub, clippy::pedantic, clippy::large_enum_variant)]

@@ -2,11 +2,11 @@
 
 use std::time::Duration;
 
-use pinhole_proto::{bounds::LONGEST_TEXT, category_of, printable};
+use pinhole_proto::{Span, bounds::LONGEST_TEXT, category_of, printable};
 use tonic::{Code, Status};
 
 use crate::{
-    clock::{Skew, Span},
+    clock::Skew,
     identity::{IdentityError, dial::DialError},
     kernel::KernelError,
     tunnel::TunnelError,

@@ -975,13 +975,13 @@ impl Control {
         let mut stats: HashMap<&PublicKey, &PeerStats> = HashMap::with_capacity(self.stats.len());
         stats.extend(self.stats.iter().map(|stats| (&stats.public_key, stats)));
         let observe = |(key, peer): (&PublicKey, &super::desired::Peer)| {
-            let stats = stats.get(key);
+            let (stats, attached) = (stats.get(key), self.sessions.get(key));
             let observation = Observation {
                 client: peer.client.clone(),
                 phase: self.health.phase(key),
                 endpoint: stats.and_then(|stats| stats.endpoint).map(canonical).unwrap_or_default(),
-                session: self.sessions.contains_key(key),
-                instance: self.sessions.get(key).and_then(|attached| attached.instance),
+                session: attached.is_some(),
+                instance: attached.and_then(|attached| attached.instance),
                 endpoint_changes: stats.map_or(0, |stats| stats.endpoint_changes),
                 last_change: self.changes.get(key).cloned(),
                 last_handshake: stats.and_then(|stats| stats.last_handshake).map(time),
@@ -991,7 +991,7 @@ impl Control {
                 insight: self.insights.get(key).cloned(),
                 last_rest: self.health.rested(key).map(time),
                 reach: self.health.reach(key),
-                skew: self.sessions.get(key).and_then(|attached| attached.skew),
+                skew: attached.and_then(|attached| attached.skew),
                 fate: self.fate(now, key),
                 shared: self.shared_keys.shared(key).map(|shared| (time(shared.since), *shared)),
             };

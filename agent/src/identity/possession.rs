@@ -22,12 +22,12 @@
 use std::time::{Duration, Instant};
 
 use pinhole_proto::v1;
-use ring::{
-    hkdf, hmac,
-    rand::{SecureRandom as _, SystemRandom},
-};
+use ring::{hkdf, hmac};
 
-use crate::tunnel::{PrivateKey, PublicKey, TunnelError};
+use crate::{
+    entropy,
+    tunnel::{PrivateKey, PublicKey, TunnelError},
+};
 
 /// For how long a challenge can be answered.
 pub const CHALLENGE_LIFE: Duration = Duration::from_mins(1);
@@ -76,8 +76,7 @@ impl Challenger {
     /// # Errors
     /// Where the system has no random bytes.
     pub fn generate(now: Instant) -> Result<Self, TunnelError> {
-        let mut secret = zeroize::Zeroizing::new([0; 32]);
-        SystemRandom::new().fill(secret.as_mut()).map_err(|_| TunnelError::NoRandomness)?;
+        let secret = entropy::secret::<32>().ok_or(TunnelError::NoRandomness)?;
         let key = PrivateKey::generate()?;
         let seal = hmac::Key::new(hmac::HMAC_SHA256, secret.as_ref());
         Ok(Self { public_key: key.public(), key, seal, born: now })

@@ -7,7 +7,6 @@ use std::{
 };
 
 use boringtun::noise::{Packet, Tunn, handshake::parse_handshake_anon};
-use ring::rand::{SecureRandom, SystemRandom};
 
 use super::{
     PeerConfig, PresharedKey, PrivateKey, PublicKey, SendFailure, TunnelError, TunnelEvent,
@@ -68,9 +67,8 @@ pub(super) struct Shard {
 
 impl Shard {
     pub(super) fn new(config: &ShardConfig, board: Board, now: Instant) -> Result<Self, TunnelError> {
-        let mut random = [0; 16];
-        SystemRandom::new().fill(&mut random).map_err(|_| TunnelError::NoRandomness)?;
-        let (magic, seed) = (inner::field::<8>(&random, 0), inner::field::<8>(&random, 8));
+        let random = entropy::secret::<16>().ok_or(TunnelError::NoRandomness)?;
+        let (magic, seed) = (inner::field::<8>(&*random, 0), inner::field::<8>(&*random, 8));
         let public = config.private_key.public();
         let gate = HandshakeGate::new(&public.to_x25519(), now);
         let limiter = gate.limiter();

@@ -259,33 +259,13 @@ impl Fleet {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn report(&self, from: &Attachment, report: GatewayReport, now: Instant) {
+    fn with_attached(&self, attachment: &Attachment, act: impl FnOnce(&mut State) -> BTreeSet<Change>) {
         let mut state = self.lock();
-        let State { gateways, shared_keys, changes, .. } = &mut *state;
-        let Some(replicas) = gateways.get_mut(&from.gateway) else { return };
-        let replica = replicas.get_mut(&from.replica).filter(|r| r.is_attached_as(from.id));
-        let Some(replica) = replica else { return };
-        let (mut news, heard) = replica.report(&from.gateway, report, now);
-        if replicas.len() > 1 {
-            let keys = shared_keys.entry(from.gateway.clone()).or_default();
-            news.extend(
-                on_two_replicas(keys, replicas, &from.replica, &heard).into_iter().map(Change::Client),
-            );
-        }
-        if news.is_empty() {
+        let replica = state.gateways.get(&attachment.gateway).and_then(|r| r.get(&attachment.replica));
+        if !replica.is_some_and(|r| r.is_attached_as(attachment.id)) {
             return;
         }
-        changes.extend(news);
-        drop(state);
-        self.changed.notify_one();
-    }
-
-    fn with_attached(&self, attachment: &Attachment, act: impl FnOnce(&mut Replica) -> BTreeSet<Change>) {
-        let mut state = self.lock();
-        let replica =
-            state.gateways.get_mut(&attachment.gateway).and_then(|r| r.get_mut(&attachment.replica));
-        let Some(replica) = replica.filter(|r| r.is_attached_as(attachment.id)) else { return };
-        let changes = act(replica);
+        let changes = act(&mut state);
         if changes.is_empty() {
             return;
         }
@@ -298,6 +278,17 @@ impl Fleet {
 impl State {
     fn replica(&mut self, gateway: &GatewayKey, replica: &str) -> &mut Replica {
         self.gateways.entry(gateway.clone()).or_default().entry(replica.to_owned()).or_default()
+    }
+
+    fn report(&mut self, from: &Attachment, report: GatewayReport, now: Instant) -> BTreeSet<Change> {
+        let (mut news, heard) = self.replica(&from.gateway, &from.replica).report(&from.gateway, report, now);
+        let State { gateways, shared_keys, .. } = self;
+        if let Some(replicas) = gateways.get(&from.gateway).filter(|replicas| replicas.len() > 1) {
+            let keys = shared_keys.entry(from.gateway.clone()).or_default();
+            let shared = on_two_replicas(keys, replicas, &from.replica, &heard);
+            news.extend(shared.into_iter().map(Change::Client));
+        }
+        news
     }
 }
 
@@ -313,21 +304,22 @@ pub struct Attachment {
 impl Attachment {
     /// The replica reported.
     pub fn report(&self, report: GatewayReport, now: Instant) {
-        self.fleet.report(self, report, now);
+        self.fleet.with_attached(self, |state| state.report(self, report, now));
     }
 
     /// The replica runs on a revision now, or says why it cannot.
     pub fn acked(&self, ack: Ack, now: Instant) {
-        self.fleet.with_attached(self, |replica| replica.acked(&self.gateway, ack, now));
+        let acked =
+            |state: &mut State| state.replica(&self.gateway, &self.replica).acked(&self.gateway, ack, now);
+        self.fleet.with_attached(self, acked);
     }
 }
 
 impl Drop for Attachment {
     fn drop(&mut self) {
-        let gateway = self.gateway.clone();
-        self.fleet.with_attached(self, |replica| {
-            replica.detach();
-            BTreeSet::from([Change::Gateway(gateway)])
+        self.fleet.with_attached(self, |state| {
+            state.replica(&self.gateway, &self.replica).detach();
+            BTreeSet::from([Change::Gateway(self.gateway.clone())])
         });
     }
 }

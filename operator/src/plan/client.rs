@@ -8,6 +8,7 @@ use pinhole_crds::{
     Unread, VPNClient, VPNClientPool, VPNClientStatus, VPNGateway,
 };
 use pinhole_proto::{
+    Span,
     bounds::Word,
     v1::{HandshakeFate, KeyOnTwoMachines, Phase},
 };
@@ -364,16 +365,8 @@ fn wrong_by(seconds: i64, way: &str) -> String {
     format!(
         "its clock is about {} {way} its gateway's: set it. Whatever is dated on that machine is wrong, and it may not know its \
          gateway by its certificate",
-        about(seconds.unsigned_abs())
+        Span(Duration::from_secs(seconds.unsigned_abs()))
     )
-}
-
-/// A span in the largest unit of which there are two.
-fn about(seconds: u64) -> String {
-    const UNITS: [(u64, &str); 3] = [(24 * 3600, "days"), (3600, "hours"), (60, "minutes")];
-    let unit = UNITS.into_iter().find(|(size, _)| seconds >= size * 2);
-    let (size, name) = unit.unwrap_or((1, "seconds"));
-    format!("{} {name}", (seconds + size / 2) / size)
 }
 
 /// A configuration that was made is not taken away because its gateway is gone for a while.

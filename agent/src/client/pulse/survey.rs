@@ -5,14 +5,13 @@ use std::{
     time::Instant,
 };
 
-use ring::rand::{SecureRandom, SystemRandom};
-
 use super::{
     ledger::{Ledger, Read},
     sockets::{Arrival, FIRST_SOCKET, Sockets},
 };
 use crate::{
     client::network::default_router,
+    entropy,
     nat::{
         Answer, Beat, Behaviour, Channel, Classifier, Experiment, Finding, Promotion, Timers, Vantage,
         wire::{self, BeatKey},
@@ -39,9 +38,8 @@ impl Survey {
     pub(super) fn new(now: Instant, source: IpAddr, gateways: &[SocketAddr]) -> Self {
         let vantage = |&address: &SocketAddr| Vantage { address, answers_from: Vec::new() };
         let classifier = Classifier::new(now, gateways.iter().map(vantage).collect());
-        let mut token = [0; 16];
         // Without randomness there is no tunnel either.
-        let _ = SystemRandom::new().fill(&mut token);
+        let token = entropy::secret().map_or([0; 16], |token| *token);
         Survey { classifier, source, token, seq: 0 }
     }
 

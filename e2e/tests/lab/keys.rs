@@ -53,8 +53,30 @@ async fn one_key_on_two_machines_is_named_in_the_cluster_within_ten_seconds(lab:
     two.start(&join, &[]).await?;
     two.connected(PATIENCE).await?;
     let begun = Instant::now();
-    let traffic = [&one, &two].map(|device| {
-        let args = ["-q", "-n", "-i", "0.2", "-c", "100", &gateway.to_string()];
+    is_named(&vpn, begun, "image-one", (&one, &two)).await?;
+    let after = vpn.client("image-one", "to be there", PATIENCE, |_| true).await?;
+    ensure!(moves(&after) <= moves(&before) + 2, "{} moves", moves(&after));
+    two.down().await?;
+    two.start(&join, &["--new-key"]).await?;
+    two.connected(PATIENCE).await?;
+    vpn.client_in("image-two", ClientPhase::Connected, PATIENCE).await?;
+    for device in [&mut one, &mut two] {
+        device.reaches(gateway, PATIENCE).await?;
+        device.down().await?;
+    }
+    Ok(vpn.delete().await?)
+}
+
+/// With traffic from both, the client's condition names both within the time from `begun`, and an Event does. Yields what is said.
+async fn is_named(
+    vpn: &Vpn<'_>,
+    begun: Instant,
+    client: &str,
+    (one, two): (&Device, &Device),
+) -> anyhow::Result<String> {
+    let gateway = vpn.gateway_address("staff").await?;
+    let traffic = [one, two].map(|device| {
+        let args = ["-q", "-n", "-i", "0.2", "-c", "150", &gateway.to_string()];
         device.host().command("ping").args(args)
     });
     let pings =
@@ -64,9 +86,9 @@ async fn one_key_on_two_machines_is_named_in_the_cluster_within_ten_seconds(lab:
         conditions.iter().find(|it| it.type_ == KEY_ON_TWO_MACHINES).map(|it| it.message.clone())
     };
     let limit = NAMED.saturating_sub(begun.elapsed());
-    let named = vpn.client("image-one", "to be named", limit, |client| condition(client).is_some()).await?;
+    let named = vpn.client(client, "to be named", limit, |client| condition(client).is_some()).await?;
     let text = condition(&named).context("no condition")?;
-    for device in [&one, &two] {
+    for device in [one, two] {
         let public = device.host().nat().context("no NAT")?.address().to_string();
         ensure!(text.contains(&format!("{public}:")), "no {public} in {text}");
     }
@@ -79,17 +101,7 @@ async fn one_key_on_two_machines_is_named_in_the_cluster_within_ten_seconds(lab:
     for ping in pings {
         ping.kill().await?;
     }
-    let after = vpn.client("image-one", "to be there", PATIENCE, |_| true).await?;
-    ensure!(moves(&after) <= moves(&before) + 2, "{} moves", moves(&after));
-    two.down().await?;
-    two.start(&join, &["--new-key"]).await?;
-    two.connected(PATIENCE).await?;
-    vpn.client_in("image-two", ClientPhase::Connected, PATIENCE).await?;
-    for device in [&mut one, &mut two] {
-        device.reaches(gateway, PATIENCE).await?;
-        device.down().await?;
-    }
-    Ok(vpn.delete().await?)
+    Ok(text)
 }
 
 /// The ports at which one replica is reached, of its tunnel and its sessions.
@@ -105,7 +117,6 @@ async fn one_key_on_two_machines_at_two_replicas_is_named_within_ten_seconds(lab
     let vpn = Vpn::declare(lab, "shared-apart", Exposure::NodePort, "replicas: 2").await?;
     vpn.pool("staff", "[10.133.0.0/24]", ANY).await?;
     let join = vpn.join("staff", "any").await?;
-    let gateway = vpn.gateway_address("staff").await?;
     wait::until("both replicas", PATIENCE, || async {
         let edge = vpn.gateways().get("edge").await.map_err(|error| error.to_string())?;
         match edge.status.and_then(|status| status.ready_replicas) {
@@ -128,33 +139,8 @@ async fn one_key_on_two_machines_at_two_replicas_is_named_within_ten_seconds(lab
     two.start(&join, &[]).await?;
     two.connected(PATIENCE).await?;
     let begun = Instant::now();
-    let traffic = [&one, &two].map(|device| {
-        let args = ["-q", "-n", "-i", "0.2", "-c", "150", &gateway.to_string()];
-        device.host().command("ping").args(args)
-    });
-    let pings =
-        [one.host().spawn("pings", &traffic[0]).await?, two.host().spawn("pings", &traffic[1]).await?];
-    let condition = |client: &VPNClient| {
-        let conditions = client.status.as_ref().map(|it| it.conditions.as_slice()).unwrap_or_default();
-        conditions.iter().find(|it| it.type_ == KEY_ON_TWO_MACHINES).map(|it| it.message.clone())
-    };
-    let limit = NAMED.saturating_sub(begun.elapsed());
-    let named = vpn.client("apart-one", "to be named", limit, |client| condition(client).is_some()).await?;
-    let text = condition(&named).context("no condition")?;
-    for device in [&one, &two] {
-        let public = device.host().nat().context("no NAT")?.address().to_string();
-        ensure!(text.contains(&format!("{public}:")), "no {public} in {text}");
-    }
+    let text = is_named(&vpn, begun, "apart-one", (&one, &two)).await?;
     ensure!(text.contains("edge-0") && text.contains("edge-1"), "{text}");
-    wait::until("an Event that says so", PATIENCE, || async {
-        let args = ["get", "events.events.k8s.io", "-o", "jsonpath={.items[*].reason}"];
-        let reasons = vpn.kubectl(&args).await.map_err(|error| error.to_string())?;
-        if reasons.contains(KEY_ON_TWO_MACHINES) { Ok(()) } else { Err(reasons) }
-    })
-    .await?;
-    for ping in pings {
-        ping.kill().await?;
-    }
     for device in [&mut one, &mut two] {
         device.down().await?;
     }

@@ -311,7 +311,7 @@ impl Socket {
         asked: mpsc::Sender<Asked>,
     ) -> Result<Self, ClientError> {
         let path = state.join(SOCKET);
-        if UnixStream::connect(&path).await.is_ok() {
+        if in_use(&path).await {
             return Err(ClientError::AlreadyRunning(name.to_owned()));
         }
         let listener = listen(&path)
@@ -371,17 +371,27 @@ pub async fn ask(name: &str, state: &Path, question: Question) -> Result<Status,
     })?;
     let timed_out = |_| failed(io::ErrorKind::TimedOut.into());
     let exchanged = timeout(EXCHANGE, exchange(stream, question)).await.map_err(timed_out)?;
-    let status = exchanged.map_err(|source| match source.kind() {
-        // It was killed a moment ago.
-        io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe | io::ErrorKind::UnexpectedEof => {
-            ClientError::NotRunning(name.to_owned())
-        }
-        _ => failed(source),
+    let status = exchanged.map_err(|source| {
+        if hung_up(&source) { ClientError::NotRunning(name.to_owned()) } else { failed(source) }
     })?;
     if question == Question::Down {
         timeout(EXCHANGE, nobody_answers(&path)).await.map_err(timed_out)?;
     }
     Ok(status)
+}
+
+/// Whether a process listens that will go on: one that was killed a moment ago takes calls until the kernel has
+/// closed all it had open, and hangs up on them.
+async fn in_use(path: &Path) -> bool {
+    let Ok(stream) = UnixStream::connect(path).await else { return false };
+    let exchanged = timeout(EXCHANGE, exchange(stream, Question::Status)).await;
+    !matches!(exchanged, Ok(Err(error)) if hung_up(&error))
+}
+
+/// Whether the process at the other end was gone before it could answer.
+fn hung_up(error: &io::Error) -> bool {
+    use io::ErrorKind::{BrokenPipe, ConnectionReset, UnexpectedEof};
+    matches!(error.kind(), ConnectionReset | BrokenPipe | UnexpectedEof)
 }
 
 /// The tunnel's process ends a moment after its answer; until then another one of that name could not begin.
@@ -419,6 +429,23 @@ pub fn running(states: &Path) -> Vec<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn a_tunnel_that_was_killed_a_moment_ago_does_not_stand_in_the_way_of_the_next() {
+        let state = tempfile::tempdir().unwrap();
+        let (asks, mut asked) = mpsc::channel(1);
+        let dying = UnixListener::bind(state.path().join(SOCKET)).unwrap();
+        let (opened, ()) = tokio::join!(Socket::open("vpn0", state.path(), asks.clone()), async {
+            let _called = dying.accept().await.unwrap();
+            drop(dying);
+        });
+        let _socket = opened.unwrap();
+        let (second, ()) = tokio::join!(Socket::open("vpn0", state.path(), asks), async {
+            let (_, answer): Asked = asked.recv().await.unwrap();
+            answer.send(Status::default());
+        });
+        assert!(matches!(second, Err(ClientError::AlreadyRunning(_))), "one that answers does");
+    }
 
     #[test]
     fn who_asks_for_the_end_hears_of_it_from_a_process_that_ends_at_once() {

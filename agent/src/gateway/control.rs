@@ -48,7 +48,7 @@ use crate::{
     clock::Skew,
     health::{
         Phase, Reach,
-        gateway::{GatewayHealth, Sample},
+        gateway::{GatewayHealth, Sample, Unconfirmed},
     },
     nat::{
         Beat,
@@ -811,7 +811,12 @@ impl Control {
         self.counters.add(&self.stats, |key| desired?.pool_name(key));
         let mut changed = false;
         for stats in &self.stats {
-            let sample = Sample { last_receive: stats.last_receive, last_handshake: stats.last_handshake };
+            let unconfirmed = stats.unconfirmed;
+            let sample = Sample {
+                last_receive: stats.last_receive,
+                last_handshake: stats.last_handshake,
+                unconfirmed: unconfirmed.map(|it| Unconfirmed { count: it.count, first: it.first, last: it.last }),
+            };
             changed |= self.health.handle_sample(now, &stats.public_key, sample);
             if self.shared_keys.shared(&stats.public_key).is_none() {
                 self.neighbours.handle_stats(now, stats);
@@ -993,6 +998,7 @@ impl Control {
                 reach: self.health.reach(key),
                 skew: attached.and_then(|attached| attached.skew),
                 fate: self.fate(now, key),
+                hears_nothing: self.health.hears_nothing(now, key),
                 shared: self.shared_keys.shared(key).map(|shared| (time(shared.since), *shared)),
             };
             (*key, observation)

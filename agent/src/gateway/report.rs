@@ -67,6 +67,8 @@ pub struct Observation {
     pub(super) skew: Option<Skew>,
     /// What becomes of its handshakes that are not new.
     pub(super) fate: Option<Fate>,
+    /// What is sent to it does not arrive.
+    pub(super) hears_nothing: bool,
     /// Its key is on two machines, since then.
     pub(super) shared: Option<(SystemTime, Shared)>,
 }
@@ -83,6 +85,7 @@ struct Meaning {
     places: Option<(SocketAddr, SocketAddr)>,
     ahead_seconds: i64,
     fate: Option<Fate>,
+    hears_nothing: bool,
 }
 
 impl Observation {
@@ -98,6 +101,7 @@ impl Observation {
             places: self.shared.and_then(|(_, shared)| shared.places),
             ahead_seconds: self.clock().ahead_seconds,
             fate: self.fate,
+            hears_nothing: self.hears_nothing,
         }
     }
 
@@ -138,6 +142,7 @@ impl Observation {
             session: self.session,
             instance: self.process(),
             clock: Some(self.clock()).filter(|clock| *clock != v1::ClockReport::default()),
+            hears_nothing: self.hears_nothing,
             endpoint_changes: self.endpoint_changes,
             last_change: self.last_change.clone(),
             last_rest: self.last_rest.map(Into::into),
@@ -256,6 +261,7 @@ mod tests {
             reach: Reach::default(),
             skew: None,
             fate: None,
+            hears_nothing: false,
             shared: None,
         }
     }

@@ -25,7 +25,7 @@ use super::{
     routing::Slot,
     segments::Segments,
     sources::{Learnt, Notices, Standing},
-    stats::{PeerStats, Published},
+    stats::{PeerStats, Published, Unconfirmed},
     team::Place,
     timers::{Due, RETRY_JITTER, Timers},
     waiting::Waiting,
@@ -96,7 +96,7 @@ struct Endpoint {
 
 /// Keys derived as responder, of which the initiator has not proved possession.
 #[derive(Debug, Clone, Copy)]
-struct Unconfirmed {
+struct NewKeys {
     index: u32,
     since: Instant,
 }
@@ -121,7 +121,7 @@ pub(super) struct Peer {
     anchor: Option<Clocks>,
     polled: Option<Instant>,
     has_session: bool,
-    unconfirmed: Option<Unconfirmed>,
+    new_keys: Option<NewKeys>,
     /// When an initiation was last taken.
     taken: Option<Instant>,
     /// Where one came from that was authentic and not new, until it is called back.
@@ -162,7 +162,7 @@ impl Peer {
             anchor: None,
             polled: None,
             has_session: false,
-            unconfirmed: None,
+            new_keys: None,
             taken: None,
             stale_from: None,
             timers: Timers::default(),
@@ -234,7 +234,7 @@ impl Peer {
         self.tunn = None;
         self.polled = None;
         self.has_session = false;
-        self.unconfirmed = None;
+        self.new_keys = None;
         self.timers = self.timers.anew();
     }
 
@@ -431,8 +431,8 @@ impl Peer {
                     self.stats.dropped += 1;
                     return;
                 }
-                if let Some(keys) = self.unconfirmed.filter(|keys| keys.index == receiver) {
-                    self.unconfirmed = None;
+                if let Some(keys) = self.new_keys.filter(|keys| keys.index == receiver) {
+                    self.new_keys = None;
                     self.session_ready(now, keys.since, false, common, out);
                 }
                 self.release(now, common, out);
@@ -581,7 +581,8 @@ impl Peer {
     /// Sends the response that an authentic initiation calls for.
     fn respond<O: Output>(&mut self, now: Instant, response: &[u8], common: &mut Surroundings, out: &mut O) {
         self.taken = Some(now);
-        self.unconfirmed = Message::sender(response).map(|index| Unconfirmed { index, since: now });
+        self.new_keys = Message::sender(response).map(|index| NewKeys { index, since: now });
+        self.stats.unconfirmed = Some(Unconfirmed::and_another(self.stats.unconfirmed, now));
         self.timers.keys_derived(now);
         self.transmit(now, response, common, out);
     }
@@ -688,6 +689,7 @@ impl Peer {
     ) {
         self.has_session = true;
         self.stats.last_handshake = Some(now);
+        self.stats.unconfirmed = None;
         self.timers.session_ready(now, since, initiator);
         out.event(TunnelEvent::HandshakeCompleted { peer: self.key, initiated: initiator });
         let Some(endpoint) = self.endpoint else { return };
@@ -838,7 +840,7 @@ impl Peer {
         if self.tunn.is_some() && !self.has_session && gained.is_some_and(|gained| gained >= JUMP) {
             self.tunn = None;
             self.polled = None;
-            self.unconfirmed = None;
+            self.new_keys = None;
         }
     }
 

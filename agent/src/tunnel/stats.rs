@@ -32,6 +32,8 @@ pub struct PeerStats {
     pub has_session: bool,
     /// When the last handshake ended with a session.
     pub last_handshake: Option<Instant>,
+    /// The peer's handshakes that were answered since one last ended with a session: it seems to hear none of the answers.
+    pub unconfirmed: Option<Unconfirmed>,
     /// When the last authenticated packet (handshake, data, keepalive or beat) came.
     pub last_receive: Option<Instant>,
     /// When the last data message of a session came, keepalives included.
@@ -60,6 +62,27 @@ pub struct PeerStats {
     pub endpoint_changes: u64,
 }
 
+/// Handshakes of a peer that were answered, and of which it proved none.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Unconfirmed {
+    /// How many.
+    pub count: u32,
+    /// When the first was answered.
+    pub first: Instant,
+    /// When the last was.
+    pub last: Instant,
+}
+
+impl Unconfirmed {
+    pub(super) fn and_another(before: Option<Self>, now: Instant) -> Self {
+        before.map_or(Self { count: 1, first: now, last: now }, |before| Self {
+            count: before.count.saturating_add(1),
+            last: now,
+            ..before
+        })
+    }
+}
+
 /// Bytes and packets of one direction.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Traffic {
@@ -84,6 +107,7 @@ impl PeerStats {
             endpoint: None,
             has_session: false,
             last_handshake: None,
+            unconfirmed: None,
             last_receive: None,
             last_data: None,
             last_beat: None,

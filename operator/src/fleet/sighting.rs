@@ -48,6 +48,8 @@ pub struct Sighting {
     pub key_on_two_machines: Option<KeyOnTwoMachines>,
     /// What is wrong with its clock.
     pub clock: Option<ClockReport>,
+    /// What the replica sends does not reach it.
+    pub hears_nothing: bool,
     /// What of its pool's promise does not hold on its machine.
     pub impairments: Vec<Impairment>,
 }
@@ -73,6 +75,7 @@ impl Sighting {
             reach: report.reach,
             key_on_two_machines: report.key_on_two_machines,
             clock: report.clock,
+            hears_nothing: report.hears_nothing,
             impairments: report.impairments,
         })
     }

@@ -256,6 +256,12 @@ fn connected(
             "asleep, and reachable: its gateway wakes it over its session, proven lately (see status.standby)",
         ),
         ClientPhase::Dormant => (Some(false), "Dormant", "no usable path; its session and address are kept"),
+        ClientPhase::WaitingToReconnect if live(inputs).is_some_and(|(_, seen)| seen.hears_nothing) => (
+            Some(false),
+            "HearsNothing",
+            "its packets arrive, and it finishes none of its handshakes: what its gateway sends does not reach it. Look for a firewall, \
+             or another VPN that takes the way back, on its machine, and for what lets UDP out but not in on its network",
+        ),
         ClientPhase::WaitingToReconnect => {
             (Some(false), "WaitingToReconnect", "it was heard again; the exchange is not confirmed yet")
         }

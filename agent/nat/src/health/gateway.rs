@@ -9,6 +9,14 @@ use super::{
 };
 use crate::PeerId;
 
+/// A client that does not hear tries this often in vain before that is said: of an exchange of three messages one is lost often
+/// enough, at 10 % loss with one attempt in five.
+const VAIN: u32 = 4;
+/// And over so long a time.
+const VAIN_FOR: Duration = PROBE_GIVE_UP;
+/// The last attempt may still succeed until then.
+const CONFIRMATION: Duration = Duration::from_secs(2);
+
 /// What one client promised to do while it has nothing to say.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Expectation {
@@ -29,12 +37,33 @@ impl Expectation {
 }
 
 /// What the data plane counted for one client.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Sample {
     /// Last authenticated packet.
     pub last_receive: Option<Instant>,
     /// When a handshake last ended with a session that the client has proven to have as well.
     pub last_handshake: Option<Instant>,
+    /// Its handshakes since then that were answered, and that it did not finish.
+    pub unconfirmed: Option<Unconfirmed>,
+}
+
+/// Handshakes of a client that were answered, and of which it finished none.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Unconfirmed {
+    /// How many.
+    pub count: u32,
+    /// When the first was answered.
+    pub first: Instant,
+    /// When the last was.
+    pub last: Instant,
+}
+
+impl Unconfirmed {
+    /// Whether they show that nothing reaches the client: its packets prove only its own direction.
+    fn shows_deafness(&self, now: Instant) -> bool {
+        let lasts = self.last.saturating_duration_since(self.first) >= VAIN_FOR;
+        lasts && self.count >= VAIN && (self.count > VAIN || now >= self.last + CONFIRMATION)
+    }
 }
 
 #[derive(Debug)]
@@ -51,6 +80,10 @@ struct Peer {
 }
 
 impl Peer {
+    fn is_deaf(&self, now: Instant) -> bool {
+        self.sample.unconfirmed.is_some_and(|attempts| attempts.shows_deafness(now))
+    }
+
     fn judge(&self, now: Instant) -> (Phase, Option<Instant>) {
         let Some(last) = self.sample.last_receive else { return (Phase::Disconnected, None) };
         let until = last + self.expectation.certainty();
@@ -65,8 +98,8 @@ impl Peer {
         }
         let rests = self.rests.map(|(_, until)| until).filter(|until| now < *until);
         match (heard, self.sample.last_handshake) {
-            (true, Some(_)) => (Phase::Connected, Some(until)),
-            (true, None) => (Phase::WaitingToReconnect, Some(until)),
+            (true, Some(_)) if !self.is_deaf(now) => (Phase::Connected, Some(until)),
+            (true, _) => (Phase::WaitingToReconnect, Some(until)),
             (false, _) if rests.is_some() => (Phase::Standby, rests),
             (false, _) => (Phase::Dormant, None),
         }
@@ -134,19 +167,18 @@ impl<K: PeerId> GatewayHealth<K> {
     /// What the data plane counted. Returns whether the client's phase changed.
     pub fn handle_sample(&mut self, now: Instant, key: &K, sample: Sample) -> bool {
         let Some(peer) = self.peers.get_mut(key) else { return false };
-        if peer.sample.last_receive == sample.last_receive
-            && peer.sample.last_handshake == sample.last_handshake
-        {
+        let before = std::mem::replace(&mut peer.sample, sample);
+        let is_found_deaf = peer.phase == Phase::Connected && peer.is_deaf(now);
+        if before == sample && !is_found_deaf {
             return false;
         }
-        peer.sample = sample;
         if let (Phase::Connected, Some(at)) = (peer.judge(now).0, sample.last_receive) {
             peer.ledger.heard(at);
             self.missing.remove(key);
         }
         // A deadline that is still ahead is looked at again when it is due, which spares the set a change for
         // every packet.
-        if peer.phase == Phase::Connected && peer.deadline.is_some_and(|at| at > now) {
+        if peer.phase == Phase::Connected && !is_found_deaf && peer.deadline.is_some_and(|at| at > now) {
             return false;
         }
         self.settle(now, key)
@@ -229,6 +261,12 @@ impl<K: PeerId> GatewayHealth<K> {
         self.peers.get(key).map_or(Phase::Disconnected, |peer| peer.phase)
     }
 
+    /// Whether a client is not connected as it finishes none of its handshakes: what is sent to it does not arrive.
+    pub fn hears_nothing(&self, now: Instant, key: &K) -> bool {
+        let waiting = self.peers.get(key).filter(|peer| peer.phase == Phase::WaitingToReconnect);
+        waiting.is_some_and(|peer| peer.is_deaf(now))
+    }
+
     /// For how long a client was proven reachable, and for how long it was not, up to now.
     pub fn reach(&self, key: &K) -> Reach {
         self.peers.get(key).map(|peer| peer.ledger.reach()).unwrap_or_default()
@@ -304,7 +342,7 @@ mod tests {
     }
 
     fn heard(at: Instant) -> Sample {
-        Sample { last_receive: Some(at), last_handshake: Some(at) }
+        Sample { last_receive: Some(at), last_handshake: Some(at), unconfirmed: None }
     }
 
     #[test]
@@ -316,7 +354,7 @@ mod tests {
     #[test]
     fn a_handshake_that_the_client_has_not_finished_is_not_a_connection() {
         let (mut health, now) = with(Expectation::Every(INTERVAL));
-        health.handle_sample(now, &key(), Sample { last_receive: Some(now), last_handshake: None });
+        health.handle_sample(now, &key(), Sample { last_handshake: None, ..heard(now) });
         assert_eq!(health.phase(&key()), Phase::WaitingToReconnect);
         assert!(health.handle_sample(now, &key(), heard(now)));
         assert_eq!(health.phase(&key()), Phase::Connected);
@@ -428,6 +466,43 @@ mod tests {
         assert_eq!(health.phase(&key()), Phase::WaitingToReconnect);
         health.handle_told(now + SECOND, &key(), Phase::Connected);
         assert_eq!(health.phase(&key()), Phase::Connected);
+    }
+
+    /// What is counted of a client whose handshakes, begun every five seconds, it never finishes.
+    fn in_vain(since: Instant, count: u32) -> Sample {
+        let last = since + SECOND * 5 * (count - 1);
+        let unconfirmed = Some(Unconfirmed { count, first: since, last });
+        Sample { last_receive: Some(last), last_handshake: Some(since - INTERVAL), unconfirmed }
+    }
+
+    #[test]
+    fn a_client_whose_handshakes_come_to_nothing_is_not_connected_until_one_does() {
+        let (mut health, now) = with(Expectation::Every(INTERVAL));
+        health.handle_sample(now, &key(), heard(now));
+        for count in 1..=4 {
+            let sample = in_vain(now, count);
+            assert!(!health.handle_sample(sample.last_receive.unwrap(), &key(), sample));
+            assert_eq!(health.phase(&key()), Phase::Connected, "{count}: it may hear the next answer");
+        }
+        let fourth = now + SECOND * 15;
+        assert!(health.handle_sample(fourth + CONFIRMATION, &key(), in_vain(now, 4)), "nothing new came");
+        assert_eq!(health.phase(&key()), Phase::WaitingToReconnect);
+        assert!(!health.handle_sample(now + SECOND * 20, &key(), in_vain(now, 5)));
+        assert_eq!(health.phase(&key()), Phase::WaitingToReconnect, "an attempt more is no reason for hope");
+        assert!(health.hears_nothing(now + SECOND * 20, &key()));
+        assert!(health.handle_sample(now + SECOND * 21, &key(), heard(now + SECOND * 21)));
+        assert_eq!(health.phase(&key()), Phase::Connected);
+    }
+
+    #[test]
+    fn attempts_in_vain_within_seconds_or_few_of_them_show_nothing() {
+        for (count, lasts) in [(3, SECOND * 60), (40, SECOND * 7)] {
+            let (mut health, now) = with(Expectation::Every(INTERVAL));
+            let unconfirmed = Some(Unconfirmed { count, first: now, last: now + lasts });
+            let sample = Sample { unconfirmed, ..heard(now + lasts) };
+            health.handle_sample(now + lasts + CONFIRMATION, &key(), sample);
+            assert_eq!(health.phase(&key()), Phase::Connected, "{count} within {lasts:?}");
+        }
     }
 
     #[test]

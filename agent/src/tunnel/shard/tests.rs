@@ -9,7 +9,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::tunnel::{
-    TunnelEvent,
+    TunnelEvent, Unconfirmed,
     path::Local,
     sources::{Learnt, Standing},
 };
@@ -430,6 +430,25 @@ fn crossing_initiations_whose_answers_are_lost_are_tried_again() {
     two.shard.handle_timeout(retry, &mut two.made);
     exchange(retry, &mut one, &mut two);
     assert_eq!((one.numbers(), two.numbers()), (vec![2], vec![1]));
+}
+
+#[test]
+fn handshakes_whose_answers_do_not_arrive_are_counted_until_one_does() {
+    let (first, mut client, mut gateway) = pair();
+    let mut now = first;
+    client.sends(now, &gateway, 1);
+    for count in 1..=4 {
+        gateway.receives(now, client.address, &client.made.take_datagrams());
+        assert_eq!(gateway.made.take_datagrams().len(), 1, "an answer, lost here");
+        assert_eq!(gateway.stats(&client).unconfirmed, Some(Unconfirmed { count, first, last: now }));
+        now = client.shard.poll_timeout().unwrap();
+        client.shard.handle_timeout(now, &mut client.made);
+        client.shard.settle();
+    }
+    exchange(now, &mut client, &mut gateway);
+    let stats = gateway.stats(&client);
+    assert!(stats.has_session);
+    assert_eq!(stats.unconfirmed, None);
 }
 
 #[test]

@@ -44,6 +44,7 @@ fn sighting(phase: Phase) -> Sighting {
         reach: None,
         key_on_two_machines: None,
         clock: None,
+        hears_nothing: false,
         impairments: Vec::new(),
     }
 }
@@ -525,6 +526,15 @@ fn one_key_on_two_machines_at_two_replicas_is_named_with_both_and_written_once()
     assert_eq!(case.judge(&own, &by("edge-0", "198.51.100.9:4500")), named);
     let over = case.judge(&own, &heard(sighting(Phase::Connected)));
     assert!(over.conditions.iter().all(|c| c.type_ != KEY_ON_TWO_MACHINES));
+}
+
+#[test]
+fn a_client_that_hears_nothing_is_told_apart_from_one_that_comes_back() {
+    for (hears_nothing, reason) in [(true, "HearsNothing"), (false, "WaitingToReconnect")] {
+        let seen = Sighting { hears_nothing, ..sighting(Phase::WaitingToReconnect) };
+        let made = Case::new().judge(&agent(&json!({})), &heard(seen));
+        assert_eq!(verdict(&made.conditions, CONNECTED), said("False", reason));
+    }
 }
 
 #[test]

@@ -1,3 +1,5 @@
+//! Ranges of addresses as users write them.
+
 use std::{borrow::Cow, fmt, net::IpAddr, str::FromStr};
 
 use ipnet::IpNet;

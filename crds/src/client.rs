@@ -1,3 +1,5 @@
+//! `VPNClient`: one client of a pool.
+
 use std::net::IpAddr;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};

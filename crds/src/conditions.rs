@@ -1,3 +1,5 @@
+//! Types of the conditions that statuses have.
+
 use k8s_openapi::{
     apimachinery::pkg::apis::meta::v1::{Condition, Time},
     jiff::Timestamp,

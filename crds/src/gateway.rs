@@ -1,3 +1,5 @@
+//! `VPNGateway`: WireGuard endpoints in the cluster.
+
 use std::collections::BTreeMap;
 
 use k8s_openapi::{

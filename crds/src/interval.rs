@@ -1,3 +1,5 @@
+//! Spans of time as users write them.
+
 use std::{borrow::Cow, fmt, str::FromStr, time::Duration};
 
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};

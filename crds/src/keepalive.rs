@@ -1,3 +1,5 @@
+//! Keepalive policy, and the keepalive in force.
+
 use std::time::Duration;
 
 use kube::KubeSchema;

@@ -1,3 +1,5 @@
+//! What is shown of the NATs in front of a client, of its mapping, and of how that moves.
+
 use std::collections::BTreeMap;
 
 use kube::KubeSchema;

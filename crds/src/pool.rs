@@ -1,3 +1,5 @@
+//! `VPNClientPool`: addresses, routes, DNS, and who may enrol.
+
 use std::collections::BTreeMap;
 
 use ipnet::IpNet;

@@ -1,3 +1,5 @@
+//! By what an idle client is reached.
+
 use kube::KubeSchema;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};

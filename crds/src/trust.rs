@@ -1,3 +1,5 @@
+//! `SidecarTrust`: what the sidecar admission policy reads.
+
 use kube::{CustomResource, KubeSchema};
 use serde::{Deserialize, Serialize};
 

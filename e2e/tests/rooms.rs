@@ -130,6 +130,16 @@ fn rooms_that_decide_wait_for_nothing_and_read_no_clock() {
 }
 
 #[test]
+fn every_file_says_in_its_first_line_what_it_is_for() {
+    for krate in ["agent", "crds", "e2e", "operator", "proto"] {
+        for path in files(&root().join(krate), ".rs") {
+            let text = std::fs::read_to_string(&path).unwrap();
+            assert!(text.starts_with("//! "), "{} does not", path.display());
+        }
+    }
+}
+
+#[test]
 fn a_circle_is_found_where_there_is_one() {
     let folder = tempfile::tempdir().unwrap();
     let write = |name: &str, text: &str| std::fs::write(folder.path().join(name), text).unwrap();

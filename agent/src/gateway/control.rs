@@ -815,7 +815,11 @@ impl Control {
             let sample = Sample {
                 last_receive: stats.last_receive,
                 last_handshake: stats.last_handshake,
-                unconfirmed: unconfirmed.map(|it| Unconfirmed { count: it.count, first: it.first, last: it.last }),
+                unconfirmed: unconfirmed.map(|it| Unconfirmed {
+                    count: it.count,
+                    first: it.first,
+                    last: it.last,
+                }),
             };
             changed |= self.health.handle_sample(now, &stats.public_key, sample);
             if self.shared_keys.shared(&stats.public_key).is_none() {

@@ -1,3 +1,5 @@
+//! A look at a `VPNClient`: its addresses, Secret, status and Events.
+
 use std::{
     net::IpAddr,
     sync::{Arc, PoisonError},

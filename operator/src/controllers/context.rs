@@ -1,3 +1,5 @@
+//! What every look at an object needs, and what is remembered from one to the next.
+
 use std::{
     collections::{BTreeMap, HashMap},
     sync::{Arc, Mutex, PoisonError},

@@ -1,3 +1,5 @@
+//! Why a look at an object did not work.
+
 use std::{future::Future, time::Duration};
 
 use crate::{

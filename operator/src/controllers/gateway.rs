@@ -1,3 +1,5 @@
+//! A look at a `VPNGateway`: its objects, status and Events.
+
 use k8s_openapi::api::core::v1::Service;
 use k8s_openapi::jiff::Timestamp;
 use kube::{

@@ -1,3 +1,5 @@
+//! Versions of objects, as far as they concern whoever applies them.
+
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;

@@ -1,3 +1,5 @@
+//! A look at the NetworkPolicy of a gateway's pods.
+
 use k8s_openapi::api::networking::v1::NetworkPolicy;
 use kube::{
     Api, ResourceExt as _,

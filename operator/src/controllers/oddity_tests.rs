@@ -1,3 +1,5 @@
+//! Objects that this operator does not understand in full: what runs goes on.
+
 use std::net::IpAddr;
 
 use k8s_openapi::jiff::Timestamp;

@@ -1,3 +1,5 @@
+//! A look at what a gateway's replicas are to run, and for whom.
+
 use std::{
     collections::{BTreeSet, HashSet},
     sync::Arc,

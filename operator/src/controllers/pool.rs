@@ -1,3 +1,5 @@
+//! A look at a `VPNClientPool`: its tokens, Service and status.
+
 use std::{
     collections::hash_map::DefaultHasher,
     hash::{Hash as _, Hasher as _},

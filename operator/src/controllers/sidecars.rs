@@ -1,3 +1,5 @@
+//! A look at what the sidecar policy reads.
+
 use kube::core::ObjectMeta;
 use pinhole_crds::{SidecarTrust, SidecarTrustSpec};
 

@@ -1,3 +1,5 @@
+//! What can be looked at, and how urgent it is.
+
 use std::time::Duration;
 
 use super::queue::{Lane, Pace};

@@ -1,3 +1,5 @@
+//! Enrols clients for the gateways that relay them.
+
 use std::{
     hash::{DefaultHasher, Hash as _, Hasher as _},
     sync::{Arc, Mutex, PoisonError},

@@ -1,3 +1,5 @@
+//! Enrolments over records in memory: uses, ends, keys, crashes and crowds.
+
 use std::{collections::BTreeMap, sync::Arc};
 
 use futures::future::join_all;

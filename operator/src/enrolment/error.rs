@@ -1,3 +1,5 @@
+//! Why somebody did not become a client.
+
 use super::RecordsError;
 use crate::identity::{CredentialError, IdentityError};
 

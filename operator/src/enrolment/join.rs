@@ -1,3 +1,5 @@
+//! Join strings as the operator writes them.
+
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 use serde::Serialize;
 

@@ -1,3 +1,5 @@
+//! Reads and writes what enrolment keeps in the cluster.
+
 use std::{collections::BTreeMap, future::Future, time::Duration};
 
 use k8s_openapi::api::core::v1::{Namespace, Pod, Secret};

@@ -1,3 +1,5 @@
+//! The Secrets of a pool's join tokens.
+
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 use k8s_openapi::{api::core::v1::Secret, jiff::Timestamp};
 use kube::{

@@ -1,3 +1,5 @@
+//! Names of gateways, pools and clients, none of which can be taken for another's.
+
 use std::fmt;
 
 use kube::{Resource, ResourceExt as _};

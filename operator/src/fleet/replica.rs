@@ -1,3 +1,5 @@
+//! One replica: what it was told, what it said, and whether it can be heard.
+
 use std::{
     collections::{BTreeSet, HashMap},
     sync::Arc,

@@ -1,3 +1,5 @@
+//! One key on two machines that are at two replicas.
+
 use pinhole_proto::v1::{ClientReport, ObjectRef, Phase};
 
 use super::*;

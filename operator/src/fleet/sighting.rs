@@ -1,3 +1,5 @@
+//! What one replica last said of a client.
+
 use std::time::Duration;
 
 use k8s_openapi::jiff::Timestamp;

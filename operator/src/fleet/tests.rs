@@ -1,3 +1,5 @@
+//! Revisions, silence, and whose word counts.
+
 use pinhole_proto::v1::{ClientReport, NatRestart, ObjectRef, Peer, Phase};
 
 use super::*;

@@ -1,3 +1,5 @@
+//! A certificate authority that issues for clients and servers.
+
 use std::time::{Duration, SystemTime};
 
 use rcgen::{

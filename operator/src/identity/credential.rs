@@ -1,3 +1,5 @@
+//! Bearer tokens of calls, before anybody reviews them.
+
 use tonic::metadata::MetadataMap;
 
 use super::CredentialError;

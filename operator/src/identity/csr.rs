@@ -1,3 +1,5 @@
+//! Certificate signing requests of strangers.
+
 use rcgen::{PublicKeyData, SignatureAlgorithm, SubjectPublicKeyInfo};
 use x509_parser::{
     certification_request::X509CertificationRequest,

@@ -1,3 +1,5 @@
+//! Why there is no authority or certificate, and why a token proves nothing.
+
 use std::time::Duration;
 
 /// Why the operator's certificate authority could not be had or could not issue.

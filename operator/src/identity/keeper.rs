@@ -1,3 +1,5 @@
+//! Keeps the authorities and the operator's own certificate fresh.
+
 use std::{
     sync::Arc,
     time::{Duration, SystemTime},

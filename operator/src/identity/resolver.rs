@@ -1,3 +1,5 @@
+//! The operator's own certificate, as TLS serves it.
+
 use std::{
     sync::{Arc, RwLock},
     time::SystemTime,

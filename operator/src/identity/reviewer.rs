@@ -1,3 +1,5 @@
+//! Reviews ServiceAccount tokens, and bounds how many at a time.
+
 use std::{
     sync::{Mutex, PoisonError},
     time::{Duration, Instant},

@@ -1,3 +1,5 @@
+//! The Secret that holds the authorities.
+
 use std::{
     collections::{BTreeMap, BTreeSet},
     future::Future,

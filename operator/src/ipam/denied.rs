@@ -1,3 +1,5 @@
+//! Why a client gets no address.
+
 use std::net::IpAddr;
 
 use super::Family;

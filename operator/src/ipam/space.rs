@@ -1,3 +1,5 @@
+//! The addresses of one family: which are free, which are held.
+
 use std::{
     collections::{BTreeMap, HashSet, VecDeque},
     fmt,

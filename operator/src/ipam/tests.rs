@@ -1,3 +1,5 @@
+//! Allocation by examples, and against a simple model.
+
 use std::collections::{BTreeMap, HashSet};
 
 use proptest::prelude::*;

@@ -1,3 +1,5 @@
+//! The command line of `kubectl pinhole`.
+
 use std::{net::IpAddr, path::PathBuf};
 
 use clap::{Parser, Subcommand, ValueEnum};

@@ -1,3 +1,5 @@
+//! The cluster that the command line means.
+
 use std::{fmt::Debug, future::Future, time::Duration};
 
 use k8s_openapi::{NamespaceResourceScope, api::core::v1::Secret};

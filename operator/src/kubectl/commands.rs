@@ -1,3 +1,5 @@
+//! What each command of `kubectl pinhole` does.
+
 use std::io::IsTerminal as _;
 
 use k8s_openapi::{api::core::v1::Secret, jiff::Timestamp};

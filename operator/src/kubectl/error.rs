@@ -1,3 +1,5 @@
+//! What can go wrong with a command, and its exit code.
+
 /// Why a command did not do what was asked, in one line.
 #[derive(Debug, thiserror::Error)]
 pub enum PluginError {

@@ -1,3 +1,5 @@
+//! Who calls on the link.
+
 use std::sync::Arc;
 
 use pinhole_proto::OPERATOR_AUDIENCE;

@@ -1,3 +1,5 @@
+//! Serves the link to gateways, within bounds for whoever is not known yet.
+
 use std::{future::Future, sync::Arc, time::Duration};
 
 use pinhole_reception::receive;

@@ -1,3 +1,5 @@
+//! The calls of the link.
+
 use std::{pin::Pin, sync::Arc, time::Duration};
 
 use futures::Stream;

@@ -1,3 +1,5 @@
+//! Conditions of an object while its status is made.
+
 use k8s_openapi::{
     apimachinery::pkg::apis::meta::v1::{Condition, Time},
     jiff::Timestamp,

@@ -1,3 +1,5 @@
+//! A gateway's desired state, as its replicas are told.
+
 use std::{collections::BTreeMap, net::IpAddr};
 
 use ipnet::IpNet;

@@ -1,3 +1,5 @@
+//! Whose keepalive policy is in force, and what a stock client is given.
+
 use std::time::Duration;
 
 use pinhole_crds::{

@@ -1,3 +1,5 @@
+//! WireGuard keys in Secrets.
+
 use std::{collections::BTreeMap, fmt};
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};

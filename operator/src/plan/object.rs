@@ -1,3 +1,5 @@
+//! Kinds of objects that the operator makes.
+
 use k8s_openapi::{
     api::{
         apps::v1::StatefulSet,

@@ -1,3 +1,5 @@
+//! Pools that cannot both have their addresses.
+
 use ipnet::IpNet;
 use kube::ResourceExt as _;
 use pinhole_crds::VPNClientPool;

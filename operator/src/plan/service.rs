@@ -1,3 +1,5 @@
+//! Services of a gateway and of a pool's sidecars.
+
 use k8s_openapi::{
     api::core::v1::{Service, ServicePort, ServiceSpec},
     apimachinery::pkg::util::intstr::IntOrString,

@@ -1,3 +1,5 @@
+//! What the operator was started with and gateways need to know.
+
 use k8s_openapi::api::networking::v1::NetworkPolicyPeer;
 
 use super::network::GatewayEgress;

@@ -1,3 +1,5 @@
+//! A gateway's StatefulSet and what belongs to its pods.
+
 use std::collections::BTreeMap;
 
 use k8s_openapi::{

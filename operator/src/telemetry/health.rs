@@ -1,3 +1,5 @@
+//! Whether the operator lives and is ready. Without a clock: times come in.
+
 use std::{
     sync::{Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},

@@ -1,3 +1,5 @@
+//! Logging to standard error.
+
 use std::io::IsTerminal as _;
 
 use clap::ValueEnum;

@@ -1,3 +1,5 @@
+//! The operator's metrics.
+
 use std::{fmt, sync::Mutex, sync::PoisonError, time::Duration};
 
 use pinhole_crds::{ChurnCause, ClientCounts, NatClass};

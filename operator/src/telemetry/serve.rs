@@ -1,3 +1,5 @@
+//! Serves metrics and probes.
+
 use std::{
     sync::Arc,
     time::{Duration, Instant},

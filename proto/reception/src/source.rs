@@ -1,3 +1,5 @@
+//! Who counts as one source.
+
 use std::net::{IpAddr, Ipv6Addr};
 
 /// Who counts as one source: an IPv4 address, or the /64 that an IPv6 host can pick addresses from.

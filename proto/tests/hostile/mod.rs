@@ -1,5 +1,5 @@
-// What a field is fed that ends in a configuration language, on a command line, in a manifest or on a terminal.
-// Included by the tests of each crate that renders such a field; no name, host, label or key is among them.
+//! What a field is fed that ends in a configuration language, on a command line, in a manifest or on a terminal.
+//! Included by the tests of each crate that renders such a field; no name, host, label or key is among them.
 
 /// The texts; each must be refused, left out or made harmless.
 pub(crate) fn strings() -> Vec<String> {

@@ -472,7 +472,7 @@ mod tests {
     fn in_vain(since: Instant, count: u32) -> Sample {
         let last = since + SECOND * 5 * (count - 1);
         let unconfirmed = Some(Unconfirmed { count, first: since, last });
-        Sample { last_receive: Some(last), last_handshake: Some(since - INTERVAL), unconfirmed }
+        Sample { last_receive: Some(last), last_handshake: Some(since), unconfirmed }
     }
 
     #[test]

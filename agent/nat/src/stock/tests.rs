@@ -1,3 +1,5 @@
+//! Clients without an agent behind NATs that forget, in virtual time.
+
 use proptest::prelude::*;
 
 use super::*;

@@ -1,3 +1,5 @@
+//! Packets of one machine and of two with its key, and what is made of them.
+
 use std::net::Ipv4Addr;
 
 use proptest::prelude::*;

@@ -1,3 +1,5 @@
+//! Packets to where a pool leads and to where it does not.
+
 use proptest::prelude::*;
 
 use super::*;

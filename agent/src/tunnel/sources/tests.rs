@@ -1,3 +1,5 @@
+//! Hosts whose ways change, and by which address answers go out then.
+
 use std::collections::HashMap;
 
 use proptest::prelude::*;

@@ -1,3 +1,5 @@
+//! Each algorithm alone, behind NATs whose lifetimes are known.
+
 use std::time::{Duration, Instant};
 
 use super::{Algorithm, Cliffs, Growth, HalfOfSearch, Pinhole};

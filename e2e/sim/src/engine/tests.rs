@@ -1,3 +1,5 @@
+//! The engine itself: a script of packets, and what is observed of it.
+
 use std::time::{Duration, Instant};
 
 use pinhole_nat::{Beat, Channel, Reply, Wake};

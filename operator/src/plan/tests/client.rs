@@ -1,3 +1,5 @@
+//! Statuses of clients.
+
 use pinhole_crds::{
     CLOCK_SKEW, CONNECTED, ClientPhase, DEGRADED, KEY_ON_TWO_MACHINES, PARTIALLY_INVALID, READY, RECONCILING,
     STALLED, Unread, VPNClientStatus,

@@ -1,3 +1,5 @@
+//! Objects and statuses of gateways.
+
 use k8s_openapi::api::{apps::v1::StatefulSet, core::v1::Service};
 use pinhole_crds::{ClientCounts, READY, RECONCILING, STALLED, VPNGatewayStatus};
 

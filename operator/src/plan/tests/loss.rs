@@ -1,3 +1,5 @@
+//! Pods of nodes that are lost.
+
 use super::*;
 use crate::fleet::GatewayView;
 

@@ -1,3 +1,5 @@
+//! Objects as users write them, for the tests of each plan.
+
 mod client;
 mod gateway;
 mod hostile;

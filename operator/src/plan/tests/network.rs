@@ -1,3 +1,5 @@
+//! What a gateway's NetworkPolicy lets through, by every reading of it.
+
 use k8s_openapi::api::networking::v1::{NetworkPolicy, NetworkPolicyPeer};
 
 use super::{

@@ -1,3 +1,5 @@
+//! Statuses of pools.
+
 use pinhole_crds::{
     ClientCounts, Dns, PoolCapacity, READY, RECONCILING, ReachableScope, STALLED, VPNClientPoolStatus,
 };

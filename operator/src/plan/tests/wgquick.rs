@@ -1,3 +1,5 @@
+//! Configurations of stock clients.
+
 use super::*;
 use crate::plan::wgquick::{CONFIG_ENTRY, ClientKey, ConfigInputs, PRIVATE_KEY_ENTRY, secret};
 

@@ -1,3 +1,5 @@
+//! A NAT of every kind, and what is told of it from one vantage and from four.
+
 use std::collections::{HashMap, HashSet};
 
 use proptest::prelude::*;

@@ -1,3 +1,5 @@
+//! The lab's own NAT, packet by packet.
+
 use proptest::prelude::*;
 
 use super::*;

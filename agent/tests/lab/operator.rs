@@ -56,7 +56,7 @@ struct Inner {
     ca_pem: String,
     desired: watch::Sender<v1::DesiredState>,
     reports: Reports,
-    impairments: Arc<Mutex<Vec<String>>>,
+    impairments: Arc<Mutex<Vec<v1::Impairment>>>,
     enrolments: Mutex<u32>,
     /// Inner addresses of who enrols.
     addresses: Mutex<Vec<String>>,
@@ -180,9 +180,10 @@ impl Operator {
         join.encode().unwrap().to_string()
     }
 
-    /// Whether the gateway ever told of such an impairment.
-    pub(crate) fn heard_of(&self, category: &str) -> bool {
-        self.inner.impairments.lock().unwrap().iter().any(|heard| heard == category)
+    /// Whether the gateway ever told of such an impairment, in these words.
+    pub(crate) fn heard_of(&self, category: &str, words: &str) -> bool {
+        let heard = self.inner.impairments.lock().unwrap();
+        heard.iter().any(|heard| heard.category == category && heard.message.contains(words))
     }
 
     pub(crate) fn reported(&self, client: &str) -> Option<v1::ClientReport> {
@@ -526,7 +527,7 @@ impl GatewayLink for Inner {
         tokio::spawn(async move {
             while let Ok(Some(message)) = incoming.message().await {
                 if let Some(v1::gateway_message::Message::Report(report)) = message.message {
-                    impairments.lock().unwrap().extend(report.impairments.into_iter().map(|i| i.category));
+                    impairments.lock().unwrap().extend(report.impairments);
                     let mut reports = reports.lock().unwrap();
                     reports.extend(report.clients.into_iter().map(|c| (c.client.clone().unwrap().name, c)));
                 }

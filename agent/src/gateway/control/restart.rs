@@ -85,10 +85,7 @@ impl Control {
     fn let_go(&mut self) {
         self.sessions.clear();
         self.operator = None;
-        self.lives += 1;
-        let lives = self.lives;
         self.setup.served.send_modify(|served| served.attached = None);
-        self.setup.running.send_modify(|running| running.lives = lives);
     }
 
     /// Answers health probes while nothing else is done: a gateway that forwards is not to be killed. Whoever else asks
@@ -116,6 +113,10 @@ impl Control {
 
     /// Forgets all that was known of clients, and goes by the last snapshot again.
     fn begin_anew(&mut self, now: Instant) {
+        // Only now: of a stream that came up during the pause nobody took note.
+        self.lives += 1;
+        let lives = self.lives;
+        self.setup.running.send_modify(|running| running.lives = lives);
         let sleepers = std::mem::take(&mut self.sleepers);
         if let Some(tunnel) = &self.tunnel {
             // Nobody could wake them before their sessions are back.

@@ -29,6 +29,7 @@ pub mod nat;
 pub mod netns;
 pub mod node;
 pub mod ping;
+pub mod playground;
 pub mod pods;
 pub mod process;
 pub mod progress;

@@ -13,10 +13,10 @@ use pinhole_e2e::{
     Lab,
     bench::{self, Plan, Row, Wakes},
     demo,
-    host::Host,
     installation::Installation,
     lab,
-    nat::{NatProfile, lab_profiles, stock_profiles},
+    nat::{lab_profiles, stock_profiles},
+    playground::{self, Playground},
     progress,
     project::Images,
     setup::{linux, packages, rust, tools::Tools},
@@ -85,7 +85,7 @@ enum Action {
         #[arg(short, long, value_enum, default_value = "text")]
         output: Output,
     },
-    /// Bring the lab up, with three client hosts behind three kinds of NAT, and leave it open
+    /// Bring the lab up with Pinhole, a gateway, a pool and three hosts behind three kinds of NAT, and leave it open to play in
     Up,
     /// End the lab, and clear away what a killed one left
     Down,
@@ -287,7 +287,7 @@ fn leave_terminal() -> anyhow::Result<()> {
 async fn supervise() -> anyhow::Result<()> {
     let work = async {
         let lab = Lab::start().await?;
-        let _hosts = hosts(&lab).await?;
+        let _playground = Playground::open(&lab).await?;
         println!("{READY}");
         let _ = std::io::stdout().flush();
         leave_terminal()?;
@@ -299,37 +299,10 @@ async fn supervise() -> anyhow::Result<()> {
     }
 }
 
-async fn hosts(lab: &Lab) -> pinhole_e2e::Result<[Host; 3]> {
-    Ok([
-        lab.nat_host("home", NatProfile::home()).await?,
-        lab.nat_host("office", NatProfile::symmetric()).await?,
-        lab.carrier_host("mobile", NatProfile::carrier(), NatProfile::home()).await?,
-    ])
-}
-
 fn status() -> anyhow::Result<()> {
     if state::holder().is_none() {
         bail!(pinhole_e2e::Error::NotUp);
     }
-    let directory = state::directory();
-    println!(
-        "The lab is up. To use its cluster:
-
-  export KUBECONFIG={kubeconfig}
-  export PATH={bin}:$PATH
-  kubectl get nodes
-
-Three hosts to play client on:
-
-  ip netns exec pinhole-home bash      behind a port-preserving home NAT
-  ip netns exec pinhole-office bash    behind a symmetric NAT
-  ip netns exec pinhole-mobile bash    behind a home NAT behind a carrier's NAT
-
-The node is 203.0.113.10 for them. Logs are in {logs}.
-`make lab-down` ends it all.",
-        kubeconfig = state::kubeconfig().display(),
-        bin = directory.join("bin").display(),
-        logs = directory.join("logs").display(),
-    );
+    println!("{}", playground::guide());
     Ok(())
 }

@@ -148,6 +148,11 @@ impl Host {
         taken.map_err(|_| Error::Invalid(format!("{} has files of its own already", self.name())))
     }
 
+    /// Where `nsenter` finds its files, where it has some of its own.
+    pub fn mount_namespace(&self) -> Option<PathBuf> {
+        self.inner.rooms.get().map(Rooms::mount_namespace)
+    }
+
     /// Whether it has files of its own; else it shares the machine's `resolv.conf`.
     pub fn has_own_files(&self) -> bool {
         self.inner.rooms.get().is_some()

@@ -48,7 +48,7 @@ impl Resolver {
 #[derive(Debug)]
 pub(super) struct Rooms {
     mounts: Arc<File>,
-    _inhabitant: Process,
+    inhabitant: Process,
     directory: PathBuf,
 }
 
@@ -76,15 +76,23 @@ impl Rooms {
             if ready.exists() { Ok(()) } else { Err(inhabitant.tail(15)) }
         })
         .await?;
-        let path = format!("/proc/{}/ns/mnt", inhabitant.pid());
-        let mounts = Arc::new(File::open(&path).doing(|| format!("opening {path}"))?);
-        Ok(Self { mounts, _inhabitant: inhabitant, directory })
+        let path = mount_namespace(&inhabitant);
+        let mounts = Arc::new(File::open(&path).doing(|| format!("opening {}", path.display()))?);
+        Ok(Self { mounts, inhabitant, directory })
+    }
+
+    pub(super) fn mount_namespace(&self) -> PathBuf {
+        mount_namespace(&self.inhabitant)
     }
 
     /// The command, run in them.
     pub(super) fn within(&self, command: Command) -> Command {
         command.mounts(&self.mounts)
     }
+}
+
+fn mount_namespace(inhabitant: &Process) -> PathBuf {
+    format!("/proc/{}/ns/mnt", inhabitant.pid()).into()
 }
 
 impl Drop for Rooms {

@@ -54,7 +54,7 @@ bench-ready:
 bench-peers: $(PEERS)
 # Where the time goes (agent/src/tunnel/PROFILE.md). `make profile ARGS='--only udp-64'`
 profile: ; @cargo build --profile profiling --locked -p pinhole-agent --bin pinhole --features profile && $(BENCH) profile $(ARGS)
-lint:       ; cargo fmt --all --check && cargo clippy --workspace --all-targets --features pinhole-agent/profile --locked -- -D warnings
+lint:       ; cargo fmt --all --check && cargo clippy --workspace --all-targets --features pinhole-agent/profile --locked -- -D warnings && RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --locked --quiet
 crds:       ; $(CRDS) crds && $(CRDS) charts/pinhole/files/crds
 # The agent as a .deb and an .rpm.
 packages: $(NFPM)

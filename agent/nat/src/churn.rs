@@ -88,7 +88,7 @@ impl Cause {
         if evidence.neighbours_lost {
             return Some(Self::NatRestart);
         }
-        if evidence.is_strike() && evidence.strikes > 0 {
+        if evidence.is_suspected_loss() && evidence.suspected_losses > 0 {
             return Some(Self::LifetimeShrank);
         }
         Some(if moved { Self::MappingChanged } else { Self::MappingLost })
@@ -158,7 +158,7 @@ pub struct Evidence {
     /// How long it was believed to live. `None`: nothing is known.
     pub believed: Option<Duration>,
     /// Losses in a row before this one, each after a silence that the binding used to survive.
-    pub strikes: u32,
+    pub suspected_losses: u32,
     /// Neighbours behind the same public address lost theirs together with this one.
     pub neighbours_lost: bool,
     /// The session over TCP stands.
@@ -175,7 +175,7 @@ impl Evidence {
 
     /// Whether it speaks against the lifetime that is believed in. A loss does not where the silence was longer
     /// than that anyway, as after a keepalive that had to be resent; nor where client, gateway or NAT moved.
-    pub fn is_strike(&self) -> bool {
+    pub fn is_suspected_loss(&self) -> bool {
         let lost = self.has_moved() || self.wake == WakeTest::Unanswered;
         lost && self.to.is_some()
             && self.ends == Ends::Same
@@ -270,41 +270,42 @@ mod tests {
     fn a_path_that_stayed_has_no_cause() {
         assert_eq!(Cause::of(&steady()), None);
         assert_eq!(Cause::of(&Evidence::default()), None);
-        assert!(!steady().is_strike());
+        assert!(!steady().is_suspected_loss());
     }
 
     #[test]
     fn another_port_is_a_changed_mapping_and_the_first_strike() {
         let seen = Evidence { to: Some(address(2000)), ..steady() };
         assert_eq!(Cause::of(&seen), Some(Cause::MappingChanged));
-        assert!(seen.is_strike());
+        assert!(seen.is_suspected_loss());
     }
 
     #[test]
     fn the_same_port_after_a_wake_that_never_came_is_a_lost_mapping() {
         let seen = Evidence { wake: WakeTest::Unanswered, ..steady() };
         assert_eq!(Cause::of(&seen), Some(Cause::MappingLost));
-        assert!(seen.is_strike());
+        assert!(seen.is_suspected_loss());
     }
 
     #[test]
     fn the_second_strike_in_a_row_is_a_shrunk_lifetime() {
-        let seen = Evidence { wake: WakeTest::Unanswered, strikes: 1, ..steady() };
+        let seen = Evidence { wake: WakeTest::Unanswered, suspected_losses: 1, ..steady() };
         assert_eq!(Cause::of(&seen), Some(Cause::LifetimeShrank));
     }
 
     #[test]
     fn a_loss_after_our_own_late_resend_is_named_but_is_no_strike() {
-        let late = Evidence { to: Some(address(2000)), idle: MINUTE * 3, strikes: 1, ..steady() };
-        assert!(!late.is_strike());
+        let late = Evidence { to: Some(address(2000)), idle: MINUTE * 3, suspected_losses: 1, ..steady() };
+        assert!(!late.is_suspected_loss());
         assert_eq!(Cause::of(&late), Some(Cause::MappingChanged));
     }
 
     #[test]
     fn a_client_that_moved_roamed_whatever_else_is_seen() {
-        let roamed = Evidence { ends: Ends::ClientMoved, to: Some(address(2000)), strikes: 3, ..steady() };
+        let roamed =
+            Evidence { ends: Ends::ClientMoved, to: Some(address(2000)), suspected_losses: 3, ..steady() };
         assert_eq!(Cause::of(&roamed), Some(Cause::Roam));
-        assert!(!roamed.is_strike());
+        assert!(!roamed.is_suspected_loss());
     }
 
     #[test]
@@ -312,14 +313,15 @@ mod tests {
         let silent = Evidence { to: None, wake: WakeTest::Unanswered, ..steady() };
         assert_eq!(Cause::of(&silent), Some(Cause::UdpBlocked));
         assert_eq!(Cause::of(&Evidence { session_alive: false, ..silent }), None);
-        assert!(!silent.is_strike());
+        assert!(!silent.is_suspected_loss());
     }
 
     #[test]
     fn a_loss_together_with_neighbours_is_the_nat_and_no_strike() {
-        let seen = Evidence { neighbours_lost: true, wake: WakeTest::Unanswered, strikes: 2, ..steady() };
+        let seen =
+            Evidence { neighbours_lost: true, wake: WakeTest::Unanswered, suspected_losses: 2, ..steady() };
         assert_eq!(Cause::of(&seen), Some(Cause::NatRestart));
-        assert!(!seen.is_strike());
+        assert!(!seen.is_suspected_loss());
     }
 
     #[test]
@@ -358,15 +360,15 @@ mod tests {
         #[test]
         fn only_losses_are_strikes(
             ends in 0usize..3, to in proptest::option::of(1u16..4), wake in 0usize..3,
-            idle in 0u64..200, strikes in 0u32..3, neighbours_lost: bool, session_alive: bool,
+            idle in 0u64..200, suspected_losses in 0u32..3, neighbours_lost: bool, session_alive: bool,
         ) {
             let ends = [Ends::Same, Ends::ClientMoved, Ends::GatewayMoved][ends];
             let wake = [WakeTest::None, WakeTest::Arrived, WakeTest::Unanswered][wake];
             let evidence = Evidence {
                 ends, from: Some(address(1)), to: to.map(address), wake,
-                idle: Duration::from_secs(idle), strikes, neighbours_lost, session_alive, ..steady()
+                idle: Duration::from_secs(idle), suspected_losses, neighbours_lost, session_alive, ..steady()
             };
-            if evidence.is_strike() {
+            if evidence.is_suspected_loss() {
                 prop_assert!(Cause::of(&evidence).is_some_and(Cause::is_loss));
             }
         }

@@ -29,7 +29,7 @@ pub(super) struct Gateway {
         default_value = "/var/run/secrets/pinhole/token"
     )]
     token_file: PathBuf,
-    /// WireGuard key of this replica, or the directory with a <pod name>.key for each replica
+    /// WireGuard key of this replica, or the directory with a POD.key for each replica
     #[arg(long, env = "PINHOLE_KEYS", value_name = "PATH", default_value = "/etc/pinhole/keys")]
     keys: PathBuf,
     /// Name of this pod

@@ -17,7 +17,7 @@ use tokio::{
     time::{sleep, timeout},
 };
 
-use super::{ClientError, Impairment, pulse::Change};
+use super::{ClientError, Impairment, keepalive::Change};
 use crate::nat::{self, standby};
 
 /// In the tunnel's state directory.

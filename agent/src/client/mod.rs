@@ -1,21 +1,21 @@
 //! The role client: enrols, runs the tunnel, and keeps it alive whatever happens to the networks in between.
 
-mod bulletin;
 pub mod control;
 mod dns;
 pub mod enrolment;
 mod error;
 mod heard;
+mod keepalive;
 mod kill_switch;
 mod left_out;
 mod memory;
 mod network;
-mod pulse;
 mod routes;
 mod runner;
 mod session;
 pub mod settings;
 mod sleeper;
+mod status_publisher;
 
 use std::{
     fmt,

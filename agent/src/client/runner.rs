@@ -17,19 +17,19 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     ClientError, Credential, Impairment, Progress,
-    bulletin::{Bulletin, Occasion},
     control::{self, Asked, Keepalive, Question, Status},
     dns::{self, Dns, Wanted},
     enrol_patiently,
     enrolment::{Enrolment, Invitation},
     heard::Clock,
+    keepalive::{KeepaliveDriver, Step, TunnelPath},
     kill_switch,
     network::{self, AddressKeeper, Routes, Switch, Watch, local_network, source_towards},
-    pulse::{Pulse, Step, Way},
     routes::{self, Choice, Overlap, Present},
     session::{self, Nudges, Session, Target, Told},
     settings::{Replica, Settings},
     sleeper::{self, Place, Sleeper},
+    status_publisher::{Occasion, StatusPublisher},
 };
 use crate::{
     clock::Skew,
@@ -64,7 +64,7 @@ const TRIED_FOR: Duration = Duration::from_secs(30);
 const GOODBYE: Duration = Duration::from_millis(2500);
 /// What comes to the sockets of experiments.
 const ARRIVALS: usize = 256;
-/// What becomes of scouts, of which there are two at a time.
+/// What becomes of canaries, of which there are two at a time.
 const SCOUTS: usize = 8;
 /// How long UDP gets no answer, while the session stands, until it is said to be blocked.
 const BLOCKED: Duration = Duration::from_secs(20);
@@ -103,12 +103,12 @@ struct Runner<'a> {
     settings: Settings,
     tunnel: Tunnel,
     health: ClientHealth<PublicKey>,
-    pulse: Pulse,
+    keepalive: KeepaliveDriver,
     sleeper: Sleeper,
     /// The session's address, and how the last one ended.
     attached: Option<SocketAddr>,
     ended: Ended,
-    bulletin: Bulletin,
+    publisher: StatusPublisher,
     radio: Arc<Radio>,
     nudges: Arc<Nudges>,
     /// When the user's data last went by, as far as is known.
@@ -193,7 +193,7 @@ pub(super) async fn run(
     let (proof, proof_now) = watch::channel(setup.enrolment.proof.clone());
     let (told, told_now) = watch::channel(Told::default());
     let (rests, rests_now) = watch::channel(None);
-    let (scouted, mut scouts) = mpsc::channel(SCOUTS);
+    let (scouted, mut canaries) = mpsc::channel(SCOUTS);
     let (arrivals, mut arrived) = mpsc::channel(ARRIVALS);
     let (session_events, mut session) = mpsc::channel(EVENTS);
     let (resolved, mut resolutions) = mpsc::channel(1);
@@ -223,7 +223,13 @@ pub(super) async fn run(
     let patience = setup.patience;
     let mut runner = Runner {
         health: ClientHealth::new(settings.effective_mode(), settings.interval, entropy::jitter()),
-        pulse: Pulse::new(settings.policy, setup.store.clone(), arrivals, FWMARK, Arc::clone(&radio)),
+        keepalive: KeepaliveDriver::new(
+            settings.policy,
+            setup.store.clone(),
+            arrivals,
+            FWMARK,
+            Arc::clone(&radio),
+        ),
         sleeper: Sleeper::new(
             settings.standby,
             entropy::jitter().next_u64(),
@@ -234,7 +240,7 @@ pub(super) async fn run(
         ),
         attached: None,
         ended: Ended::Closed,
-        bulletin: Bulletin::default(),
+        publisher: StatusPublisher::default(),
         radio,
         nudges,
         data: None,
@@ -292,8 +298,8 @@ pub(super) async fn run(
                     break Err(error);
                 }
             }
-            Some(arrival) = arrived.recv() => runner.pulse.handle_arrival(&arrival),
-            Some(news) = scouts.recv() => runner.sleeper.handle_news(&news),
+            Some(arrival) = arrived.recv() => runner.keepalive.handle_arrival(&arrival),
+            Some(news) = canaries.recv() => runner.sleeper.handle_news(&news),
             Some(resolved) = resolutions.recv() => runner.handle_resolved(resolved),
             Some(enrolled) = enrolments.recv() => {
                 if let Err(error) = runner.handle_enrolled(enrolled) {
@@ -322,7 +328,7 @@ pub(super) async fn run(
                 let now = Instant::now();
                 runner.sample(now);
                 runner.health.handle_timeout(now);
-                runner.pulse.handle_timeout(now);
+                runner.keepalive.handle_timeout(now);
                 runner.sleeper.handle_timeout(now);
             }
         }
@@ -334,7 +340,7 @@ pub(super) async fn run(
 
     runner.health.handle_stop();
     runner.say_goodbye();
-    runner.pulse.save();
+    runner.keepalive.save();
     runner.sleeper.save();
     let _ = tokio::time::timeout(GOODBYE, session_task).await;
     let status = runner.status();
@@ -433,7 +439,7 @@ impl Runner<'_> {
             TunnelEvent::BeatAnswered { answer: Answer::Recall, .. } => self.nudges.recalled.notify_one(),
             TunnelEvent::BeatAnswered { peer, at, answer } => {
                 self.sleeper.handle_burst(now);
-                self.pulse.handle_answer(at, peer, answer);
+                self.keepalive.handle_answer(at, peer, answer);
             }
             TunnelEvent::EndpointChanged { .. }
             | TunnelEvent::HandshakeTimedOut { .. }
@@ -481,7 +487,7 @@ impl Runner<'_> {
             session::Event::BeatKey(replica, key) => {
                 if let Some(replica) = replica.or_else(|| self.only_replica()) {
                     self.tunnel.hear_beats(&replica, &key);
-                    self.pulse.handle_key(Instant::now(), replica, key);
+                    self.keepalive.handle_key(Instant::now(), replica, key);
                 }
             }
             session::Event::Poked(replica, initiation) => self.handle_poke(now, replica, initiation),
@@ -494,7 +500,7 @@ impl Runner<'_> {
             }
             session::Event::Guided(replica, guidance) => {
                 if let Some(replica) = replica {
-                    self.pulse.handle_guidance(Instant::now(), replica, guidance);
+                    self.keepalive.handle_guidance(Instant::now(), replica, guidance);
                 }
             }
             session::Event::KeyShared(shared) => self.handle_key_shared(now, shared),
@@ -564,7 +570,7 @@ impl Runner<'_> {
             self.health.handle_hint(now);
         } else {
             tracing::info!("the gateway does not hear the tunnel");
-            self.pulse.handle_poke(now);
+            self.keepalive.handle_poke(now);
         }
     }
 
@@ -680,7 +686,7 @@ impl Runner<'_> {
         let mode = self.settings.effective_mode();
         self.health.handle_policy(mode, self.settings.interval);
         let now = Instant::now();
-        self.pulse.handle_policy(now, self.settings.policy, mode == Mode::Loopback);
+        self.keepalive.handle_policy(now, self.settings.policy, mode == Mode::Loopback);
         self.sleeper.handle_policy(now, self.settings.standby);
         self.route_to(self.routed);
         self.install();
@@ -768,9 +774,9 @@ impl Runner<'_> {
     }
 
     fn poll_timeout(&self) -> Option<Instant> {
-        let keeping = self.pulse.poll_timeout().into_iter().chain(self.sleeper.poll_timeout()).min();
+        let keeping = self.keepalive.poll_timeout().into_iter().chain(self.sleeper.poll_timeout()).min();
         let names = self.dns.as_ref().and_then(|dns| dns.poll_timeout(Instant::now()));
-        let due = [self.health.poll_timeout(), keeping, self.bulletin.poll_timeout(), names];
+        let due = [self.health.poll_timeout(), keeping, self.publisher.poll_timeout(), names];
         due.into_iter().flatten().min()
     }
 
@@ -789,7 +795,7 @@ impl Runner<'_> {
             last_data_send: stats.last_data_send,
         };
         self.health.handle_sample(now, sample);
-        self.pulse.handle_traffic(now, &stats);
+        self.keepalive.handle_traffic(now, &stats);
         self.data = stats.last_data.max(stats.last_data_send);
         if let Some(data) = self.data {
             self.radio.foreign(data);
@@ -824,24 +830,24 @@ impl Runner<'_> {
         match (self.health.phase(), self.way()) {
             // What another machine takes away is no loss at a NAT.
             (Phase::Connected, Some(_)) if self.key_shared.is_some_and(|until| now < until) => {
-                self.pulse.handle_unreachable(now);
+                self.keepalive.handle_unreachable(now);
             }
             (Phase::Connected, Some(way)) => {
-                self.pulse.handle_way(now, &way);
+                self.keepalive.handle_way(now, &way);
                 self.look_for_a_shut_port(now, &way);
             }
-            (Phase::Dormant | Phase::Disconnected, _) => self.pulse.handle_unreachable(now),
+            (Phase::Dormant | Phase::Disconnected, _) => self.keepalive.handle_unreachable(now),
             _ => {}
         }
         self.take_steps(now);
         self.sleep_or_not(now);
         self.take_steps(now);
-        self.health.handle_beats(now, self.sleeper.patience().or(self.pulse.interval()));
+        self.health.handle_beats(now, self.sleeper.patience().or(self.keepalive.interval()));
         self.look_for_a_block(now);
     }
 
     fn take_steps(&mut self, now: Instant) {
-        while let Some(step) = self.pulse.poll_step() {
+        while let Some(step) = self.keepalive.poll_step() {
             match step {
                 Step::Beat(replica, datagram) => {
                     self.radio.packet(now);
@@ -881,12 +887,14 @@ impl Runner<'_> {
             .map(|(active, network)| Place { replica: active.replica, network });
         let wakes = place.as_ref().is_some_and(|place| holder == Some(place.replica));
         let session =
-            self.attached.filter(|_| wakes && (self.sleeper.rests() || self.pulse.interval().is_some()));
+            self.attached.filter(|_| wakes && (self.sleeper.rests() || self.keepalive.interval().is_some()));
         // A session that stands while the path does not has not ended.
         let ended = if self.attached.is_some() { Ended::Closed } else { self.ended };
         self.sleeper.handle_ready(now, place, session, ended);
-        if let Some(interval) = self.pulse.interval().filter(|_| self.pulse.reason() != Reason::Backoff) {
-            let learnt = self.pulse.binding().0.confidence >= Confidence::Bracketed;
+        if let Some(interval) =
+            self.keepalive.interval().filter(|_| self.keepalive.reason() != Reason::Backoff)
+        {
+            let learnt = self.keepalive.binding().0.confidence >= Confidence::Bracketed;
             self.sleeper.handle_cost(now, UdpCost { interval, learnt });
         }
         while let Some(step) = self.sleeper.poll_step() {
@@ -894,14 +902,14 @@ impl Runner<'_> {
                 sleeper::Step::Rest(rest) => {
                     self.rests.send_replace(Some(rest));
                 }
-                sleeper::Step::Keep(keeping) => self.pulse.handle_keeping(now, keeping),
+                sleeper::Step::Keep(keeping) => self.keepalive.handle_keeping(now, keeping),
                 sleeper::Step::Doubt => self.health.handle_hint(now),
             }
         }
     }
 
     /// The way in use, as far as it matters to a binding.
-    fn way(&self) -> Option<Way> {
+    fn way(&self) -> Option<TunnelPath> {
         let active = self.health.active()?;
         let mut others: Vec<_> = self
             .candidates
@@ -910,7 +918,7 @@ impl Runner<'_> {
             .map(|other| other.endpoint)
             .collect();
         others.sort_unstable();
-        Some(Way {
+        Some(TunnelPath {
             replica: active.replica,
             endpoint: active.endpoint,
             others,
@@ -922,13 +930,13 @@ impl Runner<'_> {
 
     /// A way that failed, while another to the same address and another port works: it may be the port. Asked as
     /// soon as its replica's session gave a key.
-    fn look_for_a_shut_port(&mut self, now: Instant, way: &Way) {
-        let pulse = &mut self.pulse;
+    fn look_for_a_shut_port(&mut self, now: Instant, way: &TunnelPath) {
+        let keepalive = &mut self.keepalive;
         self.tried.retain(|(at, other)| {
             let other_port =
                 other.endpoint.ip() == way.endpoint.ip() && other.endpoint.port() != way.endpoint.port();
             let is_late = now.saturating_duration_since(*at) > TRIED_FOR;
-            other_port && !is_late && !pulse.handle_suspect(now, (other.replica, other.endpoint), way)
+            other_port && !is_late && !keepalive.handle_suspect(now, (other.replica, other.endpoint), way)
         });
     }
 
@@ -944,7 +952,7 @@ impl Runner<'_> {
         }
         if self.unanswered.is_some_and(|since| now.saturating_duration_since(since) >= BLOCKED) {
             self.unanswered = Some(now + IDLE);
-            self.pulse.handle_blocked(now);
+            self.keepalive.handle_blocked(now);
         }
     }
 
@@ -1133,7 +1141,7 @@ impl Runner<'_> {
             self.nudges.awake.notify_waiters();
         }
         let state = self.wire_state(now);
-        if let Some(state) = self.bulletin.offer(now, state, occasion) {
+        if let Some(state) = self.publisher.offer(now, state, occasion) {
             self.told.send_replace(Told { state, is_goodbye: false, rides, is_connected });
             self.sleeper.handle_session_packet(now);
         } else {
@@ -1147,7 +1155,7 @@ impl Runner<'_> {
 
     /// What the session may go along with.
     fn occasion(&self, now: Instant) -> Occasion {
-        if self.pulse.interval().is_none() {
+        if self.keepalive.interval().is_none() {
             return Occasion::Never;
         }
         let data =
@@ -1170,7 +1178,7 @@ impl Runner<'_> {
             local_endpoint: format!("0.0.0.0:{}", self.tunnel.local_port()),
             ..v1::ClientState::default()
         };
-        self.pulse.report(now, self.health.interval(), &mut state);
+        self.keepalive.report(now, self.health.interval(), &mut state);
         state.standby = Some(self.sleeper.report());
         state.impairments = if self.was_connected { self.lacking() } else { Vec::new() };
         state
@@ -1201,12 +1209,12 @@ impl Runner<'_> {
         let stats = active.and_then(|active| all.get(&active.replica));
         let replica = active.and_then(|active| self.settings.replica(&active.replica));
         let interval = self.health.interval();
-        let reason = match (interval, self.pulse.interval()) {
-            (_, Some(_)) => self.pulse.reason().to_string(),
+        let reason = match (interval, self.keepalive.interval()) {
+            (_, Some(_)) => self.keepalive.reason().to_string(),
             (Some(_), None) => self.settings.interval_reason.to_owned(),
             (None, None) => "no probes: LinkStatus watches the link and the user's traffic".to_owned(),
         };
-        let stats_of_beats = self.pulse.stats();
+        let stats_of_beats = self.keepalive.stats();
         let membership = &self.setup.enrolment.membership;
         let endpoint = stats.and_then(|stats| stats.endpoint).or(active.map(|active| active.endpoint));
         Status {
@@ -1230,16 +1238,16 @@ impl Runner<'_> {
                 mode: self.settings.effective_mode().to_string(),
                 interval_seconds: interval.map(|interval| interval.as_secs_f64()),
                 reason,
-                beats: self.pulse.interval().is_some(),
+                beats: self.keepalive.interval().is_some(),
                 wakes: self.radio.bursts(),
                 live_beats: stats_of_beats.live_beats,
                 probe_beats: stats_of_beats.probe_beats,
-                wakes_saved: self.pulse.wakes_saved(now),
+                wakes_saved: self.keepalive.wakes_saved(now),
             },
             standby: control::Standby::new(now, self.sleeper.standby()),
-            nat: control::Nat::new(&self.pulse.behaviour(), self.pulse.observed()),
-            binding: control::Binding::new(&self.pulse.binding().0),
-            churn: control::Churn::new(self.pulse.churn()),
+            nat: control::Nat::new(&self.keepalive.behaviour(), self.keepalive.observed()),
+            binding: control::Binding::new(&self.keepalive.binding().0),
+            churn: control::Churn::new(self.keepalive.churn()),
             rx_bytes: all.values().map(|stats| stats.received.bytes).sum(),
             tx_bytes: all.values().map(|stats| stats.sent.bytes).sum(),
             session: matches!(self.held, Held::With(_)),

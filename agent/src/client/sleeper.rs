@@ -1,7 +1,7 @@
-//! Carries out what [`Standby`] decides: rests on the session, scouts, and whether the keeper of the UDP binding rests.
+//! Carries out what [`Standby`] decides: rests on the session, canaries, and whether the keeper of the UDP binding rests.
 
+mod canaries;
 mod kept;
-mod scouts;
 
 use std::{
     collections::VecDeque,
@@ -13,8 +13,8 @@ use std::{
 use pinhole_proto::v1;
 use tokio::sync::{mpsc, watch};
 
-pub(super) use self::scouts::{News, Whereto};
-use self::{kept::Kept, scouts::Scouts};
+pub(super) use self::canaries::{News, Whereto};
+use self::{canaries::Canaries, kept::Kept};
 use super::{memory::SAVE_PAUSE, session::Target};
 use crate::{
     identity::{Store, dial::Proof},
@@ -72,7 +72,7 @@ pub(super) struct Sleeper {
     cost: Option<UdpCost>,
     data: Option<Instant>,
     poked: Option<Instant>,
-    scouts: Scouts,
+    canaries: Canaries,
     store: Store,
     kept: Kept,
     unsaved: Option<Instant>,
@@ -80,7 +80,7 @@ pub(super) struct Sleeper {
 }
 
 impl Sleeper {
-    /// For a client that keeps its binding. What becomes of scouts goes to `news`, for [`Self::handle_news`].
+    /// For a client that keeps its binding. What becomes of canaries goes to `news`, for [`Self::handle_news`].
     pub(super) fn new(
         policy: Policy,
         seed: u64,
@@ -98,7 +98,7 @@ impl Sleeper {
             cost: None,
             data: None,
             poked: None,
-            scouts: Scouts::new(Whereto { target, proof, radio }, news),
+            canaries: Canaries::new(Whereto { target, proof, radio }, news),
             kept: Kept::load(&store),
             store,
             unsaved: None,
@@ -128,7 +128,7 @@ impl Sleeper {
             self.machine.handle_network(now, prior);
             self.ready = false;
         }
-        self.scouts.lead_to(session);
+        self.canaries.lead_to(session);
         match (session.is_some(), std::mem::replace(&mut self.ready, session.is_some())) {
             (true, false) => self.machine.handle_attached(now),
             (false, true) => self.machine.handle_detached(now, ended),
@@ -196,14 +196,14 @@ impl Sleeper {
         }
     }
 
-    /// What became of a scout.
+    /// What became of a canary.
     pub(super) fn handle_news(&mut self, news: &News) {
         tracing::debug!(?news, "standby");
         let now = Instant::now();
         match *news {
-            News::Attached(scout) => self.machine.handle_scout_attached(now, scout),
-            News::Woken(scout, seq) => self.machine.handle_wake(now, Line::Scout(scout), seq),
-            News::Ended(scout, ended) => self.machine.handle_scout_ended(now, scout, ended),
+            News::Attached(canary) => self.machine.handle_canary_attached(now, canary),
+            News::Woken(canary, seq) => self.machine.handle_wake(now, Line::Canary(canary), seq),
+            News::Ended(canary, ended) => self.machine.handle_canary_ended(now, canary, ended),
         }
     }
 
@@ -312,12 +312,12 @@ impl Sleeper {
                 let wake_after = wake_after.try_into().ok();
                 self.steps.push_back(Step::Rest(v1::Rest { seq, wake_after, hold_after }));
             }
-            Action::Rest { line: Line::Scout(scout), seq, wake_after } => {
+            Action::Rest { line: Line::Canary(canary), seq, wake_after } => {
                 let wake_after = wake_after.try_into().ok();
-                self.scouts.rest(scout, v1::Rest { seq, wake_after, hold_after: None });
+                self.canaries.rest(canary, v1::Rest { seq, wake_after, hold_after: None });
             }
-            Action::Open { scout } => self.scouts.open(scout),
-            Action::Close { scout } => self.scouts.close(scout),
+            Action::Open { canary } => self.canaries.open(canary),
+            Action::Close { canary } => self.canaries.close(canary),
             // A rest of no time is answered at once.
             Action::Ask => {
                 let now = Some(prost_types::Duration::default());

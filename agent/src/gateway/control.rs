@@ -33,9 +33,9 @@ use super::{
     desired::{Agent, Desired},
     ends::Ends,
     faults::Faults,
-    insight::{Insight, Move, canonical},
     link::Running,
     metrics::{Counters, Gauges, Nats, render},
+    nat_state::{Move, NatState, canonical},
     neighbours::{Finding, Neighbours, guidance_to_wire},
     proof::{Prober, Way},
     report::{Observation, Reporter},
@@ -159,7 +159,7 @@ pub(super) struct Control {
     changes: HashMap<PublicKey, v1::EndpointChange>,
     /// What of each client's account is in the sums.
     accounted: HashMap<PublicKey, Reach>,
-    insights: HashMap<PublicKey, Arc<Insight>>,
+    nat_states: HashMap<PublicKey, Arc<NatState>>,
     neighbours: Neighbours,
     shared_keys: SharedKeys,
     oversized: bool,
@@ -198,7 +198,7 @@ impl Control {
             sleepers: HashMap::new(),
             changes: HashMap::new(),
             accounted: HashMap::new(),
-            insights: HashMap::new(),
+            nat_states: HashMap::new(),
             neighbours,
             shared_keys: SharedKeys::default(),
             oversized: false,
@@ -291,9 +291,9 @@ impl Control {
     fn adopt(&mut self, now: Instant, desired: &Arc<Desired>) {
         self.changes.retain(|key, _| desired.peers.contains_key(key));
         self.sleepers.retain(|key, _| desired.peers.contains_key(key));
-        self.insights.retain(|key, _| desired.peers.contains_key(key));
+        self.nat_states.retain(|key, _| desired.peers.contains_key(key));
         for key in desired.peers.keys() {
-            self.insights.entry(*key).or_insert_with(|| Arc::new(Insight::new(SystemTime::now())));
+            self.nat_states.entry(*key).or_insert_with(|| Arc::new(NatState::new(SystemTime::now())));
         }
         self.agents.retain(|key, _| desired.peers.contains_key(key));
         self.shared_keys.retain(|key| desired.peers.contains_key(key));
@@ -485,15 +485,15 @@ impl Control {
         // Whatever it says, it is not called connected for hours.
         let agent = interval.map_or(Agent::Silent, |interval| Agent::Keeps(interval.min(Beat::LONGEST_WAKE)));
         self.expect(now, peer, agent);
-        let news = self.learn(&peer, |insight| {
-            let before = insight.version();
-            let costs = insight.handle_told(SystemTime::now(), told);
-            (insight.version() != before, costs)
+        let news = self.learn(&peer, |nat_state| {
+            let before = nat_state.version();
+            let costs = nat_state.handle_told(SystemTime::now(), told);
+            (nat_state.version() != before, costs)
         });
         let (news, costs) = news.unwrap_or_default();
         self.counters.spent(costs);
-        if let Some(insight) = self.insights.get(&peer) {
-            self.neighbours.handle_told(now, peer, told, insight);
+        if let Some(nat_state) = self.nat_states.get(&peer) {
+            self.neighbours.handle_told(now, peer, told, nat_state);
         }
         // A word for its path that is newer than this gateway changes nothing of what is seen from here.
         if told.phase.is_some_and(|phase| self.health.handle_told(now, &peer, phase)) || news {
@@ -576,8 +576,8 @@ impl Control {
     }
 
     /// Adds to what is known of a client's NAT.
-    fn learn<T>(&mut self, peer: &PublicKey, learn: impl FnOnce(&mut Insight) -> T) -> Option<T> {
-        self.insights.get_mut(peer).map(|insight| learn(Arc::make_mut(insight)))
+    fn learn<T>(&mut self, peer: &PublicKey, learn: impl FnOnce(&mut NatState) -> T) -> Option<T> {
+        self.nat_states.get_mut(peer).map(|nat_state| learn(Arc::make_mut(nat_state)))
     }
 
     /// Adds up for how long clients were proven reachable, by pool.
@@ -589,7 +589,7 @@ impl Control {
             let Some(pool) = desired.pools.get(peer.pool).and_then(|pool| pool.wire.pool.as_ref()) else {
                 continue;
             };
-            if let Some(wake) = self.insights.get(key).and_then(|insight| insight.worst_wake()) {
+            if let Some(wake) = self.nat_states.get(key).and_then(|nat_state| nat_state.worst_wake()) {
                 let worst = self.counters.worst_wakes.entry(pool.name.clone()).or_default();
                 *worst = wake.max(*worst);
             }
@@ -604,9 +604,9 @@ impl Control {
     /// Counts the causes of moves that are certain by now.
     fn settle(&mut self) {
         let now = SystemTime::now();
-        let settling = self.insights.values_mut().filter(|insight| insight.is_settling());
-        for insight in settling {
-            for (cause, times) in Arc::make_mut(insight).take_settled(now).list() {
+        let settling = self.nat_states.values_mut().filter(|nat_state| nat_state.is_settling());
+        for nat_state in settling {
+            for (cause, times) in Arc::make_mut(nat_state).take_settled(now).list() {
                 let count = self.counters.churn.entry(cause).or_default();
                 *count = count.saturating_add(times);
             }
@@ -677,7 +677,7 @@ impl Control {
                 }
                 tracing::debug!(%from, %to, ?idle, "a client's mapping moved");
                 let moved = Move { at: SystemTime::now(), from: Some(from), to: Some(to), idle };
-                if self.learn(&peer, |insight| insight.handle_move(moved)).unwrap_or(true) {
+                if self.learn(&peer, |nat_state| nat_state.handle_move(moved)).unwrap_or(true) {
                     let change = v1::EndpointChange {
                         at: Some(moved.at.into()),
                         from: canonical(from),
@@ -772,11 +772,11 @@ impl Control {
             match finding {
                 Finding::Guidance(guidance) => self.guide(&peer, guidance_to_wire(&guidance)),
                 Finding::Lost(lost) => {
-                    self.learn(&peer, |insight| insight.handle_lost(lost));
+                    self.learn(&peer, |nat_state| nat_state.handle_lost(lost));
                     self.changed(now);
                 }
                 Finding::Restarted => {
-                    self.learn(&peer, |insight| insight.handle_restart(SystemTime::now()));
+                    self.learn(&peer, |nat_state| nat_state.handle_restart(SystemTime::now()));
                     self.changed(now);
                 }
             }
@@ -926,7 +926,7 @@ impl Control {
             beats: self.tunnel.as_ref().map(Tunnel::beats).unwrap_or_default(),
             offloads: self.tunnel.as_ref().map(Tunnel::offloads),
             work: self.tunnel.as_ref().map(Tunnel::work).unwrap_or_default(),
-            nats: Nats::of(self.insights.values().map(AsRef::as_ref)),
+            nats: Nats::of(self.nat_states.values().map(AsRef::as_ref)),
             faults: self.setup.faults.count(),
         }
     }
@@ -968,11 +968,11 @@ impl Control {
 
     /// Takes over what is seen of clients without an agent.
     fn observe_stock(&mut self) {
-        let insights = &mut self.insights;
+        let nat_states = &mut self.nat_states;
         self.neighbours.tell_stock(SystemTime::now(), |peer, (nat, binding, recommended)| {
-            let Some(insight) = insights.get_mut(peer) else { return };
-            if !insight.is_observed(nat.as_ref(), binding.as_ref(), recommended) {
-                Arc::make_mut(insight).handle_observed(nat, binding, recommended);
+            let Some(nat_state) = nat_states.get_mut(peer) else { return };
+            if !nat_state.is_observed(nat.as_ref(), binding.as_ref(), recommended) {
+                Arc::make_mut(nat_state).handle_observed(nat, binding, recommended);
             }
         });
     }
@@ -997,7 +997,7 @@ impl Control {
                 last_receive: stats.and_then(|stats| stats.last_receive).map(time),
                 rx_bytes: stats.map_or(0, |stats| stats.received.bytes),
                 tx_bytes: stats.map_or(0, |stats| stats.sent.bytes),
-                insight: self.insights.get(key).cloned(),
+                nat_state: self.nat_states.get(key).cloned(),
                 last_rest: self.health.rested(key).map(time),
                 reach: self.health.reach(key),
                 skew: attached.and_then(|attached| attached.skew),

@@ -13,7 +13,7 @@ use pinhole_proto::{
 
 use super::{
     desired::Desired,
-    insight::{Costs, Insight},
+    nat_state::{Costs, NatState},
 };
 use crate::{
     health::{Phase, Reach},
@@ -162,13 +162,13 @@ pub(super) struct Nats {
 }
 
 impl Nats {
-    pub(super) fn of<'a>(insights: impl Iterator<Item = &'a Insight>) -> Self {
+    pub(super) fn of<'a>(nat_states: impl Iterator<Item = &'a NatState>) -> Self {
         let mut nats = Self::default();
-        for insight in insights {
-            *nats.classes.entry(insight.class()).or_default() += 1;
-            let binding = insight.binding().and_then(|binding| binding.at_least);
+        for nat_state in nat_states {
+            *nats.classes.entry(nat_state.class()).or_default() += 1;
+            let binding = nat_state.binding().and_then(|binding| binding.at_least);
             nats.lifetimes.add(binding);
-            if let Some(keepalive) = insight.keepalive() {
+            if let Some(keepalive) = nat_state.keepalive() {
                 *nats.reasons.entry(reason_name(keepalive.reason)).or_default() += 1;
                 nats.intervals.add(keepalive.interval);
             }

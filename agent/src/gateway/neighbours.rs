@@ -11,7 +11,7 @@ use pinhole_proto::{bounds::Word, v1};
 
 use super::{
     desired::Desired,
-    insight::{Insight, Move},
+    nat_state::{Move, NatState},
     told::{BindingTold, ChurnTold, EventTold, NatTold, Told},
 };
 use crate::{
@@ -124,15 +124,15 @@ impl Neighbours {
         self.priors.handle_gone(now, peer);
     }
 
-    /// A client's agent tells of itself; `insight` knows of that already.
-    pub(super) fn handle_told(&mut self, now: Instant, peer: PublicKey, told: &Told, insight: &Insight) {
+    /// A client's agent tells of itself; `nat_state` knows of that already.
+    pub(super) fn handle_told(&mut self, now: Instant, peer: PublicKey, told: &Told, nat_state: &NatState) {
         if let Some(churn) = &told.churn {
             self.handle_churn(now, peer, churn);
         }
         let place = self.places.get(&peer).cloned();
         let binding = told.binding.as_ref().and_then(BindingTold::binding);
         if let (Some(place), Some(binding)) = (place, binding) {
-            self.priors.handle_verdict(now, peer, &place, insight.class(), binding);
+            self.priors.handle_verdict(now, peer, &place, nat_state.class(), binding);
         }
     }
 
@@ -145,7 +145,7 @@ impl Neighbours {
         idle: Option<Duration>,
     ) {
         let Some(idle) = idle else { return };
-        let known = self.stock.insight(&peer).map(|insight| insight.binding.at_least);
+        let known = self.stock.nat_state(&peer).map(|nat_state| nat_state.binding.at_least);
         let believed = known.filter(|at_least| !at_least.is_zero());
         self.stock.handle_moved(now, &peer, (from, to), idle);
         self.lose(now, Loss { peer, at: now, from, to, idle, believed });
@@ -236,28 +236,28 @@ impl Neighbours {
         self.restarts.restarts().map(wire).collect()
     }
 
-    /// Writes what is seen of the clients without an agent to their insights.
+    /// Writes what is seen of the clients without an agent to their nat_states.
     pub(super) fn tell_stock(
         &mut self,
         wall: SystemTime,
         mut learn: impl FnMut(&PublicKey, (Option<NatTold>, Option<BindingTold>, Option<Duration>)),
     ) {
         for peer in &self.stock_keys {
-            let Some(insight) = self.stock.insight(peer) else { continue };
+            let Some(nat_state) = self.stock.nat_state(peer) else { continue };
             let Some(seen) = self.seen.get(peer) else { continue };
             let nat = NatTold {
                 public_address: Some(seen.endpoint.ip().to_canonical()),
                 vantage: Word::Known(v1::Vantage::Gateway),
                 ..NatTold::default()
             };
-            let confidence = insight.binding.confidence;
+            let confidence = nat_state.binding.confidence;
             let since = self.since.entry(*peer).or_insert((confidence, wall));
             if since.0 != confidence {
                 *since = (confidence, wall);
             }
             let binding = (confidence > Confidence::Unknown)
-                .then(|| BindingTold::from(&to_wire(&insight.binding, Some(since.1))));
-            let recommended = insight.recommendation.map(|recommendation| recommendation.interval);
+                .then(|| BindingTold::from(&to_wire(&nat_state.binding, Some(since.1))));
+            let recommended = nat_state.recommendation.map(|recommendation| recommendation.interval);
             learn(peer, (Some(nat), binding, recommended));
         }
     }
@@ -333,7 +333,7 @@ impl Neighbours {
         let (Some(from), Some(to)) = (lost.from, lost.to) else { return };
         let moved = Move { at: SystemTime::now(), from: lost.from, to: lost.to, idle: Some(lost.idle) };
         self.findings.push_back((peer, Finding::Lost(moved)));
-        let known = self.stock.insight(&peer).map(|insight| insight.binding.at_least);
+        let known = self.stock.nat_state(&peer).map(|nat_state| nat_state.binding.at_least);
         let believed = known.filter(|at_least| !at_least.is_zero());
         self.lose(now, Loss { peer, at: now, from, to, idle: lost.idle, believed });
     }
@@ -410,8 +410,8 @@ mod tests {
         v1::ClientState { churn: Some(churn), ..v1::ClientState::default() }.into()
     }
 
-    fn insight() -> Insight {
-        Insight::new(SystemTime::now())
+    fn nat_state() -> NatState {
+        NatState::new(SystemTime::now())
     }
 
     fn findings(neighbours: &mut Neighbours) -> Vec<(PublicKey, Finding)> {
@@ -430,7 +430,7 @@ mod tests {
         };
         assert_eq!(findings(&mut neighbours).iter().filter(|found| waits(found)).count(), 3);
         let later = now + SECOND * 40;
-        neighbours.handle_told(later, key(1), &measured(30), &insight());
+        neighbours.handle_told(later, key(1), &measured(30), &nat_state());
         neighbours.handle_timeout(later + SECOND * 5);
         let told = findings(&mut neighbours);
         assert_eq!(told.len(), 3);
@@ -450,8 +450,8 @@ mod tests {
         let lost = |count, n: u16| churn(v1::ChurnCause::MappingLost, count, at(n), at(n));
         for n in 1..=3u8 {
             // The first word is about the past.
-            neighbours.handle_told(now, key(n), &lost(4, n.into()), &insight());
-            neighbours.handle_told(now + SECOND * n.into(), key(n), &lost(5, n.into()), &insight());
+            neighbours.handle_told(now, key(n), &lost(4, n.into()), &nat_state());
+            neighbours.handle_told(now + SECOND * n.into(), key(n), &lost(5, n.into()), &nat_state());
         }
         let due = neighbours.poll_timeout().unwrap();
         neighbours.handle_timeout(due);
@@ -467,9 +467,9 @@ mod tests {
         let mut neighbours = with(clients(3), now);
         for n in 1..=3u8 {
             let told = |count| churn(v1::ChurnCause::Roam, count, at(n.into()), at(1000 + u16::from(n)));
-            neighbours.handle_told(now, key(n), &told(1), &insight());
+            neighbours.handle_told(now, key(n), &told(1), &nat_state());
             neighbours.handle_moved(now, key(n), (at(n.into()), at(1000 + u16::from(n))), Some(SECOND));
-            neighbours.handle_told(now, key(n), &told(2), &insight());
+            neighbours.handle_told(now, key(n), &told(2), &nat_state());
         }
         while let Some(due) = neighbours.poll_timeout() {
             neighbours.handle_timeout(due);

@@ -10,7 +10,7 @@ use std::{
 use pinhole_proto::v1;
 
 use super::{
-    insight::{Insight, canonical},
+    nat_state::{NatState, canonical},
     shared_keys::Shared,
     stale::Fate,
     told::Instance,
@@ -58,7 +58,7 @@ pub struct Observation {
     /// Inner bytes sent.
     pub tx_bytes: u64,
     /// What is known of its NAT.
-    pub insight: Option<Arc<Insight>>,
+    pub nat_state: Option<Arc<NatState>>,
     /// When it last spoke on its session, where it sleeps.
     pub last_rest: Option<SystemTime>,
     /// For how long it was proven reachable.
@@ -80,7 +80,7 @@ struct Meaning {
     endpoint: String,
     session: bool,
     endpoint_changes: u64,
-    insight: u64,
+    nat_state: u64,
     is_shared: bool,
     places: Option<(SocketAddr, SocketAddr)>,
     ahead_seconds: i64,
@@ -96,7 +96,7 @@ impl Observation {
             endpoint: if self.shared.is_none() { self.endpoint.clone() } else { String::new() },
             session: self.session,
             endpoint_changes: if self.shared.is_none() { self.endpoint_changes } else { 0 },
-            insight: self.insight.as_ref().map_or(0, |insight| insight.version()),
+            nat_state: self.nat_state.as_ref().map_or(0, |nat_state| nat_state.version()),
             is_shared: self.shared.is_some(),
             places: self.shared.and_then(|(_, shared)| shared.places),
             ahead_seconds: self.clock().ahead_seconds,
@@ -150,8 +150,8 @@ impl Observation {
             key_on_two_machines: self.shared.map(|(since, shared)| shared_to_wire(since, shared)),
             ..v1::ClientReport::default()
         };
-        match &self.insight {
-            Some(insight) => insight.report(report),
+        match &self.nat_state {
+            Some(nat_state) => nat_state.report(report),
             None => report,
         }
     }
@@ -241,7 +241,7 @@ impl Reporter {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::gateway::{desired::tests::client, insight::Move};
+    use crate::gateway::{desired::tests::client, nat_state::Move};
 
     fn observation(name: &str, rx_bytes: u64) -> Observation {
         Observation {
@@ -256,7 +256,7 @@ mod tests {
             last_receive: None,
             rx_bytes,
             tx_bytes: 0,
-            insight: None,
+            nat_state: None,
             last_rest: None,
             reach: Reach::default(),
             skew: None,
@@ -313,11 +313,11 @@ mod tests {
         let (now, wall) = (Instant::now(), SystemTime::now());
         let mut reporter = Reporter::new(now);
         let mut all =
-            [(key(1), Observation { insight: Some(Arc::new(Insight::new(wall))), ..observation("a", 0) })];
+            [(key(1), Observation { nat_state: Some(Arc::new(NatState::new(wall))), ..observation("a", 0) })];
         reporter.take(now, &all);
         let place = Some("192.0.2.1:1".parse().unwrap());
         let lost = Move { at: wall, from: place, to: place, idle: None };
-        Arc::make_mut(all[0].1.insight.as_mut().unwrap()).handle_move(lost);
+        Arc::make_mut(all[0].1.nat_state.as_mut().unwrap()).handle_move(lost);
         reporter.handle_change(now);
         let reports = reporter.take(now + COALESCE, &all);
         assert_eq!(reports[0].0[0].churn.as_ref().map(|churn| churn.count), Some(1));

@@ -103,7 +103,7 @@ struct Inner {
     control: mpsc::Sender<Command>,
     draining: CancellationToken,
     admission: Admission,
-    scouts: Semaphore,
+    canaries: Semaphore,
     counter: AtomicU64,
     keys: AtomicU32,
     challenger: Challenger,
@@ -123,9 +123,19 @@ impl Sessions {
         // From where chance has it, so that the numbers of two replicas hardly ever meet at a client.
         let keys = AtomicU32::new((entropy::jitter().next_u64() >> 32) as u32);
         let counter = AtomicU64::new(1);
-        let scouts = Semaphore::new(SCOUTS);
-        let inner =
-            Inner { access, relay, served, control, draining, admission, scouts, counter, keys, challenger };
+        let canaries = Semaphore::new(SCOUTS);
+        let inner = Inner {
+            access,
+            relay,
+            served,
+            control,
+            draining,
+            admission,
+            canaries,
+            counter,
+            keys,
+            challenger,
+        };
         Sessions { inner: Arc::new(inner) }
     }
 }
@@ -400,7 +410,7 @@ impl ClientSession for Sessions {
 
     async fn scout(&self, request: Request<v1::Rest>) -> Result<Response<v1::Wake>, Status> {
         let client = caller(&request)?;
-        let Ok(_permit) = self.inner.scouts.try_acquire() else {
+        let Ok(_permit) = self.inner.canaries.try_acquire() else {
             let message = "too many connections are being tried now";
             return Err(refuse(Code::ResourceExhausted, "ScoutsBusy", message));
         };

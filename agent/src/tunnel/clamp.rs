@@ -2,7 +2,7 @@
 
 use super::{
     checksum::fold,
-    inner::{self, IPV4_HEADER, IPV6_HEADER, TCP, TCP_HEADER},
+    ip::{self, IPV4_HEADER, IPV6_HEADER, TCP, TCP_HEADER},
 };
 
 const SYN: u8 = 0x02;
@@ -13,7 +13,7 @@ const OPTION_MSS: u8 = 2;
 /// Lowers the maximum segment size (RFC 9293, section 3.7.1) that a SYN announces to what fits `mtu`, and
 /// corrects the checksum. Leaves everything else as it is.
 pub(super) fn clamp_mss(packet: &mut [u8], mtu: u16) {
-    let Some((TCP, start)) = inner::payload(packet) else { return };
+    let Some((TCP, start)) = ip::payload(packet) else { return };
     let ip_header = if start == IPV6_HEADER && packet.first().is_some_and(|&b| b >> 4 == 6) {
         IPV6_HEADER
     } else {
@@ -25,17 +25,17 @@ pub(super) fn clamp_mss(packet: &mut [u8], mtu: u16) {
     };
     let Some(segment) = packet.get_mut(start..) else { return };
     let Some(at) = mss_option(segment) else { return };
-    let Some(old) = inner::field::<2>(segment, at).map(u16::from_be_bytes) else { return };
+    let Some(old) = ip::field::<2>(segment, at).map(u16::from_be_bytes) else { return };
     if old <= most {
         return;
     }
-    let Some(sum) = inner::field::<2>(segment, 16).map(u16::from_be_bytes) else { return };
+    let Some(sum) = ip::field::<2>(segment, 16).map(u16::from_be_bytes) else { return };
     // Where the option sits at an odd offset, its bytes count swapped.
     let swap = |word: u16| if at % 2 == 0 { word } else { word.swap_bytes() };
     // RFC 1624, equation 3.
     let updated = !fold(u64::from(!sum) + u64::from(!swap(old)) + u64::from(swap(most)));
-    inner::set_field(segment, at, most.to_be_bytes());
-    inner::set_field(segment, 16, updated.to_be_bytes());
+    ip::set_field(segment, at, most.to_be_bytes());
+    ip::set_field(segment, 16, updated.to_be_bytes());
 }
 
 /// Offset of the value of a SYN's MSS option.

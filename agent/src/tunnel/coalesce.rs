@@ -8,7 +8,7 @@ use std::ops::Range;
 
 use super::{
     checksum::Sum,
-    inner::{IPV4_HEADER, IPV6_HEADER, TCP, TCP_HEADER, UDP, UDP_HEADER, field, set_field},
+    ip::{IPV4_HEADER, IPV6_HEADER, TCP, TCP_HEADER, UDP, UDP_HEADER, field, set_field},
     virtio::{self, FrameHeader, Kind, Unfinished},
 };
 use crate::kernel::TunOffload;

@@ -12,7 +12,7 @@ use std::{
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use prefix_trie::PrefixSet;
 
-use super::inner::{self, TCP, UDP};
+use super::ip::{self, TCP, UDP};
 
 const ICMP: u8 = 1;
 const ICMPV6: u8 = 58;
@@ -214,7 +214,7 @@ impl Limits {
     /// Why a packet is not to go where it is to go, if it is not.
     pub(super) fn refuse(&mut self, packet: &[u8]) -> Option<Refusal> {
         let destinations = self.destinations.as_deref()?;
-        let Some(address) = inner::route(packet).map(|route| route.destination) else {
+        let Some(address) = ip::route(packet).map(|route| route.destination) else {
             return Some(Refusal::NoRoute);
         };
         let scope = match self.recent {
@@ -269,9 +269,9 @@ fn never_v6(address: Ipv6Addr) -> Option<Refusal> {
 }
 
 fn is_for_resolver(packet: &[u8]) -> bool {
-    let Some((protocol, start)) = inner::payload(packet) else { return false };
+    let Some((protocol, start)) = ip::payload(packet) else { return false };
     match protocol {
-        TCP | UDP => inner::field::<2>(packet, start + 2)
+        TCP | UDP => ip::field::<2>(packet, start + 2)
             .is_some_and(|port| DNS_PORTS.contains(&u16::from_be_bytes(port))),
         _ => is_echo_or_error(packet, protocol, start),
     }
@@ -280,7 +280,7 @@ fn is_for_resolver(packet: &[u8]) -> bool {
 /// The gateway's own connections to a client must get their answers, so TCP that opens nothing passes; the kernel knows which
 /// connections there are.
 fn is_for_gateway(packet: &[u8]) -> bool {
-    let Some((protocol, start)) = inner::payload(packet) else {
+    let Some((protocol, start)) = ip::payload(packet) else {
         // The rest of a large ping.
         return packet.first().is_some_and(|first| first >> 4 == 4) && packet.get(9) == Some(&ICMP);
     };

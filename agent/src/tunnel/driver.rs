@@ -19,16 +19,16 @@ use nix::{
 use super::{
     Offloads, TunnelError, TunnelEvent,
     handle::Command,
-    inbox::Inbox,
-    line::{Budget, LULL},
+    handshake_queue::{Budget, LULL},
     message::Message,
-    outbox::Outbox,
     output::Output,
+    recv_batch::RecvBatch,
     segments::Segments,
     shard::Shard,
+    shards::{Misdelivered, Number, WAITING},
     socket::UdpEndpoint,
-    stats::Board,
-    team::{Number, Stray, WAITING},
+    stats::StatsRegistry,
+    transmit::Transmit,
     virtio::{self, FrameHeader},
 };
 use crate::kernel::{DeviceMtu, TunOffload};
@@ -49,12 +49,12 @@ const MTU_BELIEVED: Duration = Duration::from_secs(1);
 
 pub(super) struct Driver {
     pub(super) shard: Shard,
-    pub(super) outbox: Outbox,
+    pub(super) outbox: Transmit,
     pub(super) fwmark: Option<u32>,
     pub(super) offloads: Offloads,
     pub(super) commands: mpsc::Receiver<Command>,
-    pub(super) strays: mpsc::Receiver<Stray>,
-    pub(super) board: Board,
+    pub(super) strays: mpsc::Receiver<Misdelivered>,
+    pub(super) board: StatsRegistry,
     pub(super) wake: Arc<EventFd>,
 }
 
@@ -84,7 +84,7 @@ impl Drop for NotHalfDead {
 
 /// Where what comes in is put.
 struct Room {
-    inbox: Inbox,
+    inbox: RecvBatch,
     frame: Vec<u8>,
 }
 
@@ -123,7 +123,7 @@ impl Driver {
     }
 
     fn run(mut self, epoll: &Epoll) {
-        let mut room = Room { inbox: Inbox::new(self.outbox.socket.merges()), frame: vec![0; FRAME] };
+        let mut room = Room { inbox: RecvBatch::new(self.outbox.socket.merges()), frame: vec![0; FRAME] };
         let mut carried = Carried::default();
         loop {
             match self.turn(epoll, &mut room, &mut carried) {
@@ -181,7 +181,7 @@ impl Driver {
         for (to, category) in self.outbox.failures() {
             self.shard.send_failed(to, category, &mut self.outbox);
         }
-        carried.unpublished = !self.shard.settle();
+        carried.unpublished = !self.shard.commit();
         self.outbox.work.turns += 1;
         self.board.count_work(self.outbox.work);
         Ok(Next::Continue)
@@ -215,7 +215,7 @@ impl Driver {
     }
 
     /// How many bytes there were beside initiations, and whether there may be more.
-    fn take_datagrams(&mut self, inbox: &mut Inbox) -> (usize, bool) {
+    fn take_datagrams(&mut self, inbox: &mut RecvBatch) -> (usize, bool) {
         let (mut taken, mut data) = (0, 0);
         for _ in 0..RECEIVES {
             let more = match inbox.receive(&self.outbox.socket) {
@@ -277,7 +277,7 @@ impl Driver {
     fn take_frame(&mut self, now: Instant, frame: &mut [u8]) {
         let has_header = self.outbox.lanes.offload() != TunOffload::None;
         if let Some(other) = self.shard.elsewhere(self.outbox.lanes.packet(frame)) {
-            return self.outbox.hand_over(other, Stray::Frame(frame.to_vec()));
+            return self.outbox.hand_over(other, Misdelivered::Frame(frame.to_vec()));
         }
         let segments = if has_header {
             frame.split_first_chunk_mut().and_then(|(header, packet)| {
@@ -300,12 +300,12 @@ impl Driver {
         for _ in 0..WAITING {
             let Ok(stray) = self.strays.try_recv() else { return data };
             match stray {
-                Stray::Datagram(from, datagram) => {
+                Misdelivered::Datagram(from, datagram) => {
                     data += datagram.len();
                     self.shard.handle_datagram(now, from, &datagram, &mut self.outbox);
                 }
-                Stray::Initiation(caller) => self.shard.take_caller(now, caller),
-                Stray::Frame(mut frame) => {
+                Misdelivered::Initiation(caller) => self.shard.take_caller(now, caller),
+                Misdelivered::Frame(mut frame) => {
                     data += frame.len();
                     self.take_frame(now, &mut frame);
                 }

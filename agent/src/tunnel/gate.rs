@@ -1,7 +1,7 @@
 //! The gate in front of handshakes: each costs about 200 µs to answer, and anybody who knows the public key
 //! can send one.
 //!
-//! A source has a small allowance without proof. Beyond it, or when too many wait already ([`Line`]), it must return
+//! A source has a small allowance without proof. Beyond it, or when too many wait already ([`HandshakeQueue`]), it must return
 //! a cookie (whitepaper, section 5.4.7), which a forged source address cannot. Proven sources come first, within an
 //! allowance of their own that nobody can spend in their name; what they ask beyond it is answered last.
 
@@ -18,7 +18,7 @@ use boringtun::{
 };
 use pinhole_reception::place;
 
-use super::line::{Line, Turn};
+use super::handshake_queue::{HandshakeQueue, Priority};
 
 /// Bytes of a cookie reply.
 pub(super) const COOKIE_REPLY: usize = 64;
@@ -67,8 +67,8 @@ struct Source {
 /// What is to become of a handshake message.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Verdict {
-    /// Answer it when its turn comes.
-    Admit(Turn),
+    /// Answer it when its priority comes.
+    Admit(Priority),
     /// Send this cookie instead.
     Challenge([u8; COOKIE_REPLY]),
     /// It is broken, not for us, or too much.
@@ -104,7 +104,13 @@ impl HandshakeGate {
     }
 
     /// Judges a handshake initiation or response.
-    pub(super) fn judge(&mut self, now: Instant, source: IpAddr, message: &[u8], line: &Line) -> Verdict {
+    pub(super) fn judge(
+        &mut self,
+        now: Instant,
+        source: IpAddr,
+        message: &[u8],
+        queue: &HandshakeQueue,
+    ) -> Verdict {
         if self.open.verify_packet(None, message, &mut []).is_err() {
             return Verdict::Refuse;
         }
@@ -112,16 +118,16 @@ impl HandshakeGate {
         if has_proof(message)
             && self.strict.verify_packet(Some(source), message, &mut [0; COOKIE_REPLY]).is_ok()
         {
-            return if line.has_room(Turn::First) && self.take_proven(now, place) {
-                Verdict::Admit(Turn::First)
-            } else if line.has_room(Turn::Spare) {
-                Verdict::Admit(Turn::Spare)
+            return if queue.has_room(Priority::First) && self.take_proven(now, place) {
+                Verdict::Admit(Priority::First)
+            } else if queue.has_room(Priority::Spare) {
+                Verdict::Admit(Priority::Spare)
             } else {
                 Verdict::Refuse
             };
         }
-        if line.has_room(Turn::Newcomer) && self.take_unproven(now, place) {
-            return Verdict::Admit(Turn::Newcomer);
+        if queue.has_room(Priority::Newcomer) && self.take_unproven(now, place) {
+            return Verdict::Admit(Priority::Newcomer);
         }
         let mut reply = [0; COOKIE_REPLY];
         match self.strict.verify_packet(Some(source), message, &mut reply) {
@@ -176,11 +182,11 @@ mod tests {
     use boringtun::noise::Tunn;
 
     use super::*;
-    use crate::tunnel::{PrivateKey, line::Caller};
+    use crate::tunnel::{PrivateKey, handshake_queue::PendingInitiation};
 
     struct Fixture {
         gate: HandshakeGate,
-        line: Line,
+        queue: HandshakeQueue,
         client: Tunn,
         now: Instant,
     }
@@ -191,7 +197,7 @@ mod tests {
         let now = Instant::now();
         let gate = HandshakeGate::new(&public, now);
         let client = Tunn::new(client.secret().clone(), public, None, None, 1, None);
-        Fixture { gate, line: Line::default(), client, now }
+        Fixture { gate, queue: HandshakeQueue::default(), client, now }
     }
 
     fn initiation(client: &mut Tunn) -> Vec<u8> {
@@ -202,95 +208,105 @@ mod tests {
         }
     }
 
-    const ADMITTED: Verdict = Verdict::Admit(Turn::Newcomer);
+    const ADMITTED: Verdict = Verdict::Admit(Priority::Newcomer);
     const HERE: IpAddr = IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1));
     const THERE: IpAddr = IpAddr::V4(Ipv4Addr::new(192, 0, 2, 2));
 
     #[test]
     fn a_message_without_the_first_mac_is_refused_and_costs_its_source_nothing() {
-        let Fixture { mut gate, line, mut client, now } = fixture();
+        let Fixture { mut gate, queue, mut client, now } = fixture();
         let mut message = initiation(&mut client);
         message[120] ^= 1;
         for _ in 0..1000 {
-            assert_eq!(gate.judge(now, HERE, &message, &line), Verdict::Refuse);
+            assert_eq!(gate.judge(now, HERE, &message, &queue), Verdict::Refuse);
         }
         assert!(gate.sources.is_empty());
     }
 
     #[test]
     fn beyond_its_allowance_a_source_must_return_a_cookie_and_others_need_not() {
-        let Fixture { mut gate, line, mut client, now } = fixture();
+        let Fixture { mut gate, queue, mut client, now } = fixture();
         let message = initiation(&mut client);
-        let admitted = (0..500).filter(|_| gate.judge(now, HERE, &message, &line) == ADMITTED).count();
+        let admitted = (0..500).filter(|_| gate.judge(now, HERE, &message, &queue) == ADMITTED).count();
         assert_eq!(admitted, 100);
-        assert_eq!(gate.judge(now, THERE, &message, &line), ADMITTED);
+        assert_eq!(gate.judge(now, THERE, &message, &queue), ADMITTED);
 
-        let Verdict::Challenge(cookie) = gate.judge(now, HERE, &message, &line) else { panic!("no cookie") };
+        let Verdict::Challenge(cookie) = gate.judge(now, HERE, &message, &queue) else { panic!("no cookie") };
         assert!(matches!(client.decapsulate(None, &cookie, &mut [0; 148]), TunnResult::Done));
         let proven = initiation(&mut client);
-        assert_eq!(gate.judge(now, HERE, &proven, &line), Verdict::Admit(Turn::First));
+        assert_eq!(gate.judge(now, HERE, &proven, &queue), Verdict::Admit(Priority::First));
         // The cookie is bound to the address.
-        let admitted = (0..500).filter(|_| gate.judge(now, THERE, &proven, &line) == ADMITTED).count();
+        let admitted = (0..500).filter(|_| gate.judge(now, THERE, &proven, &queue) == ADMITTED).count();
         assert_eq!(admitted, 99);
     }
 
     #[test]
     fn an_allowance_grows_back() {
-        let Fixture { mut gate, line, mut client, now } = fixture();
+        let Fixture { mut gate, queue, mut client, now } = fixture();
         let message = initiation(&mut client);
-        while gate.judge(now, HERE, &message, &line) == ADMITTED {}
+        while gate.judge(now, HERE, &message, &queue) == ADMITTED {}
         let later = now + Duration::from_secs(2);
-        let admitted = (0..500).filter(|_| gate.judge(later, HERE, &message, &line) == ADMITTED).count();
+        let admitted = (0..500).filter(|_| gate.judge(later, HERE, &message, &queue) == ADMITTED).count();
         assert_eq!(admitted, 40);
     }
 
     #[test]
     fn forged_sources_take_bounded_memory_and_a_proven_one_still_gets_in() {
-        let Fixture { mut gate, line, mut client, now } = fixture();
+        let Fixture { mut gate, queue, mut client, now } = fixture();
         let message = initiation(&mut client);
         for n in 0..20_000_u32 {
-            gate.judge(now, Ipv4Addr::from(0x0a00_0000 + n).into(), &message, &line);
+            gate.judge(now, Ipv4Addr::from(0x0a00_0000 + n).into(), &message, &queue);
         }
         assert_eq!(gate.sources.len(), SOURCES);
-        let Verdict::Challenge(cookie) = gate.judge(now, HERE, &message, &line) else { panic!("no cookie") };
+        let Verdict::Challenge(cookie) = gate.judge(now, HERE, &message, &queue) else { panic!("no cookie") };
         assert!(matches!(client.decapsulate(None, &cookie, &mut [0; 148]), TunnResult::Done));
         let proven = initiation(&mut client);
-        assert_eq!(gate.judge(now, HERE, &proven, &line), Verdict::Admit(Turn::First));
+        assert_eq!(gate.judge(now, HERE, &proven, &queue), Verdict::Admit(Priority::First));
         // All are forgotten once they are quiet.
-        gate.judge(now + Duration::from_mins(1), THERE, &message, &line);
+        gate.judge(now + Duration::from_mins(1), THERE, &message, &queue);
         assert_eq!(gate.sources.len(), 1);
     }
 
     #[test]
     fn a_proven_source_beyond_its_allowance_is_answered_in_spare_time() {
-        let Fixture { mut gate, line, mut client, now } = fixture();
+        let Fixture { mut gate, queue, mut client, now } = fixture();
         let message = initiation(&mut client);
         let cookie = loop {
-            if let Verdict::Challenge(cookie) = gate.judge(now, HERE, &message, &line) {
+            if let Verdict::Challenge(cookie) = gate.judge(now, HERE, &message, &queue) {
                 break cookie;
             }
         };
         assert!(matches!(client.decapsulate(None, &cookie, &mut [0; 148]), TunnResult::Done));
         let proven = initiation(&mut client);
-        let verdicts: Vec<_> = (0..1000).map(|_| gate.judge(now, HERE, &proven, &line)).collect();
-        let first = verdicts.iter().take_while(|&it| *it == Verdict::Admit(Turn::First)).count();
+        let verdicts: Vec<_> = (0..1000).map(|_| gate.judge(now, HERE, &proven, &queue)).collect();
+        let first = verdicts.iter().take_while(|&it| *it == Verdict::Admit(Priority::First)).count();
         assert_eq!(first, 200);
-        let spare = Verdict::Admit(Turn::Spare);
+        let spare = Verdict::Admit(Priority::Spare);
         assert!(verdicts.iter().skip(first).all(|it| *it == spare), "ten thousand may share an address");
     }
 
     #[test]
     fn when_too_many_wait_all_must_prove_their_address() {
-        let Fixture { mut gate, mut line, mut client, now } = fixture();
-        while line.has_room(Turn::Newcomer) {
+        let Fixture { mut gate, mut queue, mut client, now } = fixture();
+        while queue.has_room(Priority::Newcomer) {
             let from = std::net::SocketAddr::from((HERE, 1)).into();
-            line.join(now, Caller { from, turn: Turn::Newcomer, initiator: None, initiation: [0; 148] });
+            queue.join(
+                now,
+                PendingInitiation {
+                    from,
+                    priority: Priority::Newcomer,
+                    initiator: None,
+                    initiation: [0; 148],
+                },
+            );
         }
         let message = initiation(&mut client);
-        let Verdict::Challenge(cookie) = gate.judge(now, THERE, &message, &line) else { panic!("no cookie") };
+        let Verdict::Challenge(cookie) = gate.judge(now, THERE, &message, &queue) else {
+            panic!("no cookie")
+        };
         assert!(matches!(client.decapsulate(None, &cookie, &mut [0; 148]), TunnResult::Done));
         let proven = initiation(&mut client);
-        assert_eq!(gate.judge(now, THERE, &proven, &line), Verdict::Admit(Turn::First));
+        assert_eq!(gate.judge(now, THERE, &proven, &queue), Verdict::Admit(Priority::First));
     }
 
     #[test]

@@ -20,14 +20,14 @@ use super::{
     TunnelError, TunnelEvent, Work,
     beats::Role,
     driver::{self, Driver},
-    lanes::Lanes,
     lookout::Lookout,
-    outbox::{Events, Outbox},
     shard::{Shard, ShardConfig},
+    shards::{self, Misdelivered, ShardId, Shards},
     socket::UdpEndpoint,
     sources::{Notices, Verdict},
-    stats::Board,
-    team::{self, Place, Stray, Team},
+    stats::StatsRegistry,
+    transmit::{Events, Transmit},
+    tun_queues::TunQueues,
 };
 use crate::{
     kernel::{RouteSocket, TunDevice},
@@ -109,7 +109,7 @@ struct Worker {
     commands: mpsc::Sender<Command>,
     wake: Arc<EventFd>,
     thread: Option<JoinHandle<()>>,
-    board: Board,
+    board: StatsRegistry,
 }
 
 impl Worker {
@@ -130,7 +130,7 @@ impl Worker {
 /// The ends of the channels to a thread.
 struct Ends {
     commands: (mpsc::Sender<Command>, mpsc::Receiver<Command>),
-    strays: (mpsc::SyncSender<Stray>, mpsc::Receiver<Stray>),
+    strays: (mpsc::SyncSender<Misdelivered>, mpsc::Receiver<Misdelivered>),
     wake: Arc<EventFd>,
 }
 
@@ -138,7 +138,7 @@ impl Ends {
     fn new() -> Result<Self, TunnelError> {
         let flags = EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC;
         let wake = EventFd::from_flags(flags).map_err(|errno| TunnelError::Thread(errno.into()))?;
-        let strays = mpsc::sync_channel(team::WAITING);
+        let strays = mpsc::sync_channel(shards::WAITING);
         Ok(Self { commands: mpsc::channel(), strays, wake: Arc::new(wake) })
     }
 }
@@ -215,15 +215,15 @@ impl Tunnel {
             offloads,
         };
         let notices = Notices::new().map_err(|errno| TunnelError::Thread(errno.into()))?;
-        let parts = Place::all(threads.count()).zip(sockets).zip(lanes).zip(ends);
+        let parts = ShardId::all(threads.count()).zip(sockets).zip(lanes).zip(ends);
         for (((place, socket), lanes), ends) in parts {
             let Ends { commands: (commands, receiver), strays: (_, strays), wake } = ends;
-            let board = Board::default();
+            let board = StatsRegistry::default();
             let config =
                 ShardConfig { private_key: private_key.clone(), mtu, place, notices: notices.clone() };
             let driver = Driver {
                 shard: Shard::new(&config, board.clone(), Instant::now())?,
-                outbox: Outbox::new(socket, lanes, events.clone(), Team::new(members.iter().cloned())),
+                outbox: Transmit::new(socket, lanes, events.clone(), Shards::new(members.iter().cloned())),
                 fwmark,
                 offloads,
                 commands: receiver,
@@ -451,7 +451,7 @@ impl Tunnel {
         let ways: Vec<_> =
             self.workers.iter().map(|worker| (worker.commands.clone(), Arc::clone(&worker.wake))).collect();
         move |verdict| {
-            let home = usize::from(team::home(&verdict.0, count));
+            let home = usize::from(shards::home(&verdict.0, count));
             let Some((commands, wake)) = ways.get(home) else { return };
             if commands.send(Command::JudgeLocal(verdict)).is_ok() {
                 let _ = wake.write(1);
@@ -460,7 +460,7 @@ impl Tunnel {
     }
 
     fn tell(&self, peer: &PublicKey, command: Command) {
-        let home = team::home(peer, self.threads.count());
+        let home = shards::home(peer, self.threads.count());
         if let Some(worker) = self.workers.get(usize::from(home)) {
             worker.tell(command);
         }
@@ -482,13 +482,13 @@ impl Tunnel {
 }
 
 /// The queues of the device, two for each thread.
-fn lanes(device: TunDevice, threads: Threads) -> Result<Vec<Lanes>, TunnelError> {
+fn lanes(device: TunDevice, threads: Threads) -> Result<Vec<TunQueues>, TunnelError> {
     let now = Instant::now();
     let others = (1..threads.count().get())
-        .map(|_| Ok(Lanes::new(device.another_queue()?, device.another_queue()?, now)))
+        .map(|_| Ok(TunQueues::new(device.another_queue()?, device.another_queue()?, now)))
         .collect::<Result<Vec<_>, TunnelError>>()?;
     let sparse = device.another_queue()?;
-    Ok(std::iter::once(Lanes::new(device, sparse, now)).chain(others).collect())
+    Ok(std::iter::once(TunQueues::new(device, sparse, now)).chain(others).collect())
 }
 
 impl Drop for Tunnel {

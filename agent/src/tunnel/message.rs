@@ -1,6 +1,6 @@
 //! The four messages of WireGuard (whitepaper, section 5.4), as far as they can be read without keys.
 
-use super::inner::field;
+use super::ip::field;
 
 /// Bytes of a handshake initiation.
 pub(super) const INITIATION: usize = 148;

@@ -4,7 +4,7 @@
 use super::{
     TunnelEvent,
     path::Path,
-    team::{Number, Stray},
+    shards::{Misdelivered, Number},
 };
 
 /// Receives datagrams, packets and events in the order in which they are made.
@@ -26,5 +26,5 @@ pub(super) trait Output {
     fn event(&mut self, event: TunnelEvent);
 
     /// Hands to another shard what is its.
-    fn hand_over(&mut self, to: Number, stray: Stray);
+    fn hand_over(&mut self, to: Number, stray: Misdelivered);
 }

@@ -24,11 +24,11 @@ use super::{
     probe::{Magic, Pending},
     routing::Slot,
     segments::Segments,
+    shards::ShardId,
     sources::{Learnt, Notices, Standing},
+    staged_packets::StagedPackets,
     stats::{PeerStats, Published, Unconfirmed},
-    team::Place,
     timers::{Due, RETRY_JITTER, Timers},
-    waiting::Waiting,
 };
 use crate::clock::{Clocks, JUMP};
 
@@ -44,8 +44,8 @@ const WAITING_TOGETHER: usize = 8192;
 const TWICE: Duration = Duration::from_secs(1);
 
 /// What the peers of a shard have in common.
-pub(super) struct Surroundings {
-    pub(super) place: Place,
+pub(super) struct Context {
+    pub(super) place: ShardId,
     pub(super) secret: x25519::StaticSecret,
     /// Lets everything through: the gate is in front.
     pub(super) limiter: Arc<RateLimiter>,
@@ -132,7 +132,7 @@ pub(super) struct Peer {
     is_told: bool,
     /// An address of ours that is not to be learnt, though the peer asks there.
     unfit: Option<Local>,
-    waiting: Waiting,
+    waiting: StagedPackets,
     asleep: Asleep,
     probes: Pending,
     limits: Limits,
@@ -169,7 +169,7 @@ impl Peer {
             endpoint: None,
             is_told: false,
             unfit: None,
-            waiting: Waiting::default(),
+            waiting: StagedPackets::default(),
             asleep: Asleep::default(),
             probes: Pending::default(),
             limits: Limits::default(),
@@ -240,7 +240,7 @@ impl Peer {
 
     /// Sends one initiation to where its last one came from that was not new. It is not repeated, and the endpoint follows an
     /// answer alone.
-    pub(super) fn call_back<O: Output>(&mut self, common: &mut Surroundings, out: &mut O) {
+    pub(super) fn call_back<O: Output>(&mut self, common: &mut Context, out: &mut O) {
         let Some(path) = self.stale_from.take() else { return };
         let mut room = [0; INITIATION];
         let TunnResult::WriteToNetwork(initiation) =
@@ -306,7 +306,7 @@ impl Peer {
         &mut self,
         now: Instant,
         interval: Option<Duration>,
-        common: &mut Surroundings,
+        common: &mut Context,
         out: &mut O,
     ) {
         if self.timers.keep_alive(now, interval) {
@@ -331,7 +331,7 @@ impl Peer {
         &mut self,
         now: Instant,
         mut packets: Segments<'_>,
-        common: &mut Surroundings,
+        common: &mut Context,
         out: &mut O,
     ) {
         if self.is_asleep(now) {
@@ -367,7 +367,7 @@ impl Peer {
     }
 
     /// Begins a handshake because the owner wants one.
-    pub(super) fn handshake<O: Output>(&mut self, now: Instant, common: &mut Surroundings, out: &mut O) {
+    pub(super) fn handshake<O: Output>(&mut self, now: Instant, common: &mut Context, out: &mut O) {
         self.poll_if_stale(now, common, out);
         self.timers.abandon_attempt();
         self.initiate(now, common, out);
@@ -378,7 +378,7 @@ impl Peer {
         &mut self,
         now: Instant,
         address: SocketAddr,
-        common: &mut Surroundings,
+        common: &mut Context,
         out: &mut O,
     ) {
         self.set_endpoint(address);
@@ -386,7 +386,7 @@ impl Peer {
     }
 
     /// Sends an empty data message, or begins a handshake where there is no session.
-    pub(super) fn keepalive<O: Output>(&mut self, now: Instant, common: &mut Surroundings, out: &mut O) {
+    pub(super) fn keepalive<O: Output>(&mut self, now: Instant, common: &mut Context, out: &mut O) {
         self.poll_if_stale(now, common, out);
         if !self.has_session {
             if !self.timers.handshaking() {
@@ -407,7 +407,7 @@ impl Peer {
         now: Instant,
         id: u64,
         request: &mut [u8],
-        common: &mut Surroundings,
+        common: &mut Context,
         out: &mut O,
     ) {
         self.probes.sent(id, now);
@@ -421,7 +421,7 @@ impl Peer {
         from: Path,
         (message, datagram): (Message, &[u8]),
         is_own: impl Fn(IpAddr) -> bool,
-        common: &mut Surroundings,
+        common: &mut Context,
         out: &mut O,
     ) {
         self.poll_if_stale(now, common, out);
@@ -452,7 +452,7 @@ impl Peer {
         &mut self,
         now: Instant,
         initiation: &[u8],
-        common: &mut Surroundings,
+        common: &mut Context,
         out: &mut O,
     ) {
         let mut room = [0; INITIATION];
@@ -468,7 +468,7 @@ impl Peer {
     }
 
     /// Does what is due.
-    pub(super) fn timeout<O: Output>(&mut self, now: Instant, common: &mut Surroundings, out: &mut O) {
+    pub(super) fn timeout<O: Output>(&mut self, now: Instant, common: &mut Context, out: &mut O) {
         self.see_to_held(now, common, out);
         while let Some((_, due)) = self.timers.next().filter(|&(at, _)| at <= now) {
             // `Tunn` may see to it itself; then another thing is due afterwards, at another time.
@@ -533,7 +533,7 @@ impl Peer {
         now: Instant,
         from: Path,
         (message, datagram): (Message, &[u8]),
-        common: &mut Surroundings,
+        common: &mut Context,
         out: &mut O,
     ) {
         // `Tunn` panics where this is shorter than the datagram.
@@ -579,7 +579,7 @@ impl Peer {
     }
 
     /// Sends the response that an authentic initiation calls for.
-    fn respond<O: Output>(&mut self, now: Instant, response: &[u8], common: &mut Surroundings, out: &mut O) {
+    fn respond<O: Output>(&mut self, now: Instant, response: &[u8], common: &mut Context, out: &mut O) {
         self.taken = Some(now);
         self.new_keys = Message::sender(response).map(|index| NewKeys { index, since: now });
         self.stats.unconfirmed = Some(Unconfirmed::and_another(self.stats.unconfirmed, now));
@@ -594,7 +594,7 @@ impl Peer {
         (from, session): (Path, u32),
         datagram: &[u8],
         is_own: impl Fn(IpAddr) -> bool,
-        common: &Surroundings,
+        common: &Context,
         out: &mut O,
     ) -> bool {
         let Some(tunn) = &mut self.tunn else { return false };
@@ -684,7 +684,7 @@ impl Peer {
         now: Instant,
         since: Instant,
         initiator: bool,
-        common: &mut Surroundings,
+        common: &mut Context,
         out: &mut O,
     ) {
         self.has_session = true;
@@ -705,7 +705,7 @@ impl Peer {
     }
 
     /// Wakes the peer for what is held, or lets that go.
-    fn see_to_held<O: Output>(&mut self, now: Instant, common: &mut Surroundings, out: &mut O) {
+    fn see_to_held<O: Output>(&mut self, now: Instant, common: &mut Context, out: &mut O) {
         self.release(now, common, out);
         while let Some(due) = self.asleep.take_due(now, &mut common.held) {
             match due {
@@ -722,7 +722,7 @@ impl Peer {
     }
 
     /// Hands the owner an initiation that no datagram would bring to the peer.
-    fn knock<O: Output>(&mut self, now: Instant, common: &mut Surroundings, out: &mut O) {
+    fn knock<O: Output>(&mut self, now: Instant, common: &mut Context, out: &mut O) {
         if !common.knocks.take(now, KNOCKS) {
             return;
         }
@@ -736,7 +736,7 @@ impl Peer {
     }
 
     /// Sends what was held, once the peer is seen and there is a session.
-    fn release<O: Output>(&mut self, now: Instant, common: &mut Surroundings, out: &mut O) {
+    fn release<O: Output>(&mut self, now: Instant, common: &mut Context, out: &mut O) {
         if !self.asleep.holds() || !self.has_session || self.is_asleep(now) {
             return;
         }
@@ -747,7 +747,7 @@ impl Peer {
     }
 
     /// Sends what `Tunn` itself held back.
-    fn drain_tunn<O: Output>(&mut self, now: Instant, to: Path, common: &Surroundings, out: &mut O) {
+    fn drain_tunn<O: Output>(&mut self, now: Instant, to: Path, common: &Context, out: &mut O) {
         loop {
             let Some(tunn) = &mut self.tunn else { return };
             let room = out.datagram(to, usize::from(common.mtu) + INITIATION);
@@ -759,7 +759,7 @@ impl Peer {
         }
     }
 
-    fn hold(&mut self, now: Instant, packet: &[u8], common: &mut Surroundings) {
+    fn hold(&mut self, now: Instant, packet: &[u8], common: &mut Context) {
         if common.waiting >= WAITING_TOGETHER {
             self.stats.dropped += 1;
             return;
@@ -776,7 +776,7 @@ impl Peer {
         now: Instant,
         to: Path,
         packet: &[u8],
-        common: &mut Surroundings,
+        common: &mut Context,
         out: &mut O,
     ) {
         let padded = common.padding.pad(packet);
@@ -803,7 +803,7 @@ impl Peer {
         }
     }
 
-    fn initiate<O: Output>(&mut self, now: Instant, common: &mut Surroundings, out: &mut O) {
+    fn initiate<O: Output>(&mut self, now: Instant, common: &mut Context, out: &mut O) {
         self.follow_clock();
         let mut room = [0; INITIATION];
         if self.endpoint.is_some()
@@ -818,14 +818,14 @@ impl Peer {
         self.timers.abandon_attempt();
     }
 
-    fn passive_keepalive<O: Output>(&mut self, now: Instant, common: &mut Surroundings, out: &mut O) {
+    fn passive_keepalive<O: Output>(&mut self, now: Instant, common: &mut Context, out: &mut O) {
         let Some(endpoint) = self.endpoint else { return };
         if self.has_session {
             self.encrypt(now, endpoint.path, &[], common, out);
         }
     }
 
-    fn give_up<O: Output>(&mut self, now: Instant, common: &mut Surroundings, out: &mut O) {
+    fn give_up<O: Output>(&mut self, now: Instant, common: &mut Context, out: &mut O) {
         common.waiting -= self.waiting.len();
         let (fresh, stale) = self.waiting.take(now);
         self.stats.dropped += stale + fresh.len() as u64;
@@ -844,7 +844,7 @@ impl Peer {
         }
     }
 
-    fn make_tunn(&mut self, common: &Surroundings) -> &mut Tunn {
+    fn make_tunn(&mut self, common: &Context) -> &mut Tunn {
         self.tunn.get_or_insert_with(|| {
             self.anchor = Some(Clocks::now());
             // The low byte of the 24-bit index is the shard's number, at a fixed place in every message to us,
@@ -856,14 +856,14 @@ impl Peer {
         })
     }
 
-    fn poll_if_stale<O: Output>(&mut self, now: Instant, common: &mut Surroundings, out: &mut O) {
+    fn poll_if_stale<O: Output>(&mut self, now: Instant, common: &mut Context, out: &mut O) {
         if self.polled.is_none_or(|polled| now.saturating_duration_since(polled) >= CLOCK) {
             self.poll(now, common, out);
         }
     }
 
     /// Lets `Tunn` see the time: it stamps, expires sessions, and may want to send.
-    fn poll<O: Output>(&mut self, now: Instant, common: &mut Surroundings, out: &mut O) {
+    fn poll<O: Output>(&mut self, now: Instant, common: &mut Context, out: &mut O) {
         self.polled = Some(now);
         let Some(tunn) = &mut self.tunn else { return };
         let mut room = [0; INITIATION];
@@ -881,7 +881,7 @@ impl Peer {
     }
 
     /// Sends what `Tunn` made by itself: an initiation, a response or a keepalive.
-    fn transmit<O: Output>(&mut self, now: Instant, message: &[u8], common: &mut Surroundings, out: &mut O) {
+    fn transmit<O: Output>(&mut self, now: Instant, message: &[u8], common: &mut Context, out: &mut O) {
         let Some(endpoint) = self.endpoint else { return };
         if let Some(room) = out.datagram(endpoint.path, message.len()).get_mut(..message.len()) {
             room.copy_from_slice(message);
@@ -903,7 +903,7 @@ fn judge(
     source: IpAddr,
     is_own: impl Fn(IpAddr) -> bool,
     limits: &mut Limits,
-    common: &Surroundings,
+    common: &Context,
 ) -> Verdict {
     // Replicas of a gateway share an inner address, which routes lead to one of them only: the magic proves the
     // answer, not its source.

@@ -9,7 +9,7 @@ use std::{
 use super::{
     checksum::checksum,
     handle::Probe,
-    inner::{self, IPV4_HEADER},
+    ip::{self, IPV4_HEADER},
 };
 
 const ICMP: u8 = 1;
@@ -75,7 +75,7 @@ impl Magic {
 
     /// The number of the probe that a packet answers.
     pub(super) fn answer(self, packet: &[u8]) -> Option<u64> {
-        let (protocol, start) = inner::payload(packet)?;
+        let (protocol, start) = ip::payload(packet)?;
         let reply = match protocol {
             ICMP => ICMP_ECHO_REPLY,
             ICMPV6 => ICMPV6_ECHO_REPLY,
@@ -86,7 +86,7 @@ impl Magic {
         if !ours {
             return None;
         }
-        inner::field::<8>(message, 16).map(u64::from_be_bytes)
+        ip::field::<8>(message, 16).map(u64::from_be_bytes)
     }
 }
 

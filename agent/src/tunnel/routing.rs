@@ -9,7 +9,7 @@ use std::{
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use prefix_trie::PrefixMap;
 
-use super::team::Number;
+use super::shards::Number;
 
 /// The place of a peer in its shard.
 pub(super) type Slot = u16;

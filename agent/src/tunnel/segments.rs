@@ -3,7 +3,7 @@
 
 use super::{
     checksum::Sum,
-    inner::{IPV4_HEADER, IPV6_HEADER, TCP, TCP_HEADER, UDP, UDP_HEADER, field, set_field},
+    ip::{IPV4_HEADER, IPV6_HEADER, TCP, TCP_HEADER, UDP, UDP_HEADER, field, set_field},
     virtio::{FrameHeader, Kind, Unfinished},
 };
 

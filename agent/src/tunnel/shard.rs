@@ -13,19 +13,19 @@ use super::{
     beats::{Beats, Heard, Role},
     gate::{Bucket, HandshakeGate, Verdict},
     handle::Probe,
-    inner,
-    line::{Caller, Line, Turn},
+    handshake_queue::{HandshakeQueue, PendingInitiation, Priority},
+    ip,
     message::Message,
     output::Output,
     padding::Padding,
     path::Path,
-    peer::{Jitter, Peer, Surroundings},
+    peer::{Context, Jitter, Peer},
     probe::Magic,
     routing::{Holder, RoutingTable, Slot},
     segments::Segments,
+    shards::{Misdelivered, Number, ShardId},
     sources::{Notices, Verdict as SourceVerdict},
-    stats::{Board, Discards, PeerStats},
-    team::{Number, Place, Stray},
+    stats::{Discards, PeerStats, StatsRegistry},
 };
 use crate::{
     entropy,
@@ -41,7 +41,7 @@ pub(super) struct ShardConfig {
     /// Largest inner packet, in bytes.
     pub(super) mtu: u16,
     /// Where it stands among others.
-    pub(super) place: Place,
+    pub(super) place: ShardId,
     /// Whom to tell from which addresses of ours peers are answered.
     pub(super) notices: Notices,
 }
@@ -50,7 +50,7 @@ pub(super) struct ShardConfig {
 pub(super) struct Shard {
     public: PublicKey,
     gate: HandshakeGate,
-    line: Line,
+    queue: HandshakeQueue,
     beats: Beats,
     peers: Vec<Option<Box<Peer>>>,
     vacant: Vec<Slot>,
@@ -60,22 +60,22 @@ pub(super) struct Shard {
     routes: RoutingTable,
     deadlines: BTreeSet<(Instant, Slot)>,
     touched: Vec<Slot>,
-    common: Surroundings,
-    board: Board,
+    common: Context,
+    board: StatsRegistry,
     discards: Discards,
 }
 
 impl Shard {
-    pub(super) fn new(config: &ShardConfig, board: Board, now: Instant) -> Result<Self, TunnelError> {
+    pub(super) fn new(config: &ShardConfig, board: StatsRegistry, now: Instant) -> Result<Self, TunnelError> {
         let random = entropy::secret::<16>().ok_or(TunnelError::NoRandomness)?;
-        let (magic, seed) = (inner::field::<8>(&*random, 0), inner::field::<8>(&*random, 8));
+        let (magic, seed) = (ip::field::<8>(&*random, 0), ip::field::<8>(&*random, 8));
         let public = config.private_key.public();
         let gate = HandshakeGate::new(&public.to_x25519(), now);
         let limiter = gate.limiter();
         Ok(Self {
             public,
             gate,
-            line: Line::default(),
+            queue: HandshakeQueue::default(),
             beats: Beats::new(CookieMint::new(&*entropy::secret().ok_or(TunnelError::NoRandomness)?), now),
             peers: Vec::new(),
             vacant: Vec::new(),
@@ -84,7 +84,7 @@ impl Shard {
             routes: RoutingTable::default(),
             deadlines: BTreeSet::new(),
             touched: Vec::new(),
-            common: Surroundings {
+            common: Context {
                 place: config.place,
                 secret: config.private_key.secret().clone(),
                 limiter,
@@ -135,7 +135,7 @@ impl Shard {
         self.gate = HandshakeGate::new(&self.public.to_x25519(), now);
         self.common.secret = private_key.secret().clone();
         self.common.limiter = self.gate.limiter();
-        self.line = Line::default();
+        self.queue = HandshakeQueue::default();
         for &slot in self.by_key.values() {
             let Some(Some(peer)) = self.peers.get_mut(usize::from(slot)) else { continue };
             peer.rekey(peer.preshared().cloned());
@@ -161,13 +161,13 @@ impl Shard {
         if let Some(other) =
             message.receiver().and_then(|receiver| self.common.place.other(shard_of(receiver)))
         {
-            return out.hand_over(other, Stray::Datagram(from, datagram.to_vec()));
+            return out.hand_over(other, Misdelivered::Datagram(from, datagram.to_vec()));
         }
         match message {
             Message::Initiation => {
-                let turn = self.pass_gate(now, from, datagram, out);
-                if let (Some(turn), Ok(initiation)) = (turn, datagram.try_into()) {
-                    self.line.join(now, Caller { from, turn, initiator: None, initiation });
+                let priority = self.pass_gate(now, from, datagram, out);
+                if let (Some(priority), Ok(initiation)) = (priority, datagram.try_into()) {
+                    self.queue.join(now, PendingInitiation { from, priority, initiator: None, initiation });
                 }
             }
             Message::Response { receiver } => {
@@ -183,20 +183,20 @@ impl Shard {
 
     /// Says whether there is little time for answers.
     pub(super) const fn set_short_of_time(&mut self, is_short: bool) {
-        self.line.set_narrow(is_short);
+        self.queue.set_narrow(is_short);
     }
 
     /// Whether an initiation waits for its answer.
     pub(super) fn has_callers(&self) -> bool {
-        !self.line.is_empty()
+        !self.queue.is_empty()
     }
 
     /// Answers the next initiation in line, or hands it to the shard of its peer. `false` where there was none.
     pub(super) fn answer_next<O: Output>(&mut self, now: Instant, out: &mut O) -> bool {
-        let Some(mut caller) = self.line.next(now) else { return false };
+        let Some(mut caller) = self.queue.next(now) else { return false };
         caller.initiator = caller.initiator.or_else(|| self.initiator_of(&caller.initiation));
         if let Some(other) = caller.initiator.and_then(|key| self.common.place.elsewhere(&key)) {
-            out.hand_over(other, Stray::Initiation(caller));
+            out.hand_over(other, Misdelivered::Initiation(caller));
             return true;
         }
         let slot = caller.initiator.and_then(|key| self.by_key.get(&key).copied());
@@ -205,9 +205,9 @@ impl Shard {
     }
 
     /// Takes an initiation from the shard that found out whose it is.
-    pub(super) fn take_caller(&mut self, now: Instant, caller: Caller) {
-        if self.line.has_room(caller.turn) {
-            self.line.join(now, caller);
+    pub(super) fn take_caller(&mut self, now: Instant, caller: PendingInitiation) {
+        if self.queue.has_room(caller.priority) {
+            self.queue.join(now, caller);
         } else {
             self.discards.refused += 1;
         }
@@ -218,7 +218,7 @@ impl Shard {
         if self.common.place.is_alone() {
             return None;
         }
-        match self.routes.peer_of(inner::route(packet)?.destination)? {
+        match self.routes.peer_of(ip::route(packet)?.destination)? {
             Holder::Here(_) => None,
             Holder::At(number) => Some(number),
         }
@@ -247,7 +247,7 @@ impl Shard {
     fn handle_beat<O: Output>(&mut self, now: Instant, from: Path, datagram: &[u8], out: &mut O) {
         let Some((key, heard)) = self.beats.open(datagram) else { return };
         if let Some(other) = self.common.place.elsewhere(&key) {
-            return out.hand_over(other, Stray::Datagram(from, datagram.to_vec()));
+            return out.hand_over(other, Misdelivered::Datagram(from, datagram.to_vec()));
         }
         let Some(&slot) = self.by_key.get(&key) else { return };
         let Some(Some(peer)) = self.peers.get_mut(usize::from(slot)) else { return };
@@ -289,7 +289,7 @@ impl Shard {
 
     /// Takes the inner packets that the TUN device gave in one piece. A SYN among them may be changed.
     pub(super) fn handle_packets<O: Output>(&mut self, now: Instant, packets: Segments<'_>, out: &mut O) {
-        let holder = inner::route(packets.head()).and_then(|route| self.routes.peer_of(route.destination));
+        let holder = ip::route(packets.head()).and_then(|route| self.routes.peer_of(route.destination));
         let slot = holder.and_then(|holder| match holder {
             Holder::Here(slot) => Some(slot),
             Holder::At(_) => None,
@@ -334,7 +334,7 @@ impl Shard {
 
     /// Ends a batch: schedules the peers that it touched, and publishes their figures. `false` where a reader
     /// was in the way, so that it wants to be called again soon.
-    pub(super) fn settle(&mut self) -> bool {
+    pub(super) fn commit(&mut self) -> bool {
         let mut unpublished = Vec::new();
         for slot in self.touched.drain(..) {
             let Some(Some(peer)) = self.peers.get_mut(usize::from(slot)) else { continue };
@@ -456,7 +456,7 @@ impl Shard {
         (shard == self.common.place.number()).then_some(Slot::from_le_bytes([low, high]))
     }
 
-    fn with(&mut self, key: &PublicKey, act: impl FnOnce(&mut Peer, &mut Surroundings)) {
+    fn with(&mut self, key: &PublicKey, act: impl FnOnce(&mut Peer, &mut Context)) {
         let Some(&slot) = self.by_key.get(key) else { return };
         let Some(Some(peer)) = self.peers.get_mut(usize::from(slot)) else { return };
         act(peer, &mut self.common);
@@ -470,9 +470,9 @@ impl Shard {
         from: Path,
         datagram: &[u8],
         out: &mut O,
-    ) -> Option<Turn> {
-        match self.gate.judge(now, from.remote.ip(), datagram, &self.line) {
-            Verdict::Admit(turn) => return Some(turn),
+    ) -> Option<Priority> {
+        match self.gate.judge(now, from.remote.ip(), datagram, &self.queue) {
+            Verdict::Admit(priority) => return Some(priority),
             Verdict::Challenge(cookie) => {
                 self.discards.challenged += 1;
                 if let Some(room) = out.datagram(from, cookie.len()).first_chunk_mut() {
@@ -568,8 +568,8 @@ mod beat_tests;
 #[cfg(test)]
 mod destinations_tests;
 #[cfg(test)]
-mod stamp_tests;
+mod shards_tests;
 #[cfg(test)]
-mod team_tests;
+mod stamp_tests;
 #[cfg(test)]
 mod tests;

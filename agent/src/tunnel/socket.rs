@@ -19,9 +19,9 @@ use nix::{
 
 use super::{
     Offloads, TunnelError,
+    gso_denylist::{GsoDenylist, Refused},
     path::Path,
     steering,
-    unsplit::{Refused, Unsplit},
 };
 
 /// The largest UDP payload over IPv4, and with it the largest run of datagrams for one call.
@@ -42,7 +42,7 @@ pub(super) struct UdpEndpoint {
     splits: bool,
     merges: bool,
     buffer: usize,
-    unsplit: Unsplit,
+    unsplit: GsoDenylist,
 }
 
 impl UdpEndpoint {
@@ -114,7 +114,7 @@ impl UdpEndpoint {
         let address: SockaddrStorage = getsockname(fd.as_raw_fd()).map_err(failed)?;
         let v4 = address.as_sockaddr_in().map(SockaddrIn::port);
         let local_port = v4.or(address.as_sockaddr_in6().map(SockaddrIn6::port)).unwrap_or(port);
-        Ok(Self { fd, dual_stack, local_port, splits, merges, buffer, unsplit: Unsplit::default() })
+        Ok(Self { fd, dual_stack, local_port, splits, merges, buffer, unsplit: GsoDenylist::default() })
     }
 
     /// Whether the kernel splits what is sent.
@@ -291,14 +291,14 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::tunnel::{inbox::Inbox, path::Local};
+    use crate::tunnel::{path::Local, recv_batch::RecvBatch};
 
     fn bind(port: u16, offloads: Offloads) -> Result<UdpEndpoint, TunnelError> {
         UdpEndpoint::bind(port, None, offloads)
     }
 
     fn receive_all(socket: &UdpEndpoint, wanted: usize) -> Vec<(SocketAddr, Vec<u8>)> {
-        let (mut found, mut inbox) = (Vec::new(), Inbox::new(socket.merges()));
+        let (mut found, mut inbox) = (Vec::new(), RecvBatch::new(socket.merges()));
         let end = Instant::now() + Duration::from_secs(5);
         while found.len() < wanted && Instant::now() < end {
             let mut ready = [PollFd::new(socket.as_fd(), PollFlags::POLLIN)];
@@ -332,7 +332,7 @@ mod tests {
         let (mut server, client) = (bind(0, Offloads::ALL).unwrap(), bind(0, Offloads::ALL).unwrap());
         let asked = SocketAddr::from(([127, 0, 0, 2], server.local_port()));
         client.send(asked.into(), b"question").unwrap();
-        let mut inbox = Inbox::new(server.merges());
+        let mut inbox = RecvBatch::new(server.merges());
         let mut ready = [PollFd::new(server.as_fd(), PollFlags::POLLIN)];
         poll(&mut ready, PollTimeout::from(1000_u16)).unwrap();
         inbox.receive(&server).unwrap();

@@ -260,13 +260,13 @@ fn unless_held<T>(figures: &Mutex<T>) -> Option<MutexGuard<'_, T>> {
 
 /// The figures of all peers of a shard. Its lock is taken when peers come and go, never for packets.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Board {
+pub(super) struct StatsRegistry {
     peers: Arc<RwLock<HashMap<PublicKey, Published>>>,
     counts: Arc<Mutex<(Discards, BeatCounts)>>,
     work: Arc<Mutex<Work>>,
 }
 
-impl Board {
+impl StatsRegistry {
     pub(super) fn add(&self, stats: PeerStats) -> Published {
         let key = stats.public_key;
         let published = Published(Arc::new(Mutex::new(stats)));

@@ -52,7 +52,7 @@ mod tests {
 
     use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
-    use crate::tunnel::{Offloads, inbox::Inbox, socket::UdpEndpoint};
+    use crate::tunnel::{Offloads, recv_batch::RecvBatch, socket::UdpEndpoint};
 
     /// At which of the sockets something has come in.
     fn arrived(sockets: &[UdpEndpoint]) -> usize {
@@ -60,7 +60,7 @@ mod tests {
             sockets.iter().map(|socket| PollFd::new(socket.as_fd(), PollFlags::POLLIN)).collect();
         assert_eq!(poll(&mut ready, PollTimeout::from(1000_u16)), Ok(1));
         let at = ready.iter().position(|ready| ready.any() == Some(true)).unwrap();
-        Inbox::new(false).receive(&sockets[at]).unwrap();
+        RecvBatch::new(false).receive(&sockets[at]).unwrap();
         at
     }
 

@@ -1,7 +1,7 @@
 //! The header in front of each frame that crosses a TUN device with offloads: `struct virtio_net_hdr`
 //! (virtio 1.3, section 5.1.6), in the machine's byte order.
 
-use super::inner::{field, set_field};
+use super::ip::{field, set_field};
 
 /// Bytes of the header.
 pub(super) const HEADER: usize = 10;

@@ -59,7 +59,7 @@ fn main() {
         ("packets_to_a_sleeping_client_wake_it_and_arrive_and_it_sleeps_again", standby::packets_to_a_sleeping_client_wake_it_and_arrive_and_it_sleeps_again),
         ("a_sleeper_whose_session_was_forgotten_is_called_lost_with_the_first_packet_and_is_back_by_itself", standby::a_sleeper_whose_session_was_forgotten_is_called_lost_with_the_first_packet_and_is_back_by_itself),
         ("a_sleeper_whose_network_blocks_udp_by_now_is_called_lost_on_both_sides_and_is_back_when_it_does_not", standby::a_sleeper_whose_network_blocks_udp_by_now_is_called_lost_on_both_sides_and_is_back_when_it_does_not),
-        ("the_lifetime_of_sessions_is_bracketed_by_scouts_while_the_client_sleeps_on", standby::the_lifetime_of_sessions_is_bracketed_by_scouts_while_the_client_sleeps_on),
+        ("the_lifetime_of_sessions_is_bracketed_by_canaries_while_the_client_sleeps_on", standby::the_lifetime_of_sessions_is_bracketed_by_canaries_while_the_client_sleeps_on),
     ];
     let trial = |(name, test): (&str, fn())| {
         let run = move || {

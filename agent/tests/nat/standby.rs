@@ -78,13 +78,13 @@ pub(crate) fn a_sleeper_whose_network_blocks_udp_by_now_is_called_lost_on_both_s
     eventually(asked, "the gateway says so", || gateway_says(&lab, Phase::Connected));
 }
 
-pub(crate) fn the_lifetime_of_sessions_is_bracketed_by_scouts_while_the_client_sleeps_on() {
+pub(crate) fn the_lifetime_of_sessions_is_bracketed_by_canaries_while_the_client_sleeps_on() {
     let (lab, _gateway) = Lab::connected_behind_a_nat("zlife", TIMEOUTS);
     lab.nat().keep_sessions_for(45);
     lab.operator.standby(KEEPALIVE, Standby::Session);
     eventually(PROVEN, "the client sleeps", || is(&lab, "Standby"));
     let mapping = || lab.status().unwrap()["standby"]["mapping"].clone();
-    eventually(Duration::from_mins(2), "a scout finds the end", || {
+    eventually(Duration::from_mins(2), "a canary finds the end", || {
         mapping()["lessThanSeconds"].as_f64().is_some()
     });
     let (least, most) = (mapping()["atLeastSeconds"].as_f64(), mapping()["lessThanSeconds"].as_f64());

@@ -1,7 +1,7 @@
 //! Userspace WireGuards side by side: the same work for each, in turns, between namespaces of their own. [`crowd`]
 //! measures a gateway with many peers, [`flood`] one that is attacked, and [`profile`] shows where time goes.
 //!
-//! Each contender has a pair of namespaces with a cable between them ([`pair`]), all of which stand for the whole
+//! Each contender has a pair of namespaces with a cable between them (`pair`), all of which stand for the whole
 //! run; `scenario` says what is measured, `traffic` and `handshakes` do it, `usage` reads what it cost. `summary`
 //! makes medians, and ratios between figures of one round, so that a machine whose speed wanders does not matter;
 //! `table` and `svg` show them.

@@ -13,7 +13,7 @@ use k8s_controller::LeaderElection;
 use k8s_openapi::api::networking::v1::NetworkPolicyPeer;
 use kube::{Client, Config};
 use pinhole_operator::{
-    controllers::{Hub, Leader, watches},
+    controllers::{Leader, SharedState, watches},
     enrolment::{ApiRecords, Enroller},
     fleet::Fleet,
     identity::{ApiTokenReviewer, AuthorityStore, CachedReviewer, Identity},
@@ -151,8 +151,8 @@ async fn start(
 ) -> anyhow::Result<()> {
     let client = client().await?;
     let scope = Scope::new(args.watch_namespaces.clone());
-    let hub = Hub::new(Arc::clone(health), Arc::clone(metrics));
-    for watch in watches(&client, &scope, &args.namespace, &hub) {
+    let shared = SharedState::new(Arc::clone(health), Arc::clone(metrics));
+    for watch in watches(&client, &scope, &args.namespace, &shared) {
         let stop = stop.clone();
         tasks.spawn(async move {
             match stop.run_until_cancelled(watch).await {
@@ -189,7 +189,7 @@ async fn start(
     tasks.spawn(async move { serving.await.context("serving gateways") });
     let leader = Leader {
         client: client.clone(),
-        hub,
+        shared,
         fleet,
         settings: Settings {
             namespace: args.namespace.clone(),

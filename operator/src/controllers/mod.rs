@@ -1,34 +1,14 @@
-//! Between the API server and the plan: watches that feed a world, a schedule that says what to look at, and looks that
-//! write what was planned.
+//! Between the API server and the plan: watches that feed an index, a schedule of what to reconcile, and reconcilers that write
+//! what was planned.
 
-mod allocation;
-mod apply;
-mod client;
-mod context;
-mod error;
-mod events;
-mod gateway;
-mod hub;
-mod keys;
-mod lead;
-mod loss;
-mod marker;
-mod network;
-mod notes;
-mod observe;
-mod oddity;
-mod pace;
-mod peers;
-mod pool;
-mod queue;
-mod sidecars;
-mod stock;
-mod watch;
-mod work;
-mod world;
+mod leader;
+mod reconcile;
+mod runtime;
 
-pub use error::ControlError;
-pub use hub::Hub;
-pub use lead::{Leader, LeaderError};
-pub use watch::{Watch, watches};
-pub use work::Work;
+pub use leader::{Leader, LeaderError};
+pub use runtime::{
+    error::ControlError,
+    request::Request,
+    shared_state::SharedState,
+    watch::{Watch, watches},
+};

@@ -10,7 +10,7 @@ use ring::digest::{Context, SHA256};
 use super::PublicKey;
 use crate::identity::RequestedKey;
 
-/// Annotation of a VPNClient: the [`SessionBinding`] of its last enrolment.
+/// Annotation of a VPNClient: the `SessionBinding` of its last enrolment.
 pub const SESSION_ANNOTATION: &str = "pinhole.dev/session";
 
 /// The WireGuard key that an enrolment proved to hold, and the session key that its first certificate is for: SHA-256 of both, cut

@@ -1,7 +1,7 @@
 //! Enrolment: a machine or a pod asks, with a credential, to become a client of a pool.
 //!
-//! Deciding is pure: [`Ask`] (is the request well-formed), [`token`] (may this token be used), [`sidecar`] (may this
-//! pod join), [`capacity`] (is there room), [`secrets`] (which token Secrets should exist). [`Enroller`] does what
+//! Deciding is pure: [`Ask`] (is the request well-formed), `token` (may this token be used), `sidecar` (may this
+//! pod join), `capacity` (is there room), `secrets` (which token Secrets should exist). [`Enroller`] does what
 //! was decided, in an order that a crash cannot turn against anybody; [`ensure_tokens`] keeps the Secrets.
 
 mod ask;

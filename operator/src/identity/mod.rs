@@ -1,7 +1,7 @@
 //! Who is who: the operator's certificate authority and what it issues, and the reviewed ServiceAccount tokens
 //! of gateway pods and sidecars.
 //!
-//! Deciding ([`rotation`], [`pod`], [`reviews`]) is apart from doing ([`store`], [`keeper`], [`reviewer`]).
+//! Deciding ([`rotation`], `pod`, `reviews`) is apart from doing (`store`, `keeper`, `reviewer`).
 
 mod authority;
 mod credential;

@@ -21,10 +21,10 @@ use super::attach::hear;
 use crate::{
     fleet::{Attachment, Fleet, GatewayKey, JUST_GONE},
     plan::{
+        churn_events::{Told, churn_news},
         client::{self, Backing},
         gateway,
         summary::{Tally, summary},
-        tidings::{Told, tidings},
     },
 };
 
@@ -126,7 +126,7 @@ impl Operator {
         };
         let status = client::status(&inputs).0;
         if let Some((_, sighting)) = &view.sighting {
-            let (news, _) = tidings(&sighting.churn, &mut self.told, Timestamp::UNIX_EPOCH, now);
+            let (news, _) = churn_news(&sighting.churn, &mut self.told, Timestamp::UNIX_EPOCH, now);
             for (_, tiding) in news {
                 assert!(!tiding.note.chars().any(char::is_control), "{}", tiding.note);
             }

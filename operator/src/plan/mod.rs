@@ -21,11 +21,11 @@ mod standby;
 mod unusable;
 mod workload;
 
+pub mod churn_events;
 pub mod client;
 pub mod gateway;
 pub mod pool;
 pub mod summary;
-pub mod tidings;
 pub mod wgquick;
 
 pub use condition::{Conditions, ready_of};

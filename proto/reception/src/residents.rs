@@ -93,7 +93,7 @@ mod tests {
     }
 
     #[test]
-    fn ten_thousand_clients_with_a_session_and_a_scout_each_have_room() {
+    fn ten_thousand_clients_with_a_session_and_a_canary_each_have_room() {
         let mut residents = Residents::new(32_768, 8);
         for id in 0..20_000_u32 {
             assert_eq!(residents.arrive(id.into(), &name(id / 2)), None);

@@ -21,15 +21,15 @@ const BURST: Duration = Duration::from_millis(2900);
 /// Largest share by which an interval is shortened at random, so that a fleet does not beat in step.
 const JITTER: f64 = 0.01;
 const LARGEST_JITTER: Duration = Duration::from_secs(1);
-/// A newly learnt lifetime is accompanied by a scout in each of so many bursts, later in every eighth.
+/// A newly learnt lifetime is accompanied by a canary in each of so many bursts, later in every eighth.
 pub(super) const CLOSE_WATCH: u64 = 16;
 const LOOSE_WATCH: u64 = 8;
-/// One scout is still out when the next burst begins.
+/// One canary is still out when the next burst begins.
 const SCOUTS: usize = 2;
-/// As long as the interval is shorter than what was learnt, so many scouts in turn have one that goes to the full age
+/// As long as the interval is shorter than what was learnt, so many canaries in turn have one that goes to the full age
 /// and is woken between bursts.
 const FULL_AGE: u64 = 2;
-/// A rung's burst takes the live channel along when it has been silent this long.
+/// A search step's burst takes the live channel along when it has been silent this long.
 const WORTH_A_RIDE: Duration = Duration::from_secs(1);
 /// While hardly anything is proven, the next burst comes before a companion could matter.
 const WORTH_A_COMPANION: Duration = Duration::from_secs(4);
@@ -55,7 +55,7 @@ impl Keeper {
         self.live.activity = Activity::Burst(sequence);
         self.cycles += 1;
         if self.stage == Stage::Settled && self.policy.mode == Mode::Adaptive {
-            self.send_scout(now);
+            self.send_canary(now);
             self.look_for_growth(now);
         }
         self.live_timeout(now);
@@ -76,8 +76,8 @@ impl Keeper {
 
     /// An experiment's verdict needs a live exchange.
     pub(super) fn ask_for_proof(&mut self, now: Instant, purpose: Purpose) {
-        // Scouts are due within a burst; growth can wait for one.
-        let urgent = !matches!(purpose, Purpose::Scout | Purpose::Growth);
+        // Canaries are due within a burst; growth can wait for one.
+        let urgent = !matches!(purpose, Purpose::Canary | Purpose::Growth);
         if urgent && self.live.is_resting() {
             self.begin_burst(now);
         }
@@ -113,7 +113,7 @@ impl Keeper {
     fn lose(&mut self, now: Instant) {
         if self.live.lose(now) {
             self.close_all();
-            self.strikes.forget();
+            self.suspected_losses.forget();
             self.actions.push_back(Action::Lost);
         }
     }
@@ -149,7 +149,7 @@ impl Keeper {
             });
         }
         if answered.first && (moved.is_some() || self.live.wake_missed) {
-            self.strike(now, moved.is_some(), idle.unwrap_or_default());
+            self.suspect_loss(now, moved.is_some(), idle.unwrap_or_default());
         }
         self.live.wake_missed = false;
         if answered.complete {
@@ -185,7 +185,7 @@ impl Keeper {
             // It may have waited for the radio, behind the NAT.
             let age = now.min(due).saturating_duration_since(sent);
             self.life.alive(age);
-            self.strikes.heard(age);
+            self.suspected_losses.heard(age);
         }
         self.begin_burst(now);
     }
@@ -246,7 +246,7 @@ impl Keeper {
         let share = lead.as_secs_f64() / self.live.interval.as_secs_f64().max(1.0);
         #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a few")]
         let every = ((share / WAKE_SHARE).ceil() as u64).clamp(1, RAREST_WAKE);
-        self.strikes.is_watchful(self.cycles)
+        self.suspected_losses.is_watchful(self.cycles)
             || !self.life.promotion.heals_by_itself()
             || self.jitter.next_u64().is_multiple_of(every)
     }
@@ -272,11 +272,11 @@ impl Keeper {
         BURST.saturating_sub(self.link.rtt() + self.link.resend_after() * repetitions)
     }
 
-    fn send_scout(&mut self, now: Instant) {
+    fn send_canary(&mut self, now: Instant) {
         let wanted = self.cycles <= CLOSE_WATCH
-            || self.strikes.is_watchful(self.cycles)
+            || self.suspected_losses.is_watchful(self.cycles)
             || self.cycles.is_multiple_of(LOOSE_WATCH);
-        let out = self.experiments.iter().filter(|experiment| experiment.purpose == Purpose::Scout).count();
+        let out = self.experiments.iter().filter(|experiment| experiment.purpose == Purpose::Canary).count();
         if !wanted || !self.life.promotion.heals_by_itself() || out >= SCOUTS {
             return;
         }
@@ -289,8 +289,8 @@ impl Keeper {
             return;
         }
         let companion = self.companion();
-        let scout = self.open(now, Purpose::Scout, age, ONCE);
-        *scout = scout.clone().in_burst(companion);
+        let canary = self.open(now, Purpose::Canary, age, ONCE);
+        *canary = canary.clone().in_burst(companion);
     }
 
     fn jittered(&mut self, interval: Duration) -> Duration {

@@ -11,7 +11,7 @@ use crate::Promotion;
 
 /// Rungs above a missing one that are waited for: if one of them lives, the missing one was lost on the way.
 const NEIGHBOURS: usize = 2;
-/// So many rungs without a single wake mean that wakes do not get through at all.
+/// So many search steps without a single wake mean that wakes do not get through at all.
 const HOPELESS: usize = 6;
 const RETRY_BLIND: Duration = Duration::from_mins(10);
 /// Lifetimes are tested for growth soon after the first verdict, which may have been wrong, later about daily.
@@ -88,7 +88,7 @@ impl Keeper {
                 };
                 ladder::rungs_around(&expected, longest)
             }
-            None => ladder::rungs(Duration::ZERO, longest),
+            None => ladder::search_steps(Duration::ZERO, longest),
         };
         self.climb(now, ages);
     }
@@ -96,21 +96,21 @@ impl Keeper {
     /// Goes on with what the loss of the path had interrupted.
     pub(super) fn resume_learning(&mut self, now: Instant) {
         match self.stage {
-            Stage::Climbing if !self.has(Purpose::Rung) => self.climb_from_the_ground(now),
-            Stage::Refining if !self.has(Purpose::Rung) => self.refine(now),
+            Stage::Climbing if !self.has(Purpose::SearchStep) => self.climb_from_the_ground(now),
+            Stage::Refining if !self.has(Purpose::SearchStep) => self.refine(now),
             _ => {}
         }
     }
 
     fn climb(&mut self, now: Instant, ages: Vec<Duration>) {
         self.close_all();
-        self.strikes.forget();
+        self.suspected_losses.forget();
         self.stage = Stage::Climbing;
         let plan = self.life.promotion.plan();
         let ages = ages.into_iter().take(self.room.most());
         self.room.opened(ages.len());
         for age in ages {
-            self.open(now, Purpose::Rung, age, plan);
+            self.open(now, Purpose::SearchStep, age, plan);
         }
     }
 
@@ -123,7 +123,7 @@ impl Keeper {
     /// A binding of this age took a wake.
     pub(super) fn lived(&mut self, now: Instant, purpose: Purpose, age: Duration) {
         match purpose {
-            Purpose::Rung => {
+            Purpose::SearchStep => {
                 self.life.alive(age);
                 self.confidence = self.confidence.max(Confidence::Growing);
                 self.reschedule(now);
@@ -141,12 +141,12 @@ impl Keeper {
                         return self.settle(now);
                     }
                     self.life.alive(age);
-                    let ages = ladder::rungs(age, self.top());
+                    let ages = ladder::search_steps(age, self.top());
                     self.climb(now, ages);
                 }
             }
-            Purpose::Scout => self.strikes.scout_lived(self.cycles),
-            Purpose::Hedge => self.hedge_lived(now),
+            Purpose::Canary => self.suspected_losses.canary_lived(self.cycles),
+            Purpose::Confirmation => self.confirmation_lived(now),
             Purpose::OnceIsEnough => self.life.promotion = Promotion::None,
             Purpose::ShortIsEnough => {
                 if self.life.promotion != Promotion::None {
@@ -159,7 +159,7 @@ impl Keeper {
     /// A binding of this age did not take a wake, although the path works.
     pub(super) fn died(&mut self, now: Instant, purpose: Purpose, age: Duration) {
         match purpose {
-            Purpose::Rung => {
+            Purpose::SearchStep => {
                 self.life.dead(age);
                 self.rung_missing(now, age);
             }
@@ -167,8 +167,8 @@ impl Keeper {
                 self.growth.seen = 0;
                 self.schedule_growth(now);
             }
-            Purpose::Scout => self.scout_died(now),
-            Purpose::Hedge => self.hedge_died(now),
+            Purpose::Canary => self.canary_died(now),
+            Purpose::Confirmation => self.confirmation_died(now),
             Purpose::OnceIsEnough => {}
             Purpose::ShortIsEnough => {
                 if self.life.promotion == Promotion::Unknown {
@@ -181,10 +181,10 @@ impl Keeper {
     /// An experiment's beats were not answered.
     pub(super) fn void(&mut self, now: Instant, purpose: Purpose) {
         match purpose {
-            Purpose::Rung => self.advance(now),
-            Purpose::Hedge => self.hedge_lived(now),
+            Purpose::SearchStep => self.advance(now),
+            Purpose::Confirmation => self.confirmation_lived(now),
             Purpose::Growth => self.schedule_growth(now),
-            Purpose::Scout | Purpose::OnceIsEnough | Purpose::ShortIsEnough => {}
+            Purpose::Canary | Purpose::OnceIsEnough | Purpose::ShortIsEnough => {}
         }
     }
 
@@ -194,12 +194,15 @@ impl Keeper {
             return self.advance(now);
         }
         if self.stage == Stage::Climbing {
-            let below = self.experiments.iter().any(|rung| rung.purpose == Purpose::Rung && rung.age < age);
+            let below =
+                self.experiments.iter().any(|step| step.purpose == Purpose::SearchStep && step.age < age);
             if below {
                 return;
             }
             if self.life.at_least.is_zero() {
-                if self.experiments.iter().filter(|rung| rung.purpose == Purpose::Rung).count() < HOPELESS {
+                if self.experiments.iter().filter(|step| step.purpose == Purpose::SearchStep).count()
+                    < HOPELESS
+                {
                     self.close_all();
                     self.stage = Stage::Blind { until: now + RETRY_BLIND };
                     self.reschedule(now);
@@ -212,21 +215,21 @@ impl Keeper {
         self.advance(now);
     }
 
-    /// Closes the rungs that would tell nothing new.
+    /// Closes the search steps that would tell nothing new.
     fn keep_neighbours(&mut self, age: Duration) {
         let mut above: Vec<_> = self
             .experiments
             .iter()
-            .filter(|rung| rung.purpose == Purpose::Rung && rung.age > age)
-            .map(|rung| rung.age)
+            .filter(|step| step.purpose == Purpose::SearchStep && step.age > age)
+            .map(|step| step.age)
             .collect();
         above.sort_unstable();
         let Some(&limit) = above.get(NEIGHBOURS) else { return };
         let actions = &mut self.actions;
-        self.experiments.retain(|rung| {
-            let keep = rung.purpose != Purpose::Rung || rung.age < limit;
+        self.experiments.retain(|step| {
+            let keep = step.purpose != Purpose::SearchStep || step.age < limit;
             if !keep {
-                actions.push_back(Action::Close(Channel::Probe(rung.id)));
+                actions.push_back(Action::Close(Channel::Probe(step.id)));
             }
             keep
         });
@@ -244,21 +247,21 @@ impl Keeper {
         self.refine(now);
     }
 
-    /// Goes on when the outstanding rungs have spoken.
+    /// Goes on when the outstanding search steps have spoken.
     fn advance(&mut self, now: Instant) {
-        // What lives above a bracket shows that its end was lost on the way; a rung may say so after all was settled.
+        // What lives above a bracket shows that its end was lost on the way; a search step may say so after all was settled.
         let open_ended = self.life.less_than.is_none();
         let settled_too_low = self.stage == Stage::Settled && self.life.at_least < self.policy.longest();
         if open_ended && (settled_too_low || self.stage == Stage::Refining) {
-            let ages = ladder::rungs(self.life.at_least, self.top());
+            let ages = ladder::search_steps(self.life.at_least, self.top());
             return self.climb(now, ages);
         }
-        if self.has(Purpose::Rung) {
+        if self.has(Purpose::SearchStep) {
             let pending = self.stage == Stage::Climbing
                 || self
                     .experiments
                     .iter()
-                    .any(|rung| rung.purpose == Purpose::Rung && self.is_inside(rung.age));
+                    .any(|step| step.purpose == Purpose::SearchStep && self.is_inside(step.age));
             if pending {
                 return;
             }
@@ -266,7 +269,7 @@ impl Keeper {
         match self.stage {
             Stage::Climbing if self.life.less_than.is_some() => self.bracketed(now),
             Stage::Climbing if self.life.at_least < self.policy.longest() => {
-                let ages = ladder::rungs(self.life.at_least, self.top());
+                let ages = ladder::search_steps(self.life.at_least, self.top());
                 self.climb(now, ages);
             }
             Stage::Climbing => self.settle(now),
@@ -287,14 +290,14 @@ impl Keeper {
         }
         let plan = self.life.promotion.plan();
         for age in ladder::parts(self.life.at_least, end) {
-            self.open(now, Purpose::Rung, age, plan);
+            self.open(now, Purpose::SearchStep, age, plan);
         }
     }
 
     fn settle(&mut self, now: Instant) {
         self.stage = Stage::Settled;
         self.cycles = 0;
-        self.strikes.forget();
+        self.suspected_losses.forget();
         self.schedule_growth(now);
         self.reschedule(now);
     }
@@ -314,7 +317,7 @@ impl Keeper {
         }
         let due = self.growth.seen > 0 || self.growth.due.is_some_and(|due| now >= due);
         let Some(end) = self.life.less_than.filter(|end| *end < self.top()) else { return };
-        if due && !self.has(Purpose::Growth) && !self.strikes.is_hedging() {
+        if due && !self.has(Purpose::Growth) && !self.suspected_losses.is_confirming() {
             let plan = self.life.promotion.plan();
             let age = if self.life.coarse { end.mul_f64(COARSE_STEP) } else { ladder::beyond(end) };
             self.open(now, Purpose::Growth, age, plan);

@@ -11,14 +11,14 @@ use crate::Beat;
 /// What an experiment is to tell.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Purpose {
-    /// A rung of the ladder.
-    Rung,
+    /// A search step of the ladder.
+    SearchStep,
     /// Whether bindings live longer than they did.
     Growth,
     /// Whether the proven age still holds, in step with the live channel.
-    Scout,
+    Canary,
     /// The same, because the live binding was lost.
-    Hedge,
+    Confirmation,
     /// Whether one exchange is enough to promote a binding.
     OnceIsEnough,
     /// Whether a short series is.

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::lifetime::Lifetime;
 
-/// The lowest rung.
+/// The lowest search step.
 const LOWEST: Duration = Duration::from_secs(2);
 /// Rungs are this far apart: a verdict then takes at most 1.3 lifetimes and the time to promote.
 const RATIO: f64 = 1.3;
@@ -17,30 +17,30 @@ const MOST: usize = 32;
 const PARTS: u32 = 4;
 
 /// The ages above `from`, up to and including the first that is beyond `longest`.
-pub(super) fn rungs(from: Duration, longest: Duration) -> Vec<Duration> {
+pub(super) fn search_steps(from: Duration, longest: Duration) -> Vec<Duration> {
     let first = if from.is_zero() { LOWEST } else { next(from) };
-    let mut rungs: Vec<_> =
-        std::iter::successors(Some(first), |&rung| (rung < longest).then(|| next(rung))).take(MOST).collect();
-    if let Some(last) = rungs.last_mut() {
+    let mut steps: Vec<_> =
+        std::iter::successors(Some(first), |&step| (step < longest).then(|| next(step))).take(MOST).collect();
+    if let Some(last) = steps.last_mut() {
         *last = (*last).min(longest.max(first));
     }
-    rungs
+    steps
 }
 
 /// The ages that tell whether an expected bracket holds: few, the bracket's own ends, and the way on above.
 pub(super) fn rungs_around(expected: &Lifetime, longest: Duration) -> Vec<Duration> {
-    let below = rungs(Duration::ZERO, expected.at_least)
+    let below = search_steps(Duration::ZERO, expected.at_least)
         .into_iter()
-        .filter(|&rung| rung < expected.at_least.mul_f64(0.9))
+        .filter(|&step| step < expected.at_least.mul_f64(0.9))
         .collect::<Vec<_>>();
     // Every second one keeps the live channel well inside of what is proven.
     let skip = usize::from(below.len() % 2 == 0);
-    let mut rungs_all: Vec<_> = below.into_iter().skip(skip).step_by(2).collect();
-    rungs_all.push(expected.at_least);
+    let mut all: Vec<_> = below.into_iter().skip(skip).step_by(2).collect();
+    all.push(expected.at_least);
     let top = expected.less_than.unwrap_or(expected.at_least);
-    rungs_all.extend(expected.less_than);
-    rungs_all.extend(rungs(top, longest).into_iter().take(2));
-    rungs_all
+    all.extend(expected.less_than);
+    all.extend(search_steps(top, longest).into_iter().take(2));
+    all
 }
 
 /// The ages that cut the bracket into parts of equal ratio.
@@ -54,8 +54,8 @@ pub(super) fn beyond(less_than: Duration) -> Duration {
     less_than + less_than.mul_f64(0.03).max(Duration::from_secs(1))
 }
 
-fn next(rung: Duration) -> Duration {
-    rung.mul_f64(if rung < LONG { RATIO } else { LONG_RATIO })
+fn next(step: Duration) -> Duration {
+    step.mul_f64(if step < LONG { RATIO } else { LONG_RATIO })
 }
 
 #[cfg(test)]
@@ -64,7 +64,7 @@ mod tests {
 
     #[test]
     fn rungs_are_close_enough_for_a_verdict_within_a_third_of_the_lifetime() {
-        let all = rungs(Duration::ZERO, Duration::from_hours(1));
+        let all = search_steps(Duration::ZERO, Duration::from_hours(1));
         assert!(all.len() <= MOST);
         assert_eq!(all.last(), Some(&Duration::from_hours(1)));
         for pair in all.windows(2) {

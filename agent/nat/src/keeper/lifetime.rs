@@ -14,7 +14,7 @@ const MARGIN: Duration = Duration::from_millis(1500);
 const COARSENESS: f64 = 0.005;
 /// Never give away more of a short lifetime than this.
 const LARGEST_SHARE: f64 = 0.25;
-/// What is left of a lifetime of which a scout died, and of one that turned out to be coarse.
+/// What is left of a lifetime of which a canary died, and of one that turned out to be coarse.
 const GIVE_WAY: f64 = 0.97;
 pub(super) const DOUBT: f64 = 0.85;
 /// A NAT looks at its timers at least this often, and no lifetime was ever overestimated beyond this share.

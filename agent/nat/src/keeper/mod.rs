@@ -2,14 +2,14 @@
 //!
 //! Boot: a [`ladder`] of [`experiment`]s, each on a socket of its own with a promoted binding, asks the gateway to
 //! wake it at rising ages. What lived is certain; what did not come is believed once the live path answered
-//! afterwards. The first missing rung brackets the [`lifetime`]; a few more experiments narrow it.
+//! afterwards. The first missing search step brackets the [`lifetime`]; a few more experiments narrow it.
 //!
 //! Then: one [`burst`] an interval. The gateway's wake begins it, the only proof that the inbound path lived so long;
 //! a beat answers; a companion 2.5 s later promotes what may be a new binding, and is what the next interval counts
-//! from. All of it lies within the three seconds that a radio stays awake anyway, and so do scouts: sockets of
+//! from. All of it lies within the three seconds that a radio stays awake anyway, and so do canaries: sockets of
 //! the full proven age, which die before the live binding does.
 //!
-//! A missing wake or a moved mapping is a [`strike`]: the next interval is halved, while a hedge of the full age
+//! A missing wake or a moved mapping is a [suspected loss](suspected_loss): the next interval is halved, while a confirmation probe of the full age
 //! finds out whether the binding was lost or the lifetime shrank.
 
 mod burst;
@@ -21,7 +21,7 @@ mod link;
 mod live;
 mod room;
 mod sequence;
-mod strike;
+mod suspected_loss;
 
 #[cfg(test)]
 mod tests;
@@ -41,7 +41,7 @@ use self::{
     live::{Activity, Live},
     room::Room,
     sequence::Plan,
-    strike::Strikes,
+    suspected_loss::SuspectedLosses,
 };
 use super::{Beat, Binding, Bursts, Channel, Churn, Confidence, Mode, Policy, RADIO, Reply, Wake};
 use crate::health::Jitter;
@@ -153,7 +153,7 @@ pub struct Stats {
     /// Packets in them: beats, replies and wakes.
     pub packets: u64,
     /// Missing wakes and moved mappings.
-    pub strikes: u64,
+    pub suspected_losses: u64,
     /// Live bindings that were lost while their lifetime stayed what it was.
     pub losses: u64,
     /// Times that the lifetime turned out shorter than before.
@@ -162,8 +162,8 @@ pub struct Stats {
 
 /// Interval while nothing at all is proven.
 const UNPROVEN: Duration = Duration::from_millis(2500);
-/// Share of a new lifetime's interval that is in force while it is cut and scouts try it: enough for NATs that look at
-/// their timers every quarter of a lifetime, of which the scouts learn meanwhile.
+/// Share of a new lifetime's interval that is in force while it is cut and canaries try it: enough for NATs that look at
+/// their timers every quarter of a lifetime, of which the canaries learn meanwhile.
 const PROBATION: f64 = 0.91;
 
 /// The state machine. Times are monotonic.
@@ -177,7 +177,7 @@ pub struct Keeper {
     prior: Option<Prior>,
     live: Live,
     experiments: Vec<Experiment>,
-    strikes: Strikes,
+    suspected_losses: SuspectedLosses,
     growth: Growth,
     room: Room,
     /// Bursts of the live channel since the lifetime was settled.
@@ -205,7 +205,7 @@ impl Keeper {
             prior: None,
             live: Live::new(),
             experiments: Vec::new(),
-            strikes: Strikes::default(),
+            suspected_losses: SuspectedLosses::default(),
             growth: Growth::default(),
             room: Room::default(),
             cycles: 0,
@@ -247,7 +247,7 @@ impl Keeper {
             }
             Path::Down => {
                 self.close_all();
-                self.strikes = Strikes::default();
+                self.suspected_losses = SuspectedLosses::default();
                 self.live = Live::new();
             }
         }
@@ -336,7 +336,7 @@ impl Keeper {
         while let Some(experiment) = self.experiments.get_mut(at) {
             match experiment.handle_timeout(now, &mut self.link) {
                 Some(Step::Send(wake)) => {
-                    if experiment.purpose == Purpose::Rung && experiment.was_ignored_at_first() {
+                    if experiment.purpose == Purpose::SearchStep && experiment.was_ignored_at_first() {
                         self.room.unanswered();
                     }
                     self.send_probe(now, at, wake);
@@ -363,7 +363,7 @@ impl Keeper {
         self.actions.pop_front()
     }
 
-    /// A new lifetime was proven at one phase of the NAT's own timers; scouts try others first.
+    /// A new lifetime was proven at one phase of the NAT's own timers; canaries try others first.
     fn is_on_probation(&self) -> bool {
         match self.stage {
             Stage::Refining => true,
@@ -392,8 +392,8 @@ impl Keeper {
         let Some(learnt) = self.life.interval(&self.link) else {
             return UNPROVEN.min(self.policy.interval).max(self.policy.min.min(UNPROVEN));
         };
-        let interval = if self.strikes.is_hedging() {
-            strike::hedged(learnt)
+        let interval = if self.suspected_losses.is_confirming() {
+            suspected_loss::shortened(learnt)
         } else if self.is_on_probation() {
             learnt.mul_f64(PROBATION)
         } else {
@@ -408,7 +408,7 @@ impl Keeper {
         match (self.policy.mode, learnt) {
             (Mode::Fixed, _) => Reason::Policy,
             (Mode::Adaptive, None) => Reason::Initial,
-            _ if self.strikes.is_hedging() => Reason::Backoff,
+            _ if self.suspected_losses.is_confirming() => Reason::Backoff,
             (Mode::Adaptive, Some(learnt)) if learnt > self.policy.longest() => Reason::Policy,
             _ if self.stage == Stage::Climbing => Reason::Learning,
             _ if self.prior.is_some() => Reason::Cached,
@@ -441,7 +441,7 @@ impl Keeper {
         self.link.forget_radio();
         self.life = Lifetime::default();
         self.confidence = Confidence::Unknown;
-        self.strikes = Strikes::default();
+        self.suspected_losses = SuspectedLosses::default();
         self.growth = Growth::default();
         self.room = Room::default();
         self.prior = prior;

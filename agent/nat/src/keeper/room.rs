@@ -23,17 +23,17 @@ pub(super) struct Room {
 }
 
 impl Room {
-    /// So many rungs can go out together.
+    /// So many search steps can go out together.
     pub(super) fn most(&self) -> usize {
         self.most.unwrap_or(usize::MAX)
     }
 
     /// A ladder goes out.
-    pub(super) fn opened(&mut self, rungs: usize) {
-        (self.opened, self.unanswered, self.answered) = (rungs, 0, false);
+    pub(super) fn opened(&mut self, steps: usize) {
+        (self.opened, self.unanswered, self.answered) = (steps, 0, false);
     }
 
-    /// The first beat of a rung was not answered at once.
+    /// The first beat of a search step was not answered at once.
     pub(super) fn unanswered(&mut self) {
         self.unanswered += 1;
     }
@@ -55,7 +55,7 @@ impl Room {
 }
 
 impl Keeper {
-    /// Begins a ladder anew that a table has no room for, with fewer rungs at a time.
+    /// Begins a ladder anew that a table has no room for, with fewer search steps at a time.
     pub(super) fn make_do_with_less(&mut self, now: Instant) {
         if self.stage == Stage::Climbing && self.room.is_short() {
             self.room.shrink();
@@ -68,9 +68,9 @@ impl Keeper {
 mod tests {
     use super::*;
 
-    fn after(rungs: usize, unanswered: usize, answered: bool) -> usize {
+    fn after(steps: usize, unanswered: usize, answered: bool) -> usize {
         let mut room = Room::default();
-        room.opened(rungs);
+        room.opened(steps);
         (0..unanswered).for_each(|_| room.unanswered());
         if answered {
             room.answered();

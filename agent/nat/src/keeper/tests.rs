@@ -311,7 +311,7 @@ fn every_lifetime_is_bracketed_in_time_and_used_to_nearly_its_end() {
         assert_eq!(binding.promotion, Promotion::None, "{lifetime} s");
         let interval = world.keeper.interval();
         assert!(interval >= seconds(lifetime).mul_f64(0.7), "{lifetime} s: {interval:?}");
-        assert_eq!(world.keeper.stats().strikes, 0, "{lifetime} s");
+        assert_eq!(world.keeper.stats().suspected_losses, 0, "{lifetime} s");
         let reachable = world.reachable_for(seconds(lifetime) * 40);
         assert!((reachable - 1.0).abs() < 1e-9, "{lifetime} s: {reachable}");
     }

@@ -7,7 +7,7 @@ use super::{
     lifetime::{enough_for, worth_trying},
 };
 
-/// The session's wake comes so long before a scout's, in the same burst.
+/// The session's wake comes so long before a canary's, in the same burst.
 const AHEAD: Duration = Duration::from_millis(500);
 /// The session's wake comes so long after the beginning of a UDP burst.
 const INSIDE: Duration = Duration::from_secs(1);
@@ -146,7 +146,7 @@ impl Standby {
     /// Something came while the radio is awake: does what can be done now.
     pub(super) fn proceed(&mut self, now: Instant) {
         self.decide(now, true);
-        self.send_scouts(now);
+        self.send_canaries(now);
         self.rest(now);
     }
 
@@ -193,12 +193,12 @@ impl Standby {
     /// For how long the session may be silent now. `None`: it concerns nobody.
     fn silence(&mut self, now: Instant) -> Option<Duration> {
         let longest = self.longest();
-        if self.policy.preference == Preference::UdpOnly || self.strikes.has_given_up(now) {
+        if self.policy.preference == Preference::UdpOnly || self.suspected_losses.has_given_up(now) {
             return None;
         }
         let interval = self.life.interval(longest);
         if self.mode == Mode::Session {
-            return Some(self.in_step_with_scouts(now, interval));
+            return Some(self.in_step_with_canaries(now, interval));
         }
         let needed = self.needed()?;
         if longest < needed {
@@ -223,9 +223,9 @@ impl Standby {
         Some(if tryable { self.udp.in_step(now, next, self.life.less_than) } else { interval })
     }
 
-    /// The interval, or as much less that a later one ends where a scout's wake is due.
-    fn in_step_with_scouts(&self, now: Instant, interval: Duration) -> Duration {
-        let dues = self.scouts.iter().map(|scout| scout.due().saturating_duration_since(now));
+    /// The interval, or as much less that a later one ends where a canary's wake is due.
+    fn in_step_with_canaries(&self, now: Instant, interval: Duration) -> Duration {
+        let dues = self.canaries.iter().map(|canary| canary.due().saturating_duration_since(now));
         let Some(rest) = dues.filter(|due| *due > SAME_BURST * 2).min() else { return interval };
         let rest = rest.saturating_sub(AHEAD);
         let cycles = rest.div_duration_f64(interval.max(Duration::from_secs(1))).ceil().max(1.0);

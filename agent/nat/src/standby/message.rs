@@ -8,7 +8,7 @@ pub enum Line {
     /// The session itself.
     Live,
     /// A connection that exists for one experiment. Numbers are not used twice.
-    Scout(u32),
+    Canary(u32),
 }
 
 /// How a connection ended.
@@ -91,7 +91,7 @@ impl fmt::Display for Reason {
 /// What a UDP keepalive costs here.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct UdpCost {
-    /// The keeper's interval in force. Not one that a strike has halved for the time being.
+    /// The keeper's interval in force. Not one that a suspected loss has halved for the time being.
     pub interval: Duration,
     /// It follows from a measured lifetime.
     pub learnt: bool,
@@ -148,12 +148,12 @@ pub enum Action {
     /// Dial a connection of its own to where the session goes, and say so when it is there.
     Open {
         /// Its number.
-        scout: u32,
+        canary: u32,
     },
     /// Close that connection. Nothing is said about its end.
     Close {
         /// Its number.
-        scout: u32,
+        canary: u32,
     },
     /// Let the UDP binding go (`Path::Down` for the keeper), and tell the gateway to hold and to poke.
     LetUdpGo,
@@ -174,10 +174,10 @@ pub struct Stats {
     /// Wakes that came in time, on any line.
     pub wakes: u64,
     /// Connections opened for experiments.
-    pub scouts: u64,
+    pub canaries: u64,
     /// Wakes that did not come on the session, or ends of it, at an age that was thought safe.
-    pub strikes: u64,
-    /// Strikes after which a connection of the full age lived: the mapping was lost, its lifetime is what it was.
+    pub suspected_losses: u64,
+    /// Suspected losses after which a connection of the full age lived: the mapping was lost, its lifetime is what it was.
     pub losses: u64,
     /// Times that the lifetime turned out shorter than before.
     pub shrinks: u64,

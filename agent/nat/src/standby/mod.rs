@@ -3,18 +3,18 @@
 //!
 //! A rest tells the gateway to send a wake once the session was silent for so long. A wake that comes proves that
 //! age inbound; the next rest answers it and refreshes the mapping outbound. The first proof is made while UDP still
-//! carries, in step with its bursts. From then on UDP rests, and scouts, extra connections whose wakes fall into
+//! carries, in step with its bursts. From then on UDP rests, and canaries, extra connections whose wakes fall into
 //! the session's own, try longer ages.
 //!
-//! A wake that does not come is a strike: UDP is kept again at once, the session is asked whether it lives, and nothing
-//! that was proven counts until it is proven again, first by a scout of the full age.
+//! A wake that does not come is a suspected loss: UDP is kept again at once, the session is asked whether it lives, and nothing
+//! that was proven counts until it is proven again, first by a canary of the full age.
 
+mod canary;
 mod cycle;
 mod lifetime;
 mod message;
 mod policy;
-mod scout;
-mod strike;
+mod suspected_loss;
 
 #[cfg(test)]
 mod tests;
@@ -25,10 +25,10 @@ use std::{
 };
 
 use self::{
+    canary::Canary,
     cycle::{Live, Udp},
     lifetime::Lifetime,
-    scout::Scout,
-    strike::{Growth, Hint, Strikes},
+    suspected_loss::{Growth, Hint, SuspectedLosses},
 };
 pub use self::{
     message::{Action, Ended, Event, Line, Mode, Prior, Reason, Stats, UdpCost},
@@ -64,11 +64,11 @@ pub struct Standby {
     udp: Udp,
     mode: Mode,
     reason: Reason,
-    scouts: Vec<Scout>,
-    /// No scout is opened before.
-    scouts_after: Option<Instant>,
-    strikes: Strikes,
-    /// What strikes leave of the longest interval.
+    canaries: Vec<Canary>,
+    /// No canary is opened before.
+    canaries_after: Option<Instant>,
+    suspected_losses: SuspectedLosses,
+    /// What suspected losses leave of the longest interval.
     bound: Option<Duration>,
     growth: Growth,
     /// When the session's wake did not come at which unproven age.
@@ -83,7 +83,7 @@ pub struct Standby {
     /// Wakes in a row that came on the session as expected.
     cycles: u64,
     next_seq: u64,
-    next_scout: u32,
+    next_canary: u32,
     jitter: Jitter,
     stats: Stats,
     actions: VecDeque<Action>,
@@ -100,9 +100,9 @@ impl Standby {
             udp: Udp::default(),
             mode: Mode::Udp,
             reason: Reason::SessionClosed,
-            scouts: Vec::new(),
-            scouts_after: None,
-            strikes: Strikes::default(),
+            canaries: Vec::new(),
+            canaries_after: None,
+            suspected_losses: SuspectedLosses::default(),
             bound: None,
             growth: Growth::default(),
             doubt: None,
@@ -112,7 +112,7 @@ impl Standby {
             since: now,
             cycles: 0,
             next_seq: 1,
-            next_scout: 0,
+            next_canary: 0,
             jitter: Jitter::new(seed),
             stats: Stats::default(),
             actions: VecDeque::new(),
@@ -144,7 +144,7 @@ impl Standby {
                 Some(age) => self.woken(now, age),
                 None => self.handle_session_packet(now),
             },
-            Line::Scout(id) => self.scout_woken(now, id, seq),
+            Line::Canary(id) => self.canary_woken(now, id, seq),
         }
     }
 
@@ -155,20 +155,20 @@ impl Standby {
         self.proceed(now);
     }
 
-    /// A scout's connection is there.
-    pub fn handle_scout_attached(&mut self, now: Instant, scout: u32) {
+    /// A canary's connection is there.
+    pub fn handle_canary_attached(&mut self, now: Instant, canary: u32) {
         let seq = self.next_seq;
-        let found = self.scouts.iter_mut().find(|own| own.id == scout && own.is_dialling());
+        let found = self.canaries.iter_mut().find(|own| own.id == canary && own.is_dialling());
         let Some(own) = found else { return };
         own.rest(now, seq);
         let wake_after = own.age;
         self.next_seq += 1;
-        self.actions.push_back(Action::Rest { line: Line::Scout(scout), seq, wake_after });
+        self.actions.push_back(Action::Rest { line: Line::Canary(canary), seq, wake_after });
     }
 
-    /// A scout's connection ended, or could not be dialled.
-    pub fn handle_scout_ended(&mut self, now: Instant, scout: u32, ended: Ended) {
-        self.scout_ended(now, scout, ended);
+    /// A canary's connection ended, or could not be dialled.
+    pub fn handle_canary_ended(&mut self, now: Instant, canary: u32, ended: Ended) {
+        self.canary_ended(now, canary, ended);
         self.choose(now);
     }
 
@@ -214,14 +214,14 @@ impl Standby {
     /// The client is in another network, or talks to another gateway: nothing that was learnt holds. `prior` is what is
     /// known of that one. A session that lives on there is attached once more.
     pub fn handle_network(&mut self, now: Instant, prior: Option<Prior>) {
-        self.close_scouts();
+        self.close_canaries();
         self.life = Lifetime::default();
         self.hint = prior.map(Hint::from);
         self.live = Live::default();
         self.udp = Udp::default();
-        self.strikes = Strikes::default();
+        self.suspected_losses = SuspectedLosses::default();
         self.growth = Growth::default();
-        self.scouts_after = None;
+        self.canaries_after = None;
         self.doubt = None;
         self.busy = None;
         self.poked = None;
@@ -237,7 +237,7 @@ impl Standby {
         }
         self.policy = policy;
         if policy.preference == Preference::UdpOnly {
-            self.close_scouts();
+            self.close_canaries();
             self.live.forget_rest();
         }
         self.proceed(now);
@@ -252,18 +252,18 @@ impl Standby {
         if self.live.deadline().is_some_and(|at| at <= now) {
             self.missed(now);
         }
-        while let Some(at) = self.scouts.iter().position(|scout| scout.deadline() <= now) {
-            let scout = self.scouts.swap_remove(at);
-            self.actions.push_back(Action::Close { scout: scout.id });
-            self.scout_missed(now, &scout);
+        while let Some(at) = self.canaries.iter().position(|canary| canary.deadline() <= now) {
+            let canary = self.canaries.swap_remove(at);
+            self.actions.push_back(Action::Close { canary: canary.id });
+            self.canary_missed(now, &canary);
         }
         self.choose(now);
     }
 
     /// When it wants to be called next.
     pub fn poll_timeout(&self) -> Option<Instant> {
-        let scouts = self.scouts.iter().map(Scout::deadline);
-        scouts.chain(self.live.deadline()).chain(self.busy).min()
+        let canaries = self.canaries.iter().map(Canary::deadline);
+        canaries.chain(self.live.deadline()).chain(self.busy).min()
     }
 
     /// What the shell has to do now, one thing at a time.
@@ -345,7 +345,7 @@ impl Standby {
 
     /// The same; `can_rest`: the session's rest follows at once.
     fn decide(&mut self, now: Instant, can_rest: bool) {
-        self.bound = self.strikes.bound(now);
+        self.bound = self.suspected_losses.bound(now);
         let (mode, reason) = self.best(now, can_rest);
         if mode != self.mode {
             self.actions.push_back(match mode {
@@ -364,7 +364,7 @@ impl Standby {
         if preference == Preference::UdpOnly {
             return (Mode::Udp, Reason::Policy);
         }
-        if self.live.is_asked() || self.strikes.has_given_up(now) {
+        if self.live.is_asked() || self.suspected_losses.has_given_up(now) {
             return (Mode::Udp, Reason::SessionLost);
         }
         if !self.live.is_attached() {
@@ -401,9 +401,9 @@ impl Standby {
         learnt || now.saturating_duration_since(self.since) >= PATIENCE
     }
 
-    fn close_scouts(&mut self) {
-        for scout in self.scouts.drain(..) {
-            self.actions.push_back(Action::Close { scout: scout.id });
+    fn close_canaries(&mut self) {
+        for canary in self.canaries.drain(..) {
+            self.actions.push_back(Action::Close { canary: canary.id });
         }
     }
 

@@ -91,7 +91,7 @@ impl Recommendation {
 
 /// What is known of one client.
 #[derive(Debug, Clone, Copy)]
-pub struct Insight<'a> {
+pub struct NatState<'a> {
     /// The lifetime of its mappings.
     pub binding: Binding,
     /// At which interval it sends by itself. `None`: it does not, or not regularly.
@@ -215,10 +215,10 @@ impl<K: PeerId> StockClients<K> {
     }
 
     /// What is known of a client.
-    pub fn insight(&self, key: &K) -> Option<Insight<'_>> {
+    pub fn nat_state(&self, key: &K) -> Option<NatState<'_>> {
         let client = self.clients.get(key)?;
         let (answered, unanswered) = client.wakes();
-        Some(Insight {
+        Some(NatState {
             binding: client.binding(),
             interval: client.interval(),
             recommendation: client.recommendation(),

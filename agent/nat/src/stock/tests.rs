@@ -126,12 +126,12 @@ impl World {
         self.now = end;
     }
 
-    fn insight(&self) -> Insight<'_> {
-        self.clients.insight(&key()).unwrap()
+    fn nat_state(&self) -> NatState<'_> {
+        self.clients.nat_state(&key()).unwrap()
     }
 
     fn recommended(&self) -> Option<u64> {
-        self.insight().recommendation.map(|recommendation| recommendation.interval.as_secs())
+        self.nat_state().recommendation.map(|recommendation| recommendation.interval.as_secs())
     }
 }
 
@@ -140,18 +140,18 @@ fn a_client_that_was_never_heard_is_never_woken_and_nothing_is_recommended() {
     let mut clients = StockClients::new();
     clients.handle_clients(Instant::now(), &HashSet::from([key()]));
     assert_eq!(clients.poll_timeout(), None);
-    assert_eq!(clients.insight(&key()).unwrap().recommendation, None);
-    assert_eq!(clients.insight(&key()).unwrap().binding.confidence, Confidence::Unknown);
+    assert_eq!(clients.nat_state(&key()).unwrap().recommendation, None);
+    assert_eq!(clients.nat_state(&key()).unwrap().binding.confidence, Confidence::Unknown);
 }
 
 #[test]
 fn an_interval_that_mappings_survive_is_left_as_it_is() {
     let mut world = World::new(180, Some(25));
     world.run(SECOND * 1800);
-    let insight = world.insight();
-    assert!(insight.interval.unwrap().abs_diff(SECOND * 25) < SECOND, "{insight:?}");
-    assert!(insight.binding.at_least >= SECOND * 23, "{insight:?}");
-    assert_eq!(insight.binding.less_than, None);
+    let nat_state = world.nat_state();
+    assert!(nat_state.interval.unwrap().abs_diff(SECOND * 25) < SECOND, "{nat_state:?}");
+    assert!(nat_state.binding.at_least >= SECOND * 23, "{nat_state:?}");
+    assert_eq!(nat_state.binding.less_than, None);
     assert_eq!(world.recommended(), Some(25));
     assert!(world.wakes < 30, "{} wakes", world.wakes);
 }
@@ -160,29 +160,29 @@ fn an_interval_that_mappings_survive_is_left_as_it_is() {
 fn a_mapping_that_dies_within_the_interval_is_seen_although_the_port_stays() {
     let mut world = World::new(15, Some(25));
     world.run(SECOND * 1800);
-    let insight = world.insight();
-    assert!(insight.binding.at_least < SECOND * 15, "{insight:?}");
-    assert!(insight.binding.less_than.is_some_and(|end| end > SECOND * 14), "{insight:?}");
-    assert!(insight.churn.count(Cause::MappingLost) > 0);
-    assert!(world.recommended().is_some_and(|seconds| (9..15).contains(&seconds)), "{insight:?}");
+    let nat_state = world.nat_state();
+    assert!(nat_state.binding.at_least < SECOND * 15, "{nat_state:?}");
+    assert!(nat_state.binding.less_than.is_some_and(|end| end > SECOND * 14), "{nat_state:?}");
+    assert!(nat_state.churn.count(Cause::MappingLost) > 0);
+    assert!(world.recommended().is_some_and(|seconds| (9..15).contains(&seconds)), "{nat_state:?}");
 }
 
 #[test]
 fn a_port_that_changes_with_every_keepalive_shows_the_same() {
     let mut world = World { preserves_ports: false, ..World::new(15, Some(25)) };
     world.run(SECOND * 1800);
-    let insight = world.insight();
-    assert!(insight.churn.count(Cause::MappingChanged) > 0);
-    assert!(world.recommended().is_some_and(|seconds| (5..15).contains(&seconds)), "{insight:?}");
+    let nat_state = world.nat_state();
+    assert!(nat_state.churn.count(Cause::MappingChanged) > 0);
+    assert!(world.recommended().is_some_and(|seconds| (5..15).contains(&seconds)), "{nat_state:?}");
 }
 
 #[test]
 fn a_client_without_keepalives_is_woken_at_growing_ages_and_recommended_less_than_an_unpromoted_lifetime() {
     let mut world = World::new(120, None);
     world.run(SECOND * 3600);
-    let insight = world.insight();
-    assert!(insight.binding.at_least >= SECOND * 70, "{insight:?}");
-    assert_eq!(insight.interval, None);
+    let nat_state = world.nat_state();
+    assert!(nat_state.binding.at_least >= SECOND * 70, "{nat_state:?}");
+    assert_eq!(nat_state.interval, None);
     assert_eq!(world.recommended(), Some(25));
 }
 
@@ -196,7 +196,7 @@ fn a_client_that_sleeps_once_does_not_make_its_mapping_short() {
     world.mapped_until = Some(world.now);
     world.run(SECOND * 400);
     world.send();
-    assert_eq!(world.insight().binding.less_than, None);
+    assert_eq!(world.nat_state().binding.less_than, None);
 }
 
 #[test]
@@ -205,10 +205,10 @@ fn another_address_is_a_roam_after_which_all_is_learnt_anew() {
     world.run(SECOND * 900);
     let to = SocketAddr::from(([203, 0, 113, 9], 5000));
     world.clients.handle_moved(world.now, &key(), (world.address(), to), SECOND);
-    let insight = world.insight();
-    assert_eq!(insight.churn.last().unwrap().cause, Cause::Roam);
-    assert_eq!(insight.binding, Binding::default());
-    assert_eq!(insight.recommendation, None);
+    let nat_state = world.nat_state();
+    assert_eq!(nat_state.churn.last().unwrap().cause, Cause::Roam);
+    assert_eq!(nat_state.binding, Binding::default());
+    assert_eq!(nat_state.recommendation, None);
 }
 
 #[test]
@@ -216,7 +216,7 @@ fn a_client_that_got_an_agent_or_went_is_forgotten() {
     let mut world = World::new(60, None);
     world.clients.handle_clients(world.now, &HashSet::new());
     assert_eq!(world.clients.poll_timeout(), None);
-    assert!(world.clients.insight(&key()).is_none());
+    assert!(world.clients.nat_state(&key()).is_none());
 }
 
 #[test]
@@ -253,9 +253,9 @@ fn a_keepalive_that_got_lost_is_no_longer_silence() {
     let mut world = World { loses: 20, ..World::new(85, Some(87)) };
     for _ in 0..3600 {
         world.run(SECOND);
-        let Some(interval) = world.insight().interval else { continue };
-        assert!(world.insight().binding.at_least <= interval, "{:?}", world.insight());
-        assert!(world.recommended().is_none_or(|seconds| seconds < 85), "{:?}", world.insight());
+        let Some(interval) = world.nat_state().interval else { continue };
+        assert!(world.nat_state().binding.at_least <= interval, "{:?}", world.nat_state());
+        assert!(world.recommended().is_none_or(|seconds| seconds < 85), "{:?}", world.nat_state());
     }
 }
 
@@ -265,8 +265,8 @@ fn what_was_learnt_before_a_second_machine_came_with_the_same_key_is_known_after
     let mut world = World::new(40, None);
     world.run(Duration::from_mins(30));
     let known = |world: &World| {
-        let insight = world.clients.insight(&key()).unwrap();
-        (insight.binding.at_least, insight.binding.less_than, insight.recommendation)
+        let nat_state = world.clients.nat_state(&key()).unwrap();
+        (nat_state.binding.at_least, nat_state.binding.less_than, nat_state.recommendation)
     };
     let before = known(&world);
     assert!(before.0 > SECOND * 20 && before.2.is_some(), "{before:?}");
@@ -300,7 +300,7 @@ proptest! {
         world.run(SECOND * 3600);
         if let Some(seconds) = world.recommended() {
             // Its own interval is proven but for the last moments before it.
-            let holds = matches!(world.insight().recommendation.unwrap().why, Why::Holds { .. });
+            let holds = matches!(world.nat_state().recommendation.unwrap().why, Why::Holds { .. });
             prop_assert!(seconds < lifetime + if holds { 2 } else { 0 }, "{seconds} s of {lifetime} s");
             prop_assert!((1..=65_535).contains(&seconds));
         }
@@ -311,7 +311,7 @@ proptest! {
     fn a_survived_silence_was_survived(lifetime in 10u64..300, keepalive in proptest::option::of(9u64..120)) {
         let mut world = World::new(lifetime, keepalive);
         world.run(SECOND * 7200);
-        prop_assert!(world.insight().binding.at_least < Duration::from_secs(lifetime));
-        prop_assert!(world.insight().binding.less_than.is_none_or(|end| end >= Duration::from_secs(lifetime)));
+        prop_assert!(world.nat_state().binding.at_least < Duration::from_secs(lifetime));
+        prop_assert!(world.nat_state().binding.less_than.is_none_or(|end| end >= Duration::from_secs(lifetime)));
     }
 }

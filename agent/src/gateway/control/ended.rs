@@ -24,7 +24,7 @@ async fn a_client_that_comes_to_its_end_while_the_operator_is_away_is_out_of_eve
         let served = served.borrow().desired.clone().unwrap();
         let everywhere = [
             control.desired.as_ref().unwrap().peers.contains_key(&key(1)),
-            control.insights.contains_key(&key(1)),
+            control.nat_states.contains_key(&key(1)),
             control.observations().iter().any(|(peer, _)| *peer == key(1)),
             served.tunnel_peers(&[]).iter().any(|peer| peer.public_key == key(1)),
             served.peer_of(&client("client-1")).is_some(),

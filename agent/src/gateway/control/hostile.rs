@@ -162,17 +162,17 @@ impl Gateway {
     /// How much is remembered of clients, and of what they name.
     fn entries(&self) -> (usize, usize) {
         let control = &self.control;
-        let insights: usize = control.insights.values().map(|insight| insight.entries()).sum();
+        let nat_states: usize = control.nat_states.values().map(|nat_state| nat_state.entries()).sum();
         let maps = [
             control.sessions.len(),
             control.agents.len(),
             control.sleepers.len(),
             control.changes.len(),
             control.accounted.len(),
-            control.insights.len(),
+            control.nat_states.len(),
         ];
         let (neighbours, named) = control.neighbours.entries();
-        (maps.iter().sum::<usize>() + insights + neighbours + control.shared_keys.entries(), named)
+        (maps.iter().sum::<usize>() + nat_states + neighbours + control.shared_keys.entries(), named)
     }
 
     fn scrape(&mut self) -> String {

@@ -130,7 +130,7 @@ impl Control {
         self.agents.clear();
         self.changes.clear();
         self.accounted.clear();
-        self.insights.clear();
+        self.nat_states.clear();
         self.stats.clear();
         self.sampled = None;
         self.proving = false;

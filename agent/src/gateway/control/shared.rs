@@ -50,7 +50,7 @@ async fn two_agents_with_one_key_are_both_told_and_what_they_measure_counts_for_
     assert!(matches!(words[0].try_recv(), Ok(Word::KeyShared(true))));
     let mut other = attach(&mut gateway, 1);
     assert!(matches!(other.try_recv(), Ok(Word::KeyShared(true))), "the other one hears it as well");
-    let known = observed(&gateway.control).insight.unwrap();
+    let known = observed(&gateway.control).nat_state.unwrap();
     assert_eq!(observed(&gateway.control).shared.unwrap().1.places.map(|(first, _)| first), Some(place(2)));
 
     let told = |told| Command::SessionTold { peer: key(1), told };
@@ -62,7 +62,7 @@ async fn two_agents_with_one_key_are_both_told_and_what_they_measure_counts_for_
         gateway.control.handle_event(gateway.now, &moved);
     }
     let now = observed(&gateway.control);
-    assert_eq!((now.insight.as_deref(), now.last_change), (Some(&*known), None));
+    assert_eq!((now.nat_state.as_deref(), now.last_change), (Some(&*known), None));
 
     gateway.now = gateway.control.shared_keys.poll_timeout().unwrap();
     gateway.control.shared_keys.handle_timeout(gateway.now);
@@ -70,8 +70,8 @@ async fn two_agents_with_one_key_are_both_told_and_what_they_measure_counts_for_
     assert!(matches!(other.try_recv(), Ok(Word::KeyShared(false))));
     assert!(observed(&gateway.control).shared.is_none());
     gateway.control.handle_command(gateway.now, told(misled(41)));
-    let insight = observed(&gateway.control).insight.unwrap();
-    assert!(insight.binding().is_some(), "it is believed again");
+    let nat_state = observed(&gateway.control).nat_state.unwrap();
+    assert!(nat_state.binding().is_some(), "it is believed again");
 }
 
 #[tokio::test]
@@ -96,7 +96,7 @@ async fn a_move_to_and_fro_within_seconds_is_counted_once_and_one_within_minutes
     let mut gateway = Gateway::new(1);
     let mut counted = |pause: Duration| {
         gateway.now += SECOND * 60;
-        let before = observed(&gateway.control).insight.unwrap().churn_count();
+        let before = observed(&gateway.control).nat_state.unwrap().churn_count();
         for n in 0..6 {
             gateway.now += pause;
             let (from, to) = (Some(place(1 + n % 2)), place(2 - n % 2));
@@ -104,11 +104,11 @@ async fn a_move_to_and_fro_within_seconds_is_counted_once_and_one_within_minutes
                 TunnelEvent::EndpointChanged { peer: key(1), from, to, idle: Some(pause), session: Some(7) };
             gateway.control.handle_event(gateway.now, &moved);
         }
-        observed(&gateway.control).insight.unwrap().churn_count() - before
+        observed(&gateway.control).nat_state.unwrap().churn_count() - before
     };
     assert_eq!(counted(SECOND * 60), 6);
     assert_eq!(counted(SECOND), 1);
-    let report = observed(&gateway.control).insight.unwrap().report(v1::ClientReport::default());
+    let report = observed(&gateway.control).nat_state.unwrap().report(v1::ClientReport::default());
     let causes = report.churn.unwrap().causes;
     assert!(causes.iter().all(|it| it.cause() == v1::ChurnCause::Roam), "{causes:?}");
 }

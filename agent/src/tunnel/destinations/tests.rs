@@ -48,7 +48,7 @@ fn packet(to: IpAddr, protocol: u8, payload: &[u8]) -> Vec<u8> {
 
 fn tcp(to: IpAddr, port: u16, flags: u8) -> Vec<u8> {
     let [high, low] = port.to_be_bytes();
-    let mut header = [0; inner::TCP_HEADER];
+    let mut header = [0; ip::TCP_HEADER];
     header[..4].copy_from_slice(&[200, 0, high, low]);
     header[12..14].copy_from_slice(&[0x50, flags]);
     packet(to, TCP, &header)

@@ -32,14 +32,14 @@ fn held(made: &mut Made) -> Vec<Box<[u8]>> {
 
 fn wake(now: Instant, client: &mut End, gateway: &End, initiation: &[u8]) {
     client.shard.take_initiation(now, &gateway.key, initiation, &mut client.made);
-    client.shard.settle();
+    client.shard.commit();
 }
 
 /// Lets time pass until nothing is due before `until`.
 fn pass(until: Instant, end: &mut End) {
     while let Some(at) = end.shard.poll_timeout().filter(|at| *at <= until) {
         end.shard.handle_timeout(at, &mut end.made);
-        end.shard.settle();
+        end.shard.commit();
     }
 }
 
@@ -196,7 +196,7 @@ fn a_crowd_of_sleepers_is_woken_at_a_pace() {
         let mut packet = super::tests::packet(gateway.inner, *inner, 1);
         gateway.sends_packet(now, &mut packet);
     }
-    gateway.shard.settle();
+    gateway.shard.commit();
     assert!((490..=500).contains(&held(&mut gateway.made).len()));
     pass(now + MS * 1999, &mut gateway);
     assert!(held(&mut gateway.made).len() <= 2000);

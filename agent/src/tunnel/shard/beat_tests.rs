@@ -67,7 +67,7 @@ impl Pair {
         while let Some(at) = self.gateway.shard.poll_timeout().filter(|at| *at <= end) {
             self.now = at;
             self.gateway.shard.handle_timeout(at, &mut self.gateway.made);
-            self.gateway.shard.settle();
+            self.gateway.shard.commit();
             for (to, datagram) in std::mem::take(&mut self.gateway.made.datagrams) {
                 sent.extend(decode_answer(&self.key, &datagram).map(|answer| (at, to, answer)));
             }

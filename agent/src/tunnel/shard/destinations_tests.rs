@@ -23,10 +23,10 @@ fn open_to(routes: &[&str]) -> Arc<Destinations> {
 
 /// A client that believes that it reaches everything.
 fn greedy(n: u8, private_key: PrivateKey, gateway: &End) -> End {
-    let mut client = End::with(n, private_key, Place::ALONE);
+    let mut client = End::with(n, private_key, ShardId::ALONE);
     let everything = vec!["0.0.0.0/0".parse().unwrap()];
     client.shard.set_peers(&[PeerConfig { allowed_ips: everything, ..gateway.as_peer(true) }]);
-    client.shard.settle();
+    client.shard.commit();
     client
 }
 
@@ -108,7 +108,7 @@ fn the_peers_of_every_shard_are_held_to_the_same() {
     let now = Instant::now();
     let private_key = PrivateKey::generate().unwrap();
     let of = NonZeroU8::new(3).unwrap();
-    let mut shards: Vec<_> = Place::all(of).map(|place| End::with(1, private_key.clone(), place)).collect();
+    let mut shards: Vec<_> = ShardId::all(of).map(|place| End::with(1, private_key.clone(), place)).collect();
     // One at each shard.
     let mut clients: Vec<_> = (0..3)
         .map(|n| {

@@ -54,7 +54,7 @@ fn what_nobody_who_holds_the_key_has_made_is_not_called_old() {
 fn who_begins_anew_has_no_session_and_the_next_handshake_makes_one() {
     let (now, mut client, mut gateway) = connected();
     gateway.shard.begin_anew(&client.key);
-    gateway.shard.settle();
+    gateway.shard.commit();
     assert!(!gateway.stats(&client).has_session);
     client.shard.handshake(now, &gateway.key, &mut client.made);
     exchange(now, &mut client, &mut gateway);
@@ -135,7 +135,7 @@ fn a_client_whose_clock_went_back_is_called_where_it_is_and_answers() {
     assert_eq!((gateway.made.take_datagrams().len(), told_stale(&gateway, &client)), (0, 1));
     let before = gateway.stats(&client).endpoint;
     gateway.shard.call_back(&client.key, &mut gateway.made);
-    gateway.shard.settle();
+    gateway.shard.commit();
     assert_eq!(gateway.stats(&client).endpoint, before, "it follows an answer alone");
     exchange(now, &mut client, &mut gateway);
     let called = TunnelEvent::HandshakeCompleted { peer: client.key, initiated: true };
@@ -159,7 +159,7 @@ fn who_plays_an_old_initiation_back_gets_one_that_it_cannot_answer_and_takes_not
         gateway.shard.call_back(&client.key, &mut gateway.made);
         let sent = gateway.made.take_datagrams();
         assert!(sent.iter().map(Vec::len).sum::<usize>() <= older[0].len(), "no more than came");
-        gateway.shard.settle();
+        gateway.shard.commit();
         assert_eq!(gateway.stats(&client).endpoint, Some(client.address));
         client.sends(now, &gateway, 7);
         exchange(now, &mut client, &mut gateway);
@@ -178,7 +178,7 @@ fn a_client_that_was_taken_away_and_is_given_again_may_come_with_any_stamp() {
     gateway.receives(now, client.address, &older);
     assert!(gateway.made.take_datagrams().is_empty());
     gateway.shard.set_peers(&[]);
-    gateway.shard.settle();
+    gateway.shard.commit();
     gateway.knows(&client, false);
     gateway.receives(now, client.address, &older);
     assert_eq!(gateway.made.take_datagrams().len(), 1);

@@ -22,7 +22,7 @@ pub(super) struct Made {
     pub(super) locals: BTreeSet<Option<Local>>,
     pub(super) packets: Vec<Vec<u8>>,
     pub(super) events: Vec<TunnelEvent>,
-    pub(super) handed: Vec<(Number, Stray)>,
+    pub(super) handed: Vec<(Number, Misdelivered)>,
     room: Vec<u8>,
     to: Option<Path>,
 }
@@ -52,7 +52,7 @@ impl Output for Made {
         self.events.push(event);
     }
 
-    fn hand_over(&mut self, to: Number, stray: Stray) {
+    fn hand_over(&mut self, to: Number, stray: Misdelivered) {
         self.handed.push((to, stray));
     }
 }
@@ -71,7 +71,7 @@ pub(super) struct End {
     pub(super) shard: Shard,
     pub(super) key: PublicKey,
     pub(super) made: Made,
-    pub(super) board: Board,
+    pub(super) board: StatsRegistry,
     pub(super) notices: Notices,
     pub(super) address: SocketAddr,
     pub(super) inner: Ipv4Addr,
@@ -79,12 +79,12 @@ pub(super) struct End {
 
 impl End {
     pub(super) fn new(n: u8) -> Self {
-        Self::with(n, PrivateKey::generate().unwrap(), Place::ALONE)
+        Self::with(n, PrivateKey::generate().unwrap(), ShardId::ALONE)
     }
 
-    pub(super) fn with(n: u8, private_key: PrivateKey, place: Place) -> Self {
+    pub(super) fn with(n: u8, private_key: PrivateKey, place: ShardId) -> Self {
         let key = private_key.public();
-        let board = Board::default();
+        let board = StatsRegistry::default();
         let notices = Notices::new().unwrap();
         let config = ShardConfig { private_key, mtu: 1420, place, notices: notices.clone() };
         let shard = Shard::new(&config, board.clone(), Instant::now()).unwrap();
@@ -95,7 +95,7 @@ impl End {
 
     pub(super) fn knows(&mut self, other: &Self, endpoint: bool) {
         self.shard.set_peers(&[other.as_peer(endpoint)]);
-        self.shard.settle();
+        self.shard.commit();
     }
 
     pub(super) fn as_peer(&self, endpoint: bool) -> PeerConfig {
@@ -110,7 +110,7 @@ impl End {
 
     pub(super) fn sends(&mut self, now: Instant, other: &Self, number: u8) {
         self.sends_packet(now, &mut packet(self.inner, other.inner, number));
-        self.shard.settle();
+        self.shard.commit();
     }
 
     pub(super) fn sends_packet(&mut self, now: Instant, packet: &mut [u8]) {
@@ -123,7 +123,7 @@ impl End {
             self.shard.handle_datagram(now, from, datagram, &mut self.made);
         }
         while self.shard.answer_next(now, &mut self.made) {}
-        self.shard.settle();
+        self.shard.commit();
     }
 
     /// Its own end of what comes to it.
@@ -266,7 +266,7 @@ fn the_wire_shows_lengths_in_steps_up_to_the_mtu_and_packets_arrive_as_they_were
     client.shard.keepalive(now, &gateway.key, &mut client.made);
     assert_eq!(client.made.datagrams.iter().map(|(_, bytes)| bytes.len()).collect::<Vec<_>>(), [32]);
     // Both ends count what was sent, not what it was padded to.
-    client.shard.settle();
+    client.shard.commit();
     assert_eq!(client.stats(&gateway).sent.bytes, 2 * 77 + 3 * 2 * (40 + 41 + 47 + 48 + 49 + 1295));
 }
 
@@ -333,7 +333,7 @@ fn nothing_is_begun_towards_a_peer_of_unknown_whereabouts() {
     gateway.sends(now, &client, 1);
     gateway.shard.keepalive(now, &client.key, &mut gateway.made);
     gateway.shard.handshake(now, &client.key, &mut gateway.made);
-    gateway.shard.settle();
+    gateway.shard.commit();
     assert!(gateway.made.datagrams.is_empty());
     assert_eq!(gateway.shard.poll_timeout(), None);
     assert_eq!(gateway.stats(&client).dropped, 1);
@@ -344,21 +344,21 @@ fn a_persistent_keepalive_opens_a_session_and_keeps_to_its_interval() {
     let (now, mut client, mut gateway) = pair();
     let interval = Some(Duration::from_secs(7));
     client.shard.keep_alive(now, &gateway.key, interval, &mut client.made);
-    client.shard.settle();
+    client.shard.commit();
     exchange(now, &mut client, &mut gateway);
     assert!(gateway.stats(&client).has_session, "the first is sent at once, and has the session made");
     for _ in 0..3 {
         let due = client.shard.poll_timeout().unwrap();
         assert_eq!(due, client.stats(&gateway).last_send.unwrap() + Duration::from_secs(7));
         client.shard.handle_timeout(due, &mut client.made);
-        client.shard.settle();
+        client.shard.commit();
         assert_eq!(client.made.datagrams.len(), 1);
         let before = gateway.stats(&client).received_messages;
         exchange(due, &mut client, &mut gateway);
         assert_eq!(gateway.stats(&client).received_messages.bytes, before.bytes + 32);
     }
     client.shard.keep_alive(now, &gateway.key, None, &mut client.made);
-    client.shard.settle();
+    client.shard.commit();
     assert!(client.shard.poll_timeout().unwrap() > now + Duration::from_secs(100), "off again");
     assert_eq!(gateway.stats(&client).received.packets, 0);
 }
@@ -370,7 +370,7 @@ fn another_identity_keeps_peers_and_endpoints_and_makes_sessions_anew() {
     client.shard.set_identity(now, &other);
     client.key = other.public();
     gateway.knows(&client, false);
-    client.shard.settle();
+    client.shard.commit();
     assert!(!client.stats(&gateway).has_session);
     client.sends(now, &gateway, 5);
     exchange(now, &mut client, &mut gateway);
@@ -443,7 +443,7 @@ fn handshakes_whose_answers_do_not_arrive_are_counted_until_one_does() {
         assert_eq!(gateway.stats(&client).unconfirmed, Some(Unconfirmed { count, first, last: now }));
         now = client.shard.poll_timeout().unwrap();
         client.shard.handle_timeout(now, &mut client.made);
-        client.shard.settle();
+        client.shard.commit();
     }
     exchange(now, &mut client, &mut gateway);
     let stats = gateway.stats(&client);
@@ -558,13 +558,13 @@ fn a_configured_endpoint_gives_way_to_another_but_a_learnt_one_stays() {
     let elsewhere = End::new(9).address;
     let moved = |end: &End| PeerConfig { endpoints: vec![elsewhere], ..end.as_peer(false) };
     client.shard.set_peers(&[moved(&gateway)]);
-    client.shard.settle();
+    client.shard.commit();
     assert_eq!(client.stats(&gateway).endpoint, Some(elsewhere));
     client.knows(&gateway, true);
     client.sends(now, &gateway, 1);
     exchange(now, &mut client, &mut gateway);
     client.shard.set_peers(&[moved(&gateway)]);
-    client.shard.settle();
+    client.shard.commit();
     assert_eq!(client.stats(&gateway).endpoint, Some(gateway.address));
 }
 
@@ -584,14 +584,14 @@ fn idle_peers_have_no_near_deadline() {
     let at = gateway.shard.poll_timeout().unwrap();
     assert_eq!(at, now + Duration::from_secs(10));
     gateway.shard.handle_timeout(at, &mut gateway.made);
-    gateway.shard.settle();
+    gateway.shard.commit();
     assert_eq!(gateway.made.datagrams.len(), 1);
     exchange(at, &mut client, &mut gateway);
     for end in [&mut client, &mut gateway] {
         assert!(end.shard.poll_timeout().unwrap() >= now + Duration::from_mins(3));
         while let Some(at) = end.shard.poll_timeout() {
             end.shard.handle_timeout(at, &mut end.made);
-            end.shard.settle();
+            end.shard.commit();
         }
         assert!(end.made.datagrams.is_empty(), "the end of the keys is silent");
     }
@@ -606,7 +606,7 @@ fn an_unanswered_initiation_is_given_up_and_told_and_its_packets_are_dropped() {
         assert!(at > last, "time moves on");
         last = at;
         client.shard.handle_timeout(at, &mut client.made);
-        client.shard.settle();
+        client.shard.commit();
     }
     assert_eq!(last, start + Duration::from_secs(90));
     assert!(client.made.datagrams.len() >= 17);
@@ -626,7 +626,7 @@ fn an_attempt_ends_when_the_endpoint_is_taken_away() {
     client.knows(&gateway, false);
     let at = client.shard.poll_timeout().unwrap();
     client.shard.handle_timeout(at, &mut client.made);
-    client.shard.settle();
+    client.shard.commit();
     assert_eq!(client.shard.poll_timeout(), None);
     assert!(client.made.datagrams.is_empty());
 }
@@ -645,7 +645,7 @@ fn an_initiation_that_is_lost_while_data_waits_is_soon_sent_again() {
     let retry = client.shard.poll_timeout().unwrap();
     assert!(retry <= idle + Duration::from_millis(400), "{:?}", retry - idle);
     client.shard.handle_timeout(retry, &mut client.made);
-    client.shard.settle();
+    client.shard.commit();
     exchange(retry, &mut client, &mut gateway);
     assert_eq!(gateway.numbers(), [7]);
 }

@@ -77,8 +77,8 @@ impl Sleeper {
             standby::Action::Rest { line, seq, wake_after } => {
                 self.actions.push_back(Action::Rest { line, seq, wake_after });
             }
-            standby::Action::Open { scout } => self.actions.push_back(Action::Dial(Line::Scout(scout))),
-            standby::Action::Close { scout } => self.actions.push_back(Action::HangUp(Line::Scout(scout))),
+            standby::Action::Open { canary } => self.actions.push_back(Action::Dial(Line::Canary(canary))),
+            standby::Action::Close { canary } => self.actions.push_back(Action::HangUp(Line::Canary(canary))),
             standby::Action::Ask => self.actions.push_back(Action::Ask),
             standby::Action::LetUdpGo => {
                 self.rests = true;
@@ -114,7 +114,7 @@ impl Algorithm for Sleeper {
     fn handle_attached(&mut self, now: Instant, line: Line) {
         match line {
             Line::Live => self.standby.handle_attached(now),
-            Line::Scout(scout) => self.standby.handle_scout_attached(now, scout),
+            Line::Canary(canary) => self.standby.handle_canary_attached(now, canary),
         }
         self.settle(now);
     }
@@ -122,7 +122,7 @@ impl Algorithm for Sleeper {
     fn handle_ended(&mut self, now: Instant, line: Line, ended: Ended) {
         match line {
             Line::Live => self.standby.handle_detached(now, ended),
-            Line::Scout(scout) => self.standby.handle_scout_ended(now, scout, ended),
+            Line::Canary(canary) => self.standby.handle_canary_ended(now, canary, ended),
         }
         self.settle(now);
     }

@@ -41,14 +41,14 @@ fn policy() -> impl Strategy<Value = Policy> {
 }
 
 fn input() -> impl Strategy<Value = Input> {
-    let line = prop_oneof![Just(Line::Live), (0_u32..6).prop_map(Line::Scout)];
+    let line = prop_oneof![Just(Line::Live), (0_u32..6).prop_map(Line::Canary)];
     prop_oneof![
         2 => Just(Input::Attached),
         1 => ended().prop_map(Input::Detached),
         1 => (line, 0_u64..30).prop_map(|(line, seq)| Input::Wake(line, seq)),
         1 => Just(Input::Packet),
         2 => (0_u32..6).prop_map(Input::ScoutAttached),
-        1 => (0_u32..6, ended()).prop_map(|(scout, ended)| Input::ScoutEnded(scout, ended)),
+        1 => (0_u32..6, ended()).prop_map(|(canary, ended)| Input::ScoutEnded(canary, ended)),
         2 => (any::<u32>(), any::<bool>()).prop_map(|(interval, learnt)| Input::Udp(u64::from(interval % 500), learnt)),
         2 => Just(Input::Burst),
         1 => Just(Input::Busy),
@@ -75,10 +75,10 @@ proptest! {
                 Input::Detached(ended) => standby.handle_detached(now, ended),
                 Input::Wake(line, seq) => standby.handle_wake(now, line, seq),
                 Input::Packet => standby.handle_session_packet(now),
-                Input::ScoutAttached(scout) => standby.handle_scout_attached(now, scout),
-                Input::ScoutEnded(scout, ended) => {
-                    standby.handle_scout_ended(now, scout, ended);
-                    open.remove(&scout);
+                Input::ScoutAttached(canary) => standby.handle_canary_attached(now, canary),
+                Input::ScoutEnded(canary, ended) => {
+                    standby.handle_canary_ended(now, canary, ended);
+                    open.remove(&canary);
                 }
                 Input::Udp(interval, learnt) => {
                     standby.handle_udp(now, UdpCost { interval: seconds(interval), learnt });
@@ -111,8 +111,8 @@ proptest! {
                         last = seq;
                         rests.push((line, seq, wake_after));
                     }
-                    Action::Open { scout } => prop_assert!(open.insert(scout)),
-                    Action::Close { scout } => { open.remove(&scout); }
+                    Action::Open { canary } => prop_assert!(open.insert(canary)),
+                    Action::Close { canary } => { open.remove(&canary); }
                     Action::LetUdpGo => prop_assert!(std::mem::replace(&mut kept, false)),
                     Action::KeepUdp => prop_assert!(!std::mem::replace(&mut kept, true)),
                     Action::Ask | Action::Event(_) => {}

@@ -55,7 +55,7 @@ fn a_lost_or_shorter_mapping_is_noticed_within_the_interval_and_eight_seconds() 
                 None => world.flush_in(Duration::ZERO),
             }
             world.run(interval + seconds(8));
-            assert_eq!(world.standby.stats().strikes, 1, "{lifetime} {to:?}: {:?}", world.standby);
+            assert_eq!(world.standby.stats().suspected_losses, 1, "{lifetime} {to:?}: {:?}", world.standby);
             let success = world.success();
             world.run(interval.max(seconds(3600)) * 3);
             assert!(world.success() >= success, "blind once only: {lifetime} {to:?}");
@@ -65,7 +65,7 @@ fn a_lost_or_shorter_mapping_is_noticed_within_the_interval_and_eight_seconds() 
                 if to.is_some() { (0, 1) } else { (1, 0) },
                 "{lifetime} {to:?}"
             );
-            assert_eq!(stats.strikes, 1);
+            assert_eq!(stats.suspected_losses, 1);
             match to {
                 None => assert!(world.standby.interval().unwrap() >= interval.mul_f64(0.95)),
                 Some(40) => assert_eq!(world.standby.reason(), Reason::TooShort),
@@ -155,7 +155,7 @@ fn a_poke_opens_udp_at_once_and_silence_closes_it_without_a_burst() {
     let (success, stats) = (world.success(), world.standby.stats());
     world.run(Duration::from_hours(12));
     assert!(world.success() >= success);
-    assert_eq!(world.standby.stats().strikes, stats.strikes);
+    assert_eq!(world.standby.stats().suspected_losses, stats.suspected_losses);
 }
 
 #[test]
@@ -166,7 +166,7 @@ fn a_gateway_that_restarts_is_no_strike() {
     assert_eq!((world.standby.mode(), world.standby.reason()), (Mode::Udp, Reason::SessionClosed));
     world.standby.handle_attached(world.now);
     assert_eq!(world.standby.mode(), Mode::Session);
-    assert_eq!((world.standby.interval(), world.standby.stats().strikes), (interval, 0));
+    assert_eq!((world.standby.interval(), world.standby.stats().suspected_losses), (interval, 0));
 }
 
 #[test]

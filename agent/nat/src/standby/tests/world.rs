@@ -172,10 +172,10 @@ impl World {
             match action {
                 Action::Rest { line, seq, wake_after } => self.send(line, Some((seq, wake_after))),
                 Action::Ask => self.send(Line::Live, None),
-                Action::Open { scout } => self.dial(Line::Scout(scout)),
-                Action::Close { scout } => {
+                Action::Open { canary } => self.dial(Line::Canary(canary)),
+                Action::Close { canary } => {
                     self.packet();
-                    self.connections.remove(&Line::Scout(scout));
+                    self.connections.remove(&Line::Canary(canary));
                 }
                 Action::LetUdpGo => {
                     self.udp = None;
@@ -246,7 +246,7 @@ impl World {
                         self.standby.handle_detached(self.now, ended);
                         self.dial(line);
                     }
-                    Line::Scout(id) => self.standby.handle_scout_ended(self.now, id, ended),
+                    Line::Canary(id) => self.standby.handle_canary_ended(self.now, id, ended),
                 }
             }
             Occurrence::Arrives(line, number, rest) => self.arrives(line, number, rest),
@@ -289,7 +289,7 @@ impl World {
         if !self.open {
             match line {
                 Line::Live => self.dial(line),
-                Line::Scout(id) => self.standby.handle_scout_ended(self.now, id, Ended::TimedOut),
+                Line::Canary(id) => self.standby.handle_canary_ended(self.now, id, Ended::TimedOut),
             }
             return;
         }
@@ -300,7 +300,7 @@ impl World {
         self.connections.insert(line, fresh);
         match line {
             Line::Live => self.standby.handle_attached(self.now),
-            Line::Scout(id) => self.standby.handle_scout_attached(self.now, id),
+            Line::Canary(id) => self.standby.handle_canary_attached(self.now, id),
         }
     }
 

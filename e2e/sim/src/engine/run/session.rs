@@ -157,7 +157,7 @@ impl<A: Algorithm> Run<'_, '_, A> {
                 }
                 if !self.make_room(now) {
                     self.tell(now, format_args!("  the table is full"));
-                    // A scout is given up by who sent it.
+                    // A canary is given up by who sent it.
                     if line == Line::Live {
                         self.after(now, REDIAL, occurrence);
                     }

@@ -1,0 +1,179 @@
+//! Decides when the gateway is told how the client is: news that can wait goes along when the radio is awake anyway. Pure.
+
+use std::time::{Duration, Instant};
+
+use pinhole_proto::v1;
+
+/// Between two messages about what is being learnt.
+const PAUSE: Duration = Duration::from_secs(1);
+/// Counters go along when the radio is awake anyway, this long after they last went.
+const REFRESH: Duration = Duration::from_mins(5);
+/// What is said so early in a burst is acknowledged, and repeated where it got lost, before the radio would sleep.
+const EARLY: Duration = Duration::from_millis(1500);
+
+/// What wakes the radio, beside what is told.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Occasion {
+    /// Keepalives do, and it has been awake for so long.
+    Awake(Duration),
+    /// Keepalives will, later.
+    Asleep,
+    /// Nothing does that could be waited for.
+    Never,
+}
+
+impl Occasion {
+    fn is_now(self) -> bool {
+        matches!(self, Self::Awake(age) if age <= EARLY)
+    }
+}
+
+/// What was told last, and what waits.
+#[derive(Debug, Default)]
+pub(super) struct StatusPublisher {
+    told: Option<(Instant, v1::ClientState)>,
+    waiting: bool,
+}
+
+impl StatusPublisher {
+    /// What is to be told of this state now.
+    pub(super) fn offer(
+        &mut self,
+        now: Instant,
+        state: v1::ClientState,
+        occasion: Occasion,
+    ) -> Option<v1::ClientState> {
+        self.waiting = false;
+        if let Some((at, told)) = &self.told {
+            let news = meaning(told) != meaning(&state);
+            let counts = occasion.is_now() && now >= *at + REFRESH && *told != state;
+            if !news && !counts {
+                return None;
+            }
+            let lacks_other = lacks(told) != lacks(&state);
+            let may_speak = lacks_other || occasion.is_now() || occasion == Occasion::Never;
+            if news && can_wait(told, &state) && !(may_speak && now >= *at + PAUSE) {
+                self.waiting = may_speak;
+                return None;
+            }
+        }
+        self.told = Some((now, state.clone()));
+        Some(state)
+    }
+
+    /// When to offer again, whatever happens.
+    pub(super) fn poll_timeout(&self) -> Option<Instant> {
+        self.told.as_ref().filter(|_| self.waiting).map(|(at, _)| *at + PAUSE)
+    }
+}
+
+/// Whether anything is missing that the pool promises.
+fn lacks(state: &v1::ClientState) -> bool {
+    !state.impairments.is_empty()
+}
+
+/// Whether the difference can wait for the next occasion. A path that changed cannot; nor can a longer interval, before
+/// whose end the gateway would miss the client.
+fn can_wait(told: &v1::ClientState, state: &v1::ClientState) -> bool {
+    (told.phase, &told.local_endpoint) == (state.phase, &state.local_endpoint)
+        && interval(told) >= interval(state)
+}
+
+/// The promised interval. Without one the policy's is in force, which is what is promised at first.
+fn interval(state: &v1::ClientState) -> Option<Duration> {
+    state.keepalive.as_ref()?.interval.and_then(|interval| Duration::try_from(interval).ok())
+}
+
+/// What is worth a message: no counters, no round trip, and lifetimes to the second.
+fn meaning(state: &v1::ClientState) -> v1::ClientState {
+    let mut state = v1::ClientState { rtt: None, ..state.clone() };
+    if let Some(keepalive) = &mut state.keepalive {
+        (keepalive.wakes, keepalive.wakes_saved) = (0, 0);
+        (keepalive.beats, keepalive.probes) = (0, 0);
+    }
+    if let Some(binding) = &mut state.binding {
+        for span in [&mut binding.at_least, &mut binding.less_than].into_iter().flatten() {
+            span.nanos = 0;
+        }
+    }
+    state
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const AWAKE: Occasion = Occasion::Awake(Duration::ZERO);
+    const LATE: Occasion = Occasion::Awake(Duration::from_millis(2500));
+
+    fn state(phase: v1::Phase, interval: i64, wakes: u64) -> v1::ClientState {
+        let interval = Some(prost_types::Duration { seconds: interval, nanos: 0 });
+        let keepalive = v1::KeepaliveReport { interval, wakes, ..Default::default() };
+        v1::ClientState { phase: phase.into(), keepalive: Some(keepalive), ..Default::default() }
+    }
+
+    fn connected(interval: i64) -> v1::ClientState {
+        state(v1::Phase::Connected, interval, 0)
+    }
+
+    #[test]
+    fn a_phase_is_told_at_once_and_what_is_learnt_in_a_burst() {
+        let (now, mut publisher) = (Instant::now(), StatusPublisher::default());
+        assert!(publisher.offer(now, connected(20), Occasion::Asleep).is_some());
+        assert!(publisher.offer(now, connected(20), AWAKE).is_none());
+        let later = now + PAUSE * 30;
+        for occasion in [Occasion::Asleep, LATE] {
+            assert!(publisher.offer(later, connected(15), occasion).is_none());
+            assert_eq!(publisher.poll_timeout(), None, "the next burst calls");
+        }
+        assert!(publisher.offer(later, state(v1::Phase::Dormant, 15, 0), Occasion::Asleep).is_some());
+        assert!(publisher.offer(later + PAUSE, state(v1::Phase::Dormant, 12, 0), AWAKE).is_some());
+    }
+
+    #[test]
+    fn within_a_burst_and_where_there_are_none_news_come_once_a_second() {
+        for occasion in [AWAKE, Occasion::Never] {
+            let (now, mut publisher) = (Instant::now(), StatusPublisher::default());
+            publisher.offer(now, connected(20), occasion);
+            assert!(publisher.offer(now, connected(15), occasion).is_none());
+            assert_eq!(publisher.poll_timeout(), Some(now + PAUSE));
+            assert!(publisher.offer(now + PAUSE, connected(15), occasion).is_some());
+            assert_eq!(publisher.poll_timeout(), None);
+        }
+    }
+
+    #[test]
+    fn what_is_missing_is_told_without_an_occasion_once_a_second_and_holds_up_no_phase() {
+        let (now, mut publisher) = (Instant::now(), StatusPublisher::default());
+        let lacking = |phase| {
+            let impairments =
+                vec![v1::Impairment { category: "RouteConflict".into(), message: String::new() }];
+            v1::ClientState { impairments, ..state(phase, 20, 0) }
+        };
+        publisher.offer(now, connected(20), Occasion::Asleep);
+        assert!(publisher.offer(now, lacking(v1::Phase::Connected), Occasion::Asleep).is_none());
+        assert_eq!(publisher.poll_timeout(), Some(now + PAUSE));
+        assert!(publisher.offer(now, lacking(v1::Phase::Dormant), Occasion::Asleep).is_some());
+        assert!(publisher.offer(now + PAUSE, connected(20), Occasion::Asleep).is_some());
+        assert!(publisher.offer(now + PAUSE * 2, lacking(v1::Phase::Connected), Occasion::Asleep).is_some());
+    }
+
+    #[test]
+    fn a_longer_silence_is_announced_before_it_begins() {
+        let (now, mut publisher) = (Instant::now(), StatusPublisher::default());
+        publisher.offer(now, connected(20), AWAKE);
+        assert!(publisher.offer(now, connected(30), LATE).is_some());
+    }
+
+    #[test]
+    fn counters_travel_only_with_what_is_under_way_anyway() {
+        let (now, mut publisher) = (Instant::now(), StatusPublisher::default());
+        let counted = |wakes| state(v1::Phase::Connected, 2, wakes);
+        publisher.offer(now, counted(1), AWAKE);
+        assert!(publisher.offer(now + REFRESH / 2, counted(2), AWAKE).is_none());
+        assert!(publisher.offer(now + REFRESH, counted(3), Occasion::Asleep).is_none());
+        assert!(publisher.offer(now + REFRESH, counted(3), LATE).is_none());
+        assert_eq!(publisher.poll_timeout(), None);
+        assert!(publisher.offer(now + REFRESH, counted(3), AWAKE).is_some());
+    }
+}

@@ -18,10 +18,21 @@ const NAMESPACE: &str = "vpn";
 /// What README has a new user apply.
 const MANIFESTS: [&str; 2] = ["gateway-loadbalancer.yaml", "pool.yaml"];
 
-/// The hosts; they go with the value.
+/// The hosts; they go with the value, and all that runs on them.
 #[derive(Debug)]
 pub struct Playground {
-    _hosts: [Host; 3],
+    hosts: [Host; 3],
+}
+
+impl Drop for Playground {
+    fn drop(&mut self) {
+        // A person has started things there, tunnels for one.
+        let names: Vec<_> =
+            self.hosts.iter().filter_map(|host| host.netns().name()).map(str::to_owned).collect();
+        if let Err(error) = state::end_processes(&names) {
+            progress::say(&format!("something still runs on the lab's hosts: {error}"));
+        }
+    }
 }
 
 impl Playground {
@@ -53,7 +64,7 @@ impl Playground {
         }
         let vpn = Vpn::declared(lab, NAMESPACE);
         progress::step("the gateway is ready", vpn.condition("vgw/edge", "Ready", "True", "*")).await?;
-        Ok(Self { _hosts: hosts })
+        Ok(Self { hosts })
     }
 }
 
@@ -120,7 +131,7 @@ Watch keepalives adapt (minutes), and every move of a mapping with its cause
 
 Cut a client off, and let it come back
   kubectl pinhole -n {NAMESPACE} suspend NAME         # as `get vc` has it
-  kubectl pinhole -n {NAMESPACE} resume NAME
+  kubectl pinhole -n {NAMESPACE} resume NAME && at-home pinhole up -d
 
 Lose the replica that it is connected to
   kubectl -n {NAMESPACE} delete pod REPLICA           # as `get vc -o wide` has it; at-home pinhole status

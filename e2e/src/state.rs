@@ -211,7 +211,7 @@ fn quietly(program: &str, args: &[&str]) {
 
 /// Ends whatever runs in a namespace of the lab. The node's first process is among them, and with it goes
 /// every process of its process-id namespace: containerd, shims, pods.
-fn end_processes(namespaces: &[String]) -> Result<()> {
+pub(crate) fn end_processes(namespaces: &[String]) -> Result<()> {
     let begun = Instant::now();
     let mut asked = BTreeSet::new();
     loop {

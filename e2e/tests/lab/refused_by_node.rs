@@ -1,6 +1,6 @@
 //! What a node refuses a gateway, or what becomes of one whose node is gone, and a load balancer that serves one replica.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::ensure;
 use pinhole_e2e::{

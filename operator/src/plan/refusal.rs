@@ -350,6 +350,7 @@ impl Note {
                 let cause = if message.contains(TUN) { Cause::TunMissing } else { Cause::Mount };
                 (None, Refusal::new(cause, message))
             }
+            (NoteKind::Pod, "Evicted") => (None, Refusal::new(Cause::Evicted, &said(reason, Some(message)))),
             (NoteKind::Pod, "FailedCreatePodSandBox") => (None, Refusal::new(Cause::Sandbox, message)),
             // Of endpoints, others take care.
             (NoteKind::Service, _) if !reason.contains("Endpoint") => {

@@ -10,6 +10,7 @@ use std::{
 use k8s_openapi::{
     api::core::v1::{Event, Node, Pod, Service},
     apimachinery::pkg::apis::meta::v1::ObjectMeta,
+    jiff::Timestamp,
 };
 use kube::ResourceExt as _;
 use pinhole_crds::{ClientCounts, Raw, Unread, VPNClient, VPNClientPool, VPNGateway};
@@ -24,8 +25,8 @@ use super::{
 use crate::{
     fleet::{ClientKey, GatewayKey, PoolKey},
     plan::{
-        Cause, GATEWAY_LABEL, NodeFacts, ObjectKind, PodFacts, Refusal, client::count, replica_names,
-        session_service, summary::Tally,
+        Cause, GATEWAY_LABEL, NodeFacts, NoteKind, ObjectKind, PodFacts, Refusal, client::count,
+        replica_names, session_service, summary::Tally,
     },
 };
 
@@ -536,9 +537,30 @@ impl Index {
     pub(crate) fn remember_eviction(&mut self, name: &Name, pod: &Pod, now: Instant) {
         let eviction = Refusal::of_pod(pod).filter(|refusal| refusal.cause == Cause::Evicted);
         if let Some(eviction) = eviction {
-            self.evicted.retain(|_, (_, at)| now.saturating_duration_since(*at) < EVICTED_LATELY);
-            self.evicted.insert(name.clone(), (eviction, now));
+            self.was_evicted(name.clone(), eviction, now);
         }
+    }
+
+    fn was_evicted(&mut self, name: Name, refusal: Refusal, at: Instant) {
+        self.evicted.retain(|_, (_, before)| at.saturating_duration_since(*before) < EVICTED_LATELY);
+        self.evicted.insert(name, (refusal, at));
+    }
+
+    /// A kubelet told of an eviction. Of a pod whose process ended well at its signal the status often says no more than that.
+    pub(crate) fn eviction_told(&mut self, event: &Event, now: Instant, wall: Timestamp) -> Effects {
+        let Some((NoteKind::Pod, pod, note)) = observe::note(event) else { return Effects::default() };
+        let namespace = event.involved_object.namespace.as_deref().unwrap_or_default();
+        let Some((gateway, _)) = pod.rsplit_once('-') else { return Effects::default() };
+        let gateway = GatewayKey::new(namespace, gateway);
+        let ago = Duration::from_secs(u64::try_from(wall.as_second() - note.at).unwrap_or_default());
+        let Some(at) = now.checked_sub(ago).filter(|_| ago < EVICTED_LATELY) else {
+            return Effects::default();
+        };
+        if note.refusal.cause != Cause::Evicted || !self.gateways.contains_key(&gateway) {
+            return Effects::default();
+        }
+        self.was_evicted((namespace.to_owned(), pod), note.refusal, at);
+        Effects::of([Request::Gateway(gateway)])
     }
 
     /// The StatefulSet's controller makes a pod anew that was turned away, at once, and it is turned away again.

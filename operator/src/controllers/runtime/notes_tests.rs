@@ -5,7 +5,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use k8s_openapi::api::core::v1::{Event, Node, Pod};
+use k8s_openapi::{
+    api::core::v1::{Event, Node, Pod},
+    jiff::{SignedDuration, Timestamp},
+};
 use serde_json::{Value, json};
 
 use super::super::{
@@ -146,6 +149,36 @@ fn an_eviction_is_told_for_a_while_though_the_pod_runs_again() {
         assert!(told["edge-0"].text().contains("low on resource: memory") && left < Some(EVICTED_LATELY));
     }
     assert_eq!(index.evictions_of(&gateway, now + EVICTED_LATELY), (BTreeMap::new(), None));
+}
+
+/// Its process ended well at its signal: the pod says `Succeeded`.
+#[test]
+fn an_eviction_is_told_that_only_the_kubelets_event_tells() {
+    let gateway = index().gateway(&edge()).unwrap();
+    let (now, said) = (Instant::now(), "2026-01-01T00:01:00Z".parse::<Timestamp>().unwrap());
+    let message = "Pod ephemeral local storage usage exceeds the total limit of containers 1Ki.";
+    let told = |index: &mut Index, about: &str, reason: &str, later: i64| {
+        let wall = said + SignedDuration::from_secs(later);
+        index.eviction_told(&event("Pod", (about, "a"), reason, message), now, wall)
+    };
+    for later in [-60, 0, 200] {
+        let mut index = index();
+        assert!(asks_for_the_gateway(&told(&mut index, "edge-0", "Evicted", later)));
+        let (evicted, left) = index.evictions_of(&gateway, now);
+        assert!(evicted["edge-0"].text().contains("ephemeral"));
+        let over = Duration::from_secs(u64::try_from(later).unwrap_or_default());
+        assert_eq!(left, EVICTED_LATELY.checked_sub(over));
+    }
+    for (about, reason, later) in [
+        ("edge-0", "Evicted", 400),
+        ("edge-0", "Killing", 0),
+        ("web-0", "Evicted", 0),
+        ("edge", "Evicted", 0),
+    ] {
+        let mut index = index();
+        assert!(told(&mut index, about, reason, later).request.is_empty(), "{about} {reason} {later}");
+        assert!(index.evictions_of(&gateway, now).0.is_empty());
+    }
 }
 
 #[test]

@@ -9,6 +9,7 @@ use k8s_openapi::api::{
     networking::v1::NetworkPolicy,
     policy::v1::PodDisruptionBudget,
 };
+use k8s_openapi::jiff::Timestamp;
 use kube::{
     Api, Client, Resource, ResourceExt as _,
     api::PartialObjectMeta,
@@ -44,6 +45,9 @@ const REFUSALS: [(&str, &str); 4] = [
     ("SandboxEvent", "involvedObject.kind=Pod,reason=FailedCreatePodSandBox"),
     ("BalancerEvent", "involvedObject.kind=Service,type=Warning"),
 ];
+
+/// What kubelets say of pods that they evict.
+const EVICTIONS: &str = "involvedObject.kind=Pod,reason=Evicted";
 
 /// A watch that runs for ever.
 pub type Watch = BoxFuture<'static, ()>;
@@ -87,6 +91,11 @@ pub fn watches(client: &Client, scope: &Scope, own: &str, shared: &Arc<SharedSta
             index.event_changed(&name, new.as_ref())
         }));
     }
+    let evictions = config().fields(EVICTIONS);
+    watches.extend(start.typed("EvictionEvent", &evictions, |index, _, new: Option<CoreEvent>| {
+        let told = |event| index.eviction_told(event, Instant::now(), Timestamp::now());
+        new.as_ref().map(told).unwrap_or_default()
+    }));
     watches.push(nodes(client, shared));
     watches.push(sidecars(client, shared));
     watches

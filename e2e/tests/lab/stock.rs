@@ -3,13 +3,13 @@
 use std::net::IpAddr;
 
 use anyhow::{Context, anyhow, ensure};
-use pinhole_crds::ClientPhase;
+use pinhole_crds::{ClientPhase, VPNClient};
 use pinhole_e2e::{
     Lab,
     host::Host,
     nat::NatProfile,
     pods,
-    process::Process,
+    process::{Command, Process},
     vpn::{Exposure, PATIENCE, Vpn},
     wait,
 };
@@ -45,9 +45,7 @@ pub(crate) async fn wg_up(lab: &Lab, host: &Host, config: &str) -> anyhow::Resul
     let wireguard_go = lab.cluster().tools().path("wireguard-go")?;
     // The interface's name is the machine's: wireguard-go's socket lies in /var/run/wireguard.
     let device = format!("wg{}", host.name().bytes().map(u32::from).sum::<u32>());
-    let process = host
-        .spawn("wireguard-go", &pinhole_e2e::process::Command::new(wireguard_go).args(["-f", &device]))
-        .await?;
+    let process = host.spawn("wireguard-go", &Command::new(wireguard_go).args(["-f", &device])).await?;
     wait::until("wireguard-go", PATIENCE, || host.exec("wg", ["show", &device])).await?;
     host.exec("wg", ["setconf", &device, &path.display().to_string()]).await?;
     for (key, value) in &quick {
@@ -102,19 +100,42 @@ async fn wireguard_go_behind_a_nat_works_from_the_configuration_secret(lab: &Lab
     // The other way: something behind the gateway asks the phone.
     let address = status.addresses.first().context("no address")?.to_string();
     let toolbox = pinhole_e2e::setup::rust::toolbox().await?;
-    let echo =
-        host.spawn("echo", &pinhole_e2e::process::Command::new(&toolbox).args(["tcp-echo", "7000"])).await?;
+    let echo = host.spawn("echo", &Command::new(&toolbox).args(["tcp-echo", "7000"])).await?;
     wait::until("the gateway to reach the phone", PATIENCE, || async {
         pods::exec(lab, vpn.namespace(), "edge-0", &toolbox, &["connect", &format!("{address}:7000")]).await
     })
     .await?;
     echo.kill().await?;
+    hears_nothing_and_again(&vpn, &host, pod).await?;
     process.kill().await?;
     vpn.client("phone", "to be seen leaving", PATIENCE, |client| {
         client.status.as_ref().and_then(|status| status.phase) != Some(ClientPhase::Connected)
     })
     .await?;
     vpn.delete().await?;
+    Ok(())
+}
+
+/// Nothing that comes in reaches the phone, and all that it sends goes out: its gateway says so until that is over.
+async fn hears_nothing_and_again(vpn: &Vpn<'_>, host: &Host, pod: IpAddr) -> Outcome {
+    let nat = host.nat().context("no NAT")?;
+    let connected = |client: &VPNClient| {
+        let status = client.status.iter().flat_map(|status| &status.conditions);
+        status
+            .filter(|condition| condition.type_ == "Connected")
+            .map(|condition| condition.reason.clone())
+            .next()
+    };
+    nat.set_deaf(true).await?;
+    // It doubts its session only when it misses an answer.
+    let asking = host.spawn("ping", &Command::new("ping").args(["-q", &pod.to_string()])).await?;
+    vpn.client("phone", "to hear nothing", PATIENCE, |client| {
+        connected(client).as_deref() == Some("HearsNothing")
+    })
+    .await?;
+    nat.set_deaf(false).await?;
+    vpn.client_in("phone", ClientPhase::Connected, PATIENCE).await?;
+    asking.kill().await?;
     Ok(())
 }
 

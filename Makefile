@@ -1,5 +1,6 @@
 TARGET = $(or $(CARGO_TARGET_DIR),target)
 TEST  = cargo test --workspace --locked
+CLIPPY = cargo clippy --workspace --all-targets --features pinhole-agent/profile --locked -- -D warnings
 LAB   = cargo run --quiet --locked --package pinhole-e2e --bin pinhole-lab --
 CRDS  = cargo run --quiet --locked --package pinhole-crds --bin crdgen --
 SIM   = cargo run --quiet --release --locked --package pinhole-sim -- --set all
@@ -15,7 +16,7 @@ ADVISED_DIR  = $(or $(CARGO_HOME),$(HOME)/.cargo)/advisory-dbs
 ADVISED_DAYS = 60
 BENCH = cargo run --quiet --locked --package pinhole-e2e --bin pinhole-bench --
 
-.PHONY: demo test test-lab test-rest soak bench bench-crowd bench-flood bench-strangers bench-ready bench-peers bench-nat bench-wakes bench-reach profile lab-ready lab-up lab-down sim lint crds packages deny advisories
+.PHONY: demo test test-lab test-rest soak bench bench-crowd bench-flood bench-strangers bench-ready bench-peers bench-nat bench-wakes bench-reach profile lab-ready lab-up lab-down sim check lint crds packages deny advisories
 
 demo:       ; @$(LAB) demo
 # The lab's tool as `cargo test` builds it: with any other set of crates most would be compiled twice.
@@ -54,7 +55,9 @@ bench-ready:
 bench-peers: $(PEERS)
 # Where the time goes (agent/src/tunnel/PROFILE.md). `make profile ARGS='--only udp-64'`
 profile: ; @cargo build --profile profiling --locked -p pinhole-agent --bin pinhole --features profile && $(BENCH) profile $(ARGS)
-lint:       ; cargo fmt --all --check && cargo clippy --workspace --all-targets --features pinhole-agent/profile --locked -- -D warnings && RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --locked --quiet
+# While one works: format, clippy, units and properties but for the long ones that are fed hostile input.
+check:      ; @cargo fmt --all --check && $(CLIPPY) && $(TEST) --quiet --lib -- --skip hostile
+lint:       ; cargo fmt --all --check && $(CLIPPY) && RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --locked --quiet
 crds:       ; $(CRDS) crds && $(CRDS) charts/pinhole/files/crds
 # The agent as a .deb and an .rpm.
 packages: $(NFPM)

@@ -47,7 +47,7 @@ pub(crate) struct Index {
     waiting_of_pool: HashMap<PoolKey, BTreeSet<ClientKey>>,
     client_of_uid: HashMap<String, ClientKey>,
     clients_of_key: HashMap<String, BTreeSet<ClientKey>>,
-    client_of_pod: HashMap<String, ClientKey>,
+    clients_of_pod: HashMap<String, BTreeSet<ClientKey>>,
     services: HashMap<Name, Arc<Service>>,
     markers: HashMap<ObjectKind, HashMap<Name, ObjectVersion>>,
     pods: HashMap<GatewayKey, BTreeMap<String, PodFacts>>,
@@ -594,7 +594,7 @@ impl Index {
             return Effects::default();
         }
         self.sidecars.remove(uid);
-        Effects::of(self.client_of_pod.get(uid).cloned().map(Request::Client))
+        Effects::of(self.clients_of_pod.get(uid).into_iter().flatten().cloned().map(Request::Client))
     }
 
     pub(crate) fn node_changed(&mut self, name: &str, new: Option<&Node>) -> Effects {
@@ -681,7 +681,7 @@ impl Index {
             self.clients_of_key.entry(public.to_owned()).or_default().insert(key.clone());
         }
         if let Some(pod) = client.spec.enrolment.as_ref().and_then(|e| e.pod.as_ref()) {
-            self.client_of_pod.insert(pod.uid.clone(), key.clone());
+            self.clients_of_pod.entry(pod.uid.clone()).or_default().insert(key.clone());
         }
     }
 
@@ -693,7 +693,7 @@ impl Index {
             remove_from(&mut self.clients_of_key, &public.to_owned(), key);
         }
         if let Some(pod) = client.spec.enrolment.as_ref().and_then(|e| e.pod.as_ref()) {
-            self.client_of_pod.remove(&pod.uid);
+            remove_from(&mut self.clients_of_pod, &pod.uid, key);
         }
     }
 }
@@ -769,3 +769,7 @@ fn remove_from<K: std::hash::Hash + Eq, V: Ord>(map: &mut HashMap<K, BTreeSet<V>
         }
     }
 }
+
+#[cfg(test)]
+#[path = "index_tests.rs"]
+mod tests;

@@ -7,12 +7,12 @@ pub mod entropy;
 pub mod gateway;
 pub mod identity;
 pub mod kernel;
-mod measured;
 #[cfg(any(test, feature = "profile"))]
 pub mod profile;
 pub mod tunnel;
 pub mod uapi;
 pub mod wg;
+mod wire;
 
 pub use pinhole_nat as nat;
 pub use pinhole_nat::health;

@@ -16,11 +16,11 @@ use super::{
 };
 use crate::{
     identity::certificate,
-    measured::binding_from_wire,
     nat::{
         Guidance, Prior,
         wire::{BeatKey, KeyId},
     },
+    wire::binding_from_wire,
 };
 
 /// Bytes of the largest message of a gateway: a configuration with ten thousand routes has a fifth of it.

@@ -40,7 +40,6 @@ use crate::{
     },
     identity::{Names, Store, dial::Proof},
     kernel::{KernelError, RouteSocket, remove_table},
-    measured::phase_to_wire,
     nat::{
         Confidence, Radio, Reason,
         standby::{Ended, UdpCost},
@@ -48,6 +47,7 @@ use crate::{
     },
     tunnel::{Offloads, PeerStats, PrivateKey, Probe, PublicKey, Threads, Tunnel, TunnelConfig, TunnelEvent},
     uapi::{self, Device, HandshakeClock},
+    wire::phase_to_wire,
 };
 
 /// Marks the tunnel's and the session's packets, so that routes into a tunnel leave them out ("pinh").

@@ -23,6 +23,7 @@ use crate::{
         standby::{Action, Ended, Event, Line, Mode, Policy, Reason, Standby, UdpCost},
     },
     tunnel::PublicKey,
+    wire,
 };
 
 /// Share of the UDP interval after whose silence packets are held: when [`Standby`] takes data to be over.
@@ -285,7 +286,7 @@ impl Sleeper {
         let reason = asleep.map_or(self.machine.reason(), |(reason, _)| reason);
         v1::StandbyReport {
             reachable_by: if asleep.is_some() { By::Session } else { By::Udp }.into(),
-            reason: reason_to_wire(reason).into(),
+            reason: wire::reason_to_wire(reason).into(),
             interval: span(asleep.map(|(_, interval)| interval)),
             last_wake: span(stats.last_wake),
             worst_wake: span(stats.worst_wake),
@@ -327,19 +328,6 @@ impl Sleeper {
             Action::LetUdpGo | Action::KeepUdp => {}
             Action::Event(event) => tell(event),
         }
-    }
-}
-
-fn reason_to_wire(reason: Reason) -> v1::StandbyReason {
-    match reason {
-        Reason::Policy => v1::StandbyReason::Policy,
-        Reason::Learning => v1::StandbyReason::Learning,
-        Reason::CheaperByUdp => v1::StandbyReason::CheaperByUdp,
-        Reason::CheaperBySession => v1::StandbyReason::CheaperBySession,
-        Reason::Busy => v1::StandbyReason::Busy,
-        Reason::SessionLost => v1::StandbyReason::SessionLost,
-        Reason::SessionClosed => v1::StandbyReason::SessionClosed,
-        Reason::TooShort => v1::StandbyReason::TooShort,
     }
 }
 

@@ -14,6 +14,7 @@ use super::told::{BindingTold, ChurnTold, EventTold, KeepaliveTold, NatTold, Sta
 use crate::{
     health::Phase,
     nat::{Cause, Class},
+    wire,
 };
 
 /// How far apart the gateway's and the agent's news of one move may come.
@@ -180,8 +181,8 @@ impl NatState {
             if address(moved.from) == address(moved.to) { Cause::MappingChanged } else { Cause::Roam };
         if let Some(cause) = self.told_before(&moved) {
             // The agent was faster.
-            if let Some(tale) = self.tales.iter_mut().find(|tale| tale.cause == cause) {
-                tale.last = moved;
+            if let Some(counted) = self.tales.iter_mut().find(|counted| counted.cause == cause) {
+                counted.last = moved;
             }
             return true;
         }
@@ -262,7 +263,7 @@ impl NatState {
 
     /// How often the mapping moved or went.
     pub fn churn_count(&self) -> u64 {
-        self.tales.iter().fold(0, |sum: u64, tale| sum.saturating_add(tale.count))
+        self.tales.iter().fold(0, |sum: u64, counted| sum.saturating_add(counted.count))
     }
 
     /// Causes of moves that will not turn out to be others any more, each time once.
@@ -319,12 +320,12 @@ impl NatState {
     }
 
     fn churn(&self) -> v1::ChurnReport {
-        let cause = |tale: &CauseCount| v1::ChurnOfCause {
-            cause: cause_to_wire(tale.cause).into(),
-            count: tale.count,
-            last: Some(tale.last.to_wire()),
+        let cause = |counted: &CauseCount| v1::ChurnOfCause {
+            cause: wire::cause_to_wire(counted.cause).into(),
+            count: counted.count,
+            last: Some(counted.last.to_wire()),
         };
-        let told = self.tales.iter().filter(|tale| tale.count > 0);
+        let told = self.tales.iter().filter(|counted| counted.count > 0);
         v1::ChurnReport {
             since: Some(self.since.into()),
             count: self.churn_count(),
@@ -394,11 +395,11 @@ impl NatState {
 
     fn add(&mut self, cause: Cause, news: u64, last: Move) {
         self.version += 1;
-        match self.tales.iter_mut().find(|tale| tale.cause == cause) {
-            Some(tale) => {
-                tale.count = tale.count.saturating_add(news);
-                if last.at >= tale.last.at {
-                    tale.last = last;
+        match self.tales.iter_mut().find(|counted| counted.cause == cause) {
+            Some(counted) => {
+                counted.count = counted.count.saturating_add(news);
+                if last.at >= counted.last.at {
+                    counted.last = last;
                 }
             }
             None => self.tales.push(CauseCount { cause, count: news, last }),
@@ -410,9 +411,9 @@ impl NatState {
         if guess == cause {
             return;
         }
-        let Some(tale) = self.tales.iter_mut().find(|tale| tale.cause == guess) else { return };
-        tale.count = tale.count.saturating_sub(1);
-        let last = tale.last;
+        let Some(counted) = self.tales.iter_mut().find(|counted| counted.cause == guess) else { return };
+        counted.count = counted.count.saturating_sub(1);
+        let last = counted.last;
         self.add(cause, 1, last);
     }
 
@@ -467,20 +468,6 @@ fn apart(a: SystemTime, b: SystemTime) -> Duration {
     a.duration_since(b).or_else(|_| b.duration_since(a)).unwrap_or_default()
 }
 
-/// A cause as the protocol names it.
-pub fn cause_to_wire(cause: Cause) -> v1::ChurnCause {
-    match cause {
-        Cause::MappingChanged => v1::ChurnCause::MappingChanged,
-        Cause::MappingLost => v1::ChurnCause::MappingLost,
-        Cause::LifetimeShrank => v1::ChurnCause::LifetimeShrank,
-        Cause::NatRestart => v1::ChurnCause::NatRestart,
-        Cause::Roam => v1::ChurnCause::Roam,
-        Cause::UdpBlocked => v1::ChurnCause::UdpBlocked,
-        Cause::HelperInterference => v1::ChurnCause::HelperInterference,
-        Cause::GatewayMoved => v1::ChurnCause::GatewayMoved,
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -503,7 +490,7 @@ mod tests {
 
     fn state(since: SystemTime, causes: &[(Cause, u64, &Move)]) -> Told {
         let of_cause = |(cause, count, last): &(Cause, u64, &Move)| v1::ChurnOfCause {
-            cause: cause_to_wire(*cause).into(),
+            cause: wire::cause_to_wire(*cause).into(),
             count: *count,
             last: Some(last.to_wire()),
         };

@@ -15,7 +15,6 @@ use super::{
     told::{BindingTold, ChurnTold, EventTold, NatTold, Told},
 };
 use crate::{
-    measured,
     nat::{
         Binding, Cause, Confidence, Guidance,
         prior::{Neighbourhoods, Place},
@@ -23,6 +22,7 @@ use crate::{
         stock::{Counters, StockClients},
     },
     tunnel::{PeerStats, PublicKey},
+    wire,
 };
 
 /// What an experiment that tells a lost mapping from a shorter lifetime takes, beside the lifetime.
@@ -357,7 +357,7 @@ pub(super) fn guidance_to_wire(guidance: &Guidance) -> v1::Guidance {
 }
 
 fn to_wire(binding: &Binding, since: Option<SystemTime>) -> v1::BindingReport {
-    measured::binding_to_wire(binding, since, v1::Vantage::Gateway)
+    wire::binding_to_wire(binding, since, v1::Vantage::Gateway)
 }
 
 #[cfg(test)]
@@ -437,7 +437,7 @@ mod tests {
         for (_, finding) in told {
             let Finding::Guidance(guidance) = finding else { panic!("{finding:?}") };
             let wire = guidance_to_wire(&guidance);
-            let back = measured::binding_from_wire(&wire.prior.unwrap()).unwrap();
+            let back = wire::binding_from_wire(&wire.prior.unwrap()).unwrap();
             assert_eq!(back.at_least, SECOND * 30);
             assert!(!wire.wait);
         }

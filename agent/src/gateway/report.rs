@@ -18,8 +18,8 @@ use super::{
 use crate::{
     clock::{Offset, Skew},
     health::{Phase, Reach},
-    measured::phase_to_wire,
     tunnel::PublicKey,
+    wire::phase_to_wire,
 };
 
 /// Changes within this time go up together.

@@ -16,8 +16,8 @@ use pinhole_proto::{
 
 use crate::{
     health::Phase,
-    measured,
     nat::{Behaviour, Binding, Cause, Class, Finding, Mapping, standby::LONGEST_WAKE},
+    wire,
 };
 
 /// Bytes of the largest message of a client, or of a call of one: the longest token or request is half of it.
@@ -119,7 +119,7 @@ pub struct Told {
 impl From<v1::ClientState> for Told {
     fn from(wire: v1::ClientState) -> Self {
         Self {
-            phase: measured::phase_from_wire(wire.phase.into()),
+            phase: wire::phase_from_wire(wire.phase.into()),
             nat: wire.nat.as_ref().map(NatTold::from),
             binding: wire.binding.as_ref().map(BindingTold::from),
             keepalive: wire.keepalive.as_ref().map(KeepaliveTold::from),
@@ -264,7 +264,7 @@ impl From<&v1::BindingReport> for BindingTold {
 impl BindingTold {
     /// The binding that is meant; `None` where it makes no sense.
     pub fn binding(&self) -> Option<Binding> {
-        measured::binding((self.at_least?, self.less_than), self.promoted_after, self.confidence)
+        wire::binding((self.at_least?, self.less_than), self.promoted_after, self.confidence)
     }
 
     /// As the operator is told.
@@ -409,7 +409,9 @@ impl From<&v1::ChurnReport> for ChurnTold {
         let mut causes: Vec<CauseTold> = Vec::new();
         for told in wire.causes.iter().take(Cause::COUNT) {
             // One that is newer than this gateway, or not known, is none that it could count.
-            let Some(cause) = Word::from(told.cause).known().and_then(cause_from_wire) else { continue };
+            let Some(cause) = Word::from(told.cause).known().and_then(wire::cause_from_wire) else {
+                continue;
+            };
             if causes.iter().all(|known| known.cause != cause) {
                 let last = told.last.as_ref().map(EventTold::from);
                 causes.push(CauseTold { cause, count: bounds::count(told.count), last });
@@ -446,21 +448,6 @@ impl ChurnTold {
 /// `ip:port` without the IPv4-in-IPv6 form that a dual-stack socket sees.
 pub(super) fn plain(address: SocketAddr) -> SocketAddr {
     SocketAddr::new(address.ip().to_canonical(), address.port())
-}
-
-/// What the protocol's cause means here. `None`: nobody could tell.
-fn cause_from_wire(cause: v1::ChurnCause) -> Option<Cause> {
-    Some(match cause {
-        v1::ChurnCause::Unknown => return None,
-        v1::ChurnCause::MappingChanged => Cause::MappingChanged,
-        v1::ChurnCause::MappingLost => Cause::MappingLost,
-        v1::ChurnCause::LifetimeShrank => Cause::LifetimeShrank,
-        v1::ChurnCause::NatRestart => Cause::NatRestart,
-        v1::ChurnCause::Roam => Cause::Roam,
-        v1::ChurnCause::UdpBlocked => Cause::UdpBlocked,
-        v1::ChurnCause::HelperInterference => Cause::HelperInterference,
-        v1::ChurnCause::GatewayMoved => Cause::GatewayMoved,
-    })
 }
 
 fn span(span: Option<Duration>) -> Option<prost_types::Duration> {

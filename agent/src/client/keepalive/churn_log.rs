@@ -8,7 +8,10 @@ use std::{
 
 use pinhole_proto::v1;
 
-use crate::nat::{Cause, Churn};
+use crate::{
+    nat::{Cause, Churn},
+    wire,
+};
 
 /// One change.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -54,7 +57,7 @@ impl ChurnLog {
 
     pub(super) fn to_wire(&self) -> v1::ChurnReport {
         let cause = |(cause, (count, last)): (&Cause, &(u64, Change))| v1::ChurnOfCause {
-            cause: cause_to_wire(*cause).into(),
+            cause: wire::cause_to_wire(*cause).into(),
             count: *count,
             last: Some(v1::ChurnEvent {
                 at: Some(last.at.into()),
@@ -68,19 +71,6 @@ impl ChurnLog {
             count: self.count(),
             causes: self.causes.iter().map(cause).collect(),
         }
-    }
-}
-
-fn cause_to_wire(cause: Cause) -> v1::ChurnCause {
-    match cause {
-        Cause::MappingChanged => v1::ChurnCause::MappingChanged,
-        Cause::MappingLost => v1::ChurnCause::MappingLost,
-        Cause::LifetimeShrank => v1::ChurnCause::LifetimeShrank,
-        Cause::NatRestart => v1::ChurnCause::NatRestart,
-        Cause::Roam => v1::ChurnCause::Roam,
-        Cause::UdpBlocked => v1::ChurnCause::UdpBlocked,
-        Cause::HelperInterference => v1::ChurnCause::HelperInterference,
-        Cause::GatewayMoved => v1::ChurnCause::GatewayMoved,
     }
 }
 

@@ -5,8 +5,8 @@ use std::time::{Duration, SystemTime};
 use pinhole_proto::v1;
 
 use crate::{
-    measured::binding_to_wire,
     nat::{Behaviour, Binding, Filtering, Finding, Mapping, Mode, PortAllocation, Reason, Stats},
+    wire::binding_to_wire,
 };
 
 /// What a static keepalive would be: WireGuard's own advice.

@@ -1,4 +1,4 @@
-//! What was measured of bindings, and phases, in the protocol's words, which client and gateway share.
+//! Bindings, phases, causes and reasons in the protocol's words, for client and gateway alike.
 
 use std::time::{Duration, SystemTime};
 
@@ -9,7 +9,7 @@ use pinhole_proto::{
 
 use crate::{
     health::Phase,
-    nat::{Binding, Confidence, Promotion},
+    nat::{Binding, Cause, Confidence, Promotion, standby::Reason},
 };
 
 /// When a Linux NAT promotes a binding.
@@ -100,9 +100,70 @@ pub(crate) fn phase_from_wire(phase: Word<v1::Phase>) -> Option<Phase> {
     }
 }
 
+/// A cause as the protocol names it.
+pub(crate) fn cause_to_wire(cause: Cause) -> v1::ChurnCause {
+    match cause {
+        Cause::MappingChanged => v1::ChurnCause::MappingChanged,
+        Cause::MappingLost => v1::ChurnCause::MappingLost,
+        Cause::LifetimeShrank => v1::ChurnCause::LifetimeShrank,
+        Cause::NatRestart => v1::ChurnCause::NatRestart,
+        Cause::Roam => v1::ChurnCause::Roam,
+        Cause::UdpBlocked => v1::ChurnCause::UdpBlocked,
+        Cause::HelperInterference => v1::ChurnCause::HelperInterference,
+        Cause::GatewayMoved => v1::ChurnCause::GatewayMoved,
+    }
+}
+
+/// What the protocol's cause means here. `None`: nobody could tell.
+pub(crate) fn cause_from_wire(cause: v1::ChurnCause) -> Option<Cause> {
+    Some(match cause {
+        v1::ChurnCause::Unknown => return None,
+        v1::ChurnCause::MappingChanged => Cause::MappingChanged,
+        v1::ChurnCause::MappingLost => Cause::MappingLost,
+        v1::ChurnCause::LifetimeShrank => Cause::LifetimeShrank,
+        v1::ChurnCause::NatRestart => Cause::NatRestart,
+        v1::ChurnCause::Roam => Cause::Roam,
+        v1::ChurnCause::UdpBlocked => Cause::UdpBlocked,
+        v1::ChurnCause::HelperInterference => Cause::HelperInterference,
+        v1::ChurnCause::GatewayMoved => Cause::GatewayMoved,
+    })
+}
+
+/// Why a client is reached as it is, as the protocol names it.
+pub(crate) fn reason_to_wire(reason: Reason) -> v1::StandbyReason {
+    match reason {
+        Reason::Policy => v1::StandbyReason::Policy,
+        Reason::Learning => v1::StandbyReason::Learning,
+        Reason::CheaperByUdp => v1::StandbyReason::CheaperByUdp,
+        Reason::CheaperBySession => v1::StandbyReason::CheaperBySession,
+        Reason::Busy => v1::StandbyReason::Busy,
+        Reason::SessionLost => v1::StandbyReason::SessionLost,
+        Reason::SessionClosed => v1::StandbyReason::SessionClosed,
+        Reason::TooShort => v1::StandbyReason::TooShort,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn every_word_comes_back_as_it_was() {
+        for number in 0..100 {
+            if let Ok(cause) = v1::ChurnCause::try_from(number)
+                && cause != v1::ChurnCause::Unknown
+            {
+                assert_eq!(cause_from_wire(cause).map(cause_to_wire), Some(cause));
+            }
+            if let Ok(phase) = v1::Phase::try_from(number)
+                && phase != v1::Phase::Unspecified
+            {
+                assert_eq!(phase_from_wire(Word::Known(phase)).map(phase_to_wire), Some(phase));
+            }
+        }
+        assert_eq!(cause_from_wire(v1::ChurnCause::Unknown), None);
+        assert_eq!(phase_from_wire(Word::Newer(77)), None);
+    }
 
     #[test]
     fn a_binding_survives_the_wire_and_one_without_sense_does_not() {

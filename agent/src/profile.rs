@@ -39,7 +39,7 @@ const DEFAULT: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCAL
 /// Samples in a second of CPU time, next to a round number so as not to keep step with anything.
 const FREQUENCY: i32 = 199;
 const SECONDS: u64 = 10;
-const LONGEST: u64 = 60;
+const MAX_SECONDS: u64 = 60;
 /// What the process's end waits for at most.
 const LEAVE: Duration = Duration::from_secs(1);
 /// Memory, also where a container has no other place that can be written to.
@@ -49,7 +49,7 @@ const ALWAYS_WRITABLE: &str = "/dev/shm";
 #[derive(Debug, thiserror::Error)]
 pub enum ProfileError {
     /// The question makes no sense.
-    #[error("seconds={0}: not a whole number from 1 to {LONGEST}")]
+    #[error("seconds={0}: not a whole number from 1 to {MAX_SECONDS}")]
     Seconds(String),
     /// One at a time.
     #[error("somebody takes a profile already: try again when it is over")]
@@ -156,7 +156,7 @@ fn duration(query: Option<&str>) -> Result<Duration, ProfileError> {
     let Some(asked) = fields.filter_map(|field| field.strip_prefix("seconds=")).next_back() else {
         return Ok(Duration::from_secs(SECONDS));
     };
-    let seconds = asked.parse().ok().filter(|seconds| (1..=LONGEST).contains(seconds));
+    let seconds = asked.parse().ok().filter(|seconds| (1..=MAX_SECONDS).contains(seconds));
     seconds.map(Duration::from_secs).ok_or_else(|| ProfileError::Seconds(asked.to_owned()))
 }
 

@@ -32,6 +32,22 @@ fn every_test_that_is_named_exists() {
 }
 
 #[test]
+fn make_test_runs_every_suite() {
+    let makefile = read("Makefile");
+    let (_, lists) = makefile.split_once("\nBUSY").unwrap();
+    let lists = lists.split("\ntest:").next().unwrap();
+    let listed: Vec<&str> = lists.split_whitespace().chain(["lab"]).collect();
+    for folder in ["agent", "agent/nat", "crds", "e2e", "e2e/sim", "operator", "proto", "proto/reception"] {
+        let Ok(entries) = std::fs::read_dir(root().join(folder).join("tests")) else { continue };
+        for path in entries.map(|entry| entry.unwrap().path()) {
+            let is_suite = path.extension().is_some_and(|kind| kind == "rs") || path.join("main.rs").exists();
+            let name = path.file_stem().unwrap().to_str().unwrap();
+            assert!(!is_suite || listed.contains(&name), "{folder}/tests has {name}");
+        }
+    }
+}
+
+#[test]
 fn base_images_are_pinned_by_digest() {
     let dockerfile = read("Dockerfile");
     let stages: Vec<&str> =

@@ -22,10 +22,10 @@ use crate::nat::{self, standby};
 
 /// In the tunnel's state directory.
 const SOCKET: &str = "control.sock";
-const EXCHANGE: Duration = Duration::from_secs(10);
-const AGAIN: Duration = Duration::from_millis(10);
-const LONGEST_REQUEST: u64 = 64;
-const LONGEST_ANSWER: u64 = 1 << 20;
+const EXCHANGE_TIMEOUT: Duration = Duration::from_secs(10);
+const RETRY_INTERVAL: Duration = Duration::from_millis(10);
+const MAX_REQUEST: u64 = 64;
+const MAX_ANSWER: u64 = 1 << 20;
 
 /// What is said where two machines use one key, and what to do.
 pub const KEY_SHARED: &str = "another machine uses this machine's key, and each takes the other's packets: to give this one a \
@@ -340,14 +340,14 @@ fn listen(path: &Path) -> io::Result<UnixListener> {
 async fn serve(listener: UnixListener, asked: mpsc::Sender<Asked>) {
     while let Ok((stream, _)) = listener.accept().await {
         let asked = asked.clone();
-        tokio::spawn(async move { timeout(EXCHANGE, answer(stream, asked)).await });
+        tokio::spawn(async move { timeout(EXCHANGE_TIMEOUT, answer(stream, asked)).await });
     }
 }
 
 async fn answer(stream: UnixStream, asked: mpsc::Sender<Asked>) -> Option<()> {
     let (reader, mut writer) = stream.into_split();
     let mut line = String::new();
-    BufReader::new(reader.take(LONGEST_REQUEST)).read_line(&mut line).await.ok()?;
+    BufReader::new(reader.take(MAX_REQUEST)).read_line(&mut line).await.ok()?;
     let question = match line.trim() {
         "status" => Question::Status,
         "down" => Question::Down,
@@ -370,12 +370,12 @@ pub async fn ask(name: &str, state: &Path, question: Question) -> Result<Status,
         _ => ClientError::NotRunning(name.to_owned()),
     })?;
     let timed_out = |_| failed(io::ErrorKind::TimedOut.into());
-    let exchanged = timeout(EXCHANGE, exchange(stream, question)).await.map_err(timed_out)?;
+    let exchanged = timeout(EXCHANGE_TIMEOUT, exchange(stream, question)).await.map_err(timed_out)?;
     let status = exchanged.map_err(|source| {
         if hung_up(&source) { ClientError::NotRunning(name.to_owned()) } else { failed(source) }
     })?;
     if question == Question::Down {
-        timeout(EXCHANGE, nobody_answers(&path)).await.map_err(timed_out)?;
+        timeout(EXCHANGE_TIMEOUT, nobody_answers(&path)).await.map_err(timed_out)?;
     }
     Ok(status)
 }
@@ -384,7 +384,7 @@ pub async fn ask(name: &str, state: &Path, question: Question) -> Result<Status,
 /// closed all it had open, and hangs up on them.
 async fn in_use(path: &Path) -> bool {
     let Ok(stream) = UnixStream::connect(path).await else { return false };
-    let exchanged = timeout(EXCHANGE, exchange(stream, Question::Status)).await;
+    let exchanged = timeout(EXCHANGE_TIMEOUT, exchange(stream, Question::Status)).await;
     !matches!(exchanged, Ok(Err(error)) if hung_up(&error))
 }
 
@@ -397,7 +397,7 @@ fn hung_up(error: &io::Error) -> bool {
 /// The tunnel's process ends a moment after its answer; until then another one of that name could not begin.
 async fn nobody_answers(path: &Path) {
     while UnixStream::connect(path).await.is_ok() {
-        sleep(AGAIN).await;
+        sleep(RETRY_INTERVAL).await;
     }
 }
 
@@ -409,7 +409,7 @@ async fn exchange(stream: UnixStream, question: Question) -> io::Result<Status> 
     };
     writer.write_all(request).await?;
     let mut line = String::new();
-    if BufReader::new(reader.take(LONGEST_ANSWER)).read_line(&mut line).await? == 0 {
+    if BufReader::new(reader.take(MAX_ANSWER)).read_line(&mut line).await? == 0 {
         return Err(io::ErrorKind::UnexpectedEof.into());
     }
     serde_json::from_str(&line).map_err(io::Error::other)

@@ -22,7 +22,7 @@ use crate::{
 const MEMBERSHIP: &str = "enrolment.json";
 const SESSION: &str = "session.pem";
 const CONFIG: &str = "config.bin";
-const CALL: Duration = Duration::from_secs(20);
+const CALL_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// Which gateway and pool a client belongs to.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -232,7 +232,7 @@ async fn ask(
     request: v1::EnrolRequest,
 ) -> Result<v1::EnrolResponse, ClientError> {
     let mut challenge = Request::new(v1::ChallengeRequest {});
-    challenge.set_timeout(CALL);
+    challenge.set_timeout(CALL_TIMEOUT);
     let challenge = gateway.challenge(challenge).await.map_err(|status| match status.code() {
         Code::Unimplemented => ClientError::outdated_gateway(),
         _ => ClientError::from_status(&status),
@@ -240,7 +240,7 @@ async fn ask(
     let proof = possession::prove(tunnel_key, challenge.get_ref(), &request)
         .map_err(|_| ClientError::Config("its challenge is malformed".into()))?;
     let mut request = Request::new(v1::EnrolRequest { proof: Some(proof), ..request });
-    request.set_timeout(CALL);
+    request.set_timeout(CALL_TIMEOUT);
     let response = gateway.enrol(request).await.map_err(|status| ClientError::from_status(&status))?;
     Ok(response.into_inner())
 }

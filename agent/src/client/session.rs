@@ -52,7 +52,7 @@ const ON_ITS_WAY: Duration = Duration::from_millis(300);
 const LATELY: Duration = Duration::from_secs(10);
 /// How soon the gateway ends the stream after a goodbye that it heard.
 const GOODBYE_HEARD: Duration = Duration::from_millis(400);
-const CALL: Duration = Duration::from_secs(20);
+const CALL_TIMEOUT: Duration = Duration::from_secs(20);
 /// How often it is looked whether a renewal is due: the clock may be set, and timers stand still while the machine sleeps.
 const RENEWAL_LOOK: Duration = Duration::from_hours(1);
 /// How often it is looked whether the clock was set, so that the gateway hears of it. It costs no packet.
@@ -271,7 +271,7 @@ impl Session {
         let _ = outbox.try_send(hello);
         let mut clocks = Clocks::now();
         let _ = outbox.try_send(clock_message(&clocks));
-        let answer = timeout(CALL, client.attach(Request::new(ReceiverStream::new(messages)))).await;
+        let answer = timeout(CALL_TIMEOUT, client.attach(Request::new(ReceiverStream::new(messages)))).await;
         let mut stream =
             answer.map_err(|_| Status::deadline_exceeded("the gateway does not answer"))??.into_inner();
         // Those of before were for another connection.
@@ -393,7 +393,7 @@ impl Session {
         // The key of the first certificate, for good: whoever comes with another has to enrol.
         let key = SessionKey::from_pem(&self.proof.borrow().key_pem)?;
         let mut request = Request::new(v1::RenewRequest { csr: key.request()? });
-        request.set_timeout(CALL);
+        request.set_timeout(CALL_TIMEOUT);
         let issued = client.renew(request).await.map_err(|status| ClientError::from_status(&status))?;
         let (chain_pem, ca_pem) = heard::issued(issued.into_inner())?;
         let proof = Proof { chain_pem, key_pem: key.to_pem() };

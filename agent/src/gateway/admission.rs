@@ -23,7 +23,7 @@ const JOINS: usize = 32;
 /// The same by ServiceAccount: each that is not known costs the API server a review.
 const SERVICE_ACCOUNTS: usize = 16;
 /// How long an enrolment waits for its turn.
-const PATIENCE: Duration = Duration::from_millis(1500);
+const TURN_TIMEOUT: Duration = Duration::from_millis(1500);
 /// What the operator says of a credential that is not good.
 const BAD: [&str; 7] = [
     "TokenInvalid",
@@ -82,7 +82,7 @@ impl Admission {
             Kind::Join | Kind::Keys => &self.joins,
             Kind::ServiceAccount => &self.service_accounts,
         };
-        turn.permit = timeout(PATIENCE, turns.acquire()).await.ok().and_then(Result::ok);
+        turn.permit = timeout(TURN_TIMEOUT, turns.acquire()).await.ok().and_then(Result::ok);
         if turn.permit.is_none() {
             let message = "too many clients are enrolling now, try again in a moment";
             return Err(refuse(Code::ResourceExhausted, "EnrolmentBusy", message));

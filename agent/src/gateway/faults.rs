@@ -13,11 +13,11 @@ use std::{
 use futures::FutureExt as _;
 
 /// The pause after the first panic. It doubles with each further one.
-const FIRST: Duration = Duration::from_millis(100);
+const MIN_PAUSE: Duration = Duration::from_millis(100);
 /// The longest pause: a part that cannot run costs no more than a try in this time.
-const LONGEST: Duration = Duration::from_secs(30);
+const MAX_PAUSE: Duration = Duration::from_secs(30);
 /// After so long without a panic the next one is a first one again.
-const CALM: Duration = Duration::from_mins(5);
+const CALM_TIMEOUT: Duration = Duration::from_mins(5);
 
 /// How often parts of the gateway panicked, since it started.
 #[derive(Debug, Clone, Default)]
@@ -43,10 +43,10 @@ pub(super) struct Backoff {
 impl Backoff {
     /// It panicked. The pause before it runs again.
     pub(super) fn handle_panic(&mut self, now: Instant) -> Duration {
-        let calm = self.last.is_none_or(|last| now.saturating_duration_since(last) >= CALM);
+        let calm = self.last.is_none_or(|last| now.saturating_duration_since(last) >= CALM_TIMEOUT);
         self.in_a_row = if calm { 0 } else { self.in_a_row.saturating_add(1) };
         self.last = Some(now);
-        FIRST.saturating_mul(2_u32.saturating_pow(self.in_a_row.min(16))).min(LONGEST)
+        MIN_PAUSE.saturating_mul(2_u32.saturating_pow(self.in_a_row.min(16))).min(MAX_PAUSE)
     }
 }
 
@@ -103,9 +103,9 @@ mod tests {
             pauses.push(pause);
             now += pause;
         }
-        assert_eq!((pauses[0], pauses[1]), (FIRST, FIRST * 2));
-        assert!(pauses.is_sorted() && pauses[39] == LONGEST);
-        assert_eq!(backoff.handle_panic(now + CALM), FIRST);
+        assert_eq!((pauses[0], pauses[1]), (MIN_PAUSE, MIN_PAUSE * 2));
+        assert!(pauses.is_sorted() && pauses[39] == MAX_PAUSE);
+        assert_eq!(backoff.handle_panic(now + CALM_TIMEOUT), MIN_PAUSE);
     }
 
     #[tokio::test(start_paused = true)]

@@ -32,12 +32,12 @@ use crate::{
 };
 
 const BACKOFF: Duration = Duration::from_millis(250);
-const BACKOFF_CAP: Duration = Duration::from_secs(10);
+const MAX_BACKOFF: Duration = Duration::from_secs(10);
 /// A standby operator says so at once; the next connection may reach the leader.
 const STANDBY_RETRY: Duration = Duration::from_millis(500);
 /// A stream that lived so long was no failed attempt.
 const STABLE: Duration = Duration::from_secs(30);
-const CALL: Duration = Duration::from_secs(10);
+const CALL_TIMEOUT: Duration = Duration::from_secs(10);
 const CERTIFICATE_RETRY: Duration = Duration::from_secs(15);
 /// A snapshot of 100 000 clients is about 20 MB.
 const LARGEST_MESSAGE: usize = 64 << 20;
@@ -93,7 +93,7 @@ impl OperatorAccess {
     /// The same for a call that must end soon.
     pub(super) fn call<T>(&self, message: T) -> Result<Request<T>, GatewayError> {
         let mut request = self.request(message)?;
-        request.set_timeout(CALL);
+        request.set_timeout(CALL_TIMEOUT);
         Ok(request)
     }
 }
@@ -161,7 +161,7 @@ impl Link {
                 }
                 Err(_) => {
                     failures = if began.elapsed() > STABLE { 0 } else { failures + 1 };
-                    jitter.backoff(BACKOFF, BACKOFF_CAP, failures)
+                    jitter.backoff(BACKOFF, MAX_BACKOFF, failures)
                 }
             };
             if let Err(error) = ended {
@@ -183,7 +183,7 @@ impl Link {
         let _ = outbox.try_send(hello);
         let request = self.access.request(ReceiverStream::new(messages))?;
         // The operator answers the head of the stream once it has reviewed the token, or refuses.
-        let answer = tokio::time::timeout(CALL, client.clone().attach(request)).await;
+        let answer = tokio::time::timeout(CALL_TIMEOUT, client.clone().attach(request)).await;
         let mut stream = answer.map_err(|_| tonic::Status::unavailable("no answer in time"))??.into_inner();
         tracing::info!("attached to the operator");
         self.relay.send_replace(Some(client.clone().max_decoding_message_size(LARGEST_ANSWER)));

@@ -18,14 +18,14 @@ use crate::{
 };
 
 /// How far apart the gateway's and the agent's news of one move may come.
-const SAME: Duration = Duration::from_mins(1);
+const SAME_MOVE_TIMEOUT: Duration = Duration::from_mins(1);
 /// For so long a cause may still turn out to be another.
-const SETTLED: Duration = Duration::from_secs(10);
+const SETTLE_TIMEOUT: Duration = Duration::from_secs(10);
 /// Moves that wait for their cause to settle; more are counted at once.
-const UNSETTLED: usize = 8;
+const MAX_UNSETTLED: usize = 8;
 
 /// So many of one cause are believed at a time.
-const MOST: u64 = 1000;
+const MAX_NEWS: u64 = 1000;
 /// The agent's word and the tunnel's take different ways here.
 const OVERTAKES: Duration = Duration::from_secs(2);
 
@@ -112,7 +112,7 @@ pub struct NatState {
     recommended: Option<Duration>,
     /// At most one of each cause.
     tales: Vec<CauseCount>,
-    /// At most [`UNSETTLED`].
+    /// At most [`MAX_UNSETTLED`].
     fresh: Vec<RecentMove>,
     settled: Settled,
     /// What the agent told last, to see what is new.
@@ -242,7 +242,8 @@ impl NatState {
     /// The last move was one of many behind the same address: the NAT's doing. Returns whether there was one.
     pub fn handle_restart(&mut self, now: SystemTime) -> bool {
         let recent = |fresh: &&mut RecentMove| {
-            apart(fresh.at, now) < SAME && matches!(fresh.cause, Cause::MappingChanged | Cause::MappingLost)
+            apart(fresh.at, now) < SAME_MOVE_TIMEOUT
+                && matches!(fresh.cause, Cause::MappingChanged | Cause::MappingLost)
         };
         let Some(fresh) = self.fresh.iter_mut().rev().find(recent) else { return false };
         let from = std::mem::replace(&mut fresh.cause, Cause::NatRestart);
@@ -270,7 +271,7 @@ impl NatState {
     pub fn take_settled(&mut self, now: SystemTime) -> Settled {
         let mut settled = std::mem::take(&mut self.settled);
         self.fresh.retain(|fresh| {
-            let keep = apart(fresh.at, now) < SETTLED;
+            let keep = apart(fresh.at, now) < SETTLE_TIMEOUT;
             if !keep {
                 settled.add(fresh.cause, 1);
             }
@@ -345,7 +346,7 @@ impl NatState {
                 None => u64::from(last.at > self.since),
             };
             if news > 0 {
-                self.handle_named(of_cause.cause, last, news.min(MOST));
+                self.handle_named(of_cause.cause, last, news.min(MAX_NEWS));
             }
         }
         self.told = Some(told.clone());
@@ -355,7 +356,7 @@ impl NatState {
     fn handle_named(&mut self, cause: Cause, last: Move, news: u64) {
         let same = |fresh: &&mut RecentMove| {
             fresh.observer == Observer::Gateway
-                && apart(fresh.at, last.at) < SAME
+                && apart(fresh.at, last.at) < SAME_MOVE_TIMEOUT
                 && (last.to.is_none() || fresh.to == last.to)
         };
         let seen = self.fresh.iter_mut().rev().find(same).filter(|_| is_visible(cause));
@@ -377,7 +378,7 @@ impl NatState {
             fresh.observer == Observer::Agent
                 && is_visible(fresh.cause)
                 && fresh.to == moved.to
-                && apart(fresh.at, moved.at) < SAME
+                && apart(fresh.at, moved.at) < SAME_MOVE_TIMEOUT
         };
         let fresh = self.fresh.iter_mut().find(same)?;
         fresh.observer = Observer::Both;
@@ -385,7 +386,7 @@ impl NatState {
     }
 
     fn count(&mut self, cause: Cause, last: Move, news: u64, observer: Observer) {
-        if self.fresh.len() >= UNSETTLED {
+        if self.fresh.len() >= MAX_UNSETTLED {
             self.settled.add(self.fresh.remove(0).cause, 1);
         }
         self.settled.add(cause, news.saturating_sub(1));

@@ -21,7 +21,7 @@ use tokio::{
 use super::command::{Command, Readiness};
 
 /// Less than a probe waits.
-const ANSWER: Duration = Duration::from_secs(1);
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(1);
 /// From one page of metrics to the next.
 const PAUSE: Duration = Duration::from_millis(250);
 
@@ -46,7 +46,7 @@ async fn ask<T>(control: &Control, question: impl FnOnce(oneshot::Sender<T>) -> 
         control.send(question(answer)).await.ok()?;
         answered.await.ok()
     };
-    timeout(ANSWER, exchange).await.ok()?
+    timeout(ANSWER_TIMEOUT, exchange).await.ok()?
 }
 
 async fn livez(State((control, _)): State<(Control, Page)>) -> impl IntoResponse {

@@ -15,7 +15,7 @@ use crate::{
 };
 
 /// Time for one answer.
-const ANSWER: Duration = Duration::from_millis(800);
+const ANSWER_TIMEOUT: Duration = Duration::from_millis(800);
 /// Initiations sent to one endpoint.
 const TRIES: u32 = 2;
 /// Larger than any handshake message.
@@ -81,7 +81,7 @@ impl Prober {
             if socket.send(initiation).await.is_err() {
                 return false;
             }
-            if timeout(ANSWER, answered(&socket, &mut tunn)).await == Ok(true) {
+            if timeout(ANSWER_TIMEOUT, answered(&socket, &mut tunn)).await == Ok(true) {
                 return true;
             }
         }

@@ -27,10 +27,10 @@ pub const COALESCE: Duration = Duration::from_millis(250);
 /// Everything goes up this often; it is the heartbeat as well.
 pub const HEARTBEAT: Duration = Duration::from_secs(5);
 /// Clients in one message, about 2 MB.
-pub const LARGEST: usize = 10_000;
+pub const MAX_CLIENTS: usize = 10_000;
 
 /// A clock that is wrong by less troubles nobody, and a message may be on its way for some seconds.
-const WRONG: Duration = Duration::from_mins(1);
+const MIN_SKEW: Duration = Duration::from_mins(1);
 
 /// One client as it stands.
 #[derive(Debug, Clone, PartialEq)]
@@ -111,7 +111,7 @@ impl Observation {
             return v1::ClockReport::default();
         }
         let seconds = |size: Duration| i64::try_from(size.as_secs()).unwrap_or(i64::MAX);
-        let ahead_seconds = match self.skew.filter(|skew| skew.0.size() >= WRONG).map(|skew| skew.0) {
+        let ahead_seconds = match self.skew.filter(|skew| skew.0.size() >= MIN_SKEW).map(|skew| skew.0) {
             Some(Offset::Ahead(size)) => seconds(size),
             Some(Offset::Behind(size)) => -seconds(size),
             None => 0,
@@ -228,13 +228,13 @@ impl Reporter {
         }
         self.sent = meanings;
         let own = std::mem::take(&mut self.own_changed);
-        if full && due.len() <= LARGEST {
+        if full && due.len() <= MAX_CLIENTS {
             return vec![(due, true)];
         }
         if own && due.is_empty() {
             return vec![(due, false)];
         }
-        due.chunks(LARGEST).map(|part| (part.to_vec(), false)).collect()
+        due.chunks(MAX_CLIENTS).map(|part| (part.to_vec(), false)).collect()
     }
 }
 
@@ -338,7 +338,7 @@ mod tests {
     fn a_message_never_holds_more_than_fits() {
         let now = Instant::now();
         let mut reporter = Reporter::new(now);
-        let all: Vec<_> = (0..=LARGEST)
+        let all: Vec<_> = (0..=MAX_CLIENTS)
             .map(|n| {
                 let mut bytes = [0; 32];
                 bytes[..8].copy_from_slice(&n.to_be_bytes());
@@ -347,6 +347,6 @@ mod tests {
             .collect();
         let sizes: Vec<_> =
             reporter.take(now, &all).iter().map(|(clients, full)| (clients.len(), *full)).collect();
-        assert_eq!(sizes, [(LARGEST, false), (1, false)]);
+        assert_eq!(sizes, [(MAX_CLIENTS, false), (1, false)]);
     }
 }

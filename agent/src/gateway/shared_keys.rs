@@ -32,7 +32,7 @@ const WINDOW: Duration = Duration::from_mins(3);
 /// Returns of an agent's process: one could be a message that was held up.
 const TAKEOVERS: usize = 2;
 /// It is over when nothing showed it for so long.
-const OVER: Duration = Duration::from_mins(5);
+const FORGET_TIMEOUT: Duration = Duration::from_mins(5);
 /// Sessions, places and processes remembered of a client, of each.
 const REMEMBERED: usize = 4;
 
@@ -171,7 +171,7 @@ impl SharedKeys {
         places: Option<(SocketAddr, SocketAddr)>,
         by_tunnel: bool,
     ) {
-        let until = now + OVER;
+        let until = now + FORGET_TIMEOUT;
         let shared = self.shared.entry(peer).or_insert_with(|| {
             self.news.push_back((peer, true));
             Shared { since: now, places, by_tunnel, until }

@@ -15,13 +15,13 @@ use pinhole_proto::v1;
 use crate::tunnel::PublicKey;
 
 /// Two attempts of a client later: longer than an agent needs to have it mended.
-const LASTING: Duration = Duration::from_secs(10);
+const LASTING_AFTER: Duration = Duration::from_secs(10);
 /// A client that still tries does so within this (`REKEY_ATTEMPT_TIME`, and its keepalive).
-const OVER: Duration = Duration::from_mins(2);
+const TRY_TIMEOUT: Duration = Duration::from_mins(2);
 /// Calls of one client are so far apart: it tries no sooner again (`REKEY_TIMEOUT`), and who plays old ones back gets no more.
-const CALL_PAUSE: Duration = Duration::from_secs(4);
+const CALL_INTERVAL: Duration = Duration::from_secs(4);
 /// A call is answered within this, or not at all.
-const ANSWER: Duration = Duration::from_secs(5);
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// What becomes of a client's handshakes that are not new.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -52,11 +52,11 @@ impl Stale {
 
     /// An old handshake of a client came. Whether it is to be called: one whose agent is asked is so where that does not help.
     pub(super) fn handle_stale(&mut self, now: Instant, peer: PublicKey, is_asked: bool) -> bool {
-        self.0.retain(|_, spell| spell.answered || now.saturating_duration_since(spell.last) < OVER);
+        self.0.retain(|_, spell| spell.answered || now.saturating_duration_since(spell.last) < TRY_TIMEOUT);
         let new = Spell { first: now, last: now, called: None, answered: false };
         let spell = self.0.entry(peer).or_insert(new);
         spell.last = now;
-        let waits = spell.called.is_some_and(|at| now.saturating_duration_since(at) < CALL_PAUSE);
+        let waits = spell.called.is_some_and(|at| now.saturating_duration_since(at) < CALL_INTERVAL);
         let calls = !waits && (!is_asked || spell.lasts());
         if calls {
             spell.called = Some(now);
@@ -70,7 +70,7 @@ impl Stale {
             return self.0.remove(peer).is_some();
         }
         let Some(spell) = self.0.get_mut(peer) else { return false };
-        let is_answer = spell.called.is_some_and(|at| now.saturating_duration_since(at) < ANSWER);
+        let is_answer = spell.called.is_some_and(|at| now.saturating_duration_since(at) < ANSWER_TIMEOUT);
         is_answer && !std::mem::replace(&mut spell.answered, true)
     }
 
@@ -80,7 +80,7 @@ impl Stale {
         if spell.answered {
             return Some(Fate::CalledBack);
         }
-        (spell.lasts() && now.saturating_duration_since(spell.last) < OVER).then_some(Fate::Dropped)
+        (spell.lasts() && now.saturating_duration_since(spell.last) < TRY_TIMEOUT).then_some(Fate::Dropped)
     }
 
     /// What to say of it.
@@ -97,7 +97,7 @@ impl Stale {
 
 impl Spell {
     fn lasts(&self) -> bool {
-        self.last.saturating_duration_since(self.first) >= LASTING
+        self.last.saturating_duration_since(self.first) >= LASTING_AFTER
     }
 }
 
@@ -122,7 +122,7 @@ mod tests {
         assert_eq!(said.category, "ClockSkew");
         assert!(said.message.contains("handshakes of 1 clients"), "{}", said.message);
         assert_eq!(stale.fate(now + RETRY * 2, &CLIENT), Some(Fate::Dropped));
-        assert_eq!(stale.impairment(now + RETRY * 2 + OVER), None, "nobody tries any more");
+        assert_eq!(stale.impairment(now + RETRY * 2 + TRY_TIMEOUT), None, "nobody tries any more");
         stale.handle_completed(now + RETRY * 2, &CLIENT, false);
         assert_eq!(stale.impairment(now + RETRY * 2), None);
     }
@@ -150,15 +150,15 @@ mod tests {
         let (mut stale, now) = (Stale::default(), Instant::now());
         assert!(!stale.handle_completed(now, &CLIENT, true));
         assert!(stale.handle_stale(now, CLIENT, false), "played back by a thief");
-        assert!(!stale.handle_completed(now + ANSWER, &CLIENT, true));
-        assert_eq!(stale.fate(now + ANSWER, &CLIENT), None);
+        assert!(!stale.handle_completed(now + ANSWER_TIMEOUT, &CLIENT, true));
+        assert_eq!(stale.fate(now + ANSWER_TIMEOUT, &CLIENT), None);
     }
 
     #[test]
     fn who_tries_no_more_is_forgotten() {
         let (mut stale, now) = (Stale::default(), Instant::now());
         stale.handle_stale(now, CLIENT, true);
-        stale.handle_stale(now + OVER, OTHER, true);
+        stale.handle_stale(now + TRY_TIMEOUT, OTHER, true);
         assert_eq!(stale.0.len(), 1);
         stale.retain(|key| *key != OTHER);
         assert!(stale.0.is_empty());

@@ -11,7 +11,7 @@ use super::IdentityError;
 const PREFIX: &str = "pinhole:";
 const VERSION: u32 = 1;
 /// Far above what a join string with two CA certificates needs.
-const LONGEST: usize = 64 * 1024;
+const MAX_BYTES: usize = 64 * 1024;
 
 /// `pinhole:` and, in base64url without padding, JSON of these fields, in this order. Holds a secret: it cannot
 /// be printed, only written out with [`Self::encode`].
@@ -59,7 +59,7 @@ impl FromStr for JoinString {
     fn from_str(text: &str) -> Result<Self, IdentityError> {
         let malformed = |why: &str| IdentityError::TokenMalformed(why.to_owned());
         let text = text.trim();
-        if text.len() > LONGEST {
+        if text.len() > MAX_BYTES {
             return Err(malformed("it is too long"));
         }
         let body = text.strip_prefix(PREFIX).ok_or_else(|| malformed("it does not begin with `pinhole:`"))?;

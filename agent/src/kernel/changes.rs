@@ -18,7 +18,7 @@ use super::{netlink, nftables};
 const GROUPS: u32 = 0x1 | 0x10 | 0x40 | 0x80 | 0x100 | 0x400 | 0x4_0000;
 
 /// Bytes of what comes at once.
-const LONGEST: usize = 64 * 1024;
+const MAX_MESSAGE: usize = 64 * 1024;
 /// That of nfnetlink that tells of nftables (`NFNLGRP_NFTABLES`, the seventh).
 const TABLES: u32 = 1 << 6;
 
@@ -48,7 +48,7 @@ fn listen(protocol: SockProtocol, groups: u32) -> io::Result<OwnedFd> {
 
 /// Reads all that is there. Whether any of it counts.
 fn drain(fd: &OwnedFd, counts: impl Fn(&[u8]) -> bool) -> io::Result<bool> {
-    let mut message = vec![0; LONGEST];
+    let mut message = vec![0; MAX_MESSAGE];
     let mut found = false;
     loop {
         match recv(fd.as_raw_fd(), &mut message, MsgFlags::empty()) {

@@ -23,7 +23,7 @@ const TYPE_MASK: u16 = 0x3fff;
 const ERROR: u16 = 2;
 const DONE: u16 = 3;
 /// The kernel's own limit for what it puts into one answer.
-const ANSWER: usize = 64 * 1024;
+const MAX_ANSWER: usize = 64 * 1024;
 
 /// `NLM_F_REQUEST`, part of every message.
 const REQUEST: u16 = 0x1;
@@ -229,7 +229,7 @@ impl Socket {
         let failed = |errno| KernelError::new(what, errno);
         let malformed = || KernelError::Malformed { what: what.to_owned() };
         send(self.fd.as_raw_fd(), bytes, MsgFlags::empty()).map_err(failed)?;
-        let mut buffer = vec![0; ANSWER];
+        let mut buffer = vec![0; MAX_ANSWER];
         loop {
             let length = match recv(self.fd.as_raw_fd(), &mut buffer, MsgFlags::empty()) {
                 Err(Errno::EINTR) => continue,

@@ -17,7 +17,7 @@ const HELD_TOGETHER: usize = 64 << 20;
 /// What a packet takes up beside its bytes.
 const OVERHEAD: usize = 64;
 /// A packet is not held for longer.
-const FRESH: Duration = Duration::from_secs(2);
+const HOLD_TIMEOUT: Duration = Duration::from_secs(2);
 /// When the owner is told, counted from the first packet: the peer's answer may be lost on the way. `Tunn` knows the answers
 /// to its two latest initiations, so that with these distances round trips of up to a second have one that counts.
 const KNOCKS: [Duration; 4] =
@@ -101,7 +101,7 @@ impl Asleep {
     /// When [`take_due`](Self::take_due) has something.
     pub(super) fn deadline(&self) -> Option<Instant> {
         let Knocking { since, told } = self.knocking?;
-        Some(since + KNOCKS.get(told).copied().unwrap_or(FRESH))
+        Some(since + KNOCKS.get(told).copied().unwrap_or(HOLD_TIMEOUT))
     }
 
     /// What is due by now.
@@ -113,7 +113,11 @@ impl Asleep {
             return Some(Due::Knock);
         }
         let mut dropped = 0;
-        while self.packets.front().is_some_and(|(since, _)| now.saturating_duration_since(*since) >= FRESH) {
+        while self
+            .packets
+            .front()
+            .is_some_and(|(since, _)| now.saturating_duration_since(*since) >= HOLD_TIMEOUT)
+        {
             dropped += u64::from(self.pop(together).is_some());
         }
         // Who came later has its own two seconds.

@@ -30,7 +30,7 @@ const WAKES_TOGETHER: usize = 262_144;
 const ANSWERS: Allowance = Allowance { rate: 200, burst: 400 };
 const ANSWERS_TOGETHER: Allowance = Allowance { rate: 20_000, burst: 40_000 };
 /// How long after the last wake of the live channel a beat may take before the owner is told.
-const PATIENCE: Duration = Duration::from_millis(1500);
+const KEY_TIMEOUT: Duration = Duration::from_millis(1500);
 
 /// What a key is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -61,7 +61,7 @@ struct Pending {
 impl Pending {
     fn next(&self) -> Instant {
         let last = Beat::WAKES.last().copied().unwrap_or_default();
-        self.first + Beat::WAKES.get(self.sent).copied().unwrap_or(last + PATIENCE)
+        self.first + Beat::WAKES.get(self.sent).copied().unwrap_or(last + KEY_TIMEOUT)
     }
 }
 

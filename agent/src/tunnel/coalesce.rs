@@ -16,7 +16,7 @@ use crate::kernel::TunOffload;
 /// Where a super-packet begins in the buffer; its frame's header is right in front.
 const BASE: usize = 64;
 /// The largest IP packet.
-const LARGEST: usize = 65_535;
+const MAX_PACKET: usize = 65_535;
 /// The longest headers that are merged: IPv6 and TCP with all options.
 const LONGEST_HEADERS: usize = 100;
 /// `UDP_MAX_SEGMENTS` of kernels before 6.9.
@@ -65,7 +65,7 @@ impl Coalescer {
     pub(super) fn new(offload: TunOffload) -> Self {
         Self {
             offload,
-            buffer: vec![0; BASE + 2 * LARGEST + 64].into_boxed_slice(),
+            buffer: vec![0; BASE + 2 * MAX_PACKET + 64].into_boxed_slice(),
             open: None,
             grew: false,
             room: BASE,
@@ -107,7 +107,7 @@ impl Coalescer {
             return;
         }
         self.displace(length, &mut write);
-        if packet.pushed || length + packet.payload > LARGEST {
+        if packet.pushed || length + packet.payload > MAX_PACKET {
             self.write_single(self.room, length, &mut write);
             return;
         }
@@ -191,7 +191,7 @@ impl Coalescer {
         open.count += 1;
         open.next_sequence = packet.next_sequence();
         open.pushed = packet.pushed;
-        let full = open.end - BASE + open.first.payload > LARGEST
+        let full = open.end - BASE + open.first.payload > MAX_PACKET
             || (open.first.kind == Kind::Udp && open.count == MOST_UDP);
         if packet.pushed || packet.payload < open.first.payload || full {
             self.close(write);

@@ -10,7 +10,7 @@ use std::{
 /// How long an address goes without, until it is tried again: routes change.
 const FORGET: Duration = Duration::from_mins(5);
 /// Addresses remembered. Beyond them all are tried again.
-const MOST: usize = 4096;
+const MAX_ADDRESSES: usize = 4096;
 
 /// What a path has refused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -39,7 +39,7 @@ pub(super) struct GsoDenylist(HashMap<SocketAddr, (Instant, usize)>);
 impl GsoDenylist {
     /// Takes note of a refusal.
     pub(super) fn refused(&mut self, to: SocketAddr, what: Refused, now: Instant) {
-        if self.0.len() >= MOST {
+        if self.0.len() >= MAX_ADDRESSES {
             self.0.clear();
         }
         // What is remembered was not asked for again, so it holds as well.
@@ -103,7 +103,7 @@ mod tests {
     fn memory_is_bounded() {
         let now = Instant::now();
         let mut unsplit = GsoDenylist::default();
-        for n in 0..=u16::try_from(MOST).unwrap() {
+        for n in 0..=u16::try_from(MAX_ADDRESSES).unwrap() {
             unsplit.refused(address(n), Refused::Anything, now);
         }
         assert_eq!(unsplit.0.len(), 1);

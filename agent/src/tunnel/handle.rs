@@ -79,7 +79,7 @@ pub(super) enum Command {
 }
 
 /// How long to wait for an answer of a thread. It is busy for milliseconds at most.
-const PATIENCE: Duration = Duration::from_secs(5);
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
 /// A child of ours that is not yet the program that it is to be still holds the sockets that we closed.
 const RETRIES: u32 = 50;
 const RETRY: Duration = Duration::from_millis(4);
@@ -123,7 +123,7 @@ impl Worker {
     fn ask<T>(&self, command: impl FnOnce(Answer<T>) -> Command) -> Result<T, TunnelError> {
         let (answer, result) = mpsc::sync_channel(1);
         self.tell(command(answer));
-        result.recv_timeout(PATIENCE).map_err(|_| TunnelError::Stopped)?
+        result.recv_timeout(ANSWER_TIMEOUT).map_err(|_| TunnelError::Stopped)?
     }
 }
 

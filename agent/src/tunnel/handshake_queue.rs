@@ -17,11 +17,11 @@ const SPARE: usize = 16_384;
 /// Places for those of each priority beside much data: who comes last waits for two or three seconds.
 const NARROW: usize = 768;
 /// By then the initiator has sent another one (`REKEY_TIMEOUT`), and does not take an answer to this.
-const FRESH: Duration = Duration::from_secs(5);
+const QUEUE_TIMEOUT: Duration = Duration::from_secs(5);
 /// Beside much data, handshakes get one part in so many of the time: some 300 a second.
 const SHARE: u32 = 12;
 /// Bytes in one priority that are much: what single packets of many peers do not come to.
-const MUCH: usize = 32 << 10;
+const MAX_IDLE_BYTES: usize = 32 << 10;
 /// How long after much data handshakes get no more than their share.
 pub(super) const LULL: Duration = Duration::from_millis(1);
 /// How long after much data there are few places.
@@ -95,7 +95,7 @@ impl HandshakeQueue {
     pub(super) fn next(&mut self, now: Instant) -> Option<PendingInitiation> {
         for priority in Priority::ALL {
             while let Some((since, caller)) = self.those_of_mut(priority).pop_front() {
-                if now.saturating_duration_since(since) < FRESH {
+                if now.saturating_duration_since(since) < QUEUE_TIMEOUT {
                     return Some(caller);
                 }
             }
@@ -153,7 +153,7 @@ impl Default for Budget {
 impl Budget {
     /// A priority carried so many bytes of data.
     pub(super) fn saw(&mut self, now: Instant, data: usize) {
-        if data >= MUCH {
+        if data >= MAX_IDLE_BYTES {
             self.busy = Some(now);
         }
     }
@@ -227,7 +227,7 @@ mod tests {
         let (now, mut queue) = (Instant::now(), HandshakeQueue::default());
         queue.join(now, caller(1, Priority::Spare));
         queue.join(now + Duration::from_secs(1), caller(2, Priority::Spare));
-        assert_eq!(ports(&mut queue, now + FRESH), [2]);
+        assert_eq!(ports(&mut queue, now + QUEUE_TIMEOUT), [2]);
     }
 
     #[test]
@@ -282,7 +282,7 @@ mod tests {
         let mut budget = Budget::default();
         budget.saw(now, 1500);
         assert!(!budget.is_short(now));
-        budget.saw(now, MUCH);
+        budget.saw(now, MAX_IDLE_BYTES);
         assert!(budget.is_short(now + LATELY / 2) && !budget.is_short(now + LATELY));
     }
 
@@ -291,10 +291,13 @@ mod tests {
         let wanted = 1.0 / f64::from(SHARE);
         let wanted = 0.8 * wanted..1.2 * wanted;
         for priority in [20, 400, 5000].map(Duration::from_micros) {
-            let share = share(priority, |_| MUCH);
+            let share = share(priority, |_| MAX_IDLE_BYTES);
             assert!(wanted.contains(&share), "{priority:?}: {share}");
         }
-        let share = share(Duration::from_micros(50), |priority| if priority % 8 == 0 { 8 * MUCH } else { 0 });
+        let share = share(
+            Duration::from_micros(50),
+            |priority| if priority % 8 == 0 { 8 * MAX_IDLE_BYTES } else { 0 },
+        );
         assert!(wanted.contains(&share), "in bursts: {share}");
     }
 

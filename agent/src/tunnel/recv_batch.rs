@@ -14,7 +14,7 @@ use super::{
 };
 
 /// The largest datagram, and the largest run of merged ones. What of it is never used never takes memory.
-const LARGEST: usize = 65_536;
+const MAX_DATAGRAM: usize = 65_536;
 /// Messages in one call, where each may be a run, and where each is one datagram.
 const RUNS: usize = 8;
 const DATAGRAMS: usize = 64;
@@ -62,7 +62,7 @@ impl RecvBatch {
     /// `merged` says whether the kernel merges datagrams (UDP GRO).
     pub(super) fn new(merged: bool) -> Self {
         let count = if merged { RUNS } else { DATAGRAMS };
-        let bytes = vec![0; LARGEST * count].into_boxed_slice();
+        let bytes = vec![0; MAX_DATAGRAM * count].into_boxed_slice();
         Self { bytes, merged, wanted: count, messages: Vec::with_capacity(count) }
     }
 
@@ -85,7 +85,7 @@ impl RecvBatch {
         let mut count = 0;
         let parts = headers.iter_mut().zip(&mut names).zip(controls.iter_mut().zip(&mut slices));
         for (((header, name), (control, slice)), bytes) in
-            parts.zip(self.bytes.chunks_exact_mut(LARGEST)).take(self.wanted)
+            parts.zip(self.bytes.chunks_exact_mut(MAX_DATAGRAM)).take(self.wanted)
         {
             *slice = libc::iovec { iov_base: bytes.as_mut_ptr().cast(), iov_len: bytes.len() };
             let header = &mut header.msg_hdr;
@@ -122,7 +122,7 @@ impl RecvBatch {
 
     /// What the last call received, in its order.
     pub(super) fn runs(&self) -> impl Iterator<Item = Run<'_>> {
-        self.messages.iter().zip(self.bytes.chunks_exact(LARGEST)).map(|(message, bytes)| Run {
+        self.messages.iter().zip(self.bytes.chunks_exact(MAX_DATAGRAM)).map(|(message, bytes)| Run {
             from: message.from,
             bytes: bytes.get(..message.length).unwrap_or_default(),
             segment: message.segment,

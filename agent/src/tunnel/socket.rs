@@ -31,7 +31,7 @@ pub(super) const LONGEST_RUN: usize = 64;
 /// Room in the kernel for bursts, in bytes. One of 1 MB costs hundreds of retransmissions in a TCP stream.
 const BUFFER: usize = 7 << 20;
 /// How long to wait for room in the socket's buffer, in milliseconds: it drains at the speed of the network.
-const PATIENCE: u16 = 5;
+const MAX_RETRIES: u16 = 5;
 
 /// The tunnel's UDP socket.
 #[derive(Debug)]
@@ -192,7 +192,7 @@ impl UdpEndpoint {
         match self.try_send(to, bytes, size) {
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                 let mut ready = [PollFd::new(self.fd.as_fd(), PollFlags::POLLOUT)];
-                poll(&mut ready, PollTimeout::from(PATIENCE))?;
+                poll(&mut ready, PollTimeout::from(MAX_RETRIES))?;
                 self.try_send(to, bytes, size)
             }
             result => result,

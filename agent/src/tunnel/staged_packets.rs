@@ -9,7 +9,7 @@ use std::{
 /// rest themselves.
 const HELD: usize = 16;
 /// After this time a packet is stale, and its sender has repeated it.
-const FRESH: Duration = Duration::from_secs(10);
+const STAGE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// The packets of one peer, oldest first; a full queue drops its oldest.
 #[derive(Debug, Default)]
@@ -36,7 +36,7 @@ impl StagedPackets {
         let held = all.len();
         let fresh: Vec<_> = all
             .into_iter()
-            .filter(|(since, _)| now.saturating_duration_since(*since) < FRESH)
+            .filter(|(since, _)| now.saturating_duration_since(*since) < STAGE_TIMEOUT)
             .map(|(_, packet)| packet)
             .collect();
         let stale = (held - fresh.len()) as u64;
@@ -65,7 +65,7 @@ mod tests {
         let mut waiting = StagedPackets::default();
         waiting.hold(now, &[1]);
         waiting.hold(now + Duration::from_secs(5), &[2]);
-        let (packets, stale) = waiting.take(now + FRESH);
+        let (packets, stale) = waiting.take(now + STAGE_TIMEOUT);
         assert_eq!((packets.len(), stale), (1, 1));
     }
 }

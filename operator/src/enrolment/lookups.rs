@@ -14,7 +14,7 @@ use pinhole_reception::Shared;
 use super::RecordsError;
 
 /// Things that are looked up now, beyond which those that nobody waits for are forgotten.
-const MOST: usize = 1024;
+const MAX_LOOKUPS: usize = 1024;
 /// From one look to the next.
 const PAUSE: Duration = Duration::from_millis(50);
 
@@ -43,7 +43,7 @@ impl<K: Eq + Hash, V: Clone> Lookups<K, V> {
 
     fn of(&self, key: K) -> Arc<Shared<Answer<V>>> {
         let mut lookups = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if lookups.len() >= MOST {
+        if lookups.len() >= MAX_LOOKUPS {
             lookups.retain(|_, shared| Arc::strong_count(shared) > 1);
         }
         Arc::clone(lookups.entry(key).or_insert_with(|| Arc::new(Shared::new(PAUSE))))
@@ -82,6 +82,6 @@ mod tests {
         for n in 0..10_000_u32 {
             lookups.get(n, async { Ok(n) }).await.unwrap();
         }
-        assert!(lookups.0.lock().unwrap().len() <= MOST);
+        assert!(lookups.0.lock().unwrap().len() <= MAX_LOOKUPS);
     }
 }

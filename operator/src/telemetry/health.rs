@@ -8,10 +8,10 @@ use std::{
 use tokio::sync::Notify;
 
 /// A watch that has failed for this long will not come back by itself.
-const WATCH_PATIENCE: Duration = Duration::from_mins(3);
+const WATCH_TIMEOUT: Duration = Duration::from_mins(3);
 
 /// A leader's loop turns every second or so; one that stood still for this long hangs.
-const LOOP_PATIENCE: Duration = Duration::from_mins(1);
+const LOOP_TIMEOUT: Duration = Duration::from_mins(1);
 
 /// One watch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -87,9 +87,9 @@ impl Health {
         let watch = state
             .watches
             .iter()
-            .find(|w| w.failing_since.is_some_and(|since| lasting(since, WATCH_PATIENCE)))
+            .find(|w| w.failing_since.is_some_and(|since| lasting(since, WATCH_TIMEOUT)))
             .map(|w| format!("the watch of {} has been failing for minutes: see the log", w.kind));
-        let stuck = state.beat.is_some_and(|beat| lasting(beat, LOOP_PATIENCE));
+        let stuck = state.beat.is_some_and(|beat| lasting(beat, LOOP_TIMEOUT));
         watch.or_else(|| stuck.then(|| "the leader's loop stands still".to_owned()))
     }
 
@@ -139,20 +139,20 @@ mod tests {
         let (health, now) = (Health::default(), Instant::now());
         let pod = health.expect_watch("Pod");
         health.watch_failed(pod, now);
-        health.watch_failed(pod, now + WATCH_PATIENCE / 2);
-        assert_eq!(health.illness(now + WATCH_PATIENCE / 2), None);
-        assert!(health.illness(now + WATCH_PATIENCE).is_some());
+        health.watch_failed(pod, now + WATCH_TIMEOUT / 2);
+        assert_eq!(health.illness(now + WATCH_TIMEOUT / 2), None);
+        assert!(health.illness(now + WATCH_TIMEOUT).is_some());
         health.watch_works(pod);
-        assert_eq!(health.illness(now + WATCH_PATIENCE), None);
+        assert_eq!(health.illness(now + WATCH_TIMEOUT), None);
     }
 
     #[test]
     fn only_a_leader_must_beat() {
         let (health, now) = (Health::default(), Instant::now());
-        assert_eq!(health.illness(now + LOOP_PATIENCE), None);
+        assert_eq!(health.illness(now + LOOP_TIMEOUT), None);
         health.beat(now);
-        assert!(health.illness(now + LOOP_PATIENCE).is_some());
+        assert!(health.illness(now + LOOP_TIMEOUT).is_some());
         health.rest();
-        assert_eq!(health.illness(now + LOOP_PATIENCE), None);
+        assert_eq!(health.illness(now + LOOP_TIMEOUT), None);
     }
 }

@@ -12,15 +12,16 @@ const RATIO: f64 = 1.3;
 const LONG: Duration = Duration::from_secs(702);
 const LONG_RATIO: f64 = 1.5;
 /// Bounds the sockets, whatever is asked for.
-const MOST: usize = 32;
+const MAX_STEPS: usize = 32;
 /// What a refinement cuts a bracket into.
 const PARTS: u32 = 4;
 
 /// The ages above `from`, up to and including the first that is beyond `longest`.
 pub(super) fn search_steps(from: Duration, longest: Duration) -> Vec<Duration> {
     let first = if from.is_zero() { LOWEST } else { next(from) };
-    let mut steps: Vec<_> =
-        std::iter::successors(Some(first), |&step| (step < longest).then(|| next(step))).take(MOST).collect();
+    let mut steps: Vec<_> = std::iter::successors(Some(first), |&step| (step < longest).then(|| next(step)))
+        .take(MAX_STEPS)
+        .collect();
     if let Some(last) = steps.last_mut() {
         *last = (*last).min(longest.max(first));
     }
@@ -65,7 +66,7 @@ mod tests {
     #[test]
     fn rungs_are_close_enough_for_a_verdict_within_a_third_of_the_lifetime() {
         let all = search_steps(Duration::ZERO, Duration::from_hours(1));
-        assert!(all.len() <= MOST);
+        assert!(all.len() <= MAX_STEPS);
         assert_eq!(all.last(), Some(&Duration::from_hours(1)));
         for pair in all.windows(2) {
             let limit = if pair[0] < LONG { 1.301 } else { 1.501 };

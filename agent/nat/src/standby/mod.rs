@@ -48,7 +48,7 @@ const CHEAPER: f64 = 1.9;
 /// Where the session is preferred, it has to last so long at a time.
 const LEAST: Duration = Duration::from_secs(25);
 /// Who does not know the lifetime of its UDP binding by then compares with the interval in force.
-const PATIENCE: Duration = Duration::from_mins(75);
+const LEARN_TIMEOUT: Duration = Duration::from_mins(75);
 /// Share of the UDP interval after which traffic is over: just before the keeper would send.
 const OVER: f64 = 0.9;
 /// The same where the interval is not known.
@@ -398,7 +398,7 @@ impl Standby {
 
     fn knows_udp(&self, now: Instant) -> bool {
         let learnt = self.udp.cost.is_some_and(|cost| cost.learnt);
-        learnt || now.saturating_duration_since(self.since) >= PATIENCE
+        learnt || now.saturating_duration_since(self.since) >= LEARN_TIMEOUT
     }
 
     fn close_canaries(&mut self) {

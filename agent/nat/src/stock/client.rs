@@ -12,7 +12,7 @@ use crate::{Binding, Cause, Churn, ChurnLog, Confidence, Promotion};
 /// The shortest silence that is tried.
 const FIRST: Duration = Duration::from_secs(8);
 /// The longest one that is tried where the client is silent for so long.
-const LONGEST: Duration = Duration::from_mins(5);
+const MAX_INTERVAL: Duration = Duration::from_mins(5);
 /// Each silence that was survived is followed by one longer by this, until one is not.
 const STEP: f64 = 1.4;
 /// Close enough: a bracket this narrow is not narrowed further.
@@ -173,7 +173,7 @@ impl Client {
         self.churn.push(Churn { at: now, cause, from: Some(from), to: Some(to), idle });
         if !stayed {
             self.forget(now);
-        } else if idle > Duration::ZERO && idle <= LONGEST && self.is_regular() {
+        } else if idle > Duration::ZERO && idle <= MAX_INTERVAL && self.is_regular() {
             // It was there all the time, and nothing but the NAT ended its mapping.
             self.settled.died(idle);
         }
@@ -292,7 +292,7 @@ impl Client {
 
     /// The longest silence that can be tried.
     fn limit(&self) -> Duration {
-        self.interval().map_or(LONGEST, |interval| interval.saturating_sub(AHEAD))
+        self.interval().map_or(MAX_INTERVAL, |interval| interval.saturating_sub(AHEAD))
     }
 
     fn is_regular(&self) -> bool {

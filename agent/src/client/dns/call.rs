@@ -13,7 +13,7 @@ use super::manager::Call;
 const LIMIT: Duration = Duration::from_secs(5);
 const LOOK: Duration = Duration::from_millis(5);
 /// Bytes that are read of what one prints.
-const MOST: u64 = 64 * 1024;
+const MAX_OUTPUT: u64 = 64 * 1024;
 /// Where they are beside `PATH`, which services may have without the administrator's directories.
 const ADMINISTRATORS: [&str; 2] = ["/usr/sbin", "/sbin"];
 
@@ -47,7 +47,7 @@ fn carry_out(call: &Call, stdout: Stdio) -> Result<String, String> {
     let status = wait(&mut child).map_err(failed)?;
     let mut printed = String::new();
     if let Some(stdout) = child.stdout.take() {
-        let _ = stdout.take(MOST).read_to_string(&mut printed);
+        let _ = stdout.take(MAX_OUTPUT).read_to_string(&mut printed);
     }
     match status {
         Some(status) if status.success() || call.optional => Ok(printed),

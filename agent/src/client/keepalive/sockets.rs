@@ -21,12 +21,12 @@ use tokio_util::task::AbortOnDropHandle;
 use crate::nat::Radio;
 
 /// Sockets that the keeper's experiments use at once.
-const MOST: usize = 40;
+const MAX_SOCKETS: usize = 40;
 /// And those of a survey of the network.
 const MOST_OF_SURVEY: usize = 10;
 /// How long a socket stays open that is not needed any more.
 const LINGER: Duration = Duration::from_secs(1);
-const LARGEST: usize = 256;
+const MAX_DATAGRAM: usize = 256;
 
 /// The sockets of a survey are numbered from here; the keeper's begin at 0.
 pub(super) const FIRST_SOCKET: u32 = 1 << 31;
@@ -68,7 +68,7 @@ impl Sockets {
             arrivals,
             fwmark,
             radio,
-            permits: Arc::new(Semaphore::new(2 * (MOST + MOST_OF_SURVEY))),
+            permits: Arc::new(Semaphore::new(2 * (MAX_SOCKETS + MOST_OF_SURVEY))),
         }
     }
 
@@ -79,7 +79,7 @@ impl Sockets {
         }
         let of_survey = |number: &u32| *number >= FIRST_SOCKET;
         let alike = self.open.keys().filter(|other| of_survey(other) == of_survey(&number)).count();
-        if alike >= if of_survey(&number) { MOST_OF_SURVEY } else { MOST } {
+        if alike >= if of_survey(&number) { MOST_OF_SURVEY } else { MAX_SOCKETS } {
             tracing::debug!("no socket for another experiment");
             return None;
         }
@@ -129,7 +129,7 @@ fn open(to: SocketAddr, fwmark: u32) -> io::Result<(UdpSocket, u16)> {
 }
 
 async fn read(socket: Arc<UdpSocket>, number: u32, arrivals: mpsc::Sender<Arrival>, radio: Arc<Radio>) {
-    let mut buffer = [0; LARGEST];
+    let mut buffer = [0; MAX_DATAGRAM];
     loop {
         let received = socket.recv_from(&mut buffer).await;
         let at = Instant::now();

@@ -20,7 +20,7 @@ use crate::gateway::{
 };
 
 /// For how long the operator hears of a restart: longer than any report takes to get there.
-const TOLD: Duration = Duration::from_mins(10);
+const TOLD_TIMEOUT: Duration = Duration::from_mins(10);
 
 /// What the operator makes an Event of.
 const CATEGORY: &str = "ControlRestarted";
@@ -35,7 +35,7 @@ pub(super) struct Restarts {
 
 impl Restarts {
     pub(super) fn impairment(&self, now: Instant) -> Option<v1::Impairment> {
-        let last = self.last.filter(|last| now.saturating_duration_since(*last) < TOLD)?;
+        let last = self.last.filter(|last| now.saturating_duration_since(*last) < TOLD_TIMEOUT)?;
         let message = format!(
             "the gateway's control panicked and began anew, {} s ago ({} times since the gateway started); tunnels went on: \
              please report what its log says",

@@ -208,8 +208,8 @@ fn it_is_over_five_minutes_after_it_was_last_seen() {
         keys.handle_attached(now + SECOND * n.into(), peer(), process, Some(place(n % 2, 1)));
     }
     let over = keys.poll_timeout().unwrap();
-    assert_eq!(over, now + SECOND * 3 + OVER);
-    keys.handle_timeout(now + SECOND * 2 + OVER);
+    assert_eq!(over, now + SECOND * 3 + FORGET_TIMEOUT);
+    keys.handle_timeout(now + SECOND * 2 + FORGET_TIMEOUT);
     assert!(keys.shared(&peer()).is_some());
     keys.handle_timeout(over);
     assert_eq!((keys.poll_news(), keys.poll_news()), (Some((peer(), true)), Some((peer(), false))));

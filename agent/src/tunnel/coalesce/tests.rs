@@ -155,7 +155,7 @@ proptest! {
         if !flow.udp {
             // As few as can be: only what does not fit one begins another, but that a last one that is pushed
             // goes alone where nothing is open.
-            let most = (LARGEST - flow.headers()) / size;
+            let most = (MAX_PACKET - flow.headers()) / size;
             prop_assert_eq!(frames.len(), packets.len().div_ceil(most));
         }
         prop_assert_eq!(split_all(frames), packets);
@@ -167,7 +167,7 @@ proptest! {
     ) {
         let packets = flow.packets(&vec![7; size * count + last.min(size)], size, pushed);
         let frames = frames(TunOffload::TcpAndUdp, &packets);
-        prop_assert!(frames.iter().all(|frame| frame.len() <= virtio::HEADER + LARGEST));
+        prop_assert!(frames.iter().all(|frame| frame.len() <= virtio::HEADER + MAX_PACKET));
         prop_assert_eq!(split_all(frames), packets);
     }
 

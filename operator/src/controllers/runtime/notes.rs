@@ -6,7 +6,7 @@ use super::index::Name;
 use crate::plan::{Note, NoteKind, Refusal};
 
 /// Most objects that Events are kept of: far more than a cluster has gateways that fail.
-const MOST: usize = 10_000;
+const MAX_OBJECTS: usize = 10_000;
 
 /// Kind, namespace and name of what Events are about.
 type About = (NoteKind, Name);
@@ -25,7 +25,7 @@ impl Notes {
         let old = self.forget(event);
         let Some((kind, object, note)) = new else { return old };
         let about = (kind, (event.0.clone(), object));
-        if self.of.len() >= MOST && !self.of.contains_key(&about) {
+        if self.of.len() >= MAX_OBJECTS && !self.of.contains_key(&about) {
             return old;
         }
         self.about.insert(event.clone(), about.clone());

@@ -242,7 +242,12 @@ async fn controllers(cluster: &Cluster, fleet: &Fleet) -> Outcome {
             peers: peers.collect::<anyhow::Result<_>>()?,
             ..v1::DesiredState::default()
         };
-        fleet.publish(&GatewayKey::new(&cluster.namespace, "edge"), "edge-0", desired);
+        fleet.publish(
+            std::time::SystemTime::now(),
+            &GatewayKey::new(&cluster.namespace, "edge"),
+            "edge-0",
+            desired,
+        );
     }
     bail!("the watch ended")
 }

@@ -217,7 +217,12 @@ impl Memory {
             ..DesiredState::default()
         };
         drop(state);
-        self.fleet.publish(&GatewayKey::new(NAMESPACE, GATEWAY), REPLICA, desired);
+        self.fleet.publish(
+            std::time::SystemTime::now(),
+            &GatewayKey::new(NAMESPACE, GATEWAY),
+            REPLICA,
+            desired,
+        );
     }
 
     fn write<T>(&self, act: impl FnOnce(&mut State) -> T) -> Result<T, RecordsError> {

@@ -112,9 +112,9 @@ impl Fleet {
 
     /// Makes `desired` what the replica should run. The revision is set here; it grows only when the content
     /// differs from what was published before, and also across restarts of the operator, for it starts from the
-    /// clock.
-    pub fn publish(&self, gateway: &GatewayKey, replica: &str, desired: DesiredState) {
-        self.lock().replica(gateway, replica).publish(desired, unix_millis());
+    /// clock: `wall` is the time.
+    pub fn publish(&self, wall: SystemTime, gateway: &GatewayKey, replica: &str, desired: DesiredState) {
+        self.lock().replica(gateway, replica).publish(desired, unix_millis(wall));
     }
 
     /// The newest desired state of the replica, now and whenever it changes. None until something was published.
@@ -347,8 +347,8 @@ fn on_two_replicas(
     news.collect()
 }
 
-fn unix_millis() -> u64 {
-    let elapsed = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+fn unix_millis(wall: SystemTime) -> u64 {
+    let elapsed = wall.duration_since(UNIX_EPOCH).unwrap_or_default();
     u64::try_from(elapsed.as_millis()).unwrap_or_default()
 }
 

@@ -29,12 +29,27 @@ fn a_revision_grows_only_when_the_content_changes() {
     let fleet = Fleet::new(Instant::now());
     let seen = fleet.desired(&gateway(), "edge-0");
     let revision = || seen.borrow().as_ref().map(|d| d.revision).unwrap();
-    fleet.publish(&gateway(), "edge-0", DesiredState { mtu: 1420, ..DesiredState::default() });
+    fleet.publish(
+        std::time::SystemTime::now(),
+        &gateway(),
+        "edge-0",
+        DesiredState { mtu: 1420, ..DesiredState::default() },
+    );
     let first = revision();
-    fleet.publish(&gateway(), "edge-0", DesiredState { mtu: 1420, ..DesiredState::default() });
+    fleet.publish(
+        std::time::SystemTime::now(),
+        &gateway(),
+        "edge-0",
+        DesiredState { mtu: 1420, ..DesiredState::default() },
+    );
     assert_eq!(revision(), first);
     let peers = vec![Peer::default()];
-    fleet.publish(&gateway(), "edge-0", DesiredState { mtu: 1420, peers, ..DesiredState::default() });
+    fleet.publish(
+        std::time::SystemTime::now(),
+        &gateway(),
+        "edge-0",
+        DesiredState { mtu: 1420, peers, ..DesiredState::default() },
+    );
     assert_eq!(revision(), first + 1);
 }
 
@@ -42,7 +57,7 @@ fn a_revision_grows_only_when_the_content_changes() {
 fn a_replica_that_ran_a_later_revision_is_given_a_still_later_one() {
     let now = Instant::now();
     let fleet = Fleet::new(now);
-    fleet.publish(&gateway(), "edge-0", DesiredState::default());
+    fleet.publish(std::time::SystemTime::now(), &gateway(), "edge-0", DesiredState::default());
     let _attachment = fleet.attached(&gateway(), "edge-0", 1 << 60, now);
     assert_eq!(fleet.desired(&gateway(), "edge-0").borrow().as_ref().unwrap().revision, (1 << 60) + 1);
 }
@@ -72,7 +87,7 @@ fn a_live_replica_does_not_speak_for_a_silent_one() {
     let start = Instant::now();
     let fleet = Fleet::new(start);
     let later = start + SILENT_AFTER * 2;
-    fleet.publish(&gateway(), "edge-0", DesiredState::default());
+    fleet.publish(std::time::SystemTime::now(), &gateway(), "edge-0", DesiredState::default());
     let live = fleet.attached(&gateway(), "edge-1", 0, later);
     live.report(report("1", Phase::Disconnected, None), later);
     let view = fleet.client(&gateway(), "1", Some("edge-0"), later);

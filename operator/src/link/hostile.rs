@@ -58,7 +58,12 @@ impl Operator {
         let now = Instant::now();
         let fleet = Fleet::new(now);
         let peers = (0..CLIENTS).map(|n| Peer { client: Some(client_of(n)), ..Peer::default() });
-        fleet.publish(&key(), REPLICA, DesiredState { peers: peers.collect(), ..DesiredState::default() });
+        fleet.publish(
+            std::time::SystemTime::now(),
+            &key(),
+            REPLICA,
+            DesiredState { peers: peers.collect(), ..DesiredState::default() },
+        );
         let agent =
             json!({ "poolRef": { "name": "staff" }, "enrolment": { "method": "Token", "token": "t" } });
         let stock = json!({ "poolRef": { "name": "staff" } });
@@ -93,7 +98,12 @@ impl Operator {
             self.attachment = self.fleet.attached(&key(), REPLICA, revision, self.now);
             let mtu = u32::try_from(self.hostile.below(9_000)).unwrap();
             let state = self.fleet.desired(&key(), REPLICA).borrow().clone().unwrap();
-            self.fleet.publish(&key(), REPLICA, DesiredState { mtu, ..DesiredState::clone(&state) });
+            self.fleet.publish(
+                std::time::SystemTime::now(),
+                &key(),
+                REPLICA,
+                DesiredState { mtu, ..DesiredState::clone(&state) },
+            );
         }
         // A second hello ends a stream.
         let _ = hear(&self.attachment, &key(), message);

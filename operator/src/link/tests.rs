@@ -135,7 +135,7 @@ impl Operator {
         let replicas =
             vec![GatewayReplica { name: REPLICA.into(), public_key: KEY.into(), ..Default::default() }];
         let desired = DesiredState { mtu, replica: REPLICA.into(), replicas, ..DesiredState::default() };
-        self.memory.fleet.publish(&gateway(), REPLICA, desired);
+        self.memory.fleet.publish(std::time::SystemTime::now(), &gateway(), REPLICA, desired);
     }
 }
 
@@ -676,7 +676,7 @@ async fn a_replica_that_does_not_read_gets_the_newest_snapshot_when_it_does() {
     bare.say.send(Ok(hello(0))).await.unwrap();
     let publish = |mtu| {
         let desired = DesiredState { mtu, replica: REPLICA.into(), ..DesiredState::default() };
-        bare.memory.fleet.publish(&gateway(), REPLICA, desired);
+        bare.memory.fleet.publish(std::time::SystemTime::now(), &gateway(), REPLICA, desired);
     };
     for mtu in 1300..1400 {
         publish(mtu);

@@ -6,7 +6,7 @@ use base64::{Engine as _, engine::general_purpose::STANDARD};
 use boringtun::x25519::{PublicKey, StaticSecret};
 use k8s_openapi::{ByteString, api::core::v1::Secret, apimachinery::pkg::apis::meta::v1::OwnerReference};
 use kube::{Resource, ResourceExt as _};
-use ring::rand::{SecureRandom, SystemRandom};
+use ring::rand::SecureRandom;
 
 /// A WireGuard private key. Wiped when dropped; shows its public key only.
 pub struct PrivateKey(StaticSecret);
@@ -48,9 +48,9 @@ impl KeyError {
 
 impl PrivateKey {
     /// A new key.
-    pub fn generate() -> Result<Self, KeyError> {
+    pub fn generate(random: &dyn SecureRandom) -> Result<Self, KeyError> {
         let mut bytes = zeroize::Zeroizing::new([0; 32]);
-        SystemRandom::new().fill(bytes.as_mut_slice()).map_err(|_| KeyError::NoRandomness)?;
+        random.fill(bytes.as_mut_slice()).map_err(|_| KeyError::NoRandomness)?;
         Ok(Self(StaticSecret::from(*bytes)))
     }
 
@@ -131,7 +131,7 @@ mod tests {
 
     #[test]
     fn a_key_survives_its_secret_and_does_not_show_itself() {
-        let key = PrivateKey::generate().unwrap();
+        let key = PrivateKey::generate(&ring::rand::SystemRandom::new()).unwrap();
         let text = key.to_base64();
         let read = PrivateKey::read("edge-0.key", format!("{}\n", *text).as_bytes()).unwrap();
         assert_eq!(read.public(), key.public());

@@ -113,7 +113,7 @@ async fn complete(api: &Api<Secret>, found: Secret, names: &[String]) -> Result<
 
 fn made(names: &[String]) -> Result<BTreeMap<String, ByteString>, KeyError> {
     let entry = |name: &String| {
-        let text = PrivateKey::generate()?.to_base64();
+        let text = PrivateKey::generate(&ring::rand::SystemRandom::new())?.to_base64();
         Ok((key_entry(name), ByteString(text.as_bytes().to_vec())))
     };
     names.iter().map(entry).collect()

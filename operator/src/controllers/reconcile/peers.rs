@@ -3,7 +3,7 @@
 use std::{
     collections::{BTreeSet, HashSet},
     sync::Arc,
-    time::Duration,
+    time::{Duration, SystemTime},
 };
 
 use k8s_openapi::jiff::Timestamp;
@@ -41,7 +41,7 @@ impl Context {
         let ca_pem = self.ca_pem();
         let inputs = DesiredInputs { gateway: &gateway, replicas: &replicas, pools: &pools, ca_pem: &ca_pem };
         for (replica, state) in desired_states(&inputs) {
-            self.fleet.publish(key, &replica, state);
+            self.fleet.publish(SystemTime::now(), key, &replica, state);
         }
         self.fleet.keep_replicas(key, &names);
         next_end(&served, now)

@@ -114,7 +114,7 @@ impl Context {
         let found = if let Some(found) = call(read, api.get_opt(&name)).await? {
             found
         } else {
-            let key = PrivateKey::generate()?;
+            let key = PrivateKey::generate(&ring::rand::SystemRandom::new())?;
             let secret = wgquick::key_secret(client, &key.public_base64(), Some(&key));
             let params = PostParams { field_manager: Some(MANAGER.into()), ..PostParams::default() };
             match call(|| format!("making Secret {name}"), api.create(&params, &secret)).await {
@@ -129,7 +129,7 @@ impl Context {
             return Ok((found, key));
         }
         // The user's own key was named before and is not any more.
-        let key = PrivateKey::generate()?;
+        let key = PrivateKey::generate(&ring::rand::SystemRandom::new())?;
         let secret = wgquick::key_secret(client, &key.public_base64(), Some(&key));
         self.apply_secret(secret).await?;
         Ok((found, key))

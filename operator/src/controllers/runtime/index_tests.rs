@@ -106,13 +106,13 @@ fn changes() -> impl Strategy<Value = Change> {
 }
 
 fn show(index: &mut Index, change: &Change) -> Effects {
-    fn raw<T: serde::de::DeserializeOwned>(new: &Option<Value>) -> Option<T> {
-        new.as_ref().map(|new| serde_json::from_value(new.clone()).unwrap())
+    fn raw<T: serde::de::DeserializeOwned>(new: Option<&Value>) -> Option<T> {
+        new.map(|new| serde_json::from_value(new.clone()).unwrap())
     }
     match change {
-        Change::Gateway(n, new) => index.gateway_read(&gateway_key(*n), raw(new)),
-        Change::Pool(n, new) => index.pool_read(&pool_key(*n), raw(new)),
-        Change::Client(n, new) => index.client_read(client_key(*n), raw(new)),
+        Change::Gateway(n, new) => index.gateway_read(&gateway_key(*n), raw(new.as_ref())),
+        Change::Pool(n, new) => index.pool_read(&pool_key(*n), raw(new.as_ref())),
+        Change::Client(n, new) => index.client_read(client_key(*n), raw(new.as_ref())),
         Change::Sidecar(n, there) => index.sidecar_changed(&pod_uid(*n), *there),
     }
 }

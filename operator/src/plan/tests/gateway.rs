@@ -399,7 +399,9 @@ fn every_replica_is_told_of_all_and_of_the_pools_clients() {
     let gateway = load_balancer();
     let staff = pool("staff", 2, &["10.77.0.0/24", "fd77::/64"]);
     let guests = pool("guests", 3, &["10.78.0.0/24"]);
-    let mut laptop = client(&json!({ "publicKey": PrivateKey::generate().unwrap().public_base64() }));
+    let mut laptop = client(
+        &json!({ "publicKey": PrivateKey::generate(&ring::rand::SystemRandom::new()).unwrap().public_base64() }),
+    );
     laptop.status = Some(serde_json::from_value(json!({ "addresses": ["10.77.0.2", "fd77::2"] })).unwrap());
     let held = [ip("10.77.0.2"), ip("fd77::2")];
     let peers = [peer(&gateway, &staff, &laptop, &held, at(9)).unwrap()];
@@ -419,7 +421,7 @@ fn every_replica_is_told_of_all_and_of_the_pools_clients() {
 #[test]
 fn who_may_not_connect_is_no_peer() {
     let (gateway, staff) = (load_balancer(), pool("staff", 2, &["10.77.0.0/24"]));
-    let public = PrivateKey::generate().unwrap().public_base64();
+    let public = PrivateKey::generate(&ring::rand::SystemRandom::new()).unwrap().public_base64();
     let made = |mut spec: Value, held: &[IpAddr]| {
         spec["publicKey"] = json!(public);
         let mut laptop = client(&spec);

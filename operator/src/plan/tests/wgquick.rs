@@ -14,7 +14,7 @@ fn made(gateway: &VPNGateway, pool: &VPNClientPool, key: &ClientKey) -> (String,
 
 #[test]
 fn a_configuration_is_what_wg_quick_reads() {
-    let key = PrivateKey::generate().unwrap();
+    let key = PrivateKey::generate(&ring::rand::SystemRandom::new()).unwrap();
     let private = key.to_base64().to_string();
     let mut staff = pool("staff", 2, &["10.77.0.0/24", "fd77::/64"]);
     staff.spec.dns = Some(
@@ -59,7 +59,7 @@ fn the_keepalive_is_that_of_the_policy_within_its_bounds() {
         (json!({}), 25),
     ] {
         let gateway = gateway(&json!({ "exposure": { "type": "LoadBalancer" }, "keepalive": keepalive }));
-        let key = ClientKey::Ours(PrivateKey::generate().unwrap());
+        let key = ClientKey::Ours(PrivateKey::generate(&ring::rand::SystemRandom::new()).unwrap());
         let (text, _) = made(&gateway, &pool("staff", 2, &["10.77.0.0/24"]), &key);
         assert!(text.contains(&format!("PersistentKeepalive = {seconds}\n")), "{text}");
     }
@@ -78,7 +78,10 @@ fn without_an_endpoint_there_is_no_configuration() {
         replicas: &replicas,
         addresses: &addresses,
     };
-    assert!(secret(&inputs, &ClientKey::Ours(PrivateKey::generate().unwrap())).is_none());
+    assert!(
+        secret(&inputs, &ClientKey::Ours(PrivateKey::generate(&ring::rand::SystemRandom::new()).unwrap()))
+            .is_none()
+    );
 }
 
 #[test]
@@ -100,7 +103,7 @@ fn what_the_gateway_observed_is_in_the_configuration_and_in_what_the_gateway_exp
             replicas: &replicas,
             addresses: &addresses,
         };
-        let key = ClientKey::Ours(PrivateKey::generate().unwrap());
+        let key = ClientKey::Ours(PrivateKey::generate(&ring::rand::SystemRandom::new()).unwrap());
         let data = secret(&inputs, &key).unwrap().data.unwrap();
         let text = String::from_utf8(data[CONFIG_ENTRY].0.clone()).unwrap();
         let recommended = phone.status.as_ref().unwrap().keepalive.as_ref().unwrap().interval.0.as_secs();

@@ -23,14 +23,13 @@ demo:       ; @$(LAB) demo
 lab-ready:
 	@$(TEST) --no-run && $(TARGET)/debug/pinhole-lab setup
 	@$(MAKE) --no-print-directory $(NFPM) || echo "tests of the packages will be skipped"
-# What keeps the processor busy runs alone, with the units. What waits, for NATs to forget, runs beside the lab, which waits for a
-# cluster. Units before, too: some make namespaces by names of the lab's, which it sweeps away when it starts.
-BUSY    = tunnel wg service
-WAITING = client_routes clocks gateway_and_client kernel nat panics resolver session chart papers rooms lenient validation words \
-          written fleet worlds
+# What keeps the processor busy, or minds when others do, runs alone, with the units. What waits for NATs to forget runs beside the
+# lab, which waits for a cluster. Units before, too: some make namespaces by names of the lab's, which it sweeps away when it starts.
+ALONE   = tunnel wg service client_routes clocks gateway_and_client kernel panics
+WAITING = nat resolver session chart papers rooms lenient validation words written fleet worlds
 test: lab-ready
-	@$(TEST) --no-fail-fast --lib --bins $(BUSY:%=--test %); busy=$$?; \
-	$(MAKE) --no-print-directory --keep-going --jobs=2 test-lab test-waiting && exit $$busy
+	@$(TEST) --no-fail-fast --lib --bins $(ALONE:%=--test %); alone=$$?; \
+	$(MAKE) --no-print-directory --keep-going --jobs=2 test-lab test-waiting && exit $$alone
 test-lab:     ; @$(TEST) --test lab
 test-waiting: ; @$(TEST) --no-fail-fast $(WAITING:%=--test %); waiting=$$?; $(TEST) --doc && exit $$waiting
 # Tunnels saturated for ten minutes up, down and both ways; about half an hour.

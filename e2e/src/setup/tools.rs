@@ -3,6 +3,7 @@
 use std::{
     fmt::Write as _,
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
 use crate::{
@@ -44,7 +45,8 @@ const MODULES: &[Module] = &[
     },
     Module {
         dir: "coredns",
-        programs: &[("coredns", "github.com/coredns/coredns")],
+        // With few plugins, as the folder's own main has it.
+        programs: &[("coredns", ".")],
         stamps: &[],
         version_of: "github.com/coredns/coredns",
     },
@@ -90,19 +92,21 @@ impl Tools {
     async fn build_of(is_wanted: impl Fn(&Module) -> bool) -> Result<Self> {
         let cache = cache_dir()?.join("tools");
         let mut tools = Self { programs: Vec::new() };
+        let mut missing = Vec::new();
         for module in MODULES.iter().filter(|module| is_wanted(module)) {
-            let plan = Plan::read(module)?;
+            let plan = Arc::new(Plan::read(module)?);
             let bin = cache.join(format!("{}-{}", module.dir, plan.key)).join("bin");
             for (name, package) in module.programs {
                 let program = bin.join(name);
                 if !program.exists() {
-                    let _lock = Lock::take(&cache.join("lock"), "building Go programs").await?;
-                    if !program.exists() {
-                        plan.build(package, &program).await?;
-                    }
+                    missing.push((Arc::clone(&plan), *package, program.clone()));
                 }
                 tools.programs.push((name, program));
             }
+        }
+        if !missing.is_empty() {
+            let _lock = Lock::take(&cache.join("lock"), "building Go programs").await?;
+            build(missing).await?;
         }
         Ok(tools)
     }
@@ -132,6 +136,26 @@ impl Tools {
     }
 }
 
+/// Builds what nobody else has built meanwhile, and downloads what later ones need while the processor is busy with the first.
+async fn build(mut missing: Vec<(Arc<Plan>, &str, PathBuf)>) -> Result<()> {
+    missing.retain(|(_, _, program)| !program.exists());
+    let mut folders: Vec<PathBuf> = missing.iter().map(|(plan, ..)| plan.dir.clone()).collect();
+    folders.dedup();
+    let downloads = tokio::spawn(async move {
+        for folder in folders.into_iter().skip(1) {
+            // What fails here is downloaded again, and told, by the build.
+            let _ =
+                Command::new("go").args(["mod", "download"]).env_remove("GOFLAGS").dir(&folder).run().await;
+        }
+    });
+    let of = missing.len();
+    for (n, (plan, package, program)) in missing.iter().enumerate() {
+        plan.build(package, program, &format!("{} of {of}, kept for next time", n + 1)).await?;
+    }
+    downloads.abort();
+    Ok(())
+}
+
 struct Plan {
     dir: PathBuf,
     key: String,
@@ -146,17 +170,21 @@ impl Plan {
             std::fs::read_to_string(&path).doing(|| format!("reading {}", path.display()))
         };
         let (requirements, sums) = (read("go.mod")?, read("go.sum")?);
+        let has_main = module.programs.iter().any(|(_, package)| *package == ".");
+        let main = if has_main { Some(read("main.go")?) } else { None };
         let version = required_version(&requirements, module.version_of).ok_or_else(|| {
             Error::Invalid(format!("{}/go.mod does not require {}", dir.display(), module.version_of))
         })?;
         let linker_flags = linker_flags(module, version);
-        let inputs = [&requirements, &sums, &linker_flags, &FLAGS.join(" "), std::env::consts::ARCH];
+        let flags = FLAGS.join(" ");
+        let inputs = [&requirements, &sums, &linker_flags, &flags, std::env::consts::ARCH].into_iter();
+        let inputs: Vec<&str> = inputs.chain(main.as_deref()).collect();
         let mut key = sha256_hex(inputs.join("\n").as_bytes());
         key.truncate(16);
         Ok(Self { dir, key, linker_flags })
     }
 
-    async fn build(&self, package: &str, program: &Path) -> Result<()> {
+    async fn build(&self, package: &str, program: &Path, which: &str) -> Result<()> {
         let name = program.file_name().unwrap_or_default().to_string_lossy();
         let part = program.with_extension("part");
         let build = Command::new("go")
@@ -170,7 +198,7 @@ impl Plan {
             .env_remove("GOOS")
             .env_remove("GOARCH")
             .dir(&self.dir);
-        let outcome = progress::step(&format!("building {name} (kept for next time)"), build.run()).await;
+        let outcome = progress::step(&format!("building {name} ({which})"), build.run()).await;
         match outcome {
             Err(Error::Io { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => {
                 return Err(Error::Unsupported(

@@ -650,3 +650,6 @@ impl KeepaliveDriver {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

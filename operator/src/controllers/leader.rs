@@ -15,17 +15,19 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use super::reconcile::{context::Context, keys::KeyMemory, stock::StockMemory};
-use super::runtime::{
-    allocation::Allocations,
-    apply::Applier,
-    error::{ControlError, call},
-    events::Events,
-    index::Effects,
-    pace::WritePace,
-    queue::{Lane, Outcome, Schedule},
-    request::Request,
-    shared_state::SharedState,
+use super::{
+    reconcile::{context::Context, keys::KeyMemory, stock::StockMemory},
+    runtime::{
+        allocation::Allocations,
+        apply::Applier,
+        error::{ControlError, call},
+        events::Events,
+        index::Effects,
+        pace::WritePace,
+        queue::{Lane, Outcome, Schedule},
+        request::Request,
+        shared_state::SharedState,
+    },
 };
 use crate::{
     fleet::{Change, Fleet},

@@ -20,16 +20,16 @@ use pinhole_crds::{
 use pinhole_proto::is_object_name;
 
 use super::context::{Context, Wait, Written};
-use crate::controllers::runtime::{
-    allocation::Assignment,
-    apply::StatusWrite,
-    error::{ControlError, call},
-    index::{gateway_of, pool_of, public_key},
-    oddity::Frozen,
-    pace::Cause,
-    request::Request,
-};
 use crate::{
+    controllers::runtime::{
+        allocation::Assignment,
+        apply::StatusWrite,
+        error::{ControlError, call},
+        index::{gateway_of, pool_of, public_key},
+        oddity::Frozen,
+        pace::Cause,
+        request::Request,
+    },
     fleet::{ClientKey, ClientView, GatewayKey, Hearing, PoolKey},
     plan::{
         Overlap,

@@ -12,11 +12,11 @@ use pinhole_crds::VPNGateway;
 use tokio::sync::watch;
 
 use super::{keys::KeyMemory, stock::StockMemory};
-use crate::controllers::runtime::{
-    allocation::Allocations, apply::Applier, error::ControlError, events::Events, pace::WritePace,
-    queue::Outcome, request::Request, shared_state::SharedState,
-};
 use crate::{
+    controllers::runtime::{
+        allocation::Allocations, apply::Applier, error::ControlError, events::Events, pace::WritePace,
+        queue::Outcome, request::Request, shared_state::SharedState,
+    },
     fleet::{Fleet, GatewayKey, PoolKey},
     identity::Authorities,
     plan::{

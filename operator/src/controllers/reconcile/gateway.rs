@@ -11,12 +11,12 @@ use pinhole_crds::{ClientCounts, VPNGateway, VPNGatewayStatus};
 use std::{collections::BTreeMap, sync::PoisonError, time::Instant};
 
 use super::context::{Context, Wait};
-use crate::controllers::runtime::{
-    apply::StatusWrite,
-    error::{ControlError, call},
-    request::Request,
-};
 use crate::{
+    controllers::runtime::{
+        apply::StatusWrite,
+        error::{ControlError, call},
+        request::Request,
+    },
     fleet::{GatewayKey, GatewayView, PoolKey, timestamp},
     plan::{
         self, Foreign, KeyError, ObjectKind, PodFacts, Replica,

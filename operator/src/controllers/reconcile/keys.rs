@@ -14,12 +14,12 @@ use pinhole_crds::VPNGateway;
 use serde_json::json;
 
 use super::context::Context;
-use crate::controllers::runtime::{
-    error::{ControlError, call},
-    index::Name,
-    object_version::ObjectVersion,
-};
 use crate::{
+    controllers::runtime::{
+        error::{ControlError, call},
+        index::Name,
+        object_version::ObjectVersion,
+    },
     fleet::GatewayKey,
     plan::{
         KeyError, ObjectKind, PrivateKey, check_owner, gateway, key_entry, keys_secret, public_keys,

@@ -12,8 +12,10 @@ use super::{
     context::{Context, Wait},
     gateway::Seen,
 };
-use crate::controllers::runtime::error::{ControlError, call};
-use crate::plan::{LostPod, lost_pods};
+use crate::{
+    controllers::runtime::error::{ControlError, call},
+    plan::{LostPod, lost_pods},
+};
 
 impl Context {
     /// Removes the gateway's pods that are lost for good. What it waits for when none is yet.

@@ -8,11 +8,11 @@ use kube::{
 use pinhole_crds::VPNGateway;
 
 use super::context::Context;
-use crate::controllers::runtime::{
-    error::{ControlError, call},
-    index::Name,
-};
 use crate::{
+    controllers::runtime::{
+        error::{ControlError, call},
+        index::Name,
+    },
     fleet::GatewayKey,
     plan::{ObjectKind, network_policy, network_policy_name},
 };

@@ -13,8 +13,8 @@ use pinhole_crds::{TokenStatus, Unread, VPNClientPool, VPNClientPoolStatus, VPNG
 use pinhole_proto::gateway_server_name;
 
 use super::context::{Context, Wait};
-use crate::controllers::runtime::{apply::StatusWrite, error::ControlError, index::gateway_of};
 use crate::{
+    controllers::runtime::{apply::StatusWrite, error::ControlError, index::gateway_of},
     enrolment::{JoinTarget, ensure_tokens, token_secret_name},
     fleet::PoolKey,
     plan::{self, Foreign, ObjectKind, overlaps, summary},

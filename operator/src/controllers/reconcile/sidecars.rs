@@ -4,8 +4,10 @@ use kube::core::ObjectMeta;
 use pinhole_crds::{SidecarTrust, SidecarTrustSpec};
 
 use super::context::Context;
-use crate::controllers::runtime::error::ControlError;
-use crate::plan::{MANAGED_BY, MANAGED_BY_LABEL, Object};
+use crate::{
+    controllers::runtime::error::ControlError,
+    plan::{MANAGED_BY, MANAGED_BY_LABEL, Object},
+};
 
 /// Name, in the operator's namespace, that the sidecar policy reads it by.
 const NAME: &str = "pinhole";

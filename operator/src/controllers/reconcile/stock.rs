@@ -11,12 +11,12 @@ use kube::{Api, ResourceExt as _, api::PostParams};
 use pinhole_crds::{VPNClient, VPNClientPool, VPNGateway};
 
 use super::context::Context;
-use crate::controllers::runtime::{
-    error::{ControlError, call},
-    index::Name,
-    object_version::ObjectVersion,
-};
 use crate::{
+    controllers::runtime::{
+        error::{ControlError, call},
+        index::Name,
+        object_version::ObjectVersion,
+    },
     fleet::GatewayKey,
     plan::{
         KeyError, Object, ObjectKind, PrivateKey, check_owner, config_secret, parse_public,

@@ -169,3 +169,7 @@ fn shape(pool: &VPNClientPool) -> Shape {
         max_clients: pool.spec.max_clients.and_then(|max| u64::try_from(max).ok()),
     }
 }
+
+#[cfg(test)]
+#[path = "allocation_tests.rs"]
+mod tests;

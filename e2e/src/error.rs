@@ -98,11 +98,6 @@ impl Error {
             Self::Invalid(_) => "Invalid",
         }
     }
-
-    /// Whether the machine, not the lab, is the reason: tests are then ignored, not failed.
-    pub const fn is_unsupported(&self) -> bool {
-        matches!(self, Self::NotRoot | Self::Unsupported(_))
-    }
 }
 
 /// Says what was attempted when it fails.

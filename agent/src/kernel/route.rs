@@ -253,12 +253,6 @@ impl RouteSocket {
         let found = self.list()?;
         Ok(found.iter().filter_map(|(_, body)| way_of(body, device, table)).collect())
     }
-
-    /// Removes a device. One that is gone already is no error.
-    pub fn delete_link(&mut self, device: u32) -> Result<(), KernelError> {
-        let message = Message::new(libc::RTM_DELLINK, 0, &link_header(device, 0, 0));
-        ignore(self.0.request("remove the tunnel's device", &message), Errno::ENODEV)
-    }
 }
 
 /// Switches IPv6 forwarding on for the whole network namespace. IPv6 has no other way, so this needs a writable

@@ -41,9 +41,4 @@ impl Denied {
             Self::Taken(_) => "AddressConflict",
         }
     }
-
-    /// Whether the pool lacks room, as against a request that nobody could grant.
-    pub fn is_shortage(&self) -> bool {
-        matches!(self, Self::Exhausted(_) | Self::PoolFull(_))
-    }
 }

@@ -259,20 +259,9 @@ impl Translator {
         self.profile.nat.loss = loss;
     }
 
-    /// Changes the delay: a round trip, and what is added to each way at most.
-    pub fn set_delay(&mut self, round_trip: Duration, jitter: Duration) {
-        self.profile.nat.rtt_ms = round_trip.as_secs_f64() * 1e3;
-        self.profile.jitter = jitter;
-    }
-
     /// Changes its helpers.
     pub fn set_helpers(&mut self, helpers: Vec<Helper>) {
         self.profile.helpers = helpers;
-    }
-
-    /// Changes filtering, for existing mappings too.
-    pub fn set_filtering(&mut self, filtering: Dependence) {
-        self.profile.nat.filtering = filtering;
     }
 
     /// Changes how public ports are picked; clients whose mappings it does not find get new ones.

@@ -54,10 +54,7 @@ impl Playground {
         let binaries = rust::binaries().await?;
         link("pinhole", &binaries.agent)?;
         link("kubectl-pinhole", &binaries.kubectl)?;
-        let namespace = format!(
-            r#"{{ "apiVersion": "v1", "kind": "Namespace", "metadata": {{ "name": "{NAMESPACE}" }} }}"#
-        );
-        lab.apply(&namespace).await?;
+        lab.kubectl(["create", "namespace", NAMESPACE]).await?;
         for manifest in MANIFESTS {
             let path = crate_dir().join("../charts/pinhole/examples").join(manifest);
             lab.kubectl(["apply".as_ref(), "-f".as_ref(), path.as_os_str()]).await?;

@@ -310,10 +310,11 @@ impl Socket {
         state: &Path,
         asked: mpsc::Sender<Asked>,
     ) -> Result<Self, ClientError> {
-        let path = state.join(SOCKET);
-        if in_use(&path).await {
+        // A process that was killed a moment ago takes calls until the kernel has closed all it had open: one that answers runs.
+        if !matches!(ask(name, state, Question::Status).await, Err(ClientError::NotRunning(_))) {
             return Err(ClientError::AlreadyRunning(name.to_owned()));
         }
+        let path = state.join(SOCKET);
         let listener = listen(&path)
             .map_err(|source| ClientError::Control { path: path.display().to_string(), source })?;
         tokio::spawn(serve(listener, asked));
@@ -371,27 +372,17 @@ pub async fn ask(name: &str, state: &Path, question: Question) -> Result<Status,
     })?;
     let timed_out = |_| failed(io::ErrorKind::TimedOut.into());
     let exchanged = timeout(EXCHANGE_TIMEOUT, exchange(stream, question)).await.map_err(timed_out)?;
-    let status = exchanged.map_err(|source| {
-        if hung_up(&source) { ClientError::NotRunning(name.to_owned()) } else { failed(source) }
+    let status = exchanged.map_err(|source| match source.kind() {
+        // It was killed a moment ago.
+        io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe | io::ErrorKind::UnexpectedEof => {
+            ClientError::NotRunning(name.to_owned())
+        }
+        _ => failed(source),
     })?;
     if question == Question::Down {
         timeout(EXCHANGE_TIMEOUT, nobody_answers(&path)).await.map_err(timed_out)?;
     }
     Ok(status)
-}
-
-/// Whether a process listens that will go on: one that was killed a moment ago takes calls until the kernel has
-/// closed all it had open, and hangs up on them.
-async fn in_use(path: &Path) -> bool {
-    let Ok(stream) = UnixStream::connect(path).await else { return false };
-    let exchanged = timeout(EXCHANGE_TIMEOUT, exchange(stream, Question::Status)).await;
-    !matches!(exchanged, Ok(Err(error)) if hung_up(&error))
-}
-
-/// Whether the process at the other end was gone before it could answer.
-fn hung_up(error: &io::Error) -> bool {
-    use io::ErrorKind::{BrokenPipe, ConnectionReset, UnexpectedEof};
-    matches!(error.kind(), ConnectionReset | BrokenPipe | UnexpectedEof)
 }
 
 /// The tunnel's process ends a moment after its answer; until then another one of that name could not begin.

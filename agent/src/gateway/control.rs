@@ -48,7 +48,7 @@ use crate::{
     clock::Skew,
     health::{
         Phase, Reach,
-        gateway::{GatewayHealth, Sample, Unconfirmed},
+        gateway::{GatewayHealth, Sample},
     },
     nat::{
         Beat,
@@ -811,15 +811,10 @@ impl Control {
         self.counters.add(&self.stats, |key| desired?.pool_name(key));
         let mut changed = false;
         for stats in &self.stats {
-            let unconfirmed = stats.unconfirmed;
             let sample = Sample {
                 last_receive: stats.last_receive,
                 last_handshake: stats.last_handshake,
-                unconfirmed: unconfirmed.map(|it| Unconfirmed {
-                    count: it.count,
-                    first: it.first,
-                    last: it.last,
-                }),
+                unconfirmed: stats.unconfirmed,
             };
             changed |= self.health.handle_sample(now, &stats.public_key, sample);
             if self.shared_keys.shared(&stats.public_key).is_none() {

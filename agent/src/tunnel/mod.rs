@@ -58,7 +58,7 @@ pub use event::{SendFailure, TunnelEvent};
 pub use handle::{Probe, Tunnel};
 pub use key::{KeyError, PresharedKey, PrivateKey, PublicKey};
 pub use offloads::Offloads;
-pub use stats::{BeatCounts, Discards, PeerStats, Traffic, Unconfirmed, Work};
+pub use stats::{BeatCounts, Discards, PeerStats, Traffic, Work};
 
 /// After how long without an authenticated packet the next one is told as [`TunnelEvent::FirstReceive`]:
 /// `KEEPALIVE_TIMEOUT` + `REKEY_TIMEOUT`, the time after which WireGuard itself begins to doubt.

@@ -27,10 +27,13 @@ use super::{
     shards::ShardId,
     sources::{Learnt, Notices, Standing},
     staged_packets::StagedPackets,
-    stats::{PeerStats, Published, Unconfirmed},
+    stats::{PeerStats, Published},
     timers::{Due, RETRY_JITTER, Timers},
 };
-use crate::clock::{Clocks, JUMP};
+use crate::{
+    clock::{Clocks, JUMP},
+    health::gateway::Unconfirmed,
+};
 
 /// `Tunn` stamps everything with the time of its last poll, so it must have been polled this recently.
 const CLOCK: Duration = Duration::from_millis(250);

@@ -9,6 +9,7 @@ use std::{
 };
 
 use super::{PublicKey, Refused};
+use crate::health::gateway::Unconfirmed;
 
 /// Adds the counts of several threads up. One that is left out here does not compile.
 macro_rules! summed {
@@ -60,27 +61,6 @@ pub struct PeerStats {
     pub refused: Refused,
     /// How often the endpoint moved to follow an authenticated packet; its first sighting does not count.
     pub endpoint_changes: u64,
-}
-
-/// Handshakes of a peer that were answered, and of which it proved none.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Unconfirmed {
-    /// How many.
-    pub count: u32,
-    /// When the first was answered.
-    pub first: Instant,
-    /// When the last was.
-    pub last: Instant,
-}
-
-impl Unconfirmed {
-    pub(super) fn and_another(before: Option<Self>, now: Instant) -> Self {
-        before.map_or(Self { count: 1, first: now, last: now }, |before| Self {
-            count: before.count.saturating_add(1),
-            last: now,
-            ..before
-        })
-    }
 }
 
 /// Bytes and packets of one direction.

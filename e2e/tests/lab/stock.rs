@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 
 use anyhow::{Context, anyhow, ensure};
-use pinhole_crds::{ClientPhase, VPNClient};
+use pinhole_crds::ClientPhase;
 use pinhole_e2e::{
     Lab,
     host::Host,
@@ -119,20 +119,10 @@ async fn wireguard_go_behind_a_nat_works_from_the_configuration_secret(lab: &Lab
 /// Nothing that comes in reaches the phone, and all that it sends goes out: its gateway says so until that is over.
 async fn hears_nothing_and_again(vpn: &Vpn<'_>, host: &Host, pod: IpAddr) -> Outcome {
     let nat = host.nat().context("no NAT")?;
-    let connected = |client: &VPNClient| {
-        let status = client.status.iter().flat_map(|status| &status.conditions);
-        status
-            .filter(|condition| condition.type_ == "Connected")
-            .map(|condition| condition.reason.clone())
-            .next()
-    };
     nat.set_deaf(true).await?;
     // It doubts its session only when it misses an answer.
     let asking = host.spawn("ping", &Command::new("ping").args(["-q", &pod.to_string()])).await?;
-    vpn.client("phone", "to hear nothing", PATIENCE, |client| {
-        connected(client).as_deref() == Some("HearsNothing")
-    })
-    .await?;
+    vpn.condition("vc/phone", "Connected", "False", "HearsNothing").await?;
     nat.set_deaf(false).await?;
     vpn.client_in("phone", ClientPhase::Connected, PATIENCE).await?;
     asking.kill().await?;

@@ -59,6 +59,15 @@ pub struct Unconfirmed {
 }
 
 impl Unconfirmed {
+    /// One more was answered, after those `before`.
+    pub fn and_another(before: Option<Self>, now: Instant) -> Self {
+        before.map_or(Self { count: 1, first: now, last: now }, |before| Self {
+            count: before.count.saturating_add(1),
+            last: now,
+            ..before
+        })
+    }
+
     /// Whether they show that nothing reaches the client: its packets prove only its own direction.
     fn shows_deafness(&self, now: Instant) -> bool {
         let lasts = self.last.saturating_duration_since(self.first) >= VAIN_FOR;

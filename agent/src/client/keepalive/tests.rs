@@ -18,20 +18,14 @@ fn replica() -> PublicKey {
     PublicKey::from_bytes([7; 32])
 }
 
-/// What gets through.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Way {
-    Open,
-    Dead,
-}
-
 struct World {
     driver: KeepaliveDriver,
     now: Instant,
     mint: CookieMint,
     /// Where the gateway sees the tunnel.
     public: SocketAddr,
-    path: Way,
+    /// Whether answers get through.
+    is_open: bool,
     /// On their way to the client.
     due: BTreeMap<(Instant, u64), Answer>,
     sent: u64,
@@ -62,7 +56,7 @@ impl World {
             now: Instant::now(),
             mint: CookieMint::new(&[1; 32]),
             public: HERE.parse().unwrap(),
-            path: Way::Open,
+            is_open: true,
             due: BTreeMap::new(),
             sent: 0,
             steps: Vec::new(),
@@ -92,7 +86,7 @@ impl World {
     fn answer(&mut self, datagram: &[u8]) {
         let request = decode_beat(&key(), datagram).unwrap();
         self.beats.push((self.now, request.beat));
-        if self.path == Way::Dead {
+        if !self.is_open {
             return;
         }
         let Beat { channel, seq, wake } = request.beat;
@@ -185,17 +179,17 @@ async fn nothing_is_sent_without_a_path_a_key_or_leave() {
 #[tokio::test]
 async fn beats_are_trusted_once_one_was_answered_and_lost_when_none_is_any_more() {
     let mut world = World::up();
-    world.path = Way::Dead;
+    world.is_open = false;
     world.live(60);
     assert_eq!((world.driver.interval(), world.steps.len()), (None, 0), "who never answered is not lost");
-    world.path = Way::Open;
+    world.is_open = true;
     assert!(world.run(Duration::from_mins(2), |step| matches!(step, Step::Confirmed(rtt) if *rtt == RTT)));
     let interval = world.driver.interval().unwrap();
     assert!(interval <= Policy::default().interval, "{interval:?}");
     assert_eq!(world.driver.observed(), Some(world.public));
     world.live(600);
     assert!(!world.steps.contains(&Step::Lost), "{:?}", world.steps);
-    world.path = Way::Dead;
+    world.is_open = false;
     let since = world.now;
     let interval = world.driver.interval().unwrap();
     assert!(world.run(Duration::from_hours(1), |step| *step == Step::Lost));

@@ -8,10 +8,13 @@ use std::{
 use proptest::prelude::*;
 
 use super::*;
-use crate::tunnel::{
-    TunnelEvent, Unconfirmed,
-    path::Local,
-    sources::{Learnt, Standing},
+use crate::{
+    health::gateway::Unconfirmed,
+    tunnel::{
+        TunnelEvent,
+        path::Local,
+        sources::{Learnt, Standing},
+    },
 };
 
 /// Keeps what a shard makes.

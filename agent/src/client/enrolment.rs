@@ -183,7 +183,7 @@ pub async fn enrol(
         fwmark,
         liveness: Liveness::Pinged,
     };
-    let (channel, _) =
+    let gateway =
         dialer.connect_by(names, &membership.endpoints).await.map_err(ClientError::GatewayUnreachable)?;
     let key = match &invitation.credential {
         // Who has both keys is who enrolled with them; with another it would be somebody new.
@@ -211,7 +211,7 @@ pub async fn enrol(
         hostname: invitation.hostname.clone(),
         proof: None,
     };
-    let response = ask(&mut heard::client(channel), tunnel_key, request).await?;
+    let response = ask(&mut heard::client(gateway.channel), tunnel_key, request).await?;
     let missing = || ClientError::Config("the answer to the enrolment is incomplete".into());
     let (chain_pem, ca_pem) = heard::issued(response.certificate.ok_or_else(missing)?)?;
     let mut membership = membership.clone();

@@ -31,7 +31,7 @@ use crate::{
     entropy,
     identity::{
         Names, SessionKey, certificate,
-        dial::{DialError, Dialer, Liveness, Proof},
+        dial::{DialError, Dialed, Dialer, Liveness, Proof},
     },
     nat::{Guidance, Radio, standby::Ended, wire::BeatKey},
     tunnel::PublicKey,
@@ -217,13 +217,13 @@ impl Session {
             connected = connect(&target, proof, &self.radio, &self.names) => connected,
             changed = self.target.changed() => return if changed.is_ok() { End::Retarget } else { End::Stop },
         };
-        let (channel, replica, address) = match connected {
+        let (gateway, replica) = match connected {
             Ok(connected) => connected,
             Err(error) => return End::Lost(error, Ended::TimedOut),
         };
-        match self.attached(heard::client(channel), replica, address).await {
+        match self.attached(heard::client(gateway.channel), replica, gateway.address).await {
             Ok(end) => end,
-            Err(status) if is_expired(&status) => self.expired().await,
+            Err(_) if gateway.objection.is_expired() => self.expired().await,
             Err(status) => self.refused(replica, &status).await,
         }
     }
@@ -404,19 +404,6 @@ impl Session {
     }
 }
 
-/// Whether the gateway finds the certificate to be over by its clock: an alert of TLS (RFC 8446, section 6.2), which comes
-/// through HTTP/2 as text alone.
-fn is_expired(status: &Status) -> bool {
-    let mut error: Option<&(dyn Error + 'static)> = Some(status);
-    while let Some(source) = error {
-        if source.to_string().contains("CertificateExpired") {
-            return true;
-        }
-        error = source.source();
-    }
-    false
-}
-
 /// How a connection ended, as far as what it told can be traced back to the kernel.
 pub(super) fn ended(status: &Status) -> Ended {
     let mut error: Option<&(dyn Error + 'static)> = Some(status);
@@ -446,7 +433,7 @@ async fn connect(
     proof: Proof,
     radio: &Arc<Radio>,
     names: &Names,
-) -> Result<(Channel, Option<PublicKey>, SocketAddr), ClientError> {
+) -> Result<(Dialed, Option<PublicKey>), ClientError> {
     let dialer = Dialer {
         server_name: target.server_name.clone(),
         ca_pem: target.ca_pem.clone(),
@@ -457,7 +444,7 @@ async fn connect(
     let mut failures = Vec::new();
     for (replica, endpoints) in &target.ways {
         match dialer.connect_by(names, endpoints).await {
-            Ok((channel, address)) => return Ok((channel, *replica, address)),
+            Ok(gateway) => return Ok((gateway, *replica)),
             Err(error) => failures.push(error),
         }
     }

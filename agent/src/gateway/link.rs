@@ -71,8 +71,8 @@ impl OperatorAccess {
             fwmark: None,
             liveness: Liveness::Pinged,
         };
-        let (channel, _) = dialer.connect(std::slice::from_ref(&self.endpoint)).await?;
-        Ok(GatewayLinkClient::new(channel)
+        let operator = dialer.connect(std::slice::from_ref(&self.endpoint)).await?;
+        Ok(GatewayLinkClient::new(operator.channel)
             .max_decoding_message_size(LARGEST_MESSAGE)
             .max_encoding_message_size(LARGEST_MESSAGE))
     }

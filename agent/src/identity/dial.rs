@@ -17,7 +17,10 @@ use tokio_rustls::TlsConnector;
 use tonic::transport::{Channel, Endpoint, Uri};
 use zeroize::Zeroizing;
 
-use super::{IdentityError, SessionKey, certificate, judge::Judge, metered::Metered, names::Names};
+use super::{
+    IdentityError, Objection, SessionKey, certificate, judge::Judge, metered::Metered, names::Names,
+    objection::Heeded,
+};
 use crate::{clock::Skew, nat::Radio};
 
 const CONNECT: Duration = Duration::from_secs(5);
@@ -147,6 +150,16 @@ pub fn end_unacknowledged(stream: &TcpStream) -> io::Result<()> {
     Ok(setsockopt(stream, sockopt::TcpUserTimeout, &milliseconds)?)
 }
 
+/// A connection that stands as far as this end can tell.
+pub struct Dialed {
+    /// Calls over it.
+    pub channel: Channel,
+    /// Where it leads.
+    pub address: SocketAddr,
+    /// What the other end has against our certificate, which it may say after this end has shaken hands.
+    pub objection: Objection,
+}
+
 /// TLS with one server, whichever its address.
 struct Tls {
     connector: TlsConnector,
@@ -172,16 +185,12 @@ pub struct Dialer {
 impl Dialer {
     /// Connects to one of the endpoints (`host:port`, the best first) that answers with the right certificate.
     /// Addresses that this machine has no route to come last.
-    pub async fn connect(&self, endpoints: &[String]) -> Result<(Channel, SocketAddr), DialError> {
+    pub async fn connect(&self, endpoints: &[String]) -> Result<Dialed, DialError> {
         self.connect_by(&Names::default(), endpoints).await
     }
 
     /// The same with names that are resolved this way.
-    pub async fn connect_by(
-        &self,
-        names: &Names,
-        endpoints: &[String],
-    ) -> Result<(Channel, SocketAddr), DialError> {
+    pub async fn connect_by(&self, names: &Names, endpoints: &[String]) -> Result<Dialed, DialError> {
         let (mut addresses, mut failures) = (Vec::new(), Vec::new());
         let radio = self.liveness.radio().map(Arc::as_ref);
         for resolved in join_all(endpoints.iter().map(|endpoint| names.resolve(endpoint, radio))).await {
@@ -193,7 +202,7 @@ impl Dialer {
         let ordered = routed_first(addresses, |address| has_route(address, self.fwmark));
         let tls = self.tls().map_err(|error| DialError::Tls(error.to_string()))?;
         match race(ordered, |address| self.connect_address(address, &tls)).await {
-            Ok(connected) => Ok(connected),
+            Ok(((channel, objection), address)) => Ok(Dialed { channel, address, objection }),
             Err(mut refused) => {
                 if let Some(at) = refused.iter().position(|error| matches!(error, DialError::Tls(_))) {
                     return Err(refused.swap_remove(at));
@@ -227,7 +236,11 @@ impl Dialer {
         Ok(Tls { connector: TlsConnector::from(Arc::new(config)), name, judge })
     }
 
-    async fn connect_address(&self, address: SocketAddr, tls: &Tls) -> Result<Channel, DialError> {
+    async fn connect_address(
+        &self,
+        address: SocketAddr,
+        tls: &Tls,
+    ) -> Result<(Channel, Objection), DialError> {
         let uri = |scheme: &str| {
             let uri = Uri::builder().scheme(scheme).authority(address.to_string()).path_and_query("/");
             uri.build().map_err(|error| DialError::Tls(error.to_string()))
@@ -243,8 +256,11 @@ impl Dialer {
         };
         let (fwmark, radio) = (self.fwmark, self.liveness.radio().cloned());
         let (connector, name) = (tls.connector.clone(), tls.name.clone());
+        let objection = Objection::default();
+        let heard = objection.clone();
         let connector = tower::service_fn(move |_: Uri| {
             let (radio, connector, name) = (radio.clone(), connector.clone(), name.clone());
+            let heard = heard.clone();
             async move {
                 let count = || radio.iter().for_each(|radio| radio.packet(Instant::now()));
                 count();
@@ -257,13 +273,16 @@ impl Dialer {
                 if stream.get_ref().1.alpn_protocol() != Some(HTTP2) {
                     return Err(io::Error::other("the other end does not speak HTTP/2"));
                 }
-                io::Result::Ok(TokioIo::new(stream))
+                io::Result::Ok(TokioIo::new(Heeded::new(stream, heard)))
             }
         });
-        channel.connect_with_connector(connector).await.map_err(|error| match tls.judge.skew() {
-            Some(skew) => DialError::ClockSkew { endpoint: address.to_string(), skew },
-            None => unreachable(&address.to_string(), &reason(&error)),
-        })
+        match channel.connect_with_connector(connector).await {
+            Ok(channel) => Ok((channel, objection)),
+            Err(error) => Err(match tls.judge.skew() {
+                Some(skew) => DialError::ClockSkew { endpoint: address.to_string(), skew },
+                None => unreachable(&address.to_string(), &reason(&error)),
+            }),
+        }
     }
 }
 

@@ -8,6 +8,7 @@ pub mod join;
 mod judge;
 mod metered;
 mod names;
+mod objection;
 pub mod possession;
 pub mod store;
 
@@ -15,4 +16,5 @@ pub use certificate::SessionKey;
 pub use error::IdentityError;
 pub use join::JoinString;
 pub use names::Names;
+pub use objection::Objection;
 pub use store::Store;

@@ -270,8 +270,8 @@ impl Operator {
         self.in_gateway(|| {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
             runtime.block_on(async {
-                let (channel, _) = dialer.connect(&["192.0.2.1:51821".to_owned()]).await.unwrap();
-                call(&mut ClientSessionClient::new(channel)).await
+                let gateway = dialer.connect(&["192.0.2.1:51821".to_owned()]).await.unwrap();
+                call(&mut ClientSessionClient::new(gateway.channel)).await
             })
         })
     }

@@ -103,12 +103,12 @@ async fn run(
         fwmark: target.fwmark,
         liveness: Liveness::Quiet(whereto.radio),
     };
-    let Ok((channel, _)) = dialer.connect(&[address.to_string()]).await else {
+    let Ok(gateway) = dialer.connect(&[address.to_string()]).await else {
         return Some(News::Ended(number, Ended::TimedOut));
     };
     news.send(News::Attached(number)).await.ok()?;
     let rest = resting.await.ok()?;
-    Some(match heard::client(channel).scout(rest).await {
+    Some(match heard::client(gateway.channel).scout(rest).await {
         Ok(wake) => News::Woken(number, wake.into_inner().seq),
         Err(status) => News::Ended(number, ended(&status)),
     })

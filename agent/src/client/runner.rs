@@ -28,7 +28,7 @@ use super::{
     routes::{self, Choice, Overlap, Present},
     session::{self, Nudges, Session, Target, Told},
     settings::{Replica, Settings},
-    sleeper::{self, Place, Sleeper},
+    sleeper::{self, Place, Sleeper, Whereto},
     status_publisher::{Occasion, StatusPublisher},
 };
 use crate::{
@@ -231,11 +231,11 @@ pub(super) async fn run(
             Arc::clone(&radio),
         ),
         sleeper: Sleeper::new(
+            Instant::now(),
             settings.standby,
             entropy::jitter().next_u64(),
             setup.store.clone(),
-            Arc::clone(&radio),
-            (target.subscribe(), proof.subscribe()),
+            Whereto { target: target.subscribe(), proof: proof.subscribe(), radio: Arc::clone(&radio) },
             scouted,
         ),
         attached: None,
@@ -299,7 +299,7 @@ pub(super) async fn run(
                 }
             }
             Some(arrival) = arrived.recv() => runner.keepalive.handle_arrival(&arrival),
-            Some(news) = canaries.recv() => runner.sleeper.handle_news(&news),
+            Some(news) = canaries.recv() => runner.sleeper.handle_news(Instant::now(), &news),
             Some(resolved) = resolutions.recv() => runner.handle_resolved(resolved),
             Some(enrolled) = enrolments.recv() => {
                 if let Err(error) = runner.handle_enrolled(enrolled) {
@@ -897,7 +897,7 @@ impl Runner<'_> {
             let learnt = self.keepalive.binding().0.confidence >= Confidence::Bracketed;
             self.sleeper.handle_cost(now, UdpCost { interval, learnt });
         }
-        while let Some(step) = self.sleeper.poll_step() {
+        while let Some(step) = self.sleeper.poll_step(now) {
             match step {
                 sleeper::Step::Rest(rest) => {
                     self.rests.send_replace(Some(rest));

@@ -18,7 +18,7 @@ use std::{
         Arc, Mutex,
         atomic::{AtomicU32, Ordering},
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use lab::{
@@ -39,6 +39,7 @@ type Test = fn(Option<&Path>);
 const TESTS: &[(&str, Option<&str>, Test)] = &[
     ("a_dhcp_client_that_rewrites_resolv_conf_does_not_take_the_tunnels_servers_away", None, rewritten),
     ("down_and_the_next_start_bring_back_what_a_killed_process_left", None, killed),
+    ("a_resolver_that_hangs_holds_nothing_up_and_is_named", None, hangs),
     (
         "the_resolver_lies_behind_the_dead_tunnel_and_the_gateway_is_found_at_its_new_address",
         None,
@@ -107,6 +108,36 @@ fn up(lab: &Lab, house: &House<'_>) {
 fn down(house: &House<'_>) {
     let down = house.client(&["down"], "");
     assert!(down.status.success(), "{down:?}");
+}
+
+/// An openresolv whose subscribers never come to an end.
+const HANGING: &str = r"
+mkdir -p /usr/sbin
+cat >/usr/sbin/resolvconf <<'END'
+#!/bin/sh
+case $1 in --version) echo openresolv 3.12.0;; -l) ;; -f) ;; *) exec sleep 60;; esac
+END
+chmod +x /usr/sbin/resolvconf
+";
+
+fn hangs(_: Option<&Path>) {
+    let (lab, _gateway) = lab("hangs", SPLIT);
+    let house = House::new(&lab, None, HANGING);
+    let began = Instant::now();
+    let up = house.client(&[UP[0], UP[1], "--token-file", "-"], &lab.join("secret"));
+    assert!(up.status.success(), "{up:?}");
+    assert!(up.stdout.contains("degraded") && up.stdout.contains("does not answer"), "{up:?}");
+    assert!(began.elapsed() < SOON, "{:?}", began.elapsed());
+    // It is asked once more meanwhile, and again.
+    let (until, mut slowest) = (Instant::now() + SOON, Duration::ZERO);
+    while Instant::now() < until {
+        let asked = Instant::now();
+        assert!(impairment(&lab).is_some());
+        slowest = slowest.max(asked.elapsed());
+    }
+    assert!(slowest < Duration::from_secs(1), "the tunnel's own loop was held up for {slowest:?}");
+    assert!(lab.client_pings("10.50.0.2"));
+    down(&house);
 }
 
 /// What the status says of name servers.

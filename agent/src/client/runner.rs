@@ -134,6 +134,8 @@ struct Runner<'a> {
     source: Option<IpAddr>,
     held: Held,
     was_connected: bool,
+    /// Since when the tunnel stands, until who waits for it is told.
+    unannounced: Option<Instant>,
     enrolled_again: bool,
     /// Another certificate is being asked for.
     renewal: Option<JoinHandle<()>>,
@@ -217,8 +219,9 @@ pub(super) async fn run(
         .map_err(|source| ClientError::Setting(format!("cannot watch the network: {source}")))?;
 
     // Behind a kill switch the network's own servers are looked for also where none are set.
-    let dns =
-        (setup.dns || setup.kill_switch).then(|| Dns::new(&setup.name, setup.store.clone(), names.clone()));
+    let dns = (setup.dns || setup.kill_switch)
+        .then(|| Dns::open(&setup.name, setup.store.clone(), names.clone()))
+        .transpose()?;
     let dns_watch = dns.as_ref().and_then(|_| dns::Watch::open_or_say());
     let patience = setup.patience;
     let mut runner = Runner {
@@ -260,6 +263,7 @@ pub(super) async fn run(
         source: None,
         held: Held::NotYet,
         was_connected: false,
+        unannounced: None,
         enrolled_again: false,
         renewal: None,
         last_error: None,
@@ -317,10 +321,8 @@ pub(super) async fn run(
                     runner.check_network();
                 }
             }
-            () = dns::changed(dns_watch.as_ref()) => {
-                sleep(SETTLE).await;
-                runner.dns.iter_mut().for_each(|dns| dns.handle_changed(Instant::now()));
-            }
+            () = dns::changed(dns_watch.as_ref()) => runner.dns.iter().for_each(Dns::handle_changed),
+            () = dns::settled(runner.dns.as_mut()) => {}
             () = sleep_until(deadline), if !runner.was_connected => {
                 break Err(runner.unreachable(patience.unwrap_or_default()));
             }
@@ -775,7 +777,7 @@ impl Runner<'_> {
 
     fn poll_timeout(&self) -> Option<Instant> {
         let keeping = self.keepalive.poll_timeout().into_iter().chain(self.sleeper.poll_timeout()).min();
-        let names = self.dns.as_ref().and_then(|dns| dns.poll_timeout(Instant::now()));
+        let names = self.names_pending_until(Instant::now());
         let due = [self.health.poll_timeout(), keeping, self.publisher.poll_timeout(), names];
         due.into_iter().flatten().min()
     }
@@ -813,8 +815,9 @@ impl Runner<'_> {
         if let Some(dns) = &mut self.dns {
             // Behind a kill switch nobody else could be asked.
             let is_shut = self.setup.kill_switch && dns::is_everything(&self.settings.routes);
-            dns.handle_path(Instant::now(), is_shut || self.health.phase() == Phase::Connected);
+            dns.handle_path(is_shut || self.health.phase() == Phase::Connected);
         }
+        self.announce();
         self.publish_state();
         // Who speaks is awake, and may have more to do.
         let now = Instant::now();
@@ -1005,22 +1008,29 @@ impl Runner<'_> {
                     return;
                 }
                 self.retarget();
-                if let Some(active) = self.health.active() {
-                    let replica = self.settings.replica(&active.replica);
-                    (self.setup.progress)(Progress::Connected {
-                        replica: replica.map(|replica| replica.name.clone()).unwrap_or_default(),
-                        endpoint: active.endpoint,
-                        addresses: self.settings.addresses.clone(),
-                        rtt: self.health.rtt(),
-                        impairments: self.all_impairments(),
-                    });
-                }
+                self.unannounced = Some(Instant::now());
             }
             Phase::WaitingToReconnect if !self.was_connected => {}
             Phase::WaitingToReconnect | Phase::Dormant => (self.setup.progress)(Progress::Phase(phase)),
             // The gateway's view alone.
             Phase::Standby | Phase::Disconnected => {}
         }
+    }
+
+    /// Tells who waits for the tunnel that it stands, once it is known what of the pool's promise holds.
+    fn announce(&mut self) {
+        let is_settled =
+            self.health.phase() == Phase::Connected && self.names_pending_until(Instant::now()).is_none();
+        let Some(active) = self.health.active().filter(|_| is_settled) else { return };
+        let Some(_) = self.unannounced.take() else { return };
+        let replica = self.settings.replica(&active.replica);
+        (self.setup.progress)(Progress::Connected {
+            replica: replica.map(|replica| replica.name.clone()).unwrap_or_default(),
+            endpoint: active.endpoint,
+            addresses: self.settings.addresses.clone(),
+            rtt: self.health.rtt(),
+            impairments: self.all_impairments(),
+        });
     }
 
     /// Lets inner traffic flow to one replica.
@@ -1081,14 +1091,24 @@ impl Runner<'_> {
 
     /// What the pool promises and is missing, for those who look after the cluster.
     fn lacking(&self) -> Vec<v1::Impairment> {
-        let lacking = self.all_impairments().into_iter().filter(|impairment| !impairment.accepted);
+        let is_pending = self.names_pending_until(Instant::now()).is_some();
+        let names = self.names_missing().filter(|_| !is_pending);
+        let lacking = self.impairments.iter().filter(|impairment| !impairment.accepted).cloned().chain(names);
         let told = lacking.map(|Impairment { category, message, .. }| v1::Impairment { category, message });
         told.take(MOST_OF_CLIENT).collect()
     }
 
     /// Whether something is missing that the pool promises.
     fn is_degraded(&self) -> bool {
-        self.lacks_routes() || self.dns.as_ref().is_some_and(|dns| dns.missing().is_some())
+        self.lacks_routes() || self.names_missing().is_some()
+    }
+
+    fn names_missing(&self) -> Option<Impairment> {
+        self.dns.as_ref()?.missing(Instant::now())
+    }
+
+    fn names_pending_until(&self, now: Instant) -> Option<Instant> {
+        self.dns.as_ref()?.pending_until(now)
     }
 
     fn lacks_routes(&self) -> bool {
@@ -1096,8 +1116,7 @@ impl Runner<'_> {
     }
 
     fn all_impairments(&self) -> Vec<Impairment> {
-        let names = self.dns.as_ref().and_then(Dns::missing);
-        self.impairments.iter().cloned().chain(names).collect()
+        self.impairments.iter().cloned().chain(self.names_missing()).collect()
     }
 
     /// Routes and name servers. Not before the first connection: until then names must resolve the old way.
@@ -1277,8 +1296,8 @@ impl Runner<'_> {
 
     /// `for_good` is what opens the kill switch.
     fn shut_down(mut self, for_good: bool) {
-        if let Some(dns) = &mut self.dns {
-            dns.remove();
+        if let Some(dns) = self.dns.take() {
+            dns.close();
         }
         self.routes.remove();
         self.keeper.remove();

@@ -54,6 +54,11 @@ const TESTS: &[(&str, Option<&str>, Test)] = &[
         resolved_shut_in,
     ),
     (
+        "behind_a_kill_switch_a_resolver_that_may_ask_nobody_is_named",
+        Some("systemd-resolved"),
+        resolved_shut_off,
+    ),
+    (
         "systemd_resolved_that_is_installed_and_not_in_use_is_left_alone",
         Some("systemd-resolved"),
         resolved_not_in_use,
@@ -404,6 +409,28 @@ fn resolved_shut_in(files: Option<&Path>) {
     house.sh("timeout 3 resolvectl query --cache=no other.example || true");
     let asked = asked.lock().unwrap().clone();
     assert!(!asked.is_empty() && asked.iter().all(|name| name == "gateway.example"), "{asked:?}");
+    down(&house);
+}
+
+fn resolved_shut_off(files: Option<&Path>) {
+    let (lab, _gateway) = lab("shutoff", FULL);
+    lab.operator.change(|desired| desired.pools[0].dns_servers.clear());
+    let house = House::new(&lab, files, &resolved_with("198.51.100.53"));
+    let up = ["up", "--detach", "--kill-switch", "--token-file", "-"];
+    let up = house.client(&up, &lab.join("secret"));
+    assert!(up.status.success() && up.stdout.contains("degraded"), "{up:?}");
+    // The other is what the file said before it was the resolver's.
+    assert!(
+        up.stdout.contains("systemd-resolved asks 192.168.50.1, 198.51.100.53 past the tunnel"),
+        "{up:?}"
+    );
+    // One that may be asked, or the pool's own, heals it.
+    house.sh("resolvectl dns wan 192.0.2.53");
+    eventually(SOON, "one of the local network", || lab.status().unwrap()["phase"] == "Connected");
+    house.sh("resolvectl dns wan 198.51.100.53");
+    eventually(SOON, "it is told again", || lab.status().unwrap()["phase"] == "Degraded");
+    lab.operator.change(|desired| desired.pools[0].dns_servers = vec!["10.96.0.10".into()]);
+    eventually(SOON, "the pool's own", || lab.status().unwrap()["phase"] == "Connected");
     down(&house);
 }
 

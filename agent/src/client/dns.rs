@@ -22,7 +22,7 @@ use tokio::sync::watch as state;
 
 use self::keeper::Keeper;
 pub(super) use self::{
-    machine::{find_network, mend},
+    machine::{find_network, is_asked_by_link, mend},
     watch::{Watch, changed},
 };
 use super::{ClientError, Impairment, settings::Settings};
@@ -75,6 +75,8 @@ struct Outcome {
     settled: u64,
     /// Why it is not in force.
     missing: Option<String>,
+    /// The network's own.
+    network: Vec<IpAddr>,
 }
 
 /// The name servers of one tunnel, for who must not wait until they are set.

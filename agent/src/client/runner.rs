@@ -39,7 +39,7 @@ use crate::{
         client::{Action, Candidate, ClientHealth, Network, Sample},
     },
     identity::{Names, Store, dial::Proof},
-    kernel::{KernelError, RouteSocket, remove_table},
+    kernel::{KernelError, KillSwitch, RouteSocket, remove_table},
     nat::{
         Confidence, Radio, Reason,
         standby::{Ended, UdpCost},
@@ -322,7 +322,7 @@ pub(super) async fn run(
                 }
             }
             () = dns::changed(dns_watch.as_ref()) => runner.dns.iter().for_each(Dns::handle_changed),
-            () = dns::settled(runner.dns.as_mut()) => {}
+            () = dns::settled(runner.dns.as_mut()) => runner.handle_names(),
             () = sleep_until(deadline), if !runner.was_connected => {
                 break Err(runner.unreachable(patience.unwrap_or_default()));
             }
@@ -1039,6 +1039,13 @@ impl Runner<'_> {
         self.tunnel.set_peers(self.settings.peers(replica.as_ref()));
     }
 
+    /// Other name servers are the network's, or those of the tunnel stand otherwise.
+    fn handle_names(&mut self) {
+        if self.was_connected {
+            self.keep_routes();
+        }
+    }
+
     /// Has addresses, routes and tables be what they are to be, whoever changed them.
     fn keep_routes(&mut self) {
         let without = self.tunnel.set_addresses(&self.settings.addresses);
@@ -1061,6 +1068,7 @@ impl Runner<'_> {
         };
         let mut impairments = self.routes.set(&wanted, &present);
         impairments.extend(kept_in.err().map(|error| Impairment::failed("KillSwitchMissing", &error)));
+        impairments.extend(self.shut_off(&present));
         impairments.extend(without.err().map(|error| Impairment::failed("AddressMissing", &error)));
         if impairments != self.impairments {
             for impairment in &impairments {
@@ -1076,8 +1084,15 @@ impl Runner<'_> {
 
     /// The kill switch, where there is to be one, in the network as it is now.
     fn keep_in(&mut self, present: &[Present]) -> Result<(), KernelError> {
+        match self.wanted_switch(present) {
+            Some(wanted) => self.switch.keep(wanted),
+            None => Ok(()),
+        }
+    }
+
+    fn wanted_switch(&self, present: &[Present]) -> Option<KillSwitch> {
         if !self.setup.kill_switch {
-            return Ok(());
+            return None;
         }
         let replicas = self.settings.replicas.iter();
         let endpoints = replicas.flat_map(|replica| {
@@ -1085,8 +1100,20 @@ impl Runner<'_> {
         });
         let endpoints = endpoints.chain(self.setup.enrolment.membership.endpoints.clone());
         let (pool, choice) = (&self.settings.routes, &self.setup.routes);
-        let wanted = kill_switch::plan(&self.setup.name, FWMARK, (pool, choice), present, endpoints);
-        self.switch.keep(wanted)
+        Some(kill_switch::plan(&self.setup.name, FWMARK, (pool, choice), present, endpoints))
+    }
+
+    /// Where the pool has no name servers, the machine asks those of its network. Not each of them may be asked.
+    fn shut_off(&self, present: &[Present]) -> Option<Impairment> {
+        let switch = self.wanted_switch(present)?;
+        let servers = self.names.network();
+        let sets_none = !self.setup.dns || self.settings.dns_servers.is_empty();
+        let is_shut_off = sets_none && dns::is_asked_by_link() && kill_switch::shuts_off(&switch, &servers);
+        let servers = servers.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+        is_shut_off.then(|| Impairment::failed("ResolverShutOff", &format!(
+            "this machine resolves no names: systemd-resolved asks {servers} past the tunnel, which the kill switch forbids; have \
+             the pool bring name servers (spec.dns.servers), or set one of the local network"
+        )))
     }
 
     /// What the pool promises and is missing, for those who look after the cluster.

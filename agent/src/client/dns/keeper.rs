@@ -62,7 +62,7 @@ impl Keeper {
             }
             self.act(Instant::now());
             outcome.send_if_modified(|outcome| {
-                let newer = Outcome { settled, missing: self.missing.clone() };
+                let newer = Outcome { settled, missing: self.missing.clone(), network: self.names.network() };
                 let changed = *outcome != newer;
                 *outcome = newer;
                 changed

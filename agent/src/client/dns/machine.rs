@@ -92,11 +92,21 @@ pub(in crate::client) fn mend(device: &str, store: &Store) -> Result<bool, Strin
 pub(super) fn manager() -> Manager {
     let version = manager::version();
     let resolvconf = call::find(version.program).and_then(|_| call::ask(&version).ok());
+    manager_beside(resolvconf.as_deref())
+}
+
+/// Whether each name server is asked over the link that it came with, whatever the routes say, as systemd-resolved does. Runs no
+/// program.
+pub(in crate::client) fn is_asked_by_link() -> bool {
+    manager_beside(None) == Manager::Resolved
+}
+
+fn manager_beside(resolvconf: Option<&str>) -> Manager {
     Manager::of(&Signs {
         target: &target(Path::new(RESOLV_CONF)),
         content: &read_file(),
         resolvectl: call::find("resolvectl").is_some(),
-        resolvconf: resolvconf.as_deref(),
+        resolvconf,
     })
 }
 

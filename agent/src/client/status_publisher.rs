@@ -14,6 +14,8 @@ const REFRESH: Duration = Duration::from_mins(5);
 /// What is said so early in a burst is acknowledged, and repeated where it got lost, before the radio would sleep.
 const EARLY: Duration = Duration::from_millis(1500);
 
+/// So long after the user's data the radio is awake for certain.
+const AWAKE_AFTER_DATA: Duration = Duration::from_secs(1);
 /// Intervals and wakes exactly, as the gateway's timers follow them; lifetimes to the second, which it only passes on.
 const GRAIN: Grain = Grain { interval: Scale::Exact, lifetime: Scale::Seconds, wake: Scale::Exact };
 
@@ -29,6 +31,17 @@ pub(super) enum Occasion {
 }
 
 impl Occasion {
+    /// What there is. `keeps`: keepalives are trusted to keep the binding. `data` and `radio` are how long ago the user's data last
+    /// went by and the radio last awoke, the latter only while it still is.
+    pub(super) fn new(keeps: bool, data: Option<Duration>, radio: Option<Duration>) -> Self {
+        let by_data = data.filter(|age| *age < AWAKE_AFTER_DATA).map(|_| Duration::ZERO);
+        match by_data.or(radio) {
+            _ if !keeps => Self::Never,
+            Some(age) => Self::Awake(age),
+            None => Self::Asleep,
+        }
+    }
+
     fn is_now(self) -> bool {
         matches!(self, Self::Awake(age) if age <= EARLY)
     }
@@ -160,6 +173,22 @@ mod tests {
         let (now, mut publisher) = (Instant::now(), StatusPublisher::default());
         publisher.offer(now, connected(20), AWAKE);
         assert!(publisher.offer(now, connected(30), LATE).is_some());
+    }
+
+    #[test]
+    fn user_data_keeps_the_radio_awake_and_nothing_does_without_keepalives() {
+        let millis = |millis| Some(Duration::from_millis(millis));
+        for (data, radio, expected) in [
+            (None, None, Occasion::Asleep),
+            (None, millis(2500), LATE),
+            (millis(999), millis(2500), AWAKE),
+            (millis(999), None, AWAKE),
+            (millis(1000), None, Occasion::Asleep),
+            (millis(1000), millis(2500), LATE),
+        ] {
+            assert_eq!(Occasion::new(true, data, radio), expected, "{data:?} {radio:?}");
+            assert_eq!(Occasion::new(false, data, radio), Occasion::Never);
+        }
     }
 
     #[test]

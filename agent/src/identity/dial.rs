@@ -17,10 +17,7 @@ use tokio_rustls::TlsConnector;
 use tonic::transport::{Channel, Endpoint, Uri};
 use zeroize::Zeroizing;
 
-use super::{
-    IdentityError, Objection, SessionKey, certificate, judge::Judge, metered::Metered, names::Names,
-    objection::Heeded,
-};
+use super::{IdentityError, Objection, SessionKey, certificate, judge::Judge, names::Names, tapped::Tapped};
 use crate::{clock::Skew, nat::Radio};
 
 const CONNECT: Duration = Duration::from_secs(5);
@@ -255,6 +252,7 @@ impl Dialer {
             Liveness::Quiet(_) => channel,
         };
         let (fwmark, radio) = (self.fwmark, self.liveness.radio().cloned());
+        let is_quiet = radio.is_some();
         let (connector, name) = (tls.connector.clone(), tls.name.clone());
         let objection = Objection::default();
         let heard = objection.clone();
@@ -262,18 +260,27 @@ impl Dialer {
             let (radio, connector, name) = (radio.clone(), connector.clone(), name.clone());
             let heard = heard.clone();
             async move {
-                let count = || radio.iter().for_each(|radio| radio.packet(Instant::now()));
+                let count = move || {
+                    if let Some(radio) = &radio {
+                        radio.packet(Instant::now());
+                    }
+                };
                 count();
                 let stream = open(address, fwmark).await?;
                 count();
-                if radio.is_some() {
+                if is_quiet {
                     end_unacknowledged(&stream)?;
                 }
-                let stream = connector.connect(name, Metered::new(stream, radio)).await?;
+                let stream = connector.connect(name, Tapped::new(stream, move |_| count())).await?;
                 if stream.get_ref().1.alpn_protocol() != Some(HTTP2) {
                     return Err(io::Error::other("the other end does not speak HTTP/2"));
                 }
-                io::Result::Ok(TokioIo::new(Heeded::new(stream, heard)))
+                let heed = move |ended: Result<(), &io::Error>| {
+                    if let Err(error) = ended {
+                        heard.hear(error);
+                    }
+                };
+                io::Result::Ok(TokioIo::new(Tapped::new(stream, heed)))
             }
         });
         match channel.connect_with_connector(connector).await {

@@ -6,11 +6,11 @@ pub mod dial;
 mod error;
 pub mod join;
 mod judge;
-mod metered;
 mod names;
 mod objection;
 pub mod possession;
 pub mod store;
+mod tapped;
 
 pub use certificate::SessionKey;
 pub use error::IdentityError;

@@ -6,16 +6,13 @@
 
 use std::{
     io,
-    pin::Pin,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
     },
-    task::{Context, Poll},
 };
 
 use rustls::{AlertDescription, Error};
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 /// What is known of it so far. Its copies know the same.
 #[derive(Debug, Clone, Default)]
@@ -27,66 +24,11 @@ impl Objection {
         self.0.load(Ordering::Acquire)
     }
 
-    fn hear(&self, error: &io::Error) {
+    /// Takes down what a TLS stream ended with.
+    pub(super) fn hear(&self, error: &io::Error) {
         let error = error.get_ref().and_then(|error| error.downcast_ref::<Error>());
         if matches!(error, Some(Error::AlertReceived(AlertDescription::CertificateExpired))) {
             self.0.store(true, Ordering::Release);
         }
-    }
-}
-
-/// A TLS stream whose alerts are taken down.
-pub(super) struct Heeded<S> {
-    stream: S,
-    objection: Objection,
-}
-
-impl<S> Heeded<S> {
-    pub(super) fn new(stream: S, objection: Objection) -> Self {
-        Self { stream, objection }
-    }
-
-    fn heed<T>(&self, outcome: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
-        if let Poll::Ready(Err(error)) = &outcome {
-            self.objection.hear(error);
-        }
-        outcome
-    }
-}
-
-impl<S: AsyncRead + Unpin> AsyncRead for Heeded<S> {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        let outcome = Pin::new(&mut self.stream).poll_read(cx, buf);
-        self.heed(outcome)
-    }
-}
-
-impl<S: AsyncWrite + Unpin> AsyncWrite for Heeded<S> {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write(cx, buf)
-    }
-
-    fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        bufs: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write_vectored(cx, bufs)
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        self.stream.is_write_vectored()
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(cx)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(cx)
     }
 }

@@ -1,55 +1,48 @@
-//! A TCP stream whose reads and writes are counted as wake-ups.
+//! A stream whose reads and writes somebody is told of.
 
 use std::{
     io,
     pin::Pin,
-    sync::Arc,
     task::{Context, Poll},
-    time::Instant,
 };
 
-use tokio::{
-    io::{AsyncRead, AsyncWrite, ReadBuf},
-    net::TcpStream,
-};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-use crate::nat::Radio;
-
-/// The stream. Acknowledgements and repetitions are the kernel's and not seen here; they follow within the burst.
-pub(super) struct Metered {
-    stream: TcpStream,
-    radio: Option<Arc<Radio>>,
+/// The stream. What the layers below do by themselves, such as the kernel's acknowledgements, is not seen here.
+pub(super) struct Tapped<S, F> {
+    stream: S,
+    tell: F,
 }
 
-impl Metered {
-    /// Counts at `radio`, where there is one.
-    pub(super) fn new(stream: TcpStream, radio: Option<Arc<Radio>>) -> Self {
-        Self { stream, radio }
+impl<S, F: Fn(Result<(), &io::Error>)> Tapped<S, F> {
+    /// Tells how each read, write and shutdown ended.
+    pub(super) fn new(stream: S, tell: F) -> Self {
+        Self { stream, tell }
     }
 
-    fn count<T>(&self, outcome: Poll<T>) -> Poll<T> {
-        if let (Some(radio), Poll::Ready(_)) = (&self.radio, &outcome) {
-            radio.packet(Instant::now());
+    fn told<T>(&self, outcome: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
+        if let Poll::Ready(outcome) = &outcome {
+            (self.tell)(outcome.as_ref().map(|_| ()));
         }
         outcome
     }
 }
 
-impl AsyncRead for Metered {
+impl<S: AsyncRead + Unpin, F: Fn(Result<(), &io::Error>) + Unpin> AsyncRead for Tapped<S, F> {
     fn poll_read(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         let outcome = Pin::new(&mut self.stream).poll_read(cx, buf);
-        self.count(outcome)
+        self.told(outcome)
     }
 }
 
-impl AsyncWrite for Metered {
+impl<S: AsyncWrite + Unpin, F: Fn(Result<(), &io::Error>) + Unpin> AsyncWrite for Tapped<S, F> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         let outcome = Pin::new(&mut self.stream).poll_write(cx, buf);
-        self.count(outcome)
+        self.told(outcome)
     }
 
     fn poll_write_vectored(
@@ -58,7 +51,7 @@ impl AsyncWrite for Metered {
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         let outcome = Pin::new(&mut self.stream).poll_write_vectored(cx, bufs);
-        self.count(outcome)
+        self.told(outcome)
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -71,6 +64,6 @@ impl AsyncWrite for Metered {
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let outcome = Pin::new(&mut self.stream).poll_shutdown(cx);
-        self.count(outcome)
+        self.told(outcome)
     }
 }

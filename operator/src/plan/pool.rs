@@ -80,6 +80,7 @@ pub fn status(inputs: StatusInputs<'_>) -> VPNClientPoolStatus {
         clients: Some(inputs.clients),
         nat: inputs.nat,
         tokens: inputs.tokens,
+        in_force: Some((&pool.spec).into()),
     }
 }
 

@@ -24,7 +24,7 @@ impl Context {
     pub(super) fn peers(&self, key: &GatewayKey) -> Wait {
         let gateway = self.shared.index().gateway(key)?;
         // Its replicas go on with what they were told: told of fewer pools, they would cut that one's clients.
-        if let Some(pool) = self.shared.index().frozen_pool_of(key).cloned() {
+        if let Some(pool) = self.shared.index().holding_pool_of(key).cloned() {
             let unusable = Unusable::Pool(pool.name);
             self.events.warn(gateway.as_ref(), unusable.category(), &unusable.to_string());
             return None;

@@ -1,7 +1,7 @@
 //! Statuses of pools.
 
 use pinhole_crds::{
-    ClientCounts, Dns, PoolCapacity, READY, RECONCILING, ReachableScope, STALLED, VPNClientPoolStatus,
+    ClientCounts, Dns, PoolCapacity, READY, RECONCILING, Raw, ReachableScope, STALLED, VPNClientPoolStatus,
 };
 
 use super::*;
@@ -61,6 +61,21 @@ fn a_pool_is_as_ready_as_its_gateway() {
     assert_eq!(verdict(&of(Some(&ready(&gateway, "Unknown"))), READY), said("Unknown", "GatewayNotReady"));
     assert_eq!(verdict(&of(None), READY), said("False", "GatewayNotFound"));
     assert_eq!(verdict(&of(None), RECONCILING).0, "True", "the gateway may come a moment later");
+}
+
+#[test]
+fn what_is_in_force_is_written_down_and_is_what_an_older_operator_goes_by() {
+    let mut staff = pool("staff", 5, &["10.99.0.0/24", "fd99::/64"]);
+    staff.spec.reserved = vec!["10.99.0.7".parse().unwrap()];
+    staff.spec.client_to_client = Some(true);
+    staff.spec.dns = Some(Dns { servers: vec![ip("10.96.0.10")], search: vec!["local".into()] });
+    let mut newer = serde_json::to_value(&staff).unwrap();
+    newer["status"] = serde_json::to_value(judge(&staff, None, None)).unwrap();
+    for field in ["gatewayRef", "cidrs", "reserved", "routes", "clientToClient", "dns"] {
+        newer["spec"][field] = json!(7);
+    }
+    let newer: Raw<VPNClientPool> = serde_json::from_value(newer).unwrap();
+    assert_eq!(newer.read(None).unwrap().object.spec, staff.spec);
 }
 
 #[test]

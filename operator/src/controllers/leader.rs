@@ -245,6 +245,7 @@ impl Loop {
             match change {
                 Change::Gateway(key) => self.schedule.add(Request::Gateway(key), now),
                 Change::Client(key) => self.schedule.add(Request::Client(key), now),
+                Change::Peers(key) => self.schedule.add(Request::Peers(key), now),
                 Change::Heard(key) => self.schedule.add_to(Lane::First, Request::Client(key), now),
             }
         }

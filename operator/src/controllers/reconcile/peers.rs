@@ -39,7 +39,13 @@ impl Context {
         let (replicas, _) = self.replicas(&gateway, &keys);
         let names: BTreeSet<String> = replicas.iter().map(|r| r.name.clone()).collect();
         let ca_pem = self.ca_pem();
-        let inputs = DesiredInputs { gateway: &gateway, replicas: &replicas, pools: &pools, ca_pem: &ca_pem };
+        let inputs = DesiredInputs {
+            gateway: &gateway,
+            replicas: &replicas,
+            pools: &pools,
+            shared_keys: &self.fleet.shared_keys(key),
+            ca_pem: &ca_pem,
+        };
         for (replica, state) in desired_states(&inputs) {
             self.fleet.publish(SystemTime::now(), key, &replica, state);
         }

@@ -195,7 +195,13 @@ fn gateways_and_clients_are_told_of_other_clients_where_the_pool_grants_them() {
     let told = |pool: &VPNClientPool| {
         let replicas = [Replica { name: "edge-0".into(), ..Replica::default() }];
         let pools = [PoolInputs { pool, peers: &[] }];
-        let inputs = DesiredInputs { gateway: &gateway, replicas: &replicas, pools: &pools, ca_pem: "" };
+        let inputs = DesiredInputs {
+            gateway: &gateway,
+            replicas: &replicas,
+            pools: &pools,
+            shared_keys: &BTreeSet::new(),
+            ca_pem: "",
+        };
         let pool = desired_states(&inputs).remove("edge-0").unwrap().pools.remove(0);
         (pool.client_to_client, pool.routes)
     };

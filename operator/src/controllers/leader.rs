@@ -114,6 +114,7 @@ impl Leader {
             rebinds: std::sync::Mutex::default(),
             summaries: std::sync::Mutex::default(),
             tokens: std::sync::Mutex::default(),
+            sidecar_trust: std::sync::Mutex::default(),
         });
         shared.start_leading();
         let listed = list(&context.client, &self.scope).await?;

@@ -26,7 +26,7 @@ use crate::{
     fleet::{ClientKey, GatewayKey, PoolKey},
     plan::{
         Cause, GATEWAY_LABEL, NodeFacts, NoteKind, ObjectKind, PodFacts, Refusal, client::count,
-        replica_names, session_service, summary::Tally,
+        replica_names, session_service, summary::Tally, takes_sidecars,
     },
 };
 
@@ -177,6 +177,11 @@ impl Index {
     /// The pools that name the gateway.
     pub(crate) fn pools_of(&self, gateway: &GatewayKey) -> Vec<Arc<VPNClientPool>> {
         self.pools.values().filter(|p| gateway_of(p) == *gateway).cloned().collect()
+    }
+
+    /// The pools whose clients may be sidecars.
+    pub(crate) fn pools_with_sidecars(&self) -> impl Iterator<Item = PoolKey> + use<'_> {
+        self.pools.iter().filter(|(_, pool)| takes_sidecars(pool)).map(|(key, _)| key.clone())
     }
 
     /// The clients that name the pool, in order.

@@ -26,6 +26,7 @@ pub(super) fn judged(
         nat: None,
         tokens: vec![],
         foreign: &[],
+        sidecar_trust: None,
         unread: &[],
         now: at(100),
     })
@@ -147,6 +148,7 @@ fn a_service_of_somebody_else_in_its_way_is_named_while_the_pool_serves() {
         nat: None,
         tokens: vec![],
         foreign: &foreign,
+        sidecar_trust: None,
         unread: &[],
         now: at(100),
     });
@@ -154,6 +156,50 @@ fn a_service_of_somebody_else_in_its_way_is_named_while_the_pool_serves() {
     assert_eq!(verdict(&status.conditions, STALLED), said("True", "ObjectTaken"));
     let stalled = status.conditions.iter().find(|c| c.type_ == STALLED).unwrap();
     assert!(stalled.message.contains("Service staff-join"), "{}", stalled.message);
+}
+
+#[test]
+fn a_sidecar_trust_of_somebody_else_is_named_at_pools_that_take_sidecars_until_it_is_out_of_the_way() {
+    let gateway = ready(&load_balancer(), "True");
+    let mut staff = pool("staff", 5, &["10.99.0.0/24"]);
+    let conditions = |pool: &VPNClientPool, obstacle: Option<&SidecarTrustObstacle>| {
+        let inputs = StatusInputs {
+            pool,
+            gateway: Some(&gateway),
+            overlap: None,
+            capacity: PoolCapacity::default(),
+            shortage: None,
+            clients: ClientCounts::default(),
+            nat: None,
+            tokens: vec![],
+            foreign: &[],
+            sidecar_trust: obstacle,
+            unread: &[],
+            now: at(100),
+        };
+        status(inputs).conditions
+    };
+    let foreign = Foreign { kind: ObjectKind::SidecarTrust, name: "pinhole".into(), controller: None };
+    let taken = SidecarTrustObstacle::Taken { foreign, namespace: "ops".into() };
+    let refused = SidecarTrustObstacle::Refused {
+        reason: "Forbidden",
+        said: "may not create sidecartrusts".into(),
+        namespace: "ops".into(),
+    };
+    let none = |conditions: &[Condition]| conditions.iter().all(|c| c.type_ != STALLED);
+    assert!(none(&conditions(&staff, Some(&taken))), "none of its clients comes by it");
+    staff.spec.enrolment = Some(serde_json::from_value(json!({ "sidecars": {} })).unwrap());
+    for (obstacle, reason, parts) in [
+        (&taken, "ObjectTaken", ["SidecarTrust pinhole", "namespace ops", "delete"]),
+        (&refused, "Forbidden", ["namespace ops", "may not create sidecartrusts", "roles"]),
+    ] {
+        let conditions = conditions(&staff, Some(obstacle));
+        assert_eq!(verdict(&conditions, READY), said("True", "Serving"), "those who are in stay");
+        assert_eq!(verdict(&conditions, STALLED), said("True", reason));
+        let message = &find(&conditions, STALLED).message;
+        assert!(parts.iter().all(|part| message.contains(part)), "{message}");
+    }
+    assert!(none(&conditions(&staff, None)));
 }
 
 #[test]

@@ -18,7 +18,7 @@ use std::{
         Arc, Mutex,
         atomic::{AtomicU32, Ordering},
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use lab::{
@@ -39,6 +39,7 @@ type Test = fn(Option<&Path>);
 const TESTS: &[(&str, Option<&str>, Test)] = &[
     ("a_dhcp_client_that_rewrites_resolv_conf_does_not_take_the_tunnels_servers_away", None, rewritten),
     ("down_and_the_next_start_bring_back_what_a_killed_process_left", None, killed),
+    ("a_resolver_that_hangs_holds_nothing_up_and_is_named", None, hangs),
     (
         "the_resolver_lies_behind_the_dead_tunnel_and_the_gateway_is_found_at_its_new_address",
         None,
@@ -51,6 +52,11 @@ const TESTS: &[(&str, Option<&str>, Test)] = &[
         "behind_a_kill_switch_the_gateway_is_found_though_resolved_may_not_ask_a_public_server",
         Some("systemd-resolved"),
         resolved_shut_in,
+    ),
+    (
+        "behind_a_kill_switch_a_resolver_that_may_ask_nobody_is_named",
+        Some("systemd-resolved"),
+        resolved_shut_off,
     ),
     (
         "systemd_resolved_that_is_installed_and_not_in_use_is_left_alone",
@@ -107,6 +113,36 @@ fn up(lab: &Lab, house: &House<'_>) {
 fn down(house: &House<'_>) {
     let down = house.client(&["down"], "");
     assert!(down.status.success(), "{down:?}");
+}
+
+/// An openresolv whose subscribers never come to an end.
+const HANGING: &str = r"
+mkdir -p /usr/sbin
+cat >/usr/sbin/resolvconf <<'END'
+#!/bin/sh
+case $1 in --version) echo openresolv 3.12.0;; -l) ;; -f) ;; *) exec sleep 60;; esac
+END
+chmod +x /usr/sbin/resolvconf
+";
+
+fn hangs(_: Option<&Path>) {
+    let (lab, _gateway) = lab("hangs", SPLIT);
+    let house = House::new(&lab, None, HANGING);
+    let began = Instant::now();
+    let up = house.client(&[UP[0], UP[1], "--token-file", "-"], &lab.join("secret"));
+    assert!(up.status.success(), "{up:?}");
+    assert!(up.stdout.contains("degraded") && up.stdout.contains("does not answer"), "{up:?}");
+    assert!(began.elapsed() < SOON, "{:?}", began.elapsed());
+    // It is asked once more meanwhile, and again.
+    let (until, mut slowest) = (Instant::now() + SOON, Duration::ZERO);
+    while Instant::now() < until {
+        let asked = Instant::now();
+        assert!(impairment(&lab).is_some());
+        slowest = slowest.max(asked.elapsed());
+    }
+    assert!(slowest < Duration::from_secs(1), "the tunnel's own loop was held up for {slowest:?}");
+    assert!(lab.client_pings("10.50.0.2"));
+    down(&house);
 }
 
 /// What the status says of name servers.
@@ -373,6 +409,28 @@ fn resolved_shut_in(files: Option<&Path>) {
     house.sh("timeout 3 resolvectl query --cache=no other.example || true");
     let asked = asked.lock().unwrap().clone();
     assert!(!asked.is_empty() && asked.iter().all(|name| name == "gateway.example"), "{asked:?}");
+    down(&house);
+}
+
+fn resolved_shut_off(files: Option<&Path>) {
+    let (lab, _gateway) = lab("shutoff", FULL);
+    lab.operator.change(|desired| desired.pools[0].dns_servers.clear());
+    let house = House::new(&lab, files, &resolved_with("198.51.100.53"));
+    let up = ["up", "--detach", "--kill-switch", "--token-file", "-"];
+    let up = house.client(&up, &lab.join("secret"));
+    assert!(up.status.success() && up.stdout.contains("degraded"), "{up:?}");
+    // The other is what the file said before it was the resolver's.
+    assert!(
+        up.stdout.contains("systemd-resolved asks 192.168.50.1, 198.51.100.53 past the tunnel"),
+        "{up:?}"
+    );
+    // One that may be asked, or the pool's own, heals it.
+    house.sh("resolvectl dns wan 192.0.2.53");
+    eventually(SOON, "one of the local network", || lab.status().unwrap()["phase"] == "Connected");
+    house.sh("resolvectl dns wan 198.51.100.53");
+    eventually(SOON, "it is told again", || lab.status().unwrap()["phase"] == "Degraded");
+    lab.operator.change(|desired| desired.pools[0].dns_servers = vec!["10.96.0.10".into()]);
+    eventually(SOON, "the pool's own", || lab.status().unwrap()["phase"] == "Connected");
     down(&house);
 }
 

@@ -1,6 +1,6 @@
 //! What a kill switch keeps in, and what it lets out. Pure.
 
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
@@ -55,6 +55,13 @@ pub(super) fn plan(
     }
 }
 
+/// Whether this lets nothing out to any of these name servers of the network, asked past the tunnel.
+pub(super) fn shuts_off(switch: &KillSwitch, servers: &[IpAddr]) -> bool {
+    let is_open =
+        |server: &IpAddr| server.is_loopback() || switch.open.iter().any(|net| net.contains(server));
+    switch.kept == Kept::Everything && !servers.is_empty() && !servers.iter().any(is_open)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -79,6 +86,23 @@ mod tests {
         let switch = planned(&["10.96.0.0/13", "10.104.0.0/13"], &Choice::default(), "vpn.example:51820");
         assert_eq!(switch.kept, Kept::Only(vec!["10.96.0.0/12".parse().unwrap()]));
         assert!(switch.root_resolves, "the gateway has a name");
+    }
+
+    #[test]
+    fn a_public_name_server_is_shut_off_and_the_routers_is_not() {
+        let ips = |texts: &[&str]| texts.iter().map(|text| text.parse().unwrap()).collect::<Vec<IpAddr>>();
+        let full = planned(&["0.0.0.0/0"], &Choice::default(), "192.0.2.1:51820");
+        for (servers, shut) in [
+            (&["9.9.9.9"][..], true),
+            (&["9.9.9.9", "2620:fe::fe"], true),
+            (&["9.9.9.9", "192.168.1.1"], false),
+            (&["127.0.0.1"], false),
+            (&[], false),
+        ] {
+            assert_eq!(shuts_off(&full, &ips(servers)), shut, "{servers:?}");
+        }
+        let split = planned(&["10.96.0.0/12"], &Choice::default(), "192.0.2.1:51820");
+        assert!(!shuts_off(&split, &ips(&["9.9.9.9"])));
     }
 
     #[test]

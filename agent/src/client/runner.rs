@@ -39,7 +39,7 @@ use crate::{
         client::{Action, Candidate, ClientHealth, Network, Sample},
     },
     identity::{Names, Store, dial::Proof},
-    kernel::{KernelError, RouteSocket, remove_table},
+    kernel::{KernelError, KillSwitch, RouteSocket, remove_table},
     nat::{
         Confidence, Radio, Reason,
         standby::{Ended, UdpCost},
@@ -135,6 +135,8 @@ struct Runner<'a> {
     source: Option<IpAddr>,
     held: Held,
     was_connected: bool,
+    /// Since when the tunnel stands, until who waits for it is told.
+    unannounced: Option<Instant>,
     enrolled_again: bool,
     /// Another certificate is being asked for.
     renewal: Option<JoinHandle<()>>,
@@ -218,8 +220,9 @@ pub(super) async fn run(
         .map_err(|source| ClientError::Setting(format!("cannot watch the network: {source}")))?;
 
     // Behind a kill switch the network's own servers are looked for also where none are set.
-    let dns =
-        (setup.dns || setup.kill_switch).then(|| Dns::new(&setup.name, setup.store.clone(), names.clone()));
+    let dns = (setup.dns || setup.kill_switch)
+        .then(|| Dns::open(&setup.name, setup.store.clone(), names.clone()))
+        .transpose()?;
     let dns_watch = dns.as_ref().and_then(|_| dns::Watch::open_or_say());
     let patience = setup.patience;
     let mut runner = Runner {
@@ -261,6 +264,7 @@ pub(super) async fn run(
         source: None,
         held: Held::NotYet,
         was_connected: false,
+        unannounced: None,
         enrolled_again: false,
         renewal: None,
         last_error: None,
@@ -318,10 +322,8 @@ pub(super) async fn run(
                     runner.check_network();
                 }
             }
-            () = dns::changed(dns_watch.as_ref()) => {
-                sleep(SETTLE).await;
-                runner.dns.iter_mut().for_each(|dns| dns.handle_changed(Instant::now()));
-            }
+            () = dns::changed(dns_watch.as_ref()) => runner.dns.iter().for_each(Dns::handle_changed),
+            () = dns::settled(runner.dns.as_mut()) => runner.handle_names(),
             () = sleep_until(deadline), if !runner.was_connected => {
                 break Err(runner.unreachable(patience.unwrap_or_default()));
             }
@@ -776,7 +778,7 @@ impl Runner<'_> {
 
     fn poll_timeout(&self) -> Option<Instant> {
         let keeping = self.keepalive.poll_timeout().into_iter().chain(self.sleeper.poll_timeout()).min();
-        let names = self.dns.as_ref().and_then(|dns| dns.poll_timeout(Instant::now()));
+        let names = self.names_pending_until(Instant::now());
         let due = [self.health.poll_timeout(), keeping, self.publisher.poll_timeout(), names];
         due.into_iter().flatten().min()
     }
@@ -814,8 +816,9 @@ impl Runner<'_> {
         if let Some(dns) = &mut self.dns {
             // Behind a kill switch nobody else could be asked.
             let is_shut = self.setup.kill_switch && dns::is_everything(&self.settings.routes);
-            dns.handle_path(Instant::now(), is_shut || self.health.phase() == Phase::Connected);
+            dns.handle_path(is_shut || self.health.phase() == Phase::Connected);
         }
+        self.announce();
         self.publish_state();
         // Who speaks is awake, and may have more to do.
         let now = Instant::now();
@@ -1006,16 +1009,7 @@ impl Runner<'_> {
                     return;
                 }
                 self.retarget();
-                if let Some(active) = self.health.active() {
-                    let replica = self.settings.replica(&active.replica);
-                    (self.setup.progress)(Progress::Connected {
-                        replica: replica.map(|replica| replica.name.clone()).unwrap_or_default(),
-                        endpoint: active.endpoint,
-                        addresses: self.settings.addresses.clone(),
-                        rtt: self.health.rtt(),
-                        impairments: self.all_impairments(),
-                    });
-                }
+                self.unannounced = Some(Instant::now());
             }
             Phase::WaitingToReconnect if !self.was_connected => {}
             Phase::WaitingToReconnect | Phase::Dormant => (self.setup.progress)(Progress::Phase(phase)),
@@ -1024,10 +1018,33 @@ impl Runner<'_> {
         }
     }
 
+    /// Tells who waits for the tunnel that it stands, once it is known what of the pool's promise holds.
+    fn announce(&mut self) {
+        let is_settled =
+            self.health.phase() == Phase::Connected && self.names_pending_until(Instant::now()).is_none();
+        let Some(active) = self.health.active().filter(|_| is_settled) else { return };
+        let Some(_) = self.unannounced.take() else { return };
+        let replica = self.settings.replica(&active.replica);
+        (self.setup.progress)(Progress::Connected {
+            replica: replica.map(|replica| replica.name.clone()).unwrap_or_default(),
+            endpoint: active.endpoint,
+            addresses: self.settings.addresses.clone(),
+            rtt: self.health.rtt(),
+            impairments: self.all_impairments(),
+        });
+    }
+
     /// Lets inner traffic flow to one replica.
     fn route_to(&mut self, replica: Option<PublicKey>) {
         self.routed = replica;
         self.tunnel.set_peers(self.settings.peers(replica.as_ref()));
+    }
+
+    /// Other name servers are the network's, or those of the tunnel stand otherwise.
+    fn handle_names(&mut self) {
+        if self.was_connected {
+            self.keep_routes();
+        }
     }
 
     /// Has addresses, routes and tables be what they are to be, whoever changed them.
@@ -1052,6 +1069,7 @@ impl Runner<'_> {
         };
         let mut impairments = self.routes.set(&wanted, &present);
         impairments.extend(kept_in.err().map(|error| Impairment::failed("KillSwitchMissing", &error)));
+        impairments.extend(self.shut_off(&present));
         impairments.extend(without.err().map(|error| Impairment::failed("AddressMissing", &error)));
         if impairments != self.impairments {
             for impairment in &impairments {
@@ -1067,8 +1085,15 @@ impl Runner<'_> {
 
     /// The kill switch, where there is to be one, in the network as it is now.
     fn keep_in(&mut self, present: &[Present]) -> Result<(), KernelError> {
+        match self.wanted_switch(present) {
+            Some(wanted) => self.switch.keep(wanted),
+            None => Ok(()),
+        }
+    }
+
+    fn wanted_switch(&self, present: &[Present]) -> Option<KillSwitch> {
         if !self.setup.kill_switch {
-            return Ok(());
+            return None;
         }
         let replicas = self.settings.replicas.iter();
         let endpoints = replicas.flat_map(|replica| {
@@ -1076,20 +1101,42 @@ impl Runner<'_> {
         });
         let endpoints = endpoints.chain(self.setup.enrolment.membership.endpoints.clone());
         let (pool, choice) = (&self.settings.routes, &self.setup.routes);
-        let wanted = kill_switch::plan(&self.setup.name, FWMARK, (pool, choice), present, endpoints);
-        self.switch.keep(wanted)
+        Some(kill_switch::plan(&self.setup.name, FWMARK, (pool, choice), present, endpoints))
+    }
+
+    /// Where the pool has no name servers, the machine asks those of its network. Not each of them may be asked.
+    fn shut_off(&self, present: &[Present]) -> Option<Impairment> {
+        let switch = self.wanted_switch(present)?;
+        let servers = self.names.network();
+        let sets_none = !self.setup.dns || self.settings.dns_servers.is_empty();
+        let is_shut_off = sets_none && dns::is_asked_by_link() && kill_switch::shuts_off(&switch, &servers);
+        let servers = servers.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+        is_shut_off.then(|| Impairment::failed("ResolverShutOff", &format!(
+            "this machine resolves no names: systemd-resolved asks {servers} past the tunnel, which the kill switch forbids; have \
+             the pool bring name servers (spec.dns.servers), or set one of the local network"
+        )))
     }
 
     /// What the pool promises and is missing, for those who look after the cluster.
     fn lacking(&self) -> Vec<v1::Impairment> {
-        let lacking = self.all_impairments().into_iter().filter(|impairment| !impairment.accepted);
+        let is_pending = self.names_pending_until(Instant::now()).is_some();
+        let names = self.names_missing().filter(|_| !is_pending);
+        let lacking = self.impairments.iter().filter(|impairment| !impairment.accepted).cloned().chain(names);
         let told = lacking.map(|Impairment { category, message, .. }| v1::Impairment { category, message });
         told.take(MOST_OF_CLIENT).collect()
     }
 
     /// Whether something is missing that the pool promises.
     fn is_degraded(&self) -> bool {
-        self.lacks_routes() || self.dns.as_ref().is_some_and(|dns| dns.missing().is_some())
+        self.lacks_routes() || self.names_missing().is_some()
+    }
+
+    fn names_missing(&self) -> Option<Impairment> {
+        self.dns.as_ref()?.missing(Instant::now())
+    }
+
+    fn names_pending_until(&self, now: Instant) -> Option<Instant> {
+        self.dns.as_ref()?.pending_until(now)
     }
 
     fn lacks_routes(&self) -> bool {
@@ -1097,8 +1144,7 @@ impl Runner<'_> {
     }
 
     fn all_impairments(&self) -> Vec<Impairment> {
-        let names = self.dns.as_ref().and_then(Dns::missing);
-        self.impairments.iter().cloned().chain(names).collect()
+        self.impairments.iter().cloned().chain(self.names_missing()).collect()
     }
 
     /// Routes and name servers. Not before the first connection: until then names must resolve the old way.
@@ -1278,8 +1324,8 @@ impl Runner<'_> {
 
     /// `for_good` is what opens the kill switch.
     fn shut_down(mut self, for_good: bool) {
-        if let Some(dns) = &mut self.dns {
-            dns.remove();
+        if let Some(dns) = self.dns.take() {
+            dns.close();
         }
         self.routes.remove();
         self.keeper.remove();

@@ -173,12 +173,51 @@ impl Client<'_> {
         .await?)
     }
 
-    /// Packets of a size that fill it, none of which gets lost.
-    async fn carries(&self) -> Outcome {
+    /// What the seeds ask of any host: its mapping is kept, lost and found again, and what is shown of it is true; it is told from
+    /// others behind its NAT; and it is up while data flows.
+    async fn holds_the_rows_beside(&self, neighbour: &Client<'_>) -> Outcome {
+        self.holds_the_rows_told(neighbour, NEWS).await
+    }
+
+    /// The same, where it takes so long until the operator hears what the client knows.
+    async fn holds_the_rows_told(&self, neighbour: &Client<'_>, news: Duration) -> Outcome {
+        are_told_apart(&[self, neighbour]).await?;
+        self.stays_green_under_load().await?;
+        self.outlives_a_flush().await?;
+        self.is_reached_after_silence().await?;
+        self.turns_red_and_green_told(news).await?;
+        neighbour.is_green(PATIENCE).await?;
+        are_told_apart(&[self, neighbour]).await
+    }
+
+    /// Connects another machine behind the same NAT, without any quirk.
+    async fn neighbour(&self, green: Green) -> anyhow::Result<Self> {
+        let (name, has_ipv4) =
+            (format!("{}-next", self.name()), !self.public_endpoint().await?.starts_with('['));
+        let nat = self.nat()?;
+        let host = if has_ipv4 { nat.host(&name).await? } else { nat.ipv6_host(&name).await? };
+        self.shared.connect(host, self.pool, green).await
+    }
+
+    /// Packets of a size that fill it flow both ways for longer than tunnels take to be torn down whose keepalives wait.
+    async fn stays_green_under_load(&self) -> Outcome {
         let gateway = self.shared.vpn.gateway_address(self.pool).await?.to_string();
-        let args = ["-q", "-n", "-i", "0.01", "-c", "200", "-s", "1000", "-W", "2", &gateway];
-        let said = self.device.host().exec("ping", args).await?;
-        ensure!(said.contains(" 0% packet loss"), "{}: {said}", self.name());
+        let args = ["-q", "-n", "-i", "0.005", "-c", "3000", "-s", "1000", "-W", "2", &gateway];
+        let load = self.device.host().exec("ping", args);
+        let watched = async {
+            loop {
+                let phase = self.device.status().await?.phase;
+                ensure!(phase == self.green.phase().name(), "{} is {phase} under load", self.name());
+                sleep(LOOK).await;
+            }
+        };
+        let said = tokio::select! {
+            said = load => said?,
+            watched = watched => return watched,
+        };
+        let received = said.split(" received").next().and_then(|said| said.rsplit(' ').next());
+        let received: u32 = received.and_then(|count| count.parse().ok()).context(said.clone())?;
+        ensure!(received >= 2970, "{}: {said}", self.name());
         Ok(())
     }
 
@@ -188,12 +227,8 @@ impl Client<'_> {
         self.becomes_reached(INTERVAL + NOTICED).await.context("after a flush")
     }
 
-    /// The NAT lets nothing in: neither side calls it green any more, until it does.
-    async fn turns_red_and_green(&self) -> Outcome {
-        self.turns_red_and_green_told(NEWS).await
-    }
-
-    /// The same, where it takes so long until the operator hears what the client knows.
+    /// The NAT lets nothing in: neither side calls it green any more, until it does. So long it takes until the operator hears
+    /// what the client knows.
     async fn turns_red_and_green_told(&self, news: Duration) -> Outcome {
         let limit = INTERVAL + NOTICED;
         self.nat()?.set_deaf(true).await?;
@@ -288,21 +323,17 @@ async fn beside_dockers_bridge_a_full_tunnel_lacks_one_prefix_says_so_and_outliv
 ) -> Outcome {
     let _product = product::installed(lab).await?;
     let shared = Shared::join(lab).await?;
-    let nat = lab.nat("on-docker", forgetful()).await?;
-    let host = nat.host("on-docker").await?;
+    let host = lab.nat_host("on-docker", forgetful()).await?;
     let docker = Docker::on(&host).await?;
     let client = shared.connect(host, FULL, Green::Degraded).await?;
-    let neighbour = shared.connect(nat.host("on-docker-next").await?, FULL, Green::Connected).await?;
+    let neighbour = client.neighbour(Green::Connected).await?;
     let status = client.device.status().await?;
     let lost = impairment("RouteConflict", Some("172.17.0.0/16"), Some("docker0"), false);
     ensure!(status.impairments == [lost], "{status:?}");
     client.device.host().ping(docker.address()).await.context("the container, by the bridge")?;
     let gateway = shared.vpn.gateway_address(FULL).await?;
     docker.ping(gateway).await.context("the gateway, from within the container")?;
-    are_told_apart(&[&client, &neighbour]).await?;
-    client.carries().await?;
-    client.outlives_a_flush().await?;
-    client.turns_red_and_green().await?;
+    client.holds_the_rows_beside(&neighbour).await?;
     docker.ping(gateway).await.context("the gateway, from within the container, again")?;
     neighbour.down().await?;
     client.down().await?;
@@ -333,10 +364,10 @@ async fn a_second_vpn_that_takes_everything_carries_a_split_tunnel_and_is_carrie
             let public = client.public_endpoint().await?;
             ensure!(public.starts_with(&format!("{}:", office.address())), "{public} is not the office's");
         }
-        client.carries().await?;
-        client.outlives_a_flush().await?;
+        let neighbour = client.neighbour(Green::Connected).await?;
         // Elsewhere its session is lost with all that comes in: the gateway sees by itself that the client hears nothing.
-        client.turns_red_and_green_told(if pool == FULL { NEWS } else { FOUND_OUT }).await?;
+        client.holds_the_rows_told(&neighbour, if pool == FULL { NEWS } else { FOUND_OUT }).await?;
+        neighbour.down().await?;
         // The other one is as it was as well.
         client.down().await.with_context(|| pool)
     };
@@ -353,10 +384,9 @@ async fn a_host_that_is_strict_about_the_way_back_is_reached_after_silence_and_a
     let host = lab.nat_host("on-strict", forgetful()).await?;
     host.be_strict()?;
     let client = shared.connect(host, FULL, Green::Connected).await?;
-    client.carries().await?;
-    client.outlives_a_flush().await?;
-    client.is_reached_after_silence().await?;
-    client.turns_red_and_green().await?;
+    let neighbour = client.neighbour(Green::Connected).await?;
+    client.holds_the_rows_beside(&neighbour).await?;
+    neighbour.down().await?;
     client.down().await?;
     shared.leave().await
 }
@@ -369,8 +399,9 @@ async fn a_host_without_ipv6_says_so_and_is_connected(lab: &Lab) -> Outcome {
     let client = shared.connect(host, FULL, Green::Connected).await?;
     let status = client.device.status().await?;
     ensure!(status.impairments == [impairment("IPv6Unavailable", None, None, true)], "{status:?}");
-    client.carries().await?;
-    client.outlives_a_flush().await?;
+    let neighbour = client.neighbour(Green::Connected).await?;
+    client.holds_the_rows_beside(&neighbour).await?;
+    neighbour.down().await?;
     client.down().await?;
     shared.leave().await
 }
@@ -378,20 +409,16 @@ async fn a_host_without_ipv6_says_so_and_is_connected(lab: &Lab) -> Outcome {
 async fn a_host_with_ipv6_alone_is_reached_after_silence_and_a_lost_mapping(lab: &Lab) -> Outcome {
     let _product = product::installed(lab).await?;
     let shared = Shared::join(lab).await?;
-    let firewall = lab.nat("on-six", forgetful()).await?;
-    let client = shared.connect(firewall.ipv6_host("on-six").await?, FULL, Green::Connected).await?;
-    let neighbour = shared.connect(firewall.ipv6_host("on-six-next").await?, SPLIT, Green::Connected).await?;
+    let host = lab.ipv6_host("on-six", forgetful()).await?;
+    let client = shared.connect(host, FULL, Green::Connected).await?;
+    let neighbour = client.neighbour(Green::Connected).await?;
     let status = client.device.status().await?;
     ensure!(status.impairments.is_empty(), "{status:?}");
     for client in [&client, &neighbour] {
         let endpoint: std::net::SocketAddr = client.public_endpoint().await?.parse()?;
         ensure!(endpoint.is_ipv6(), "{endpoint}");
     }
-    are_told_apart(&[&client, &neighbour]).await?;
-    client.carries().await?;
-    client.outlives_a_flush().await?;
-    client.is_reached_after_silence().await?;
-    client.turns_red_and_green().await?;
+    client.holds_the_rows_beside(&neighbour).await?;
     neighbour.down().await?;
     client.down().await?;
     shared.leave().await
@@ -417,7 +444,9 @@ async fn a_dhcp_client_that_rewrites_resolv_conf_costs_no_name_and_no_mapping(la
         client.knows_the_cluster().await?;
         client.is_green(SOON).await?;
     }
-    client.outlives_a_flush().await?;
+    let neighbour = client.neighbour(Green::Connected).await?;
+    client.holds_the_rows_beside(&neighbour).await?;
+    neighbour.down().await?;
     client.down().await?;
     shared.leave().await
 }
@@ -435,7 +464,9 @@ async fn systemd_resolved_has_the_tunnels_names_while_it_is_up(lab: &Lab) -> Out
     };
     wait::until("the tunnel's name server to be put back", SOON, servers).await?;
     client.knows_the_cluster().await?;
-    client.outlives_a_flush().await?;
+    let neighbour = client.neighbour(Green::Connected).await?;
+    client.holds_the_rows_beside(&neighbour).await?;
+    neighbour.down().await?;
     client.down().await?;
     shared.leave().await
 }
@@ -446,7 +477,9 @@ async fn openresolv_has_the_tunnels_names_while_it_is_up(lab: &Lab) -> Outcome {
     let client = named(&shared, "on-openresolv", Resolver::Openresolv).await?;
     client.device.host().renew_lease("192.168.50.9").await?;
     client.knows_the_cluster().await?;
-    client.outlives_a_flush().await?;
+    let neighbour = client.neighbour(Green::Connected).await?;
+    client.holds_the_rows_beside(&neighbour).await?;
+    neighbour.down().await?;
     client.down().await?;
     shared.leave().await
 }
@@ -459,7 +492,9 @@ async fn a_clock_that_is_behind_and_corrected_costs_no_connection(lab: &Lab) -> 
     let client = shared.connect(host, SPLIT, Green::Connected).await?;
     client.outlives_a_flush().await?;
     client.device.host().set_clock("+0")?;
-    client.turns_red_and_green().await?;
+    let neighbour = client.neighbour(Green::Connected).await?;
+    client.holds_the_rows_beside(&neighbour).await?;
+    neighbour.down().await?;
     client.device.host().set_clock("-1h")?;
     client.outlives_a_flush().await?;
     client.is_green(SOON).await?;

@@ -69,7 +69,8 @@ const SCOUTS: usize = 8;
 /// How long UDP gets no answer, while the session stands, until it is said to be blocked.
 const BLOCKED: Duration = Duration::from_secs(20);
 const IDLE: Duration = Duration::from_hours(1);
-/// A gateway says again that two machines use one key, whenever it is attached to, and takes five minutes to see the end of it.
+/// A gateway says again that two machines use one key, whenever it is attached to and, where they are at two replicas, every four
+/// minutes; it takes five to see the end of it.
 const KEY_SHARED: Duration = Duration::from_mins(10);
 /// So long after the user's data the radio is awake for certain.
 const AWAKE_AFTER_DATA: Duration = Duration::from_secs(1);

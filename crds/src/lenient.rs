@@ -45,6 +45,22 @@ impl Lenient for VPNClientPool {
         "spec.keepalive",
         "spec.healthMode",
     ];
+
+    /// Its gateway, its addresses and what its clients reach stay. Of a status that an operator before `inForce` wrote nothing
+    /// can be told.
+    fn recalled(raw: &Value) -> Value {
+        let Some(known) = raw.pointer("/status/inForce") else { return Value::Null };
+        let mut spec = Map::new();
+        spec.insert("gatewayRef".into(), json!({ "name": known.get("gateway") }));
+        // None were reserved, or routed, where the status names none.
+        for list in ["cidrs", "reserved", "routes"] {
+            spec.insert(list.into(), known.get(list).cloned().unwrap_or_else(|| json!([])));
+        }
+        for part in ["clientToClient", "dns"] {
+            spec.extend(known.get(part).map(|value| (part.to_owned(), value.clone())));
+        }
+        json!({ "spec": spec })
+    }
 }
 
 impl Lenient for VPNClient {
@@ -214,7 +230,12 @@ fn mended<K: Lenient>(mut value: Value, last: Option<&K>) -> Result<(K, Vec<Unre
         let unreadable = || Unreadable { path: name.clone(), why: why.clone() };
         let of_status = path.first().is_some_and(|first| first == "status");
         if !of_status && path.len() < 2 {
-            return Err(unreadable());
+            let added = add_missing::<K>(&mut value, &recalled);
+            if added.is_empty() {
+                return Err(unreadable());
+            }
+            unread.extend(added.into_iter().map(|path| Unread { path, why: why.clone(), kept: true }));
+            continue;
         }
         let before = (!of_status && !kept.contains(&name))
             .then(|| {
@@ -240,6 +261,26 @@ fn mended<K: Lenient>(mut value: Value, last: Option<&K>) -> Result<(K, Vec<Unre
         }
     }
     Err(Unreadable { path: "spec".into(), why: "more fields than can be mended are not understood".into() })
+}
+
+/// Puts in what `recalled` knows of the spec and the spec cannot do without, such as a field that a newer version calls
+/// otherwise. Where.
+fn add_missing<K: Lenient>(value: &mut Value, recalled: &Value) -> Vec<String> {
+    let (Some(spec), Some(recalled)) = (
+        value.get_mut("spec").and_then(Value::as_object_mut),
+        recalled.get("spec").and_then(Value::as_object),
+    ) else {
+        return Vec::new();
+    };
+    let is_empty = |value: &Value| value.as_array().is_some_and(Vec::is_empty);
+    let is_optional = |name: &str| K::OPTIONAL.iter().any(|part| is_within(&format!("spec.{name}"), part));
+    let missing = recalled
+        .iter()
+        .filter(|(name, value)| !spec.contains_key(*name) && !is_optional(name) && !is_empty(value));
+    let missing: Vec<(String, Value)> = missing.map(|(name, value)| (name.clone(), value.clone())).collect();
+    let added = missing.iter().map(|(name, _)| format!("spec.{name}")).collect();
+    spec.extend(missing);
+    added
 }
 
 /// Cut off where a list begins, of which single elements cannot be told from one time to another, and where the part is

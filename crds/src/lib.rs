@@ -41,8 +41,8 @@ pub use nat::{
     NatMapping, NatSummary, PortAllocation, Reachability, Vantage,
 };
 pub use pool::{
-    Dns, Enrolment, GatewayRef, JoinToken, NamespaceSelector, PoolCapacity, Reachable, ReachableScope,
-    Sidecars, TokenState, TokenStatus, VPNClientPool, VPNClientPoolSpec, VPNClientPoolStatus,
+    Dns, Enrolment, GatewayRef, JoinToken, NamespaceSelector, PoolCapacity, PoolInForce, Reachable,
+    ReachableScope, Sidecars, TokenState, TokenStatus, VPNClientPool, VPNClientPoolSpec, VPNClientPoolStatus,
 };
 pub use standby::{ReachableBy, StandbyInForce, StandbyMode};
 pub use trust::{SidecarTrust, SidecarTrustSpec};

@@ -218,6 +218,47 @@ pub struct VPNClientPoolStatus {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["name".into()]))]
     pub tokens: Vec<TokenStatus>,
+    /// What its clients depend on, as it was last understood: an operator that does not understand the spec goes on with it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub in_force: Option<PoolInForce>,
+}
+
+/// What a pool's clients depend on, as an operator last understood it. No later version changes the form of it.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct PoolInForce {
+    /// Name of the gateway that serves it.
+    pub gateway: String,
+    /// Prefixes that clients get their addresses from.
+    #[schemars(schema_with = "pool_cidrs_schema")]
+    pub cidrs: Vec<IpNet>,
+    /// Addresses that are not given out.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 64))]
+    pub reserved: Vec<AddressRange>,
+    /// Prefixes that clients reach through the tunnel.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(schema_with = "cidrs_schema")]
+    pub routes: Vec<IpNet>,
+    /// Whether clients of the pool reach one another.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub client_to_client: Option<bool>,
+    /// Name resolution of clients while the tunnel is up.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub dns: Option<Dns>,
+}
+
+impl From<&VPNClientPoolSpec> for PoolInForce {
+    fn from(spec: &VPNClientPoolSpec) -> Self {
+        Self {
+            gateway: spec.gateway_ref.name.clone(),
+            cidrs: spec.cidrs.clone(),
+            reserved: spec.reserved.clone(),
+            routes: spec.routes.clone(),
+            client_to_client: spec.client_to_client,
+            dns: spec.dns.clone(),
+        }
+    }
 }
 
 /// Destinations that a pool's clients reach.

@@ -169,6 +169,65 @@ fn without_what_it_is_about_an_object_is_not_guessed_at() {
     assert!(read::<VPNGateway>(&with(gateway(), "/spec/healthMode", json!("New")), None).is_ok());
 }
 
+/// With what an operator that understood it wrote.
+fn served(pool: Value) -> Value {
+    let status = json!({ "inForce": {
+        "gateway": "edge", "cidrs": ["10.77.0.0/16"], "reserved": ["10.77.0.2"],
+        "routes": ["10.96.0.0/12", "10.50.0.0/24"], "clientToClient": true, "dns": { "servers": ["10.96.0.10"] },
+    } });
+    let Value::Object(mut pool) = pool else { return pool };
+    pool.insert("status".into(), status);
+    Value::Object(pool)
+}
+
+#[test]
+fn a_pool_that_was_not_known_before_keeps_what_its_status_says() {
+    let sound: VPNClientPool = serde_json::from_value(pool()).unwrap();
+    for (pointer, value) in [
+        ("/spec/cidrs/0", json!("10.77.0.0/16 and more")),
+        ("/spec/cidrs", json!({ "v4": "10.77.0.0/16" })),
+        ("/spec/reserved/0", json!(7)),
+        ("/spec/gatewayRef/name", json!(["edge"])),
+        ("/spec/gatewayRef", json!("edge")),
+        ("/spec/routes/1", json!({ "cidr": "10.50.0.0/24", "ports": [443] })),
+        ("/spec/routes", json!("10.50.0.0/24")),
+    ] {
+        let Reading { object, unread } =
+            read::<VPNClientPool>(&served(with(pool(), pointer, value)), None).unwrap();
+        assert_eq!(object.spec, sound.spec, "{pointer}");
+        assert!(unread.iter().all(|unread| unread.kept), "{pointer}: {unread:?}");
+        assert!(unread.iter().any(|unread| pointer.replace('/', ".").contains(&unread.path)), "{unread:?}");
+    }
+}
+
+#[test]
+fn a_field_that_a_newer_version_calls_otherwise_keeps_what_the_status_says() {
+    let mut newer = served(pool());
+    let spec = newer["spec"].as_object_mut().unwrap();
+    spec.remove("cidrs");
+    spec.remove("reserved");
+    let routes = spec.remove("routes").unwrap();
+    spec.insert("ranges".into(), json!([{ "v4": "10.77.0.0/16" }]));
+    let Reading { object, unread } = read::<VPNClientPool>(&newer, None).unwrap();
+    assert!(object.spec.routes.is_empty(), "what it can do without was left out by whoever wrote it");
+    newer["spec"]["routes"] = routes;
+    let known = read::<VPNClientPool>(&newer, None).unwrap().object.spec;
+    assert_eq!(known, serde_json::from_value::<VPNClientPool>(pool()).unwrap().spec);
+    assert_eq!(paths(&unread), ["spec.cidrs", "spec.reserved"]);
+    newer["status"]["inForce"]["reserved"] = json!([]);
+    assert_eq!(paths(&read::<VPNClientPool>(&newer, None).unwrap().unread), ["spec.cidrs"]);
+    newer["status"] = json!({});
+    assert!(read::<VPNClientPool>(&newer, None).is_err(), "nothing says what it was");
+}
+
+#[test]
+fn a_status_that_is_odd_itself_is_no_ground_to_go_by() {
+    let odd = served(with(pool(), "/spec/cidrs", json!(7)));
+    for cidrs in [json!(["ten"]), json!("10.77.0.0/16"), json!(null)] {
+        assert!(read::<VPNClientPool>(&with(odd.clone(), "/status/inForce/cidrs", cidrs), None).is_err());
+    }
+}
+
 /// Places of all that is in the object below `at`.
 fn places(value: &Value, at: &str, all: &mut Vec<String>) {
     all.push(at.to_owned());

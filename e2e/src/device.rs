@@ -36,6 +36,9 @@ pub struct Status {
     pub rtt_milliseconds: Option<f64>,
     /// Whether the session stands.
     pub session: bool,
+    /// Another machine uses its key.
+    #[serde(default)]
+    pub key_shared: bool,
     /// UDP port of the tunnel on the machine.
     pub local_port: u16,
     /// Inner bytes sent.

@@ -66,7 +66,8 @@ const ARRIVALS: usize = 256;
 /// What becomes of canaries, of which there are two at a time.
 const SCOUTS: usize = 8;
 const IDLE: Duration = Duration::from_hours(1);
-/// A gateway says again that two machines use one key, whenever it is attached to, and takes five minutes to see the end of it.
+/// A gateway says again that two machines use one key, whenever it is attached to and, where they are at two replicas, every four
+/// minutes; it takes five to see the end of it.
 const KEY_SHARED: Duration = Duration::from_mins(10);
 
 /// What names resolved to.

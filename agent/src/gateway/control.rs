@@ -297,6 +297,7 @@ impl Control {
         }
         self.agents.retain(|key, _| desired.peers.contains_key(key));
         self.shared_keys.retain(|key| desired.peers.contains_key(key));
+        self.shared_keys.handle_operator(now, desired.shared_keys());
         self.stale.retain(|key| desired.peers.contains_key(key));
         self.neighbours.handle_clients(now, desired, |key| self.agents.contains_key(key));
         self.health.handle_peers(now, &desired.expectations(&self.agents));
@@ -418,9 +419,11 @@ impl Control {
                     },
                 );
                 self.expect(now, peer, Agent::Silent);
-                match self.shared_keys.shared(&peer) {
-                    Some(_) => self.say_shared(&peer, true),
-                    None => self.neighbours.handle_attached(now, peer, source),
+                if self.shared_keys.is_told(&peer) {
+                    self.say_shared(&peer, true);
+                }
+                if self.shared_keys.shared(&peer).is_none() {
+                    self.neighbours.handle_attached(now, peer, source);
                 }
                 self.changed(now);
             }
@@ -742,8 +745,10 @@ impl Control {
                 tracing::warn!(client, "two machines use one key: each takes the other's packets");
             }
             self.neighbours.set_aside(now, peer, shared);
-            self.say_shared(&peer, shared);
             self.changed(now);
+        }
+        while let Some((peer, shared)) = self.shared_keys.poll_word() {
+            self.say_shared(&peer, shared);
         }
     }
 

@@ -118,6 +118,8 @@ pub struct Peer {
     pub keepalive: Option<v1::KeepalivePolicy>,
     /// When its right to connect ends. `None`: never.
     pub not_after: Option<SystemTime>,
+    /// Two machines use its key, each with a replica of its own, as the operator sees.
+    pub key_shared: bool,
 }
 
 impl Desired {
@@ -163,6 +165,11 @@ impl Desired {
     /// Whether a client with this UID may connect.
     pub fn knows(&self, uid: &str) -> bool {
         self.by_uid.contains_key(uid)
+    }
+
+    /// The clients of which the operator says that two machines use their key.
+    pub(super) fn shared_keys(&self) -> impl Iterator<Item = PublicKey> {
+        self.peers.iter().filter(|(_, peer)| peer.key_shared).map(|(key, _)| *key)
     }
 
     /// The same but for some clients.
@@ -371,6 +378,7 @@ impl Peer {
             stock_keepalive,
             keepalive,
             not_after,
+            key_shared: wire.key_shared,
         };
         Ok((PublicKey::from_bytes(key), peer))
     }

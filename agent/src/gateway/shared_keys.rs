@@ -5,9 +5,11 @@
 //! is as new as what came before. One machine behind two uplinks is none: the same session comes from both. Late packets are
 //! none: they end within seconds. An agent says it outright: its process has a number, and one that was replaced never comes
 //! back on the machine that replaced it.
+//!
+//! Where the other machine is at another replica nothing of that is seen here. The operator sees it, and says so.
 
 use std::{
-    collections::{HashMap, VecDeque},
+    collections::{HashMap, HashSet, VecDeque},
     net::SocketAddr,
     time::{Duration, Instant},
 };
@@ -33,6 +35,9 @@ const WINDOW: Duration = Duration::from_mins(3);
 const TAKEOVERS: usize = 2;
 /// It is over when nothing showed it for so long.
 const FORGET_TIMEOUT: Duration = Duration::from_mins(5);
+/// A client is told again after so long, of a machine at another replica: that one's packets never come here to show it, and an
+/// agent believes it for ten minutes.
+const SAY_AGAIN: Duration = Duration::from_mins(4);
 /// Sessions, places and processes remembered of a client, of each.
 const REMEMBERED: usize = 4;
 
@@ -90,6 +95,10 @@ pub(super) struct SharedKeys {
     watches: HashMap<PublicKey, Watch>,
     shared: HashMap<PublicKey, Shared>,
     news: VecDeque<(PublicKey, bool)>,
+    /// Clients of which the operator says that the other machine is at another replica.
+    elsewhere: HashSet<PublicKey>,
+    say_again: Option<Instant>,
+    words: VecDeque<(PublicKey, bool)>,
 }
 
 impl SharedKeys {
@@ -98,6 +107,31 @@ impl SharedKeys {
         self.watches.retain(|key, _| is_client(key));
         self.shared.retain(|key, _| is_client(key));
         self.news.retain(|(key, _)| is_client(key));
+        self.elsewhere.retain(&is_client);
+        self.words.retain(|(key, _)| is_client(key));
+    }
+
+    /// The operator says of which clients the two machines are at two replicas.
+    pub(super) fn handle_operator(&mut self, now: Instant, elsewhere: impl Iterator<Item = PublicKey>) {
+        let before = std::mem::replace(&mut self.elsewhere, elsewhere.collect());
+        let changed = self.elsewhere.symmetric_difference(&before);
+        let changed = changed.filter(|peer| !self.shared.contains_key(*peer));
+        self.words.extend(changed.map(|peer| (*peer, self.elsewhere.contains(peer))));
+        self.say_again = match self.say_again {
+            _ if self.elsewhere.is_empty() => None,
+            Some(at) => Some(at),
+            None => Some(now + SAY_AGAIN),
+        };
+    }
+
+    /// Whether the client is to know that another machine uses its key, here or at another replica.
+    pub(super) fn is_told(&self, peer: &PublicKey) -> bool {
+        self.shared.contains_key(peer) || self.elsewhere.contains(peer)
+    }
+
+    /// The next client whose session is to be told that another machine uses its key, or none any more.
+    pub(super) fn poll_word(&mut self) -> Option<(PublicKey, bool)> {
+        self.words.pop_front()
     }
 
     /// An authenticated packet came from elsewhere; by which session of ours, where it was data.
@@ -136,27 +170,32 @@ impl SharedKeys {
         }
     }
 
-    /// The client's key is on two machines, as far as is known.
+    /// The client's key is on two machines that are both here, as far as is known.
     pub(super) fn shared(&self, peer: &PublicKey) -> Option<&Shared> {
         self.shared.get(peer)
     }
 
     /// When [`Self::handle_timeout`] is due.
     pub(super) fn poll_timeout(&self) -> Option<Instant> {
-        self.shared.values().map(|shared| shared.until).min()
+        self.shared.values().map(|shared| shared.until).chain(self.say_again).min()
     }
 
     /// Time passed.
     pub(super) fn handle_timeout(&mut self, now: Instant) {
-        let (watches, news) = (&mut self.watches, &mut self.news);
+        let Self { watches, news, words, elsewhere, .. } = self;
         self.shared.retain(|peer, shared| {
             let goes_on = shared.until > now;
             if !goes_on {
                 watches.remove(peer);
                 news.push_back((*peer, false));
+                words.extend((!elsewhere.contains(peer)).then_some((*peer, false)));
             }
             goes_on
         });
+        if self.say_again.is_some_and(|at| now >= at) {
+            self.words.extend(self.elsewhere.iter().map(|peer| (*peer, true)));
+            self.say_again = Some(now + SAY_AGAIN);
+        }
     }
 
     /// The next client whose key turned out to be on two machines, or is not any more.
@@ -174,6 +213,7 @@ impl SharedKeys {
         let until = now + FORGET_TIMEOUT;
         let shared = self.shared.entry(peer).or_insert_with(|| {
             self.news.push_back((peer, true));
+            self.words.push_back((peer, true));
             Shared { since: now, places, by_tunnel, until }
         });
         shared.until = until;
@@ -193,7 +233,11 @@ impl SharedKeys {
                 + watch.processes.len()
                 + watch.takeovers.len()
         };
-        self.news.len() + self.shared.len() + self.watches.values().map(of_one).sum::<usize>()
+        self.news.len()
+            + self.words.len()
+            + self.elsewhere.len()
+            + self.shared.len()
+            + self.watches.values().map(of_one).sum::<usize>()
     }
 }
 

@@ -3,6 +3,7 @@
 use anyhow::ensure;
 use pinhole_e2e::{
     Lab,
+    installation::NAMESPACE,
     vpn::{Exposure, PATIENCE, Vpn},
     wait,
 };
@@ -13,6 +14,7 @@ tests![
     a_gateway_called_default_leaves_the_service_account_alone,
     objects_of_others_are_untouched_and_named_until_they_are_out_of_the_way,
     what_a_gateway_does_not_ask_for_any_more_goes_from_what_was_made_for_it,
+    a_sidecar_trust_of_somebody_else_is_named_at_the_pools_that_take_sidecars_until_it_is_gone,
 ];
 
 async fn namespace(lab: &Lab, name: &str) -> Outcome {
@@ -132,4 +134,36 @@ async fn what_a_gateway_does_not_ask_for_any_more_goes_from_what_was_made_for_it
     );
     lab.kubectl(["delete", "namespace", name, "--timeout=90s"]).await?;
     Ok(())
+}
+
+async fn a_sidecar_trust_of_somebody_else_is_named_at_the_pools_that_take_sidecars_until_it_is_gone(
+    lab: &Lab,
+) -> Outcome {
+    let (_alone, _) = product::alone(lab).await?;
+    let vpn = Vpn::declare(lab, "foreign-trust", Exposure::NodePort, "").await?;
+    vpn.pool("pods", "[10.112.0.0/24]", "enrolment: { sidecars: {} }").await?;
+    vpn.pool("staff", "[10.113.0.0/24]", "enrolment: { tokens: [{ name: any }] }").await?;
+    // Whose it was is told by labels, which somebody takes away.
+    let label = "app.kubernetes.io/managed-by";
+    let trust = ["-n", NAMESPACE, "label", "--overwrite", "sidecartrust/pinhole"];
+    lab.kubectl(trust.iter().copied().chain([format!("{label}=somebody").as_str()])).await?;
+    let outcome = async {
+        vpn.condition("vcp/pods", "Stalled", "True", "ObjectTaken").await?;
+        let said = message(&vpn, "vcp/pods").await?;
+        ensure!(said.contains("SidecarTrust pinhole") && said.contains(NAMESPACE), "{said}");
+        vpn.condition("vcp/pods", "Ready", "True", "*").await?;
+        let others = message(&vpn, "vcp/staff").await?;
+        ensure!(others.is_empty(), "it takes no sidecars: {others}");
+        anyhow::Ok(())
+    };
+    let outcome = outcome.await;
+    lab.kubectl(["-n", NAMESPACE, "delete", "sidecartrust/pinhole"]).await?;
+    outcome?;
+    wait::until("nothing to be said any more", PATIENCE, || async {
+        let said = message(&vpn, "vcp/pods").await.map_err(|error| error.to_string())?;
+        if said.is_empty() { Ok(()) } else { Err(said) }
+    })
+    .await?;
+    lab.kubectl(["-n", NAMESPACE, "get", "sidecartrust/pinhole"]).await?;
+    Ok(vpn.delete().await?)
 }

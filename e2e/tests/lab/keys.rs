@@ -23,7 +23,7 @@ use crate::{Outcome, product, tests};
 
 tests![
     one_key_on_two_machines_is_named_in_the_cluster_within_ten_seconds,
-    one_key_on_two_machines_at_two_replicas_is_named_within_ten_seconds,
+    one_key_on_two_machines_at_two_replicas_is_named_within_ten_seconds_and_both_machines_are_told,
     a_client_that_connects_beside_ten_thousand_new_ones_is_shown_within_two_seconds
 ];
 
@@ -112,7 +112,9 @@ async fn ports_of(vpn: &Vpn<'_>, replica: &str) -> anyhow::Result<BTreeSet<Strin
     Ok(replica.tunnel_endpoints.iter().chain(&replica.session_endpoints).filter_map(port).collect())
 }
 
-async fn one_key_on_two_machines_at_two_replicas_is_named_within_ten_seconds(lab: &Lab) -> Outcome {
+async fn one_key_on_two_machines_at_two_replicas_is_named_within_ten_seconds_and_both_machines_are_told(
+    lab: &Lab,
+) -> Outcome {
     let _product = product::installed(lab).await?;
     let vpn = Vpn::declare(lab, "shared-apart", Exposure::NodePort, "replicas: 2").await?;
     vpn.pool("staff", "[10.133.0.0/24]", ANY).await?;
@@ -141,6 +143,13 @@ async fn one_key_on_two_machines_at_two_replicas_is_named_within_ten_seconds(lab
     let begun = Instant::now();
     let text = is_named(&vpn, begun, "apart-one", (&one, &two)).await?;
     ensure!(text.contains("edge-0") && text.contains("edge-1"), "{text}");
+    for device in [&one, &two] {
+        wait::until("each machine to be told of the other", PATIENCE, || async {
+            let status = device.status().await.map_err(|error| error.to_string())?;
+            if status.key_shared { Ok(()) } else { Err(format!("{status:?}")) }
+        })
+        .await?;
+    }
     for device in [&mut one, &mut two] {
         device.down().await?;
     }

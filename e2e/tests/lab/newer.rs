@@ -14,13 +14,20 @@ use pinhole_e2e::{
 
 use crate::{Outcome, product, resilience::scale, tests};
 
-tests![a_client_and_a_pool_of_a_newer_version_keep_what_they_have_over_a_restart_of_the_operator];
+tests![
+    a_client_and_a_pool_of_a_newer_version_keep_what_they_have_over_a_restart_of_the_operator,
+    an_unreadable_pool_keeps_what_it_has_over_a_restart_and_its_gateways_other_pool_goes_on,
+];
 
 const KINDS: [&str; 2] = ["vpnclients", "vpnclientpools"];
 /// Where each of these kinds lists the modes of keepalives.
 const MODES: &str =
     "/spec/versions/0/schema/openAPIV3Schema/properties/spec/properties/keepalive/properties/mode/enum";
 const NEWER: &str = r#"{"spec":{"keepalive":{"mode":"Prophetic"}}}"#;
+
+/// Where pools list what they do not give out, without which nobody can tell what is free.
+const RESERVED: &str = "/spec/versions/0/schema/openAPIV3Schema/properties/spec/properties/reserved";
+const UNREADABLE: &str = r#"{"spec":{"reserved":[7]}}"#;
 
 /// Patches the definition of each kind, as another version of the chart would.
 async fn redefine(lab: &Lab, patch: &str) -> Outcome {
@@ -88,4 +95,60 @@ async fn keep_what_they_have(vpn: &Vpn<'_>) -> Outcome {
     vpn.client_in("newer", ClientPhase::Connected, PATIENCE).await?;
     first.down().await?;
     Ok(second.down().await?)
+}
+
+async fn an_unreadable_pool_keeps_what_it_has_over_a_restart_and_its_gateways_other_pool_goes_on(
+    lab: &Lab,
+) -> Outcome {
+    let (_alone, _) = product::alone(lab).await?;
+    let vpn = Vpn::declare(lab, "unreadable", Exposure::NodePort, "").await?;
+    for (pool, cidrs) in [("staff", "[10.110.0.0/24]"), ("guests", "[10.111.0.0/24]")] {
+        vpn.pool(pool, cidrs, "enrolment: { tokens: [{ name: any }] }").await?;
+    }
+    let known = pinhole_crds::definitions()?;
+    let known = known.iter().find(|crd| crd["spec"]["names"]["plural"] == "vpnclientpools");
+    let known = known.and_then(|crd| crd.pointer(RESERVED)).context("pools reserve nothing")?;
+    redefine_reserved(lab, r#"{"type":"array","items":{"x-kubernetes-int-or-string":true}}"#).await?;
+    let outcome = go_on_beside_it(&vpn).await;
+    vpn.delete().await?;
+    redefine_reserved(lab, &known.to_string()).await?;
+    outcome
+}
+
+async fn redefine_reserved(lab: &Lab, schema: &str) -> Outcome {
+    let patch = format!(r#"[{{"op":"replace","path":"{RESERVED}","value":{schema}}}]"#);
+    lab.kubectl(["patch", "crd/vpnclientpools.pinhole.dev", "--type=json", "-p", &patch]).await?;
+    Ok(())
+}
+
+async fn go_on_beside_it(vpn: &Vpn<'_>) -> Outcome {
+    let (staff, guests) = (vpn.join("staff", "any").await?, vpn.join("guests", "any").await?);
+    let gateway = vpn.gateway_address("staff").await?;
+    let mut first = Device::new(vpn.lab().nat_host("unreadable", NatProfile::home()).await?).await?;
+    let addresses = first.up(&staff).await?.addresses;
+    vpn.client_in("unreadable", ClientPhase::Connected, PATIENCE).await?;
+    vpn.kubectl(&["patch", "vcp/staff", "--type=merge", "-p", UNREADABLE]).await?;
+    vpn.condition("vcp/staff", "PartiallyInvalid", "True", "FieldNotUnderstood").await?;
+    // The next operator knows the pool by its status alone.
+    scale(vpn.lab(), 0).await?;
+    scale(vpn.lab(), 2).await?;
+
+    let mut guest = Device::new(vpn.lab().nat_host("unreadable-guest", NatProfile::home()).await?).await?;
+    guest.up(&guests).await?;
+    vpn.client_in("unreadable-guest", ClientPhase::Connected, PATIENCE).await?;
+    let routes = r#"{"spec":{"routes":["10.51.0.0/24"]}}"#;
+    vpn.kubectl(&["patch", "vcp/guests", "--type=merge", "-p", routes]).await?;
+    wait::until("the changed route to arrive", PATIENCE, || async {
+        let routes = guest.host().command("ip").args(["route", "show", "table", "all"]).run().await;
+        let routes = routes.map_err(|error| error.to_string())?;
+        if routes.contains("10.51.0.0/24") { Ok(()) } else { Err(routes) }
+    })
+    .await?;
+    let mut second = Device::new(vpn.lab().nat_host("unreadable-second", NatProfile::home()).await?).await?;
+    ensure!(second.up(&staff).await?.addresses != addresses, "both have {addresses:?}");
+    first.reaches(gateway, Duration::from_secs(3)).await?;
+    for device in [&mut first, &mut guest, &mut second] {
+        device.down().await?;
+    }
+    Ok(())
 }

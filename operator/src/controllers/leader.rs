@@ -114,6 +114,7 @@ impl Leader {
             rebinds: std::sync::Mutex::default(),
             summaries: std::sync::Mutex::default(),
             tokens: std::sync::Mutex::default(),
+            sidecar_trust: std::sync::Mutex::default(),
         });
         shared.start_leading();
         let listed = list(&context.client, &self.scope).await?;
@@ -245,6 +246,7 @@ impl Loop {
             match change {
                 Change::Gateway(key) => self.schedule.add(Request::Gateway(key), now),
                 Change::Client(key) => self.schedule.add(Request::Client(key), now),
+                Change::Peers(key) => self.schedule.add(Request::Peers(key), now),
                 Change::Heard(key) => self.schedule.add_to(Lane::First, Request::Client(key), now),
             }
         }

@@ -45,6 +45,8 @@ pub enum Change {
     Client(ClientKey),
     /// The same of one that was heard: there is somebody at the other end.
     Heard(ClientKey),
+    /// A client's key turned out to be on two machines at two replicas of the gateway, or is not any more: they are to be told.
+    Peers(GatewayKey),
 }
 
 /// Whether a replica can be heard.
@@ -192,6 +194,13 @@ impl Fleet {
         }
     }
 
+    /// UIDs of the gateway's clients whose keys are on two machines, of which each talks to a replica of its own.
+    pub fn shared_keys(&self, gateway: &GatewayKey) -> BTreeSet<String> {
+        let state = self.lock();
+        let keys = state.shared_keys.get(gateway);
+        keys.into_iter().flat_map(SharedKeys::clients).map(str::to_owned).collect()
+    }
+
     /// Forgets replicas that the gateway has no more.
     pub fn keep_replicas(&self, gateway: &GatewayKey, names: &BTreeSet<String>) {
         if let Some(replicas) = self.lock().gateways.get_mut(gateway) {
@@ -226,8 +235,8 @@ impl Fleet {
     pub fn handle_timeout(&self, now: Instant) {
         let mut state = self.lock();
         let State { since, gateways, shared_keys, changes, .. } = &mut *state;
-        for keys in shared_keys.values_mut() {
-            changes.extend(keys.handle_timeout(now).into_iter().map(Change::Client));
+        for (gateway, keys) in shared_keys {
+            changes.extend(news_of_shared(gateway, keys.handle_timeout(now)));
         }
         for (gateway, replicas) in gateways {
             for replica in replicas.values_mut() {
@@ -286,7 +295,7 @@ impl State {
         if let Some(replicas) = gateways.get(&from.gateway).filter(|replicas| replicas.len() > 1) {
             let keys = shared_keys.entry(from.gateway.clone()).or_default();
             let shared = on_two_replicas(keys, replicas, &from.replica, &heard);
-            news.extend(shared.into_iter().map(Change::Client));
+            news.extend(news_of_shared(&from.gateway, shared));
         }
         news
     }
@@ -322,6 +331,12 @@ impl Drop for Attachment {
             BTreeSet::from([Change::Gateway(self.gateway.clone())])
         });
     }
+}
+
+/// What is to be looked at where it is news of these clients that their keys are on two machines, or that they are not any more.
+fn news_of_shared(gateway: &GatewayKey, clients: Vec<ClientKey>) -> Vec<Change> {
+    let told = (!clients.is_empty()).then(|| Change::Peers(gateway.clone()));
+    clients.into_iter().map(Change::Client).chain(told).collect()
 }
 
 /// Clients of which `replica` heard anew after another one had heard them, and of which it follows now that they are two

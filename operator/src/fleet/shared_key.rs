@@ -100,6 +100,11 @@ impl SharedKeys {
         self.0.get(uid)?.shared.as_ref()
     }
 
+    /// UIDs of the clients of which there are two.
+    pub(super) fn clients(&self) -> impl Iterator<Item = &str> {
+        self.0.iter().filter(|(_, series)| series.shared.is_some()).map(|(uid, _)| uid.as_str())
+    }
+
     /// Forgets what is over. The clients of which that is news.
     pub(super) fn handle_timeout(&mut self, now: Instant) -> Vec<ClientKey> {
         let mut over = Vec::new();

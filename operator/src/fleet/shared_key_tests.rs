@@ -130,13 +130,16 @@ fn two_machines_at_two_replicas_are_named_within_ten_seconds_with_both_places_an
         let places = world.shared().unwrap().places.map(|place| (place.replica, place.endpoint.unwrap()));
         let expected = [("edge-0", one.endpoint), ("edge-1", two.endpoint)];
         assert_eq!(places, expected.map(|(replica, endpoint)| (replica.to_owned(), endpoint.to_owned())));
-        assert!(world.fleet.lock().changes.contains(&Change::Client(ClientKey::new("vpn", "laptop"))));
+        let told = [Change::Client(ClientKey::new("vpn", "laptop")), Change::Peers(gateway())];
+        assert!(told.iter().all(|change| world.fleet.lock().changes.contains(change)));
+        assert_eq!(world.fleet.shared_keys(&gateway()), BTreeSet::from(["u".to_owned()]));
         world.run(200, |_| [Some(one), None]);
         assert!(world.shared().is_some(), "the other one may only be quiet");
         std::mem::take(&mut world.fleet.lock().changes);
         world.run(120, |_| [Some(one), None]);
         assert_eq!(world.shared(), None);
-        assert!(world.fleet.lock().changes.contains(&Change::Client(ClientKey::new("vpn", "laptop"))));
+        assert!(told.iter().all(|change| world.fleet.lock().changes.contains(change)));
+        assert!(world.fleet.shared_keys(&gateway()).is_empty());
     }
 }
 

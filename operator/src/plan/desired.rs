@@ -1,6 +1,9 @@
 //! A gateway's desired state, as its replicas are told.
 
-use std::{collections::BTreeMap, net::IpAddr};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+};
 
 use ipnet::IpNet;
 use k8s_openapi::jiff::Timestamp;
@@ -47,6 +50,8 @@ pub struct DesiredInputs<'a> {
     pub replicas: &'a [Replica],
     /// The pools that it serves.
     pub pools: &'a [PoolInputs<'a>],
+    /// UIDs of clients whose keys are on two machines, of which each talks to a replica of its own.
+    pub shared_keys: &'a BTreeSet<String>,
     /// Trust bundle.
     pub ca_pem: &'a str,
 }
@@ -73,7 +78,7 @@ pub fn desired_states(inputs: &DesiredInputs<'_>) -> BTreeMap<String, v1::Desire
             .pools
             .iter()
             .zip(0_u32..)
-            .flat_map(|(p, n)| p.peers.iter().map(move |x| wire(x, n)))
+            .flat_map(|(p, n)| p.peers.iter().map(move |x| wire(x, n, inputs.shared_keys)))
             .collect(),
         ca_pem: inputs.ca_pem.to_owned(),
         ..v1::DesiredState::default()
@@ -152,7 +157,7 @@ fn pool(gateway: &VPNGateway, pool: &VPNClientPool) -> v1::Pool {
     }
 }
 
-fn wire(peer: &PeerInputs, pool: u32) -> v1::Peer {
+fn wire(peer: &PeerInputs, pool: u32, shared_keys: &BTreeSet<String>) -> v1::Peer {
     v1::Peer {
         client: Some(peer.client.clone()),
         pool,
@@ -165,6 +170,7 @@ fn wire(peer: &PeerInputs, pool: u32) -> v1::Peer {
         not_after: peer
             .not_after
             .map(|end| prost_types::Timestamp { seconds: end.as_second(), nanos: end.subsec_nanosecond() }),
+        key_shared: shared_keys.contains(&peer.client.uid),
     }
 }
 

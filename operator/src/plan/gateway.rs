@@ -83,7 +83,7 @@ pub struct StatusInputs<'a> {
     pub obstacle: Option<(&'a str, &'a str)>,
     /// What of the gateway is not understood.
     pub unread: &'a [Unread],
-    /// A pool that is not understood at all, and is or may be one of its own.
+    /// A pool that is not understood at all, is or may be one of its own, and has clients that must not be cut.
     pub frozen_pool: Option<&'a str>,
     /// The time.
     pub now: Timestamp,

@@ -17,6 +17,7 @@ mod reach;
 mod refusal;
 mod service;
 mod settings;
+mod sidecar_trust;
 mod standby;
 mod unusable;
 mod workload;
@@ -46,6 +47,7 @@ pub use ownership::{CREATOR, Foreign, adopted, check, is_controlled_by, remedy};
 pub use refusal::{Cause, Note, NoteKind, Refusal};
 pub use service::{replica_services, session_service};
 pub use settings::Settings;
+pub use sidecar_trust::{SidecarTrustObstacle, SidecarTrustWrite, obstacle_after, takes_sidecars};
 pub use unusable::{Unusable, exposure, exposure_hosts, fields, search_domains};
 
 #[cfg(test)]

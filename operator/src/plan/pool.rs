@@ -12,6 +12,7 @@ use super::{
     overlap::Overlap,
     ownership::{Foreign, remedy},
     reach, service,
+    sidecar_trust::{SidecarTrustObstacle, takes_sidecars},
     unusable::{fields, search_domains},
 };
 use crate::ipam::Denied;
@@ -45,6 +46,8 @@ pub struct StatusInputs<'a> {
     pub tokens: Vec<TokenStatus>,
     /// What others have under the names of its objects.
     pub foreign: &'a [Foreign],
+    /// Why pods get no sidecar that trusts this operator.
+    pub sidecar_trust: Option<&'a SidecarTrustObstacle>,
     /// What of the pool is not understood.
     pub unread: &'a [Unread],
     /// The time.
@@ -65,9 +68,13 @@ pub fn status(inputs: StatusInputs<'_>) -> VPNClientPoolStatus {
         }
     };
     judge(&inputs, &mut conditions);
-    // It serves all the same: those who have their addresses do not come by its own objects.
-    if inputs.overlap.is_none() && !inputs.foreign.is_empty() {
-        conditions.set(STALLED, Some(true), Foreign::CATEGORY, &remedy(inputs.foreign));
+    // It serves all the same: those who have their addresses do not come by its own objects, nor as new sidecars.
+    let of_sidecars = inputs.sidecar_trust.filter(|_| takes_sidecars(pool));
+    let of_sidecars = of_sidecars.map(|obstacle| (obstacle.category(), obstacle.to_string()));
+    let taken = (!inputs.foreign.is_empty()).then(|| (Foreign::CATEGORY, remedy(inputs.foreign)));
+    // More is lost by an overlap, of which it was said.
+    if let Some((reason, text)) = taken.or(of_sidecars).filter(|_| inputs.overlap.is_none()) {
+        conditions.set(STALLED, Some(true), reason, &text);
     }
     if let Some(unusable) = fields(inputs.unread).or(search_domains(pool).1) {
         unusable.tell(&mut conditions);
@@ -80,6 +87,7 @@ pub fn status(inputs: StatusInputs<'_>) -> VPNClientPoolStatus {
         clients: Some(inputs.clients),
         nat: inputs.nat,
         tokens: inputs.tokens,
+        in_force: Some((&pool.spec).into()),
     }
 }
 

@@ -32,10 +32,11 @@ pub enum Unusable {
          its version knows (`kubectl explain`)", told(.0)
     )]
     Fields(Vec<Unread>),
-    /// A pool of which too little is understood to go by it.
+    /// A pool that has clients, and of which too little is understood, and too little was written down, to go by it.
     #[error(
-        "VPNClientPool {0} is not understood, and is or may be one of this gateway's: it goes on with what it was told last, so that \
-         nobody is cut off, and hears of no change to any pool or client; upgrade the operator, or change that pool"
+        "VPNClientPool {0} is not understood, its status.inForce does not say how it was before, and it is or may be one of this \
+         gateway's: so that none of its clients is cut off, the gateway goes on with what it was told last, and hears of no change \
+         to any pool or client; upgrade the operator, or change that pool"
     )]
     Pool(String),
 }
@@ -64,7 +65,7 @@ pub fn fields(unread: &[Unread]) -> Option<Unusable> {
     (!of_spec.is_empty()).then_some(Unusable::Fields(of_spec))
 }
 
-/// Of a gateway, one of whose pools is not understood at all.
+/// Of a gateway that is held by a pool which is not understood at all.
 pub(super) fn pool(frozen: Option<&str>) -> Option<Unusable> {
     frozen.map(|name| Unusable::Pool(name.to_owned()))
 }

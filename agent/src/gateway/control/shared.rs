@@ -1,7 +1,7 @@
 //! One key on two machines, in the whole of the loop: it is said to both and to the operator, and spoils nothing.
 
 use super::{
-    hostile::{Gateway, key},
+    hostile::{Gateway, desired, key},
     *,
 };
 
@@ -72,6 +72,34 @@ async fn two_agents_with_one_key_are_both_told_and_what_they_measure_counts_for_
     gateway.control.handle_command(gateway.now, told(misled(41)));
     let nat_state = observed(&gateway.control).nat_state.unwrap();
     assert!(nat_state.binding().is_some(), "it is believed again");
+}
+
+/// What the operator says: whether the first client's other machine is at another replica.
+fn operator_says(gateway: &mut Gateway, key_shared: bool) {
+    let mut desired = desired();
+    desired.peers[0].key_shared = key_shared;
+    gateway.control.adopt(gateway.now, &Arc::new(Desired::parse(desired).unwrap().0));
+    gateway.control.take_shared_keys(gateway.now);
+}
+
+#[tokio::test]
+async fn an_agent_whose_other_machine_is_at_another_replica_is_told_as_the_operator_says() {
+    let mut gateway = Gateway::new(1);
+    let mut before = attach(&mut gateway, 1);
+    operator_says(&mut gateway, false);
+    assert!(before.try_recv().is_err());
+    operator_says(&mut gateway, true);
+    assert!(matches!(before.try_recv(), Ok(Word::KeyShared(true))));
+    assert!(observed(&gateway.control).shared.is_none(), "what was not seen here is not reported");
+    gateway.now += SECOND;
+    let mut after = attach(&mut gateway, 1);
+    assert!(matches!(after.try_recv(), Ok(Word::KeyShared(true))), "whoever attaches later hears it as well");
+    gateway.now = gateway.control.shared_keys.poll_timeout().unwrap();
+    gateway.control.shared_keys.handle_timeout(gateway.now);
+    gateway.control.take_shared_keys(gateway.now);
+    assert!(matches!(after.try_recv(), Ok(Word::KeyShared(true))));
+    operator_says(&mut gateway, false);
+    assert!(matches!(after.try_recv(), Ok(Word::KeyShared(false))));
 }
 
 #[tokio::test]

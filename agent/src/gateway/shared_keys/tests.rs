@@ -213,6 +213,7 @@ fn it_is_over_five_minutes_after_it_was_last_seen() {
     assert!(keys.shared(&peer()).is_some());
     keys.handle_timeout(over);
     assert_eq!((keys.poll_news(), keys.poll_news()), (Some((peer(), true)), Some((peer(), false))));
+    assert_eq!(words(&mut keys), [(peer(), true), (peer(), false)]);
     assert_eq!((keys.poll_timeout(), keys.entries()), (None, 0));
 }
 
@@ -243,4 +244,70 @@ proptest! {
         }
         prop_assert_eq!(gateway.named, None);
     }
+}
+
+/// All that sessions are to be told now.
+fn words(keys: &mut SharedKeys) -> Vec<(PublicKey, bool)> {
+    std::iter::from_fn(|| keys.poll_word()).collect()
+}
+
+#[test]
+fn a_machine_at_another_replica_is_told_of_when_the_operator_says_so_again_in_a_while_and_when_it_is_over() {
+    let (mut keys, now) = (SharedKeys::default(), Instant::now());
+    keys.handle_operator(now, std::iter::empty());
+    assert_eq!((words(&mut keys), keys.poll_timeout()), (vec![], None));
+    keys.handle_operator(now, std::iter::once(peer()));
+    assert_eq!(words(&mut keys), [(peer(), true)]);
+    assert!(keys.is_told(&peer()) && keys.shared(&peer()).is_none(), "nothing of it was seen here");
+    keys.handle_operator(now + SECOND, std::iter::once(peer()));
+    assert_eq!(words(&mut keys), [], "it is no news");
+    for _ in 0..3 {
+        let due = keys.poll_timeout().unwrap();
+        keys.handle_timeout(due.checked_sub(MS).unwrap());
+        assert_eq!(words(&mut keys), []);
+        keys.handle_timeout(due);
+        assert_eq!(words(&mut keys), [(peer(), true)], "an agent would forget it");
+    }
+    keys.handle_operator(now, std::iter::empty());
+    assert_eq!(words(&mut keys), [(peer(), false)]);
+    assert_eq!((keys.is_told(&peer()), keys.poll_timeout()), (false, None));
+}
+
+#[test]
+fn a_client_hears_that_it_is_alone_when_neither_this_replica_nor_the_operator_knows_of_another_machine() {
+    let here = |operator: bool| {
+        let (mut keys, mut now) = (SharedKeys::default(), Instant::now());
+        for process in [1, 2, 1, 2] {
+            let process = Instance([process; Instance::LENGTH]);
+            keys.handle_attached(now, peer(), Some(process), Some(place(1, 1)));
+            now += SECOND;
+        }
+        assert_eq!(words(&mut keys), [(peer(), true)]);
+        keys.handle_operator(now, operator.then(peer).into_iter());
+        assert_eq!(words(&mut keys), [], "it knows already");
+        keys
+    };
+    let end = Instant::now() + FORGET_TIMEOUT + SECOND * 9;
+    let mut keys = here(false);
+    keys.handle_timeout(end);
+    assert_eq!(words(&mut keys), [(peer(), false)]);
+
+    let mut keys = here(true);
+    keys.handle_timeout(end);
+    assert!(words(&mut keys).iter().all(|(_, shared)| *shared), "the operator says still that it is not");
+    keys.handle_operator(end, std::iter::empty());
+    assert_eq!(words(&mut keys), [(peer(), false)]);
+
+    let mut keys = here(true);
+    keys.handle_operator(end, std::iter::empty());
+    assert_eq!(words(&mut keys), [], "both are here still");
+}
+
+#[test]
+fn who_is_no_client_any_more_is_told_nothing() {
+    let (mut keys, now) = (SharedKeys::default(), Instant::now());
+    keys.handle_operator(now, std::iter::once(peer()));
+    keys.retain(|_| false);
+    keys.handle_operator(now, std::iter::empty());
+    assert_eq!((words(&mut keys), keys.entries()), (vec![], 0));
 }

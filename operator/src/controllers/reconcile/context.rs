@@ -20,7 +20,7 @@ use crate::{
     fleet::{Fleet, GatewayKey, PoolKey},
     identity::Authorities,
     plan::{
-        Observed, PodFacts, Replica, Settings,
+        Observed, PodFacts, Replica, Settings, SidecarTrustObstacle,
         churn_events::{EventAggregator, Told},
         is_controlled_by, replica_services, replicas,
         summary::{Rebinds, SUMMARY_REST},
@@ -55,6 +55,8 @@ pub(crate) struct Context {
     pub(crate) summaries: Mutex<HashMap<String, Instant>>,
     /// By pool: what its tokens were last made from, and what their statuses were.
     pub(crate) tokens: Mutex<HashMap<String, (u64, Vec<pinhole_crds::TokenStatus>)>>,
+    /// Why the SidecarTrust is not as it should be.
+    pub(crate) sidecar_trust: Mutex<Option<SidecarTrustObstacle>>,
 }
 
 impl Context {

@@ -172,7 +172,7 @@ impl Context {
         }
         let (unread, frozen, refused, unbalanced, (evicted, forgotten)) = {
             let index = self.shared.index();
-            let frozen = index.frozen_pool_of(&key).map(|pool| pool.name.clone());
+            let frozen = index.holding_pool_of(&key).map(|pool| pool.name.clone());
             let (refused, unbalanced) = (index.refusals_of(gateway), index.unbalanced_of(gateway));
             let evicted = index.evictions_of(gateway, Instant::now());
             (index.unread_gateway(&key).to_vec(), frozen, refused, unbalanced, evicted)

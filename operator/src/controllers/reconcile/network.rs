@@ -25,7 +25,16 @@ impl Context {
         manager: &'static str,
     ) -> Result<(), ControlError> {
         let key = GatewayKey::from(gateway);
-        let pools = self.shared.index().pools_of(&key);
+        let (pools, is_held) = {
+            let index = self.shared.index();
+            let name: Name = (key.namespace.clone(), network_policy_name(&key.name));
+            let exists = index.marker(ObjectKind::NetworkPolicy, &name).is_some();
+            (index.pools_of(&key), exists && index.holding_pool_of(&key).is_some())
+        };
+        // Made of fewer pools it would let less out than what the gateway's clients reach.
+        if is_held {
+            return Ok(());
+        }
         match network_policy(gateway, pools.iter().map(AsRef::as_ref), &self.settings) {
             Some(policy) => self.applier.apply(&policy, manager).await.map(drop),
             None => self.remove_policy(gateway, (key.namespace, network_policy_name(&key.name))).await,

@@ -24,7 +24,7 @@ impl Context {
     pub(super) fn peers(&self, key: &GatewayKey) -> Wait {
         let gateway = self.shared.index().gateway(key)?;
         // Its replicas go on with what they were told: told of fewer pools, they would cut that one's clients.
-        if let Some(pool) = self.shared.index().frozen_pool_of(key).cloned() {
+        if let Some(pool) = self.shared.index().holding_pool_of(key).cloned() {
             let unusable = Unusable::Pool(pool.name);
             self.events.warn(gateway.as_ref(), unusable.category(), &unusable.to_string());
             return None;
@@ -39,7 +39,13 @@ impl Context {
         let (replicas, _) = self.replicas(&gateway, &keys);
         let names: BTreeSet<String> = replicas.iter().map(|r| r.name.clone()).collect();
         let ca_pem = self.ca_pem();
-        let inputs = DesiredInputs { gateway: &gateway, replicas: &replicas, pools: &pools, ca_pem: &ca_pem };
+        let inputs = DesiredInputs {
+            gateway: &gateway,
+            replicas: &replicas,
+            pools: &pools,
+            shared_keys: &self.fleet.shared_keys(key),
+            ca_pem: &ca_pem,
+        };
         for (replica, state) in desired_states(&inputs) {
             self.fleet.publish(SystemTime::now(), key, &replica, state);
         }

@@ -87,6 +87,7 @@ impl Context {
         if let Some(denied) = &shortage {
             self.events.warn(pool, denied.category(), &denied.to_string());
         }
+        let sidecar_trust = self.sidecar_trust_obstacle();
         let (rebinds, fading) = self.rebinds([&key]);
         let before = pool.status.as_ref();
         let status = plan::pool::status(plan::pool::StatusInputs {
@@ -99,11 +100,16 @@ impl Context {
             nat: summary::summary(before.and_then(|s| s.nat.as_ref()), &tally, rebinds),
             tokens,
             foreign,
+            sidecar_trust: sidecar_trust.as_ref(),
             unread,
             now: Timestamp::now(),
         });
         if let Some(stalled) = status.conditions.iter().find(|c| c.type_ == pinhole_crds::STALLED) {
-            let reason = if overlap.is_some() { "OverlappingPool" } else { Foreign::CATEGORY };
+            let reason = match &sidecar_trust {
+                _ if overlap.is_some() => "OverlappingPool",
+                Some(obstacle) if foreign.is_empty() => obstacle.category(),
+                _ => Foreign::CATEGORY,
+            };
             self.events.warn(pool, reason, &stalled.message);
         }
         for unusable in [plan::fields(unread), plan::search_domains(pool).1].into_iter().flatten() {

@@ -143,7 +143,7 @@ impl Allocations {
     }
 }
 
-/// Addresses of the pool that clients hold of which nothing else is understood.
+/// Addresses of the pool that clients hold of which nothing else is understood, or not even the pool is.
 fn held_blindly(index: &Index, pool: &VPNClientPool) -> Records {
     let of_pool = |address: &IpAddr| pool.spec.cidrs.iter().any(|cidr| cidr.contains(address));
     let namespace = pool.namespace().unwrap_or_default();
@@ -153,7 +153,13 @@ fn held_blindly(index: &Index, pool: &VPNClientPool) -> Records {
         let created = client.metadata.creation_timestamp.as_ref().map(|t| t.0).unwrap_or_default();
         Some((uid.clone(), (Holder { created, uid }, held)))
     });
-    holders.collect()
+    let frozen_pools = index.frozen_pools_in(&namespace);
+    let clients = frozen_pools.flat_map(|(frozen, _)| index.clients_of(frozen)).filter_map(|client| {
+        let (holder, mut held) = record(&client);
+        held.retain(of_pool);
+        (!held.is_empty()).then(|| (holder.uid.clone(), (holder, held)))
+    });
+    holders.chain(clients).collect()
 }
 
 fn record(client: &VPNClient) -> (Holder, Vec<IpAddr>) {

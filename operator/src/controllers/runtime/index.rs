@@ -26,7 +26,7 @@ use crate::{
     fleet::{ClientKey, GatewayKey, PoolKey},
     plan::{
         Cause, GATEWAY_LABEL, NodeFacts, NoteKind, ObjectKind, PodFacts, Refusal, client::count,
-        replica_names, session_service, summary::Tally,
+        replica_names, session_service, summary::Tally, takes_sidecars,
     },
 };
 
@@ -148,13 +148,24 @@ impl Index {
         self.odd_clients.get(key)?.frozen()
     }
 
-    /// A pool that is not understood at all and is, or may be, one of the gateway's.
-    pub(crate) fn frozen_pool_of(&self, gateway: &GatewayKey) -> Option<&PoolKey> {
-        let of = |(key, odd): &(&PoolKey, &Oddity)| {
-            key.namespace == gateway.namespace
-                && odd.frozen().is_some_and(|f| f.gateway.as_ref().is_none_or(|of| of == gateway))
-        };
-        self.odd_pools.iter().filter(of).map(|(key, _)| key).min()
+    /// A pool that is not understood at all, is or may be one of the gateway's, and has clients that hold addresses: told of
+    /// fewer pools, the gateway's replicas would cut these.
+    pub(crate) fn holding_pool_of(&self, gateway: &GatewayKey) -> Option<&PoolKey> {
+        let frozen = self.frozen_pools_in(&gateway.namespace);
+        let of = frozen.filter(|(_, f)| f.gateway.as_ref().is_none_or(|of| of == gateway));
+        of.map(|(key, _)| key).filter(|key| self.has_holders(key)).min()
+    }
+
+    /// Pools of the namespace that are not understood at all.
+    pub(crate) fn frozen_pools_in(&self, namespace: &str) -> impl Iterator<Item = (&PoolKey, &Frozen)> {
+        let within = self.odd_pools.iter().filter(move |(key, _)| key.namespace == namespace);
+        within.filter_map(|(key, odd)| Some((key, odd.frozen()?)))
+    }
+
+    fn has_holders(&self, pool: &PoolKey) -> bool {
+        let holds = |client: &VPNClient| client.status.as_ref().is_some_and(|s| !s.addresses.is_empty());
+        let mut clients = self.clients_of_pool.get(pool).into_iter().flatten();
+        clients.any(|key| self.clients.get(key).is_some_and(|client| holds(client)))
     }
 
     /// Clients of the namespace of which not even the pool is understood. Their addresses are not free.
@@ -166,6 +177,11 @@ impl Index {
     /// The pools that name the gateway.
     pub(crate) fn pools_of(&self, gateway: &GatewayKey) -> Vec<Arc<VPNClientPool>> {
         self.pools.values().filter(|p| gateway_of(p) == *gateway).cloned().collect()
+    }
+
+    /// The pools whose clients may be sidecars.
+    pub(crate) fn pools_with_sidecars(&self) -> impl Iterator<Item = PoolKey> + use<'_> {
+        self.pools.iter().filter(|(_, pool)| takes_sidecars(pool)).map(|(key, _)| key.clone())
     }
 
     /// The clients that name the pool, in order.
@@ -344,16 +360,16 @@ impl Index {
             Some(Resolved::Frozen(frozen)) => (Some(Oddity::Frozen(frozen)), self.pool_changed(key, None)),
         };
         // A gateway that went on with what it was told is told again.
-        let before = self.held_by(key);
+        let before = self.gateways_of_frozen(key);
         set(&mut self.odd_pools, key, odd);
         effects.request.extend(before.iter().cloned().map(Request::Peers));
-        effects.request.extend(before.into_iter().chain(self.held_by(key)).map(Request::Gateway));
+        effects.request.extend(before.into_iter().chain(self.gateways_of_frozen(key)).map(Request::Gateway));
         effects.request.insert(Request::Pool(key.clone()));
         effects
     }
 
-    /// The gateways that go on with what they were told because this pool is not understood.
-    fn held_by(&self, pool: &PoolKey) -> Vec<GatewayKey> {
+    /// The gateways that this pool is or may be of, if it is not understood at all.
+    fn gateways_of_frozen(&self, pool: &PoolKey) -> Vec<GatewayKey> {
         let Some(frozen) = self.frozen_pool(pool) else { return Vec::new() };
         let gateways = self.gateways.keys().filter(|g| g.namespace == pool.namespace);
         gateways.filter(|g| frozen.gateway.as_ref().is_none_or(|of| of == *g)).cloned().collect()
@@ -448,10 +464,10 @@ impl Index {
         let pools = || old.iter().chain(&new).map(|c| pool_of(c));
         if concerns(what_pools_count) {
             effects.request.extend(pools().map(Request::Pool));
-            effects.request.extend(pools().filter_map(|p| self.gateway_of_pool(&p)).map(Request::Gateway));
+            effects.request.extend(pools().flat_map(|p| self.gateways_of_pool(&p)).map(Request::Gateway));
         }
         if concerns(what_peers_are) {
-            effects.request.extend(pools().filter_map(|p| self.gateway_of_pool(&p)).map(Request::Peers));
+            effects.request.extend(pools().flat_map(|p| self.gateways_of_pool(&p)).map(Request::Peers));
             let twins =
                 old.iter().chain(&new).filter_map(|c| self.clients_of_key.get(public_key(c)?)).flatten();
             effects.request.extend(twins.cloned().map(Request::Client));
@@ -646,8 +662,9 @@ impl Index {
         self.clients_of_pool.get(pool).into_iter().flatten().cloned()
     }
 
-    fn gateway_of_pool(&self, pool: &PoolKey) -> Option<GatewayKey> {
-        self.pools.get(pool).map(|p| gateway_of(p))
+    fn gateways_of_pool(&self, pool: &PoolKey) -> Vec<GatewayKey> {
+        let known = self.pools.get(pool).map(|p| vec![gateway_of(p)]);
+        known.unwrap_or_else(|| self.gateways_of_frozen(pool))
     }
 
     fn gateway_label(new: Option<&ObjectMeta>, old: Option<&ObjectMeta>) -> Option<GatewayKey> {

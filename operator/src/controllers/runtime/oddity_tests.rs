@@ -177,26 +177,110 @@ fn a_pool_that_was_known_stays_in_force_when_it_is_not_understood_any_more() {
     }
 }
 
-#[test]
-fn a_gateway_is_not_told_of_less_while_a_pool_of_its_own_is_not_understood() {
+/// A pool of which its addresses are not understood.
+fn unreadable_pool() -> Value {
+    with(pool(), "/spec/cidrs/0", json!(["10.77.0.0/29"]))
+}
+
+/// With what an operator that understood it wrote down.
+fn with_in_force(mut pool: Value) -> Value {
+    pool["status"] = json!({ "inForce": { "gateway": "edge", "cidrs": ["10.77.0.0/29"] } });
+    pool
+}
+
+/// As after a restart of the operator, with a second pool, which is understood.
+fn index_with_guests(staff_pool: &Value) -> Index {
     let mut index = Index::default();
     index.gateway_read(&edge(), Some(raw(&gateway())));
-    let Effects { request, .. } =
-        index.pool_read(&staff(), Some(raw(&with(pool(), "/spec/cidrs/0", json!(["10.77.0.0/29"])))));
+    index.pool_read(&staff(), Some(raw(staff_pool)));
+    index.pool_read(&guests(), Some(raw(&guests_pool("10.78.0.0/29"))));
+    index.client_read(laptop(), Some(raw(&client())));
+    index
+}
+
+fn guests() -> PoolKey {
+    PoolKey::new("vpn", "guests")
+}
+
+fn guests_pool(cidr: &str) -> Value {
+    object("VPNClientPool", "guests", &json!({ "gatewayRef": { "name": "edge" }, "cidrs": [cidr] }))
+}
+
+/// A pool is not understood after a restart: it and its clients keep what they have, and the gateway's other pools go on.
+#[test]
+fn an_unreadable_pool_keeps_what_it_has_and_holds_no_other_pool_of_its_gateway() {
+    let unreadable = [
+        ("/spec/cidrs/0", json!(["10.77.0.0/29"])),
+        ("/spec/cidrs", json!({ "v4": "10.77.0.0/29" })),
+        ("/spec/gatewayRef", json!("edge")),
+    ];
+    for (pointer, value) in unreadable {
+        let mut index = index_with_guests(&with_in_force(with(pool(), pointer, value)));
+        assert_eq!(index.holding_pool_of(&edge()), None, "{pointer}");
+        assert_eq!(index.pools_of(&edge()).len(), 2, "{pointer}");
+        assert_eq!(peer_addresses(&index), ip("10.77.0.2"), "{pointer}");
+        assert_eq!(next_address(&index), ip("10.77.0.3"), "{pointer}");
+        assert!(index.unread_pool(&staff()).iter().all(|unread| unread.kept), "{pointer}");
+
+        let newcomer = object("VPNClient", "guest", &json!({ "poolRef": { "name": "guests" } }));
+        let Effects { request, .. } = index.client_read(ClientKey::new("vpn", "guest"), Some(raw(&newcomer)));
+        assert!(request.contains(&Request::Peers(edge())), "{request:?}");
+        let mut routed = guests_pool("10.78.0.0/29");
+        routed["spec"]["routes"] = json!(["10.50.0.0/24"]);
+        let Effects { request, .. } = index.pool_read(&guests(), Some(raw(&routed)));
+        assert!(request.contains(&Request::Peers(edge())), "{request:?}");
+    }
+}
+
+#[test]
+fn an_unreadable_pool_without_clients_holds_nobody() {
+    let mut index = index_with_guests(&unreadable_pool());
+    assert_eq!(index.holding_pool_of(&edge()), Some(&staff()), "nothing says how the laptop's pool was");
+    let mut waiting = client();
+    waiting["status"] = json!({ "phase": "Pending" });
+    let Effects { request, .. } = index.client_read(laptop(), Some(raw(&waiting)));
+    assert_eq!(index.holding_pool_of(&edge()), None, "it has nothing to lose");
+    for told in [Request::Peers(edge()), Request::Gateway(edge())] {
+        assert!(request.contains(&told), "{request:?}");
+    }
+    index.client_read(laptop(), Some(raw(&client())));
+    assert_eq!(index.holding_pool_of(&edge()), Some(&staff()));
+    let Effects { request, .. } = index.client_read(laptop(), None);
+    assert!(request.contains(&Request::Peers(edge())), "{request:?}");
+    assert_eq!(index.holding_pool_of(&edge()), None);
+}
+
+#[test]
+fn addresses_of_an_unreadable_pools_clients_are_given_to_nobody_by_another_pool() {
+    let mut index = index_with_guests(&unreadable_pool());
+    let overlapping: VPNClientPool = serde_json::from_value(guests_pool("10.77.0.0/29")).unwrap();
+    index.pool_read(&guests(), Some(raw(&guests_pool("10.77.0.0/29"))));
+    let newcomer = object("VPNClient", "new", &json!({ "poolRef": { "name": "guests" } }));
+    let newcomer: VPNClient = serde_json::from_value(newcomer).unwrap();
+    let allocations = Allocations::default();
+    assert_eq!(allocations.assign(&index, &overlapping, &newcomer).addresses, ip("10.77.0.3"));
+}
+
+#[test]
+fn a_gateway_is_not_told_of_less_while_a_pool_of_its_own_that_has_clients_is_not_understood() {
+    let mut index = Index::default();
+    index.gateway_read(&edge(), Some(raw(&gateway())));
+    index.client_read(laptop(), Some(raw(&client())));
+    let Effects { request, .. } = index.pool_read(&staff(), Some(raw(&unreadable_pool())));
     assert!(request.contains(&Request::Gateway(edge())), "its status says so: {request:?}");
-    assert_eq!(index.frozen_pool_of(&edge()), Some(&staff()));
-    assert_eq!(index.frozen_pool_of(&GatewayKey::new("vpn", "other")), None, "another one is");
+    assert_eq!(index.holding_pool_of(&edge()), Some(&staff()));
+    assert_eq!(index.holding_pool_of(&GatewayKey::new("vpn", "other")), None, "another one is");
     let Effects { request, .. } = index.pool_read(&staff(), Some(raw(&pool())));
     for told in [Request::Peers(edge()), Request::Gateway(edge())] {
         assert!(request.contains(&told), "and is told when it is: {request:?}");
     }
-    assert_eq!(index.frozen_pool_of(&edge()), None);
+    assert_eq!(index.holding_pool_of(&edge()), None);
 
     index.pool_read(&staff(), Some(raw(&with(pool(), "/spec/gatewayRef", json!("edge")))));
-    assert_eq!(index.frozen_pool_of(&edge()), None, "known from before");
+    assert_eq!(index.holding_pool_of(&edge()), None, "known from before");
     index.pool_read(&staff(), None);
     index.pool_read(&staff(), Some(raw(&with(pool(), "/spec/gatewayRef", json!("edge")))));
-    assert_eq!(index.frozen_pool_of(&edge()), Some(&staff()), "it may be of any gateway");
+    assert_eq!(index.holding_pool_of(&edge()), Some(&staff()), "it may be of any gateway");
     let Effects { request, .. } = index.pool_read(&staff(), None);
     assert!(request.contains(&Request::Peers(edge())), "{request:?}");
 }

@@ -81,7 +81,11 @@ pub fn watches(client: &Client, scope: &Scope, own: &str, shared: &Arc<SharedSta
     watches.extend(start.owned::<ConfigMap>("ConfigMap", ObjectKind::ConfigMap));
     // One, in the operator's own namespace, which need not be one that it serves.
     let own = Start { scope: &Scope::new(vec![own.to_owned()]), ..start };
-    watches.extend(own.owned::<SidecarTrust>("SidecarTrust", ObjectKind::SidecarTrust));
+    // Whose it is does not matter: one of somebody else is in the way, and is gone one day.
+    watches.extend(own.typed("SidecarTrust", &config(), move |index, name, new| {
+        let new: Option<PartialObjectMeta<SidecarTrust>> = new;
+        index.owned_changed(ObjectKind::SidecarTrust, &name, new.as_ref().map(|o| &o.metadata))
+    }));
     watches.extend(start.owned::<ServiceAccount>("ServiceAccount", ObjectKind::ServiceAccount));
     watches.extend(start.owned::<NetworkPolicy>("NetworkPolicy", ObjectKind::NetworkPolicy));
     watches

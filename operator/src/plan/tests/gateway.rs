@@ -407,7 +407,14 @@ fn every_replica_is_told_of_all_and_of_the_pools_clients() {
     let peers = [peer(&gateway, &staff, &laptop, &held, at(9)).unwrap()];
     let pools = [PoolInputs { pool: &guests, peers: &[] }, PoolInputs { pool: &staff, peers: &peers }];
     let replicas = balanced(&gateway);
-    let inputs = DesiredInputs { gateway: &gateway, replicas: &replicas, pools: &pools, ca_pem: "PEM" };
+    let shared_keys = BTreeSet::new();
+    let inputs = DesiredInputs {
+        gateway: &gateway,
+        replicas: &replicas,
+        pools: &pools,
+        shared_keys: &shared_keys,
+        ca_pem: "PEM",
+    };
     let state = desired_states(&inputs).remove("edge-0").unwrap();
     assert_eq!(state.tunnel_addresses, ["10.78.0.1/24", "10.77.0.1/24", "fd77::1/64"]);
     assert_eq!(state.replicas[0].tunnel_endpoints, ["203.0.113.7:51820"]);
@@ -416,6 +423,12 @@ fn every_replica_is_told_of_all_and_of_the_pools_clients() {
     assert_eq!((state.peers[0].pool, state.peers.len()), (1, 1));
     assert_eq!(state.peers[0].addresses, ["10.77.0.2/32", "fd77::2/128"]);
     assert_eq!(state.peers[0].stock_keepalive.map(|d| d.seconds), Some(25));
+    assert!(!state.peers[0].key_shared);
+    for (uid, told) in [("uid-laptop", true), ("uid-other", false)] {
+        let shared_keys = BTreeSet::from([uid.to_owned()]);
+        let states = desired_states(&DesiredInputs { shared_keys: &shared_keys, ..inputs });
+        assert!(states.values().all(|state| state.peers[0].key_shared == told), "{uid}");
+    }
 }
 
 #[test]

@@ -64,7 +64,13 @@ fn a_hostile_search_domain_is_left_out_of_every_configuration_and_the_others_sta
         assert!(config.contains("\nDNS = 10.96.0.10, cluster.local, corp.example\n"), "{config}");
         let pools = [PoolInputs { pool: &staff, peers: &[] }];
         let replicas = balanced(&gateway);
-        let inputs = DesiredInputs { gateway: &gateway, replicas: &replicas, pools: &pools, ca_pem: "" };
+        let inputs = DesiredInputs {
+            gateway: &gateway,
+            replicas: &replicas,
+            pools: &pools,
+            shared_keys: &BTreeSet::new(),
+            ca_pem: "",
+        };
         let wire = &desired_states(&inputs)["edge-0"].pools[0];
         assert_eq!(wire.dns_search, ["cluster.local", "corp.example"], "{text:?}");
     }

@@ -1,7 +1,7 @@
 //! Statuses of pools.
 
 use pinhole_crds::{
-    ClientCounts, Dns, PoolCapacity, READY, RECONCILING, ReachableScope, STALLED, VPNClientPoolStatus,
+    ClientCounts, Dns, PoolCapacity, READY, RECONCILING, Raw, ReachableScope, STALLED, VPNClientPoolStatus,
 };
 
 use super::*;
@@ -26,6 +26,7 @@ pub(super) fn judged(
         nat: None,
         tokens: vec![],
         foreign: &[],
+        sidecar_trust: None,
         unread: &[],
         now: at(100),
     })
@@ -61,6 +62,21 @@ fn a_pool_is_as_ready_as_its_gateway() {
     assert_eq!(verdict(&of(Some(&ready(&gateway, "Unknown"))), READY), said("Unknown", "GatewayNotReady"));
     assert_eq!(verdict(&of(None), READY), said("False", "GatewayNotFound"));
     assert_eq!(verdict(&of(None), RECONCILING).0, "True", "the gateway may come a moment later");
+}
+
+#[test]
+fn what_is_in_force_is_written_down_and_is_what_an_older_operator_goes_by() {
+    let mut staff = pool("staff", 5, &["10.99.0.0/24", "fd99::/64"]);
+    staff.spec.reserved = vec!["10.99.0.7".parse().unwrap()];
+    staff.spec.client_to_client = Some(true);
+    staff.spec.dns = Some(Dns { servers: vec![ip("10.96.0.10")], search: vec!["local".into()] });
+    let mut newer = serde_json::to_value(&staff).unwrap();
+    newer["status"] = serde_json::to_value(judge(&staff, None, None)).unwrap();
+    for field in ["gatewayRef", "cidrs", "reserved", "routes", "clientToClient", "dns"] {
+        newer["spec"][field] = json!(7);
+    }
+    let newer: Raw<VPNClientPool> = serde_json::from_value(newer).unwrap();
+    assert_eq!(newer.read(None).unwrap().object.spec, staff.spec);
 }
 
 #[test]
@@ -132,6 +148,7 @@ fn a_service_of_somebody_else_in_its_way_is_named_while_the_pool_serves() {
         nat: None,
         tokens: vec![],
         foreign: &foreign,
+        sidecar_trust: None,
         unread: &[],
         now: at(100),
     });
@@ -139,6 +156,50 @@ fn a_service_of_somebody_else_in_its_way_is_named_while_the_pool_serves() {
     assert_eq!(verdict(&status.conditions, STALLED), said("True", "ObjectTaken"));
     let stalled = status.conditions.iter().find(|c| c.type_ == STALLED).unwrap();
     assert!(stalled.message.contains("Service staff-join"), "{}", stalled.message);
+}
+
+#[test]
+fn a_sidecar_trust_of_somebody_else_is_named_at_pools_that_take_sidecars_until_it_is_out_of_the_way() {
+    let gateway = ready(&load_balancer(), "True");
+    let mut staff = pool("staff", 5, &["10.99.0.0/24"]);
+    let conditions = |pool: &VPNClientPool, obstacle: Option<&SidecarTrustObstacle>| {
+        let inputs = StatusInputs {
+            pool,
+            gateway: Some(&gateway),
+            overlap: None,
+            capacity: PoolCapacity::default(),
+            shortage: None,
+            clients: ClientCounts::default(),
+            nat: None,
+            tokens: vec![],
+            foreign: &[],
+            sidecar_trust: obstacle,
+            unread: &[],
+            now: at(100),
+        };
+        status(inputs).conditions
+    };
+    let foreign = Foreign { kind: ObjectKind::SidecarTrust, name: "pinhole".into(), controller: None };
+    let taken = SidecarTrustObstacle::Taken { foreign, namespace: "ops".into() };
+    let refused = SidecarTrustObstacle::Refused {
+        reason: "Forbidden",
+        said: "may not create sidecartrusts".into(),
+        namespace: "ops".into(),
+    };
+    let none = |conditions: &[Condition]| conditions.iter().all(|c| c.type_ != STALLED);
+    assert!(none(&conditions(&staff, Some(&taken))), "none of its clients comes by it");
+    staff.spec.enrolment = Some(serde_json::from_value(json!({ "sidecars": {} })).unwrap());
+    for (obstacle, reason, parts) in [
+        (&taken, "ObjectTaken", ["SidecarTrust pinhole", "namespace ops", "delete"]),
+        (&refused, "Forbidden", ["namespace ops", "may not create sidecartrusts", "roles"]),
+    ] {
+        let conditions = conditions(&staff, Some(obstacle));
+        assert_eq!(verdict(&conditions, READY), said("True", "Serving"), "those who are in stay");
+        assert_eq!(verdict(&conditions, STALLED), said("True", reason));
+        let message = &find(&conditions, STALLED).message;
+        assert!(parts.iter().all(|part| message.contains(part)), "{message}");
+    }
+    assert!(none(&conditions(&staff, None)));
 }
 
 #[test]
@@ -180,7 +241,13 @@ fn gateways_and_clients_are_told_of_other_clients_where_the_pool_grants_them() {
     let told = |pool: &VPNClientPool| {
         let replicas = [Replica { name: "edge-0".into(), ..Replica::default() }];
         let pools = [PoolInputs { pool, peers: &[] }];
-        let inputs = DesiredInputs { gateway: &gateway, replicas: &replicas, pools: &pools, ca_pem: "" };
+        let inputs = DesiredInputs {
+            gateway: &gateway,
+            replicas: &replicas,
+            pools: &pools,
+            shared_keys: &BTreeSet::new(),
+            ca_pem: "",
+        };
         let pool = desired_states(&inputs).remove("edge-0").unwrap().pools.remove(0);
         (pool.client_to_client, pool.routes)
     };

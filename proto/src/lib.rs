@@ -5,6 +5,7 @@ pub mod bounds;
 mod domain;
 #[cfg(any(test, feature = "hostile"))]
 pub mod hostile;
+pub mod news;
 mod parted;
 mod printable;
 mod span;

@@ -16,6 +16,8 @@ mod session;
 pub mod settings;
 mod sleeper;
 mod status_publisher;
+mod tried_ways;
+mod udp_block;
 
 use std::{
     fmt,

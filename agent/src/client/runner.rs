@@ -28,8 +28,10 @@ use super::{
     routes::{self, Choice, Overlap, Present},
     session::{self, Nudges, Session, Target, Told},
     settings::{Replica, Settings},
-    sleeper::{self, Place, Sleeper},
+    sleeper::{self, Place, Sleeper, Whereto},
     status_publisher::{Occasion, StatusPublisher},
+    tried_ways::TriedWays,
+    udp_block::UdpBlock,
 };
 use crate::{
     clock::Skew,
@@ -57,23 +59,16 @@ const EVENTS: usize = 1024;
 const DEGRADED: &str = "Degraded";
 /// Changes of the local network come in bursts.
 const SETTLE: Duration = Duration::from_millis(50);
-/// Ways that are remembered while another is looked for.
-const TRIED: usize = 16;
-const TRIED_FOR: Duration = Duration::from_secs(30);
 /// How long a goodbye may take, over another connection where the first does not carry it.
 const GOODBYE: Duration = Duration::from_millis(2500);
 /// What comes to the sockets of experiments.
 const ARRIVALS: usize = 256;
 /// What becomes of canaries, of which there are two at a time.
 const SCOUTS: usize = 8;
-/// How long UDP gets no answer, while the session stands, until it is said to be blocked.
-const BLOCKED: Duration = Duration::from_secs(20);
 const IDLE: Duration = Duration::from_hours(1);
 /// A gateway says again that two machines use one key, whenever it is attached to and, where they are at two replicas, every four
 /// minutes; it takes five to see the end of it.
 const KEY_SHARED: Duration = Duration::from_mins(10);
-/// So long after the user's data the radio is awake for certain.
-const AWAKE_AFTER_DATA: Duration = Duration::from_secs(1);
 
 /// What names resolved to.
 struct Resolved {
@@ -114,8 +109,7 @@ struct Runner<'a> {
     nudges: Arc<Nudges>,
     /// When the user's data last went by, as far as is known.
     data: Option<Instant>,
-    /// Since when there is a route and no connection, until it was said that UDP is blocked.
-    unanswered: Option<Instant>,
+    udp_block: UdpBlock,
     network: Option<String>,
     routes: Routes,
     /// What of the tunnel is not as the pool says.
@@ -130,8 +124,7 @@ struct Runner<'a> {
     routed: Option<PublicKey>,
     outer: Vec<SocketAddr>,
     candidates: Vec<Candidate<PublicKey>>,
-    /// The ways that were tried lately, and when first.
-    tried: Vec<(Instant, Candidate<PublicKey>)>,
+    tried: TriedWays,
     source: Option<IpAddr>,
     held: Held,
     was_connected: bool,
@@ -235,11 +228,11 @@ pub(super) async fn run(
             Arc::clone(&radio),
         ),
         sleeper: Sleeper::new(
+            Instant::now(),
             settings.standby,
             entropy::jitter().next_u64(),
             setup.store.clone(),
-            Arc::clone(&radio),
-            (target.subscribe(), proof.subscribe()),
+            Whereto { target: target.subscribe(), proof: proof.subscribe(), radio: Arc::clone(&radio) },
             scouted,
         ),
         attached: None,
@@ -248,7 +241,7 @@ pub(super) async fn run(
         radio,
         nudges,
         data: None,
-        unanswered: None,
+        udp_block: UdpBlock::default(),
         network: None,
         routes: Routes::new(&setup.name, tunnel.index(), FWMARK, setup.routes.main_first),
         impairments: Vec::new(),
@@ -260,7 +253,7 @@ pub(super) async fn run(
         routed: None,
         outer: Vec::new(),
         candidates: Vec::new(),
-        tried: Vec::new(),
+        tried: TriedWays::default(),
         source: None,
         held: Held::NotYet,
         was_connected: false,
@@ -304,7 +297,7 @@ pub(super) async fn run(
                 }
             }
             Some(arrival) = arrived.recv() => runner.keepalive.handle_arrival(&arrival),
-            Some(news) = canaries.recv() => runner.sleeper.handle_news(&news),
+            Some(news) = canaries.recv() => runner.sleeper.handle_news(Instant::now(), &news),
             Some(resolved) = resolutions.recv() => runner.handle_resolved(resolved),
             Some(enrolled) = enrolments.recv() => {
                 if let Err(error) = runner.handle_enrolled(enrolled) {
@@ -361,11 +354,7 @@ pub(super) async fn run(
 /// The configuration, with the replicas in an order of this client's own: a fleet spreads over them.
 fn parse(config: v1::ClientConfig, key: &PrivateKey) -> Result<Settings, ClientError> {
     let mut settings = Settings::parse(config)?;
-    if !settings.replicas.is_empty() {
-        let [first, second, ..] = *key.public().as_bytes();
-        let start = usize::from(u16::from_be_bytes([first, second])) % settings.replicas.len();
-        settings.replicas.rotate_left(start);
-    }
+    settings.spread(&key.public());
     for left_out in &settings.left_out {
         tracing::warn!(category = left_out.category(), "{left_out}");
     }
@@ -377,10 +366,7 @@ fn texts(endpoints: &[HostPort]) -> Vec<String> {
 }
 
 fn target_of(enrolment: &Enrolment, settings: &Settings, first: Option<PublicKey>, times: u64) -> Target {
-    let mut replicas: Vec<&Replica> = settings.replicas.iter().collect();
-    replicas.sort_by_key(|replica| first != Some(replica.public_key));
-    let way = |replica: &&Replica| (Some(replica.public_key), texts(&replica.session_endpoints));
-    let mut ways: Vec<_> = replicas.iter().map(way).filter(|(_, endpoints)| !endpoints.is_empty()).collect();
+    let mut ways = settings.session_ways(first.as_ref());
     ways.push((None, enrolment.membership.endpoints.clone()));
     Target {
         server_name: enrolment.membership.server_name.clone(),
@@ -901,7 +887,7 @@ impl Runner<'_> {
             let learnt = self.keepalive.binding().0.confidence >= Confidence::Bracketed;
             self.sleeper.handle_cost(now, UdpCost { interval, learnt });
         }
-        while let Some(step) = self.sleeper.poll_step() {
+        while let Some(step) = self.sleeper.poll_step(now) {
             match step {
                 sleeper::Step::Rest(rest) => {
                     self.rests.send_replace(Some(rest));
@@ -936,11 +922,8 @@ impl Runner<'_> {
     /// soon as its replica's session gave a key.
     fn look_for_a_shut_port(&mut self, now: Instant, way: &TunnelPath) {
         let keepalive = &mut self.keepalive;
-        self.tried.retain(|(at, other)| {
-            let other_port =
-                other.endpoint.ip() == way.endpoint.ip() && other.endpoint.port() != way.endpoint.port();
-            let is_late = now.saturating_duration_since(*at) > TRIED_FOR;
-            other_port && !is_late && !keepalive.handle_suspect(now, (other.replica, other.endpoint), way)
+        self.tried.handle_working(now, way.endpoint, |other| {
+            keepalive.handle_suspect(now, (other.replica, other.endpoint), way)
         });
     }
 
@@ -949,13 +932,7 @@ impl Runner<'_> {
         let searching = self.was_connected
             && self.health.phase() == Phase::WaitingToReconnect
             && matches!(self.held, Held::With(_));
-        if !searching {
-            self.unanswered = None;
-        } else if self.unanswered.is_none() {
-            self.unanswered = Some(now);
-        }
-        if self.unanswered.is_some_and(|since| now.saturating_duration_since(since) >= BLOCKED) {
-            self.unanswered = Some(now + IDLE);
+        if self.udp_block.handle_search(now, searching) {
             self.keepalive.handle_blocked(now);
         }
     }
@@ -968,10 +945,7 @@ impl Runner<'_> {
             match action {
                 Action::Try(candidate) => {
                     tracing::debug!(endpoint = %candidate.endpoint, "trying");
-                    let is_known = self.tried.iter().any(|(_, tried)| *tried == candidate);
-                    if !is_known && self.tried.len() < TRIED {
-                        self.tried.push((Instant::now(), candidate));
-                    }
+                    self.tried.handle_try(Instant::now(), candidate);
                     if self.routed != Some(candidate.replica) {
                         self.route_to(Some(candidate.replica));
                     }
@@ -1165,11 +1139,7 @@ impl Runner<'_> {
             Held::With(replica) => replica,
             Held::NotYet | Held::Nowhere => None,
         };
-        let ways = |key: Option<PublicKey>| {
-            key.and_then(|key| self.settings.replica(&key)).map(|replica| &replica.session_endpoints)
-        };
-        // Behind one address nobody can choose.
-        let first = if held.is_some() && ways(held) == ways(first) { held } else { first };
+        let first = self.settings.session_with(held, first);
         let times = self.target.borrow().enrolment;
         let target = target_of(&self.setup.enrolment, &self.settings, first, times);
         self.target.send_if_modified(|current| {
@@ -1202,15 +1172,8 @@ impl Runner<'_> {
 
     /// What the session may go along with.
     fn occasion(&self, now: Instant) -> Occasion {
-        if self.keepalive.interval().is_none() {
-            return Occasion::Never;
-        }
-        let data =
-            self.data.map(|at| now.saturating_duration_since(at)).filter(|age| *age < AWAKE_AFTER_DATA);
-        match data.map(|_| Duration::ZERO).or(self.radio.age(now)) {
-            Some(age) => Occasion::Awake(age),
-            None => Occasion::Asleep,
-        }
+        let data = self.data.map(|at| now.saturating_duration_since(at));
+        Occasion::new(self.keepalive.interval().is_some(), data, self.radio.age(now))
     }
 
     fn say_goodbye(&self) {

@@ -153,6 +153,35 @@ impl Settings {
         self.replicas.iter().find(|replica| replica.public_key == *key)
     }
 
+    /// Puts the replicas into an order of this client's own: a fleet spreads over them.
+    pub(super) fn spread(&mut self, own: &PublicKey) {
+        let [first, second, ..] = *own.as_bytes();
+        let start = usize::from(u16::from_be_bytes([first, second])).checked_rem(self.replicas.len());
+        self.replicas.rotate_left(start.unwrap_or_default());
+    }
+
+    /// Where each replica's sessions are, those of `first` first.
+    pub(super) fn session_ways(&self, first: Option<&PublicKey>) -> Vec<(Option<PublicKey>, Vec<String>)> {
+        let mut replicas: Vec<&Replica> =
+            self.replicas.iter().filter(|replica| !replica.session_endpoints.is_empty()).collect();
+        replicas.sort_by_key(|replica| first != Some(&replica.public_key));
+        let texts = |replica: &Replica| replica.session_endpoints.iter().map(ToString::to_string).collect();
+        replicas.into_iter().map(|replica| (Some(replica.public_key), texts(replica))).collect()
+    }
+
+    /// With which replica the session is to be held, that with `held` now, where the traffic goes to `active`: with that one,
+    /// but where both are behind one address, which is where nobody can choose, it stays where it is.
+    pub(super) fn session_with(
+        &self,
+        held: Option<PublicKey>,
+        active: Option<PublicKey>,
+    ) -> Option<PublicKey> {
+        let ways = |key: Option<PublicKey>| {
+            key.and_then(|key| self.replica(&key)).map(|replica| &replica.session_endpoints)
+        };
+        if held.is_some() && ways(held) == ways(active) { held } else { active }
+    }
+
     /// What the data plane is told: inner traffic flows to `active`, the others answer probes alone. Replicas share
     /// their inner addresses, so those too lead to one of them only.
     pub fn peers(&self, active: Option<&PublicKey>) -> Vec<PeerConfig> {
@@ -333,6 +362,50 @@ mod tests {
         let peers = settings.peers(Some(&key(2)));
         assert_eq!(peers[0].allowed_ips, []);
         assert_eq!(peers[1].allowed_ips.len(), 3);
+    }
+
+    #[test]
+    fn each_client_begins_with_another_replica_and_keeps_the_order_of_the_others() {
+        let order = |own: [u8; 32]| {
+            let mut settings = Settings::parse(config()).unwrap();
+            settings.spread(&PublicKey::from_bytes(own));
+            settings.replicas.iter().map(|replica| replica.public_key).collect::<Vec<_>>()
+        };
+        let own = |second| {
+            let mut own = [0; 32];
+            own[1] = second;
+            own
+        };
+        assert_eq!(order(own(0)), [key(1), key(2)]);
+        assert_eq!(order(own(1)), [key(2), key(1)]);
+        assert_eq!(order(own(2)), order(own(0)));
+        let mut none = Settings::parse(v1::ClientConfig { replicas: Vec::new(), ..config() }).unwrap();
+        none.spread(&key(9));
+        assert!(none.replicas.is_empty());
+    }
+
+    #[test]
+    fn sessions_are_tried_where_the_traffic_goes_first_and_not_where_there_are_none() {
+        let mut config = config();
+        let settings = Settings::parse(config.clone()).unwrap();
+        let at = |n: u8| (Some(key(n)), vec![format!("192.0.2.{n}:51821")]);
+        assert_eq!(settings.session_ways(None), [at(1), at(2)]);
+        assert_eq!(settings.session_ways(Some(&key(2))), [at(2), at(1)]);
+        config.replicas[0].session_endpoints.clear();
+        assert_eq!(Settings::parse(config).unwrap().session_ways(Some(&key(1))), [at(2)]);
+    }
+
+    #[test]
+    fn a_session_follows_the_traffic_and_stays_behind_an_address_where_nobody_can_choose() {
+        let apart = Settings::parse(config()).unwrap();
+        assert_eq!(apart.session_with(Some(key(1)), Some(key(2))), Some(key(2)));
+        assert_eq!(apart.session_with(None, Some(key(2))), Some(key(2)));
+        assert_eq!(apart.session_with(Some(key(1)), None), None);
+        let mut config = config();
+        config.replicas[1].session_endpoints = config.replicas[0].session_endpoints.clone();
+        let behind_one = Settings::parse(config).unwrap();
+        assert_eq!(behind_one.session_with(Some(key(1)), Some(key(2))), Some(key(1)));
+        assert_eq!(behind_one.session_with(None, Some(key(2))), Some(key(2)));
     }
 
     #[test]

@@ -3,25 +3,27 @@
 mod canaries;
 mod kept;
 
+#[cfg(test)]
+mod tests;
+
 use std::{
     collections::VecDeque,
     net::SocketAddr,
-    sync::Arc,
     time::{Duration, Instant, SystemTime},
 };
 
 use pinhole_proto::v1;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::mpsc;
 
 pub(super) use self::canaries::{News, Whereto};
-use self::{canaries::Canaries, kept::Kept};
-use super::{memory::SAVE_PAUSE, session::Target};
+use self::{
+    canaries::{Canaries, Connect},
+    kept::Kept,
+};
+use super::memory::SAVE_PAUSE;
 use crate::{
-    identity::{Store, dial::Proof},
-    nat::{
-        Radio,
-        standby::{Action, Ended, Event, Line, Mode, Policy, Reason, Standby, UdpCost},
-    },
+    identity::Store,
+    nat::standby::{Action, Ended, Event, Line, Mode, Policy, Reason, Standby, UdpCost},
     tunnel::PublicKey,
     wire,
 };
@@ -62,7 +64,8 @@ pub(super) enum Step {
     Doubt,
 }
 
-pub(super) struct Sleeper {
+/// Times are monotonic, and come from outside. How canaries connect is `C`.
+pub(super) struct Sleeper<C = Whereto> {
     machine: Standby,
     place: Option<Place>,
     /// The session stands with whom the tunnel leads to, and the tunnel works.
@@ -73,25 +76,25 @@ pub(super) struct Sleeper {
     cost: Option<UdpCost>,
     data: Option<Instant>,
     poked: Option<Instant>,
-    canaries: Canaries,
+    canaries: Canaries<C>,
     store: Store,
     kept: Kept,
     unsaved: Option<Instant>,
     steps: VecDeque<Step>,
 }
 
-impl Sleeper {
+impl<C: Connect> Sleeper<C> {
     /// For a client that keeps its binding. What becomes of canaries goes to `news`, for [`Self::handle_news`].
     pub(super) fn new(
+        now: Instant,
         policy: Policy,
         seed: u64,
         store: Store,
-        radio: Arc<Radio>,
-        (target, proof): (watch::Receiver<Target>, watch::Receiver<Proof>),
+        whereto: C,
         news: mpsc::Sender<News>,
     ) -> Self {
         Sleeper {
-            machine: Standby::new(Instant::now(), policy, None, seed),
+            machine: Standby::new(now, policy, None, seed),
             place: None,
             ready: false,
             keeping: Keeping::Always,
@@ -99,7 +102,7 @@ impl Sleeper {
             cost: None,
             data: None,
             poked: None,
-            canaries: Canaries::new(Whereto { target, proof, radio }, news),
+            canaries: Canaries::new(whereto, news),
             kept: Kept::load(&store),
             store,
             unsaved: None,
@@ -198,9 +201,8 @@ impl Sleeper {
     }
 
     /// What became of a canary.
-    pub(super) fn handle_news(&mut self, news: &News) {
+    pub(super) fn handle_news(&mut self, now: Instant, news: &News) {
         tracing::debug!(?news, "standby");
-        let now = Instant::now();
         match *news {
             News::Attached(canary) => self.machine.handle_canary_attached(now, canary),
             News::Woken(canary, seq) => self.machine.handle_wake(now, Line::Canary(canary), seq),
@@ -233,18 +235,18 @@ impl Sleeper {
         }
     }
 
-    fn learn(&mut self) {
+    fn learn(&mut self, now: Instant) {
         let (Some(place), Some(prior)) = (&self.place, self.machine.prior()) else { return };
         if self.kept.note(SystemTime::now(), &place.network, prior) {
-            self.unsaved.get_or_insert(Instant::now() + SAVE_PAUSE);
+            self.unsaved.get_or_insert(now + SAVE_PAUSE);
         }
     }
 
     /// The next thing to do.
-    pub(super) fn poll_step(&mut self) -> Option<Step> {
+    pub(super) fn poll_step(&mut self, now: Instant) -> Option<Step> {
         while let Some(action) = self.machine.poll_action() {
             self.act(action);
-            self.learn();
+            self.learn(now);
         }
         let keeping = match self.machine.mode() {
             Mode::Session => Keeping::Never,

@@ -2,7 +2,10 @@
 
 use std::time::{Duration, Instant};
 
-use pinhole_proto::v1;
+use pinhole_proto::{
+    news::{Account, Grain, Scale, Weight},
+    v1,
+};
 
 /// Between two messages about what is being learnt.
 const PAUSE: Duration = Duration::from_secs(1);
@@ -10,6 +13,11 @@ const PAUSE: Duration = Duration::from_secs(1);
 const REFRESH: Duration = Duration::from_mins(5);
 /// What is said so early in a burst is acknowledged, and repeated where it got lost, before the radio would sleep.
 const EARLY: Duration = Duration::from_millis(1500);
+
+/// So long after the user's data the radio is awake for certain.
+const AWAKE_AFTER_DATA: Duration = Duration::from_secs(1);
+/// Intervals and wakes exactly, as the gateway's timers follow them; lifetimes to the second, which it only passes on.
+const GRAIN: Grain = Grain { interval: Scale::Exact, lifetime: Scale::Seconds, wake: Scale::Exact };
 
 /// What wakes the radio, beside what is told.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -23,6 +31,17 @@ pub(super) enum Occasion {
 }
 
 impl Occasion {
+    /// What there is. `keeps`: keepalives are trusted to keep the binding. `data` and `radio` are how long ago the user's data last
+    /// went by and the radio last awoke, the latter only while it still is.
+    pub(super) fn new(keeps: bool, data: Option<Duration>, radio: Option<Duration>) -> Self {
+        let by_data = data.filter(|age| *age < AWAKE_AFTER_DATA).map(|_| Duration::ZERO);
+        match by_data.or(radio) {
+            _ if !keeps => Self::Never,
+            Some(age) => Self::Awake(age),
+            None => Self::Asleep,
+        }
+    }
+
     fn is_now(self) -> bool {
         matches!(self, Self::Awake(age) if age <= EARLY)
     }
@@ -45,7 +64,7 @@ impl StatusPublisher {
     ) -> Option<v1::ClientState> {
         self.waiting = false;
         if let Some((at, told)) = &self.told {
-            let news = meaning(told) != meaning(&state);
+            let news = is_news(told, &state);
             let counts = occasion.is_now() && now >= *at + REFRESH && *told != state;
             if !news && !counts {
                 return None;
@@ -84,19 +103,10 @@ fn interval(state: &v1::ClientState) -> Option<Duration> {
     state.keepalive.as_ref()?.interval.and_then(|interval| Duration::try_from(interval).ok())
 }
 
-/// What is worth a message: no counters, no round trip, and lifetimes to the second.
-fn meaning(state: &v1::ClientState) -> v1::ClientState {
-    let mut state = v1::ClientState { rtt: None, ..state.clone() };
-    if let Some(keepalive) = &mut state.keepalive {
-        (keepalive.wakes, keepalive.wakes_saved) = (0, 0);
-        (keepalive.beats, keepalive.probes) = (0, 0);
-    }
-    if let Some(binding) = &mut state.binding {
-        for span in [&mut binding.at_least, &mut binding.less_than].into_iter().flatten() {
-            span.nanos = 0;
-        }
-    }
-    state
+/// Whether the step is worth a message at all. The tunnel's socket is the agent's own to tell of; the round trip goes along.
+fn is_news(told: &v1::ClientState, state: &v1::ClientState) -> bool {
+    (told.phase, &told.local_endpoint) != (state.phase, &state.local_endpoint)
+        || Account::from(state).weigh(&told.into(), GRAIN) > Weight::Nothing
 }
 
 #[cfg(test)]
@@ -163,6 +173,46 @@ mod tests {
         let (now, mut publisher) = (Instant::now(), StatusPublisher::default());
         publisher.offer(now, connected(20), AWAKE);
         assert!(publisher.offer(now, connected(30), LATE).is_some());
+    }
+
+    #[test]
+    fn user_data_keeps_the_radio_awake_and_nothing_does_without_keepalives() {
+        let millis = |millis| Some(Duration::from_millis(millis));
+        for (data, radio, expected) in [
+            (None, None, Occasion::Asleep),
+            (None, millis(2500), LATE),
+            (millis(999), millis(2500), AWAKE),
+            (millis(999), None, AWAKE),
+            (millis(1000), None, Occasion::Asleep),
+            (millis(1000), millis(2500), LATE),
+        ] {
+            assert_eq!(Occasion::new(true, data, radio), expected, "{data:?} {radio:?}");
+            assert_eq!(Occasion::new(false, data, radio), Occasion::Never);
+        }
+    }
+
+    #[test]
+    fn lifetimes_are_told_to_the_second_and_what_timers_follow_exactly() {
+        let span = |nanos| Some(prost_types::Duration { seconds: 20, nanos });
+        let lives = |nanos| {
+            let binding = Some(v1::BindingReport { at_least: span(nanos), ..Default::default() });
+            v1::ClientState { binding, ..connected(20) }
+        };
+        let kept = |nanos| {
+            let keepalive = Some(v1::KeepaliveReport { interval: span(nanos), ..Default::default() });
+            v1::ClientState { keepalive, ..connected(20) }
+        };
+        let woke = |nanos| {
+            let standby = Some(v1::StandbyReport { worst_wake: span(nanos), ..Default::default() });
+            v1::ClientState { standby, ..connected(20) }
+        };
+        let is_told = |first, then| {
+            let (now, mut publisher) = (Instant::now(), StatusPublisher::default());
+            publisher.offer(now, first, AWAKE);
+            publisher.offer(now + PAUSE, then, AWAKE).is_some()
+        };
+        assert!(!is_told(lives(1), lives(999_999_999)));
+        assert!(is_told(kept(2), kept(1)) && is_told(woke(1), woke(2)));
     }
 
     #[test]

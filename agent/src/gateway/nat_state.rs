@@ -102,7 +102,7 @@ impl Presence {
 pub struct NatState {
     since: SystemTime,
     presence: Presence,
-    /// Grows with what is worth a report of its own.
+    /// Grows with the facts that [`news`](pinhole_proto::news) tells from measurements, which go along with a heartbeat.
     version: u64,
     nat: Option<NatTold>,
     binding: Option<BindingTold>,
@@ -471,10 +471,15 @@ fn apart(a: SystemTime, b: SystemTime) -> Duration {
 
 #[cfg(test)]
 mod tests {
+    use pinhole_proto::{
+        hostile::Hostile,
+        news::{Account, Grain, Scale, Weight},
+    };
     use proptest::prelude::*;
 
     use super::*;
 
+    const EXACT: Grain = Grain { interval: Scale::Exact, lifetime: Scale::Exact, wake: Scale::Exact };
     const SECOND: Duration = Duration::from_secs(1);
 
     fn start() -> SystemTime {
@@ -629,7 +634,43 @@ mod tests {
         assert_eq!(spent(start() + SECOND, 2), 2, "the agent started anew");
     }
 
+    /// What the agent's word weighs in what the operator is told, and whether that is to be told before its time.
+    fn tells(nat_state: &mut NatState, now: SystemTime, told: &Told) -> (Weight, bool) {
+        let report = |nat_state: &NatState| nat_state.report(v1::ClientReport::default());
+        let (before, version) = (report(nat_state), nat_state.version());
+        nat_state.handle_told(now, told);
+        let after = report(nat_state);
+        let weight = Account::from(&after).weigh(&Account::from(&before), EXACT);
+        (weight, nat_state.version() != version)
+    }
+
+    #[test]
+    fn what_is_measured_waits_for_the_heartbeat_and_what_nats_do_does_not() {
+        let mut nat_state = NatState::new(start());
+        let measured = Told {
+            binding: Some(BindingTold { at_least: Some(SECOND * 30), ..BindingTold::default() }),
+            keepalive: Some(KeepaliveTold { interval: Some(SECOND * 25), ..KeepaliveTold::default() }),
+            standby: Some(StandbyTold::default()),
+            ..Told::default()
+        };
+        assert_eq!(tells(&mut nat_state, start(), &measured), (Weight::Measurement, false));
+        assert_eq!(tells(&mut nat_state, start(), &measured), (Weight::Nothing, false));
+        let nat = Some(NatTold { port_delta: 1, ..NatTold::default() });
+        assert_eq!(tells(&mut nat_state, start(), &Told { nat, ..measured }), (Weight::Fact, true));
+    }
+
     proptest! {
+        #[test]
+        fn a_word_is_told_before_its_time_where_a_fact_is_another(seeds in proptest::collection::vec(any::<u64>(), 1..8)) {
+            let (mut nat_state, mut now) = (NatState::new(start()), start());
+            for seed in seeds {
+                now += SECOND * 20;
+                let told = Told::from(Hostile::new(seed).readable::<v1::ClientState>("ClientState"));
+                let (weight, is_told) = tells(&mut nat_state, now, &told);
+                prop_assert_eq!(weight == Weight::Fact, is_told);
+            }
+        }
+
         #[test]
         fn every_count_settles_under_one_cause(
             steps in proptest::collection::vec((any::<bool>(), 0..Cause::COUNT, 1u16..4, 0u64..50), 0..40),

@@ -7,7 +7,7 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 
-use pinhole_proto::v1;
+use pinhole_proto::{bounds::Word, news::Seen, v1};
 
 use super::{
     nat_state::{NatState, canonical},
@@ -73,35 +73,31 @@ pub struct Observation {
     pub(super) shared: Option<(SystemTime, Shared)>,
 }
 
-/// What is worth a report of its own when it changes. Counters and times are not.
-#[derive(Debug, PartialEq, Eq)]
-struct Meaning {
-    phase: Phase,
-    endpoint: String,
-    session: bool,
+/// What is worth a report of its own when it changes: facts. What is only measured goes along with the next heartbeat, which is
+/// seconds away.
+#[derive(Debug, PartialEq)]
+struct Facts {
+    seen: Seen<String, Option<(SocketAddr, SocketAddr)>>,
+    /// Not of two machines with one key, which move all the time.
     endpoint_changes: u64,
+    /// [`NatState::version`]: a client in thousands is compared several times a second, and not word by word.
     nat_state: u64,
-    is_shared: bool,
-    places: Option<(SocketAddr, SocketAddr)>,
-    ahead_seconds: i64,
-    fate: Option<Fate>,
-    hears_nothing: bool,
 }
 
 impl Observation {
-    fn meaning(&self) -> Meaning {
-        Meaning {
-            phase: self.phase,
-            // That it goes to and fro between two machines is no news.
-            endpoint: if self.shared.is_none() { self.endpoint.clone() } else { String::new() },
+    fn facts(&self) -> Facts {
+        let seen = Seen {
+            phase: Word::Known(phase_to_wire(self.phase)),
             session: self.session,
+            endpoint: self.endpoint.clone(),
+            key_on_two_machines: self.shared.map(|(_, shared)| shared.places),
+            clock: Some(self.clock()),
+            hears_nothing: self.hears_nothing,
+        };
+        Facts {
+            seen,
             endpoint_changes: if self.shared.is_none() { self.endpoint_changes } else { 0 },
             nat_state: self.nat_state.as_ref().map_or(0, |nat_state| nat_state.version()),
-            is_shared: self.shared.is_some(),
-            places: self.shared.and_then(|(_, shared)| shared.places),
-            ahead_seconds: self.clock().ahead_seconds,
-            fate: self.fate,
-            hears_nothing: self.hears_nothing,
         }
     }
 
@@ -174,7 +170,7 @@ fn reach_to_wire(reach: &Reach) -> v1::ReachReport {
 /// Decides when a report is due. One per stream to the operator.
 #[derive(Debug)]
 pub struct Reporter {
-    sent: HashMap<PublicKey, Meaning>,
+    sent: HashMap<PublicKey, Facts>,
     full_due: Instant,
     dirty_since: Option<Instant>,
     own_changed: bool,
@@ -218,15 +214,15 @@ impl Reporter {
             self.full_due = now + HEARTBEAT;
         }
         let mut due = Vec::new();
-        let mut meanings = HashMap::with_capacity(all.len());
+        let mut sent = HashMap::with_capacity(all.len());
         for (key, observation) in all {
-            let meaning = observation.meaning();
-            if full || self.sent.get(key) != Some(&meaning) {
+            let facts = observation.facts();
+            if full || self.sent.get(key) != Some(&facts) {
                 due.push(observation.to_wire());
             }
-            meanings.insert(*key, meaning);
+            sent.insert(*key, facts);
         }
-        self.sent = meanings;
+        self.sent = sent;
         let own = std::mem::take(&mut self.own_changed);
         if full && due.len() <= MAX_CLIENTS {
             return vec![(due, true)];

@@ -5,6 +5,7 @@ use std::time::Duration;
 use k8s_openapi::jiff::Timestamp;
 use pinhole_proto::{
     bounds::{self, LONGEST_SPAN, LONGEST_SUM, Word},
+    news::{Account, Grain, Scale, Seen, Weight},
     v1::{
         BindingReport, ChurnCause, ChurnEvent, ChurnOfCause, ChurnReport, ClientReport, ClockReport,
         Impairment, KeepaliveReport, KeyOnTwoMachines, NatReport, Phase, ReachReport, StandbyReport,
@@ -14,6 +15,9 @@ use pinhole_proto::{
 /// A handshake time is news only when the last one that was told is this much older: sessions re-key every two
 /// minutes, and the API server need not hear of each.
 pub const HANDSHAKE_GRAIN_SECONDS: i64 = 600;
+
+/// About where it is worth a look whether status still holds, which has a tolerance of its own.
+const GRAIN: Grain = Grain { interval: Scale::Eighths, lifetime: Scale::Eighths, wake: Scale::Eighths };
 
 /// What one replica last said of a client.
 #[derive(Clone, Debug, PartialEq)]
@@ -93,48 +97,51 @@ impl Sighting {
         (self.last_receive, self.last_handshake)
     }
 
-    /// Whether a person, or the object's status, would want to know of the step from `old` to `self`.
+    /// Whether the object's status should be looked at again for the step from `old` to `self`.
     pub(super) fn is_news(&self, old: &Self) -> bool {
-        self.phase != old.phase
-            || (self.endpoint != old.endpoint && self.key_on_two_machines.is_none())
-            || self.key_on_two_machines != old.key_on_two_machines
-            || self.clock != old.clock
-            || self.impairments != old.impairments
-            || self.session != old.session
-            || self.nat != old.nat
-            || self.churn != old.churn
-            || measured(self) != measured(old)
-            || self.last_receive.is_some() != old.last_receive.is_some()
-            || grain(self.last_handshake) != grain(old.last_handshake)
+        self.seen() != old.seen()
+            || self.account().weigh(&old.account(), GRAIN) > Weight::Nothing
+            || self.rarely() != old.rarely()
     }
-}
 
-/// What was measured, on a scale with steps of an eighth: about where it is worth a look whether status still holds.
-fn measured(sighting: &Sighting) -> impl PartialEq {
-    let step = |wire: Option<prost_types::Duration>| {
-        bounds::span(wire, LONGEST_SPAN).map(|d| (d.as_secs_f64().max(0.1).ln() * 8.0).round().to_bits())
-    };
-    let binding =
-        sighting.binding.map(|b| (b.confidence, step(b.at_least), step(b.less_than), step(b.unpromoted)));
-    let keepalive = sighting
-        .keepalive
-        .map(|k| (k.mode, k.reason, step(k.interval), k.wakes_saved.unsigned_abs().checked_ilog2()));
-    let recommended = sighting.recommended_keepalive.map(|d| d.as_secs());
-    let reach = sighting.reach.map(|r| {
-        (unproven(&r).map(|share| (share.max(1e-6).ln() * 4.0).round().to_bits()), step(r.longest_gap))
-    });
-    let standby = sighting.standby.map(|s| {
-        let wakes = (step(s.last_wake), step(s.worst_wake));
+    fn seen(&self) -> Seen<Option<&str>, &KeyOnTwoMachines> {
+        Seen {
+            phase: self.phase,
+            session: self.session,
+            endpoint: self.endpoint.as_deref(),
+            key_on_two_machines: self.key_on_two_machines.as_ref(),
+            clock: self.clock,
+            hears_nothing: self.hears_nothing,
+        }
+    }
+
+    fn account(&self) -> Account<'_> {
+        Account {
+            nat: self.nat.as_ref(),
+            churn: Some(&self.churn),
+            impairments: &self.impairments,
+            binding: self.binding.as_ref(),
+            keepalive: self.keepalive.as_ref(),
+            standby: self.standby.as_ref(),
+        }
+    }
+
+    /// What goes on by itself, and is in status all the same: so coarsely that it seldom changes. A figure that only a gateway
+    /// makes is here too.
+    fn rarely(&self) -> impl PartialEq + use<> {
+        let reach = self.reach.map(|reach| {
+            let share = unproven(&reach).map(|share| (share.max(1e-6).ln() * 4.0).round().to_bits());
+            (share, GRAIN.lifetime.step(reach.longest_gap))
+        });
         (
-            s.reachable_by,
-            s.reason,
-            step(s.interval),
-            wakes,
-            step(s.session_at_least),
-            step(s.session_less_than),
+            self.last_receive.is_some(),
+            grain(self.last_handshake),
+            grain(self.last_rest),
+            self.keepalive.map(|keepalive| keepalive.wakes_saved.unsigned_abs().checked_ilog2()),
+            self.recommended_keepalive.map(|interval| interval.as_secs()),
+            reach,
         )
-    });
-    (binding, keepalive, recommended, reach, standby, grain(sighting.last_rest))
+    }
 }
 
 /// Share of the time in which a client was not proven reachable although it should have been. `None`: no time counted.
@@ -167,4 +174,55 @@ fn grain(time: Option<Timestamp>) -> Option<i64> {
 /// A time of the wire. None when it is out of range, as a hostile or broken replica could send.
 pub fn timestamp(time: prost_types::Timestamp) -> Option<Timestamp> {
     Timestamp::new(time.seconds, time.nanos).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sighting() -> Sighting {
+        let client = Some(pinhole_proto::v1::ObjectRef::default());
+        let clients =
+            ClientReport { client, phase: Phase::WaitingToReconnect.into(), ..ClientReport::default() };
+        Sighting::new(clients).unwrap()
+    }
+
+    fn at(second: i64) -> Option<Timestamp> {
+        Timestamp::from_second(second).ok()
+    }
+
+    #[test]
+    fn a_client_that_is_deaf_is_news_though_it_was_missed_before() {
+        let deaf = Sighting { hears_nothing: true, ..sighting() };
+        assert!(deaf.is_news(&sighting()) && sighting().is_news(&deaf));
+    }
+
+    #[test]
+    fn a_measurement_is_news_where_status_may_not_hold_any_more() {
+        let lives = |seconds| Sighting {
+            binding: Some(BindingReport {
+                at_least: Some(prost_types::Duration { seconds, nanos: 0 }),
+                ..BindingReport::default()
+            }),
+            ..sighting()
+        };
+        assert!(lives(30).is_news(&sighting()));
+        assert!(!lives(31).is_news(&lives(30)));
+        assert!(lives(36).is_news(&lives(30)));
+    }
+
+    #[test]
+    fn what_goes_on_by_itself_is_news_once_in_a_while() {
+        let saved = |wakes_saved| Sighting {
+            keepalive: Some(KeepaliveReport { wakes_saved, wakes: 9, ..KeepaliveReport::default() }),
+            ..sighting()
+        };
+        assert!(!saved(1500).is_news(&saved(1100)) && saved(2100).is_news(&saved(1100)));
+        let shaken = |second| Sighting { last_handshake: at(second), ..sighting() };
+        assert!(!shaken(599).is_news(&shaken(1)) && shaken(600).is_news(&shaken(1)));
+        let rested = |second| Sighting { last_rest: at(second), ..sighting() };
+        assert!(!rested(599).is_news(&rested(1)) && rested(600).is_news(&rested(1)));
+        let heard = |second| Sighting { last_receive: at(second), ..sighting() };
+        assert!(!heard(900).is_news(&heard(1)) && heard(1).is_news(&sighting()));
+    }
 }

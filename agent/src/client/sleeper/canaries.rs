@@ -7,6 +7,7 @@ use tokio::{
     sync::{mpsc, oneshot, watch},
     task::JoinHandle,
 };
+use tonic::transport::Channel;
 
 use crate::{
     client::{
@@ -28,12 +29,32 @@ pub(in crate::client) enum News {
     Ended(u32, Ended),
 }
 
+/// How one reaches the gateway.
+pub(in crate::client) trait Connect: Clone + Send + 'static {
+    /// A connection of its own to this address. `None`: it could not be had.
+    fn connect(self, to: SocketAddr) -> impl Future<Output = Option<Channel>> + Send;
+}
+
 /// With what they connect: as the session does.
 #[derive(Clone)]
 pub(in crate::client) struct Whereto {
     pub(in crate::client) target: watch::Receiver<Target>,
     pub(in crate::client) proof: watch::Receiver<Proof>,
     pub(in crate::client) radio: Arc<Radio>,
+}
+
+impl Connect for Whereto {
+    async fn connect(self, to: SocketAddr) -> Option<Channel> {
+        let target = self.target.borrow().clone();
+        let dialer = Dialer {
+            server_name: target.server_name,
+            ca_pem: target.ca_pem,
+            proof: Some(self.proof.borrow().clone()),
+            fwmark: target.fwmark,
+            liveness: Liveness::Quiet(self.radio),
+        };
+        Some(dialer.connect(&[to.to_string()]).await.ok()?.channel)
+    }
 }
 
 /// Ends with its connection when it is dropped.
@@ -48,15 +69,15 @@ impl Drop for Canary {
     }
 }
 
-pub(super) struct Canaries {
-    whereto: Whereto,
+pub(super) struct Canaries<C> {
+    whereto: C,
     address: Option<SocketAddr>,
     news: mpsc::Sender<News>,
     all: HashMap<u32, Canary>,
 }
 
-impl Canaries {
-    pub(super) fn new(whereto: Whereto, news: mpsc::Sender<News>) -> Self {
+impl<C: Connect> Canaries<C> {
+    pub(super) fn new(whereto: C, news: mpsc::Sender<News>) -> Self {
         Self { whereto, address: None, news, all: HashMap::new() }
     }
 
@@ -66,6 +87,8 @@ impl Canaries {
     }
 
     pub(super) fn open(&mut self, number: u32) {
+        // Nobody asks to close one that ended by itself.
+        self.all.retain(|_, canary| !canary.task.is_finished());
         let Some(address) = self.address else { return };
         let (rest, resting) = oneshot::channel();
         let (whereto, news) = (self.whereto.clone(), self.news.clone());
@@ -86,29 +109,27 @@ impl Canaries {
     pub(super) fn close(&mut self, number: u32) {
         self.all.remove(&number);
     }
+
+    /// How many are remembered.
+    #[cfg(test)]
+    pub(super) fn len(&self) -> usize {
+        self.all.len()
+    }
 }
 
 async fn run(
     number: u32,
-    whereto: Whereto,
+    whereto: impl Connect,
     address: SocketAddr,
     resting: oneshot::Receiver<v1::Rest>,
     news: &mpsc::Sender<News>,
 ) -> Option<News> {
-    let target = whereto.target.borrow().clone();
-    let dialer = Dialer {
-        server_name: target.server_name,
-        ca_pem: target.ca_pem,
-        proof: Some(whereto.proof.borrow().clone()),
-        fwmark: target.fwmark,
-        liveness: Liveness::Quiet(whereto.radio),
-    };
-    let Ok(gateway) = dialer.connect(&[address.to_string()]).await else {
+    let Some(gateway) = whereto.connect(address).await else {
         return Some(News::Ended(number, Ended::TimedOut));
     };
     news.send(News::Attached(number)).await.ok()?;
     let rest = resting.await.ok()?;
-    Some(match heard::client(gateway.channel).scout(rest).await {
+    Some(match heard::client(gateway).scout(rest).await {
         Ok(wake) => News::Woken(number, wake.into_inner().seq),
         Err(status) => News::Ended(number, ended(&status)),
     })

@@ -47,11 +47,27 @@ pub(crate) struct Applier {
     statuses: Mutex<HashMap<String, (String, Instant)>>,
 }
 
+/// The last write to an object.
 struct Written {
     content: u64,
     before: Option<ObjectVersion>,
     after: ObjectVersion,
     at: Instant,
+    /// The watch has shown something else than what was there before: what it shows now is no earlier than the write.
+    shown: bool,
+}
+
+impl Written {
+    fn new(content: u64, before: Option<ObjectVersion>, after: ObjectVersion, at: Instant) -> Self {
+        Self { content, before, after, at, shown: false }
+    }
+
+    /// Whether the object is there with this content, where the watch shows `seen`.
+    fn stands(&mut self, now: Instant, content: u64, seen: Option<&ObjectVersion>) -> bool {
+        self.shown |= seen != self.before.as_ref();
+        let is_lagging = !self.shown && now.saturating_duration_since(self.at) < CACHE_LAG;
+        self.content == content && (seen == Some(&self.after) || is_lagging)
+    }
 }
 
 impl Applier {
@@ -88,7 +104,7 @@ impl Applier {
         if wrote {
             self.shared.metrics.wrote(kind_name(kind));
         }
-        self.written().insert((kind, name), Written { content, before, after, at: Instant::now() });
+        self.written().insert((kind, name), Written::new(content, before, after, Instant::now()));
         Ok(wrote)
     }
 
@@ -105,10 +121,8 @@ impl Applier {
     }
 
     fn is_there(&self, kind: ObjectKind, name: &Name, content: u64, seen: Option<&ObjectVersion>) -> bool {
-        let written = self.written();
-        let Some(last) = written.get(&(kind, name.clone())) else { return false };
-        let lagging = seen == last.before.as_ref() && last.at.elapsed() < CACHE_LAG;
-        last.content == content && (seen == Some(&last.after) || lagging)
+        let mut written = self.written();
+        written.get_mut(&(kind, name.clone())).is_some_and(|last| last.stands(Instant::now(), content, seen))
     }
 
     fn written(&self) -> MutexGuard<'_, HashMap<(ObjectKind, Name), Written>> {
@@ -227,5 +241,34 @@ fn kind_name(kind: ObjectKind) -> &'static str {
         ObjectKind::ServiceAccount => "ServiceAccount",
         ObjectKind::SidecarTrust => "SidecarTrust",
         ObjectKind::StatefulSet => "StatefulSet",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn version(uid: &str, version: &str) -> ObjectVersion {
+        let meta = ObjectMeta {
+            uid: Some(uid.into()),
+            resource_version: Some(version.into()),
+            ..ObjectMeta::default()
+        };
+        ObjectVersion::new(ObjectKind::Secret, &meta)
+    }
+
+    #[test]
+    fn a_watch_that_lags_is_waited_for_and_what_is_gone_once_it_was_shown_is_made_again() {
+        let (at, content) = (Instant::now(), 7);
+        let (made, others) = (version("a", "1"), version("a", "2"));
+        let mut last = Written::new(content, None, made.clone(), at);
+        assert!(last.stands(at, content, None), "not shown yet");
+        assert!(!last.stands(at, 8, None), "something else is wanted");
+        assert!(!Written::new(content, None, made.clone(), at).stands(at + CACHE_LAG, content, None));
+        for shown in [&made, &others] {
+            let mut last = Written::new(content, None, made.clone(), at);
+            assert_eq!(last.stands(at, content, Some(shown)), *shown == made);
+            assert!(!last.stands(at, content, None), "it was deleted a moment after it was made");
+        }
     }
 }

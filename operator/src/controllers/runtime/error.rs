@@ -127,3 +127,7 @@ pub(crate) async fn call<T>(
         Err(_) => Err(ControlError::Timeout { what: what() }),
     }
 }
+
+#[cfg(test)]
+#[path = "error_tests.rs"]
+mod tests;

@@ -1,6 +1,8 @@
 //! What carries the reconcilers: what the API server said last, when what is looked at, and how things are written.
 
 pub(crate) mod allocation;
+#[cfg(test)]
+pub(crate) mod api_tests;
 pub(crate) mod apply;
 pub(crate) mod error;
 pub(crate) mod events;

@@ -90,3 +90,7 @@ pub(crate) fn prune(meta: &mut ObjectMeta) {
         annotations.remove("kubectl.kubernetes.io/last-applied-configuration");
     }
 }
+
+#[cfg(test)]
+#[path = "observe_tests.rs"]
+mod tests;

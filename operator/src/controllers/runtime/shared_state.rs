@@ -75,3 +75,61 @@ impl SharedState {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::{future::Future as _, pin::pin, task::Poll};
+
+    use super::*;
+    use crate::fleet::{ClientKey, PoolKey};
+
+    fn request(name: &str) -> Request {
+        Request::Client(ClientKey::new("vpn", name))
+    }
+
+    fn shared() -> Arc<SharedState> {
+        SharedState::new(Arc::new(Health::default()), Arc::new(Metrics::new()))
+    }
+
+    /// What happened, if anything did: without waiting.
+    async fn now(shared: &SharedState) -> Option<Effects> {
+        let mut changes = pin!(shared.changes());
+        std::future::poll_fn(|context| match changes.as_mut().poll(context) {
+            Poll::Ready(effects) => Poll::Ready(Some(effects)),
+            Poll::Pending => Poll::Ready(None),
+        })
+        .await
+    }
+
+    #[tokio::test]
+    async fn a_standby_keeps_nothing_and_a_leader_all_that_came_since() {
+        let shared = shared();
+        shared.raise_work([request("before")]);
+        assert_eq!(now(&shared).await, None);
+        shared.start_leading();
+        assert_eq!(now(&shared).await, None, "what came before is in the list that a leader starts from");
+        shared.raise_work([request("a"), request("b")]);
+        let gone = (PoolKey::new("vpn", "staff"), "uid".to_owned());
+        shared.raise(Effects { request: [request("a")].into(), gone: vec![gone.clone()] });
+        let effects = now(&shared).await.unwrap();
+        assert_eq!(effects.request, [request("a"), request("b")].into(), "each once");
+        assert_eq!(effects.gone, [gone]);
+        assert_eq!(now(&shared).await, None, "it is handed over once");
+    }
+
+    #[tokio::test]
+    async fn who_waits_is_woken_by_what_happens_and_not_by_nothing() {
+        let shared = shared();
+        shared.start_leading();
+        let waiting = tokio::spawn({
+            let shared = Arc::clone(&shared);
+            async move { shared.changes().await }
+        });
+        tokio::task::yield_now().await;
+        shared.raise(Effects::default());
+        tokio::task::yield_now().await;
+        assert!(!waiting.is_finished());
+        shared.raise_work([request("a")]);
+        assert_eq!(waiting.await.unwrap().request, [request("a")].into());
+    }
+}

@@ -298,3 +298,7 @@ fn name_of<K: Resource>(object: &K) -> Name {
     let meta = object.meta();
     (meta.namespace.clone().unwrap_or_default(), meta.name.clone().unwrap_or_default())
 }
+
+#[cfg(test)]
+#[path = "watch_tests.rs"]
+mod tests;

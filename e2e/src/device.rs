@@ -26,6 +26,8 @@ const TUNNEL: &str = "vpn0";
 pub struct Status {
     /// Its phase.
     pub phase: String,
+    /// `namespace/name` of its VPNClient.
+    pub client: String,
     /// Inner addresses.
     pub addresses: Vec<String>,
     /// The gateway replica in use.

@@ -102,6 +102,20 @@ fn ping(namespace: &Namespace, words: &str) -> Result<String, String> {
     namespace.command(&format!("ping -n -W 3 {words}"))
 }
 
+/// Whether every TCP connection is at an end, so that none of them sends anything any more.
+fn has_no_stream(namespace: &Namespace) -> bool {
+    /// As /proc/net/tcp has them.
+    const TIME_WAIT_OR_LISTEN: [&str; 2] = ["06", "0A"];
+    let tables = namespace.run(|| {
+        ["tcp", "tcp6"].map(|name| std::fs::read_to_string(format!("/proc/thread-self/net/{name}")).unwrap())
+    });
+    let mut states = tables
+        .iter()
+        .flat_map(|table| table.lines().skip(1))
+        .filter_map(|line| line.split_whitespace().nth(3));
+    states.all(|state| TIME_WAIT_OR_LISTEN.contains(&state))
+}
+
 /// Sends a stream, expects all of it, and tells how many segments went more than once.
 fn stream(from: &Namespace, to: &Namespace, address: &str) -> u64 {
     let address: IpAddr = address.parse().unwrap();
@@ -228,6 +242,7 @@ fn devices_in_other_namespaces_than_their_sockets_carry_all() {
         }
         assert!(two.shown("endpoints", &one.public()).starts_with(address));
     }
+    eventually("the last stream is closed", || [&near, &far].iter().all(|end| has_no_stream(end)));
     // The device's own counters count packets, without what WireGuard adds.
     let counted = |namespace: &Namespace, name: &str, what: &str| -> u64 {
         let name = name.to_owned();

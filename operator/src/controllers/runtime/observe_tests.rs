@@ -95,6 +95,7 @@ fn an_event_counts_from_when_it_was_last_said_whichever_field_says_so() {
     let seconds = |text: &str| Some(text.parse::<Timestamp>().unwrap().as_second());
     assert_eq!(at(json!({ "lastTimestamp": "2026-01-01T00:00:02Z", "eventTime": first })), seconds(second));
     assert_eq!(at(json!({ "eventTime": second })), seconds(second));
+    assert_eq!(at(json!({ "lastTimestamp": "2026-01-01T00:00:01Z", "eventTime": second })), seconds(second));
     let series = json!({ "count": 2, "lastObservedTime": second });
     assert_eq!(at(json!({ "eventTime": first, "series": series })), seconds(second));
     assert_eq!(at(json!({})), Some(0), "none says so");

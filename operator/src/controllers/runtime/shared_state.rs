@@ -117,7 +117,7 @@ mod tests {
         assert_eq!(now(&shared).await, None, "it is handed over once");
     }
 
-    #[tokio::test]
+    #[tokio::test(start_paused = true)]
     async fn who_waits_is_woken_by_what_happens_and_not_by_nothing() {
         let shared = shared();
         shared.start_leading();
@@ -130,6 +130,7 @@ mod tests {
         tokio::task::yield_now().await;
         assert!(!waiting.is_finished());
         shared.raise_work([request("a")]);
-        assert_eq!(waiting.await.unwrap().request, [request("a")].into());
+        let woken = tokio::time::timeout(std::time::Duration::from_secs(1), waiting).await;
+        assert_eq!(woken.unwrap().unwrap().request, [request("a")].into());
     }
 }

@@ -128,8 +128,7 @@ struct Runner<'a> {
     source: Option<IpAddr>,
     held: Held,
     was_connected: bool,
-    /// Since when the tunnel stands, until who waits for it is told.
-    unannounced: Option<Instant>,
+    announcement: Announcement,
     enrolled_again: bool,
     /// Another certificate is being asked for.
     renewal: Option<JoinHandle<()>>,
@@ -146,6 +145,13 @@ struct Runner<'a> {
     resolving: bool,
     enrolled: mpsc::Sender<Result<Enrolment, ClientError>>,
     handshakes: HandshakeClock,
+}
+
+/// Whether who waits for the tunnel is to be told that it stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Announcement {
+    Due,
+    Done,
 }
 
 /// With whom the session is held.
@@ -257,7 +263,7 @@ pub(super) async fn run(
         source: None,
         held: Held::NotYet,
         was_connected: false,
-        unannounced: None,
+        announcement: Announcement::Done,
         enrolled_again: false,
         renewal: None,
         last_error: None,
@@ -276,7 +282,8 @@ pub(super) async fn run(
         tunnel,
     };
     // Before the first name is asked for.
-    runner.keep_in(&network::present(runner.tunnel.index()))?;
+    let switch = runner.wanted_switch(&network::present(runner.tunnel.index()));
+    runner.keep_in(switch)?;
     runner.keeper.keep(&runner.settings.addresses);
     runner.route_to(None);
     runner.resolve();
@@ -983,7 +990,7 @@ impl Runner<'_> {
                     return;
                 }
                 self.retarget();
-                self.unannounced = Some(Instant::now());
+                self.announcement = Announcement::Due;
             }
             Phase::WaitingToReconnect if !self.was_connected => {}
             Phase::WaitingToReconnect | Phase::Dormant => (self.setup.progress)(Progress::Phase(phase)),
@@ -996,8 +1003,11 @@ impl Runner<'_> {
     fn announce(&mut self) {
         let is_settled =
             self.health.phase() == Phase::Connected && self.names_pending_until(Instant::now()).is_none();
-        let Some(active) = self.health.active().filter(|_| is_settled) else { return };
-        let Some(_) = self.unannounced.take() else { return };
+        if self.announcement == Announcement::Done || !is_settled {
+            return;
+        }
+        let Some(active) = self.health.active() else { return };
+        self.announcement = Announcement::Done;
         let replica = self.settings.replica(&active.replica);
         (self.setup.progress)(Progress::Connected {
             replica: replica.map(|replica| replica.name.clone()).unwrap_or_default(),
@@ -1026,7 +1036,9 @@ impl Runner<'_> {
         let without = self.tunnel.set_addresses(&self.settings.addresses);
         self.keeper.keep(&self.settings.addresses);
         let present = network::present(self.tunnel.index());
-        let kept_in = self.keep_in(&present);
+        let switch = self.wanted_switch(&present);
+        let shut_off = switch.as_ref().and_then(|switch| self.shut_off(switch));
+        let kept_in = self.keep_in(switch);
         if !self.was_connected {
             self.note(kept_in.err());
             return self.note(without.err());
@@ -1043,7 +1055,7 @@ impl Runner<'_> {
         };
         let mut impairments = self.routes.set(&wanted, &present);
         impairments.extend(kept_in.err().map(|error| Impairment::failed("KillSwitchMissing", &error)));
-        impairments.extend(self.shut_off(&present));
+        impairments.extend(shut_off);
         impairments.extend(without.err().map(|error| Impairment::failed("AddressMissing", &error)));
         if impairments != self.impairments {
             for impairment in &impairments {
@@ -1057,14 +1069,11 @@ impl Runner<'_> {
         self.impairments = impairments;
     }
 
-    /// The kill switch, where there is to be one, in the network as it is now.
-    fn keep_in(&mut self, present: &[Present]) -> Result<(), KernelError> {
-        match self.wanted_switch(present) {
-            Some(wanted) => self.switch.keep(wanted),
-            None => Ok(()),
-        }
+    fn keep_in(&mut self, switch: Option<KillSwitch>) -> Result<(), KernelError> {
+        switch.map_or(Ok(()), |wanted| self.switch.keep(wanted))
     }
 
+    /// The kill switch, where there is to be one, in the network as it is now.
     fn wanted_switch(&self, present: &[Present]) -> Option<KillSwitch> {
         if !self.setup.kill_switch {
             return None;
@@ -1079,16 +1088,18 @@ impl Runner<'_> {
     }
 
     /// Where the pool has no name servers, the machine asks those of its network. Not each of them may be asked.
-    fn shut_off(&self, present: &[Present]) -> Option<Impairment> {
-        let switch = self.wanted_switch(present)?;
+    fn shut_off(&self, switch: &KillSwitch) -> Option<Impairment> {
         let servers = self.names.network();
         let sets_none = !self.setup.dns || self.settings.dns_servers.is_empty();
-        let is_shut_off = sets_none && dns::is_asked_by_link() && kill_switch::shuts_off(&switch, &servers);
+        if !sets_none || !kill_switch::shuts_off(switch, &servers) || !dns::is_asked_by_link() {
+            return None;
+        }
         let servers = servers.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
-        is_shut_off.then(|| Impairment::failed("ResolverShutOff", &format!(
+        let message = format!(
             "this machine resolves no names: systemd-resolved asks {servers} past the tunnel, which the kill switch forbids; have \
              the pool bring name servers (spec.dns.servers), or set one of the local network"
-        )))
+        );
+        Some(Impairment::failed("ResolverShutOff", &message))
     }
 
     /// What the pool promises and is missing, for those who look after the cluster.

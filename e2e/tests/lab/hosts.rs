@@ -182,6 +182,7 @@ impl Client<'_> {
     /// The same, where it takes so long until the operator hears what the client knows.
     async fn holds_the_rows_told(&self, neighbour: &Client<'_>, news: Duration) -> Outcome {
         are_told_apart(&[self, neighbour]).await?;
+        self.carries().await?;
         self.stays_green_under_load().await?;
         self.outlives_a_flush().await?;
         self.is_reached_after_silence().await?;
@@ -197,6 +198,15 @@ impl Client<'_> {
         let nat = self.nat()?;
         let host = if has_ipv4 { nat.host(&name).await? } else { nat.ipv6_host(&name).await? };
         self.shared.connect(host, self.pool, green).await
+    }
+
+    /// Packets of a size that fill it, none of which gets lost.
+    async fn carries(&self) -> Outcome {
+        let gateway = self.shared.vpn.gateway_address(self.pool).await?.to_string();
+        let args = ["-q", "-n", "-i", "0.01", "-c", "200", "-s", "1000", "-W", "2", &gateway];
+        let said = self.device.host().exec("ping", args).await?;
+        ensure!(said.contains(" 0% packet loss"), "{}: {said}", self.name());
+        Ok(())
     }
 
     /// Packets of a size that fill it flow both ways for longer than tunnels take to be torn down whose keepalives wait.

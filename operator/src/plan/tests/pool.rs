@@ -16,12 +16,17 @@ pub(super) fn judged(
     overlap: Option<&Overlap>,
     shortage: Option<Denied>,
 ) -> VPNClientPoolStatus {
-    status(StatusInputs {
+    status(StatusInputs { gateway, overlap, shortage, ..inputs(pool) })
+}
+
+/// Of a pool of which there is nothing to say.
+fn inputs(pool: &VPNClientPool) -> StatusInputs<'_> {
+    StatusInputs {
         pool,
-        gateway,
-        overlap,
+        gateway: None,
+        overlap: None,
         capacity: PoolCapacity::default(),
-        shortage,
+        shortage: None,
         clients: ClientCounts::default(),
         nat: None,
         tokens: vec![],
@@ -29,7 +34,7 @@ pub(super) fn judged(
         sidecar_trust: None,
         unread: &[],
         now: at(100),
-    })
+    }
 }
 
 /// Beside an older pool that has 10.77.0.0/16.
@@ -138,20 +143,7 @@ fn sidecars_find_the_pool_at_port_443_of_its_join_service() {
 fn a_service_of_somebody_else_in_its_way_is_named_while_the_pool_serves() {
     let (staff, gateway) = (pool("staff", 5, &["10.99.0.0/24"]), ready(&load_balancer(), "True"));
     let foreign = [Foreign { kind: ObjectKind::Service, name: "staff-join".into(), controller: None }];
-    let status = status(StatusInputs {
-        pool: &staff,
-        gateway: Some(&gateway),
-        overlap: None,
-        capacity: PoolCapacity::default(),
-        shortage: None,
-        clients: ClientCounts::default(),
-        nat: None,
-        tokens: vec![],
-        foreign: &foreign,
-        sidecar_trust: None,
-        unread: &[],
-        now: at(100),
-    });
+    let status = status(StatusInputs { gateway: Some(&gateway), foreign: &foreign, ..inputs(&staff) });
     assert_eq!(verdict(&status.conditions, READY), said("True", "Serving"));
     assert_eq!(verdict(&status.conditions, STALLED), said("True", "ObjectTaken"));
     let stalled = status.conditions.iter().find(|c| c.type_ == STALLED).unwrap();
@@ -163,21 +155,7 @@ fn a_sidecar_trust_of_somebody_else_is_named_at_pools_that_take_sidecars_until_i
     let gateway = ready(&load_balancer(), "True");
     let mut staff = pool("staff", 5, &["10.99.0.0/24"]);
     let conditions = |pool: &VPNClientPool, obstacle: Option<&SidecarTrustObstacle>| {
-        let inputs = StatusInputs {
-            pool,
-            gateway: Some(&gateway),
-            overlap: None,
-            capacity: PoolCapacity::default(),
-            shortage: None,
-            clients: ClientCounts::default(),
-            nat: None,
-            tokens: vec![],
-            foreign: &[],
-            sidecar_trust: obstacle,
-            unread: &[],
-            now: at(100),
-        };
-        status(inputs).conditions
+        status(StatusInputs { gateway: Some(&gateway), sidecar_trust: obstacle, ..inputs(pool) }).conditions
     };
     let foreign = Foreign { kind: ObjectKind::SidecarTrust, name: "pinhole".into(), controller: None };
     let taken = SidecarTrustObstacle::Taken { foreign, namespace: "ops".into() };

@@ -11,7 +11,9 @@ use pinhole_sim::metrics::BURST;
 use crate::{
     error::{Doing, Result},
     host::Host,
-    process::{Command, Process},
+    nat::{LAN, Nat},
+    netns::Netns,
+    process::{Command, Process, Spawner},
     state,
 };
 
@@ -61,7 +63,7 @@ impl fmt::Display for Burst {
     }
 }
 
-/// A capture that is under way, on the only interface of a host. It ends when it is dropped.
+/// A capture that is under way, on one interface. It ends when it is dropped.
 #[derive(Debug)]
 pub struct Capture {
     file: PathBuf,
@@ -69,21 +71,43 @@ pub struct Capture {
 }
 
 impl Capture {
-    /// Begins; from the return on nothing is missed.
+    /// Begins at a host; from the return on nothing is missed.
     ///
     /// # Errors
     /// When tcpdump does not run.
     pub async fn begin(host: &Host) -> Result<Self> {
-        let directory = state::directory().join("logs").join(host.name());
+        Self::begin_at(host.netns(), host.name(), "eth0").await
+    }
+
+    /// Begins on the inside of a NAT, which stays when hosts are unplugged.
+    ///
+    /// # Errors
+    /// When tcpdump does not run.
+    pub async fn begin_inside(nat: &Nat) -> Result<Self> {
+        Self::begin_at(nat.netns(), nat.name(), LAN).await
+    }
+
+    async fn begin_at(netns: &Netns, name: &str, interface: &str) -> Result<Self> {
+        let directory = state::directory().join("logs").join(name);
         std::fs::create_dir_all(&directory).doing(|| format!("making {}", directory.display()))?;
-        let file = directory.join("eth0.pcap");
+        let file = directory.join(format!("{interface}.pcap"));
         let command = Command::new("tcpdump")
-            .args(["-i", "eth0", "-n", "-U", "--immediate-mode", "-Z", "root", "-s", SNAPLEN, "-w"])
+            .args(["-i", interface, "-n", "-U", "--immediate-mode", "-Z", "root", "-s", SNAPLEN, "-w"])
             .arg(&file)
-            .arg(FILTER);
-        let tcpdump = host.spawn("tcpdump", &command).await?;
+            .arg(FILTER)
+            .netns(netns);
+        let tcpdump = Spawner::machine().spawn("tcpdump", &command, &directory.join("tcpdump.log")).await?;
         tcpdump.wait_for_line("listening on", PATIENCE).await?;
         Ok(Self { file, _tcpdump: tcpdump })
+    }
+
+    /// All packets until now, in order.
+    ///
+    /// # Errors
+    /// When there is no file.
+    pub fn packets(&self) -> Result<Vec<Packet>> {
+        let file = std::fs::read(&self.file).doing(|| format!("reading {}", self.file.display()))?;
+        Ok(packets(&file))
     }
 
     /// The bursts that began within these times.
@@ -91,10 +115,9 @@ impl Capture {
     /// # Errors
     /// When there is no file.
     pub fn bursts(&self, from: SystemTime, until: SystemTime) -> Result<Vec<Burst>> {
-        let file = std::fs::read(&self.file).doing(|| format!("reading {}", self.file.display()))?;
         let since = |time: SystemTime| time.duration_since(UNIX_EPOCH).unwrap_or_default();
         let within = since(from)..since(until);
-        let all = bursts(packets(&file).into_iter());
+        let all = bursts(self.packets()?.into_iter());
         Ok(all.into_iter().filter(|burst| within.contains(&burst.at)).collect())
     }
 }

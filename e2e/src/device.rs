@@ -17,7 +17,7 @@ use crate::{
     state, wait,
 };
 
-/// Name of the tunnel.
+/// Name of a host's first tunnel.
 const TUNNEL: &str = "vpn0";
 
 /// What `pinhole status -o json` says, as far as tests ask.
@@ -136,6 +136,9 @@ pub struct Churn {
 #[derive(Debug)]
 pub struct Device {
     host: Host,
+    /// What it calls itself.
+    hostname: String,
+    tunnel: String,
     agent: PathBuf,
     directory: PathBuf,
     process: Option<Process>,
@@ -148,11 +151,26 @@ impl Device {
     /// When the agent cannot be built.
     pub async fn new(host: Host) -> Result<Self> {
         let directory = state::directory().join("devices").join(host.name());
+        let hostname = host.name().to_owned();
+        Self::at(host, (hostname, TUNNEL), directory).await
+    }
+
+    /// Another agent on the same host, with a tunnel of this name.
+    ///
+    /// # Errors
+    /// When the agent cannot be built.
+    pub async fn beside(&self, tunnel: &str) -> Result<Self> {
+        let hostname = format!("{}-{tunnel}", self.host.name());
+        let directory = state::directory().join("devices").join(&hostname);
+        Self::at(self.host.clone(), (hostname, tunnel), directory).await
+    }
+
+    async fn at(host: Host, (hostname, tunnel): (String, &str), directory: PathBuf) -> Result<Self> {
         // An earlier run in the same lab may have had a machine of this name.
         let _ = std::fs::remove_dir_all(&directory);
         std::fs::create_dir_all(&directory).doing(|| format!("making {}", directory.display()))?;
         let agent = Installation::agent_for(&host).await?;
-        Ok(Self { host, agent, directory, process: None })
+        Ok(Self { host, hostname, tunnel: tunnel.to_owned(), agent, directory, process: None })
     }
 
     /// The same on another host, with a copy of all that it keeps, as an image of its disk has it.
@@ -161,7 +179,7 @@ impl Device {
     /// When that cannot be copied, or the agent cannot be built.
     pub async fn copied_to(&self, host: Host) -> Result<Self> {
         let copy = Self::new(host).await?;
-        let (from, to) = (self.directory.join(TUNNEL), copy.directory.join(TUNNEL));
+        let (from, to) = (self.directory.join(&self.tunnel), copy.directory.join(&copy.tunnel));
         let doing = || format!("copying {}", from.display());
         std::fs::create_dir_all(&to).doing(doing)?;
         for file in std::fs::read_dir(&from).doing(doing)? {
@@ -173,9 +191,14 @@ impl Device {
         Ok(copy)
     }
 
+    /// What it calls itself: by this its VPNClient is found.
+    pub fn hostname(&self) -> &str {
+        &self.hostname
+    }
+
     /// Name of its tunnel's device.
-    pub const fn tunnel(&self) -> &'static str {
-        TUNNEL
+    pub fn tunnel(&self) -> &str {
+        &self.tunnel
     }
 
     /// The machine.
@@ -199,13 +222,15 @@ impl Device {
     pub async fn start(&mut self, join: &str, more: &[&str]) -> Result<()> {
         let token = self.token_file(join)?;
         let command = self
-            .command(&["up", "--hostname", self.host.name()])
+            .command(&["up", "--hostname", &self.hostname])
             // The machine's own name servers are not the lab's to change.
             .args((!self.host.has_own_files()).then_some("--no-dns"))
             .arg("--token-file")
             .arg(&token)
             .args(more);
-        self.process = Some(self.host.spawn("pinhole", &command).await?);
+        let log =
+            if self.tunnel == TUNNEL { "pinhole".to_owned() } else { format!("pinhole-{}", self.tunnel) };
+        self.process = Some(self.host.spawn(&log, &command).await?);
         Ok(())
     }
 
@@ -215,7 +240,7 @@ impl Device {
     /// When it cannot be run, or does not end within a minute.
     pub async fn refused(&self, join: &str) -> Result<Output> {
         let token = self.token_file(join)?;
-        let args = ["up", "--no-dns", "--hostname", self.host.name()];
+        let args = ["up", "--no-dns", "--hostname", &self.hostname];
         let command = self.netns_command(&args).arg("--token-file").arg(&token);
         let limit = Duration::from_mins(1);
         let outcome = tokio::time::timeout(limit, command.output()).await;
@@ -296,7 +321,7 @@ impl Device {
     }
 
     fn with_identity(&self, command: Command) -> Command {
-        command.args(["--name", TUNNEL, "--state-dir"]).arg(&self.directory)
+        command.args(["--name", &self.tunnel, "--state-dir"]).arg(&self.directory)
     }
 
     fn token_file(&self, join: &str) -> Result<PathBuf> {

@@ -5,7 +5,7 @@ use std::{path::PathBuf, time::Instant};
 use crate::{
     cluster::{self, Cluster},
     error::{Doing, Error, Result},
-    host::Host,
+    host::{Host, Wiring},
     image::Image,
     nat::{Behaviour, Nat},
     node, progress,
@@ -246,6 +246,14 @@ impl Lab {
     /// When the name is taken, or the public segment has no IPv6, as around a cluster that is not the lab's.
     pub async fn ipv6_host(&self, name: &str, behaviour: impl Into<Behaviour>) -> Result<Host> {
         self.nat(name, behaviour).await?.ipv6_host(name).await
+    }
+
+    /// Makes a host with several uplinks, each behind a NAT of its own, `NAME-INTERFACE`.
+    ///
+    /// # Errors
+    /// When the name is taken, there is no uplink, or one is to have IPv6 where the public segment has none.
+    pub async fn roaming_host(&self, name: &str, wirings: &[Wiring]) -> Result<Host> {
+        Host::roaming(name, &self.public, wirings).await
     }
 
     /// Makes a host on the public segment, behind no NAT; on the lab's own cluster it has IPv6, too.

@@ -28,6 +28,7 @@ mod machine;
 pub mod nat;
 pub mod netns;
 pub mod node;
+pub mod passage;
 pub mod ping;
 pub mod playground;
 pub mod pods;

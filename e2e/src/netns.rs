@@ -232,22 +232,25 @@ pub async fn cable(near: &Plug<'_>, far: &Plug<'_>) -> Result<()> {
     for end in [far, near] {
         end.netns.ip(end.lines()).await?;
     }
-    for end in [far, near] {
-        wait::until(&format!("{} of {} to carry", end.interface, end.netns), PATIENCE, || end.carries())
-            .await?;
+    carry([far, near].map(|end| (end.netns, end.interface, end.bridge.is_some()))).await
+}
+
+/// Waits until frames pass at these interfaces, some of which are a bridge's ports: the kernel lets them through only some time
+/// after a link was set up.
+pub(crate) async fn carry(ends: [(&Netns, &str, bool); 2]) -> Result<()> {
+    for (netns, interface, is_port) in ends {
+        wait::until(&format!("{interface} of {netns} to carry"), PATIENCE, || async {
+            let show = netns.command("ip").args(["-details", "-oneline", "link", "show", interface]);
+            let shown = show.run().await.map_err(|error| error.to_string())?;
+            let forwards = !is_port || shown.contains(" state forwarding ");
+            if forwards && shown.contains(" state UP ") { Ok(()) } else { Err(shown) }
+        })
+        .await?;
     }
     Ok(())
 }
 
 impl Plug<'_> {
-    /// The kernel lets frames through only some time after the link was set up.
-    async fn carries(&self) -> Result<(), String> {
-        let show = self.netns.command("ip").args(["-details", "-oneline", "link", "show", self.interface]);
-        let shown = show.run().await.map_err(|error| error.to_string())?;
-        let bridged = self.bridge.is_none() || shown.contains(" state forwarding ");
-        if bridged && shown.contains(" state UP ") { Ok(()) } else { Err(shown) }
-    }
-
     fn lines(&self) -> Vec<String> {
         let Self { interface, .. } = self;
         let mut lines = Vec::new();

@@ -15,7 +15,7 @@ use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use crate::{
     error::{Doing, Error, Result},
     nat::first_address,
-    netns::{Netns, Plug, cable},
+    netns::{self, Netns, Plug, cable},
     state,
 };
 
@@ -168,6 +168,24 @@ impl Attachment {
     /// The IPv4 default gateway, if the segment has one.
     pub(crate) fn gateway(&self) -> Option<IpAddr> {
         self.segment.inner.gateways.iter().copied().find(IpAddr::is_ipv4)
+    }
+
+    /// What whoever is here is told: addresses, and the default routers.
+    pub(crate) fn lease(&self) -> (Vec<IpNet>, Vec<IpAddr>) {
+        let number = self.number();
+        let v6 = self.segment.v6(number).map(IpNet::V6);
+        let addresses = std::iter::once(IpNet::V4(self.segment.v4(number))).chain(v6).collect();
+        (addresses, self.segment.inner.gateways.clone())
+    }
+
+    /// Sets the segment's end of the cable `up` or `down`.
+    pub(crate) async fn set_port(&self, state: &str) -> Result<()> {
+        self.segment.inner.netns.ip([format!("link set {} {state}", self.port)]).await
+    }
+
+    /// Waits until frames pass between the segment and this interface, which is the cable's other end.
+    pub(crate) async fn carries(&self, netns: &Netns, interface: &str) -> Result<()> {
+        netns::carry([(netns, interface, false), (&self.segment.inner.netns, &self.port, true)]).await
     }
 
     /// Leases another number; yields the IPv4 address before and the one from now on.

@@ -11,6 +11,7 @@
 //! | IPv6 alone, behind a stateful firewall | [`Lab::ipv6_host`](crate::Lab::ipv6_host) |
 //! | a DHCP client that rewrites `resolv.conf`, systemd-resolved, openresolv | [`Host::keep_files`], [`Host::renew_lease`] |
 //! | a clock of its own | [`Host::set_clock`] |
+//! | several uplinks, each behind a NAT of its own | [`Lab::roaming_host`](crate::Lab::roaming_host), [`Host::uplink`] |
 //!
 //! What a VPN has to give back on such a host is its [`Footprint`].
 
@@ -20,6 +21,7 @@ mod floors;
 mod footprint;
 mod rooms;
 mod second_vpn;
+mod uplink;
 
 use std::{
     ffi::OsStr,
@@ -32,17 +34,23 @@ use std::{
 use ipnet::Ipv6Net;
 
 use self::{clock::Clock, rooms::Rooms};
-pub use self::{docker::Docker, footprint::Footprint, rooms::Resolver, second_vpn::SecondVpn};
+pub use self::{
+    docker::Docker,
+    footprint::Footprint,
+    rooms::Resolver,
+    second_vpn::SecondVpn,
+    uplink::{Families, Uplink, Wiring},
+};
 use crate::{
     error::{Doing, Error, Result},
     nat::{Nat, OwnedNetns},
     netns::Netns,
     process::{Command, Process, Spawner},
-    segment::{Attachment, Segment},
+    segment::Segment,
     state, wait,
 };
 
-/// The only interface of a host, besides the loopback.
+/// The interface of a host, besides the loopback, unless it has several.
 const INTERFACE: &str = "eth0";
 
 /// A host, behind NATs or on the public segment. Clones are the same host; the last one dropped removes it.
@@ -54,11 +62,11 @@ pub struct Host {
 #[derive(Debug)]
 struct Inner {
     name: String,
-    nats: Vec<Nat>,
     // What runs in them ends before the namespace goes.
     rooms: OnceLock<Rooms>,
     clock: OnceLock<Clock>,
-    attachment: Attachment,
+    first: Uplink,
+    more: Vec<Uplink>,
     netns: OwnedNetns,
 }
 
@@ -66,8 +74,29 @@ impl Host {
     pub(crate) async fn create(name: &str, segment: &Segment, nats: Vec<Nat>) -> Result<Self> {
         let netns = OwnedNetns(Netns::create(name).await?);
         let attachment = segment.attach(&netns.0, INTERFACE).await?;
+        let first = Uplink::only(INTERFACE, &netns.0, nats, attachment);
+        Ok(Self::with(name, netns, first, Vec::new()))
+    }
+
+    /// One with several uplinks, each behind a NAT of its own on this segment.
+    pub(crate) async fn roaming(name: &str, segment: &Segment, wirings: &[Wiring]) -> Result<Self> {
+        let netns = OwnedNetns(Netns::create(name).await?);
+        let mut uplinks: Vec<Uplink> = Vec::new();
+        for wiring in wirings {
+            let nat = format!("{name}-{}", wiring.interface);
+            let nat = Nat::create(&nat, segment, None, wiring.behind.clone()).await?;
+            uplinks.push(Uplink::plugged_into(nat, &netns.0, wiring).await?);
+        }
+        if uplinks.is_empty() {
+            return Err(Error::Invalid(format!("{name} is to have no uplink at all")));
+        }
+        let first = uplinks.remove(0);
+        Ok(Self::with(name, netns, first, uplinks))
+    }
+
+    fn with(name: &str, netns: OwnedNetns, first: Uplink, more: Vec<Uplink>) -> Self {
         let (rooms, clock) = (OnceLock::new(), OnceLock::new());
-        Ok(Self { inner: Arc::new(Inner { name: name.to_owned(), nats, rooms, clock, attachment, netns }) })
+        Self { inner: Arc::new(Inner { name: name.to_owned(), rooms, clock, first, more, netns }) }
     }
 
     /// One on a segment that nobody else is on.
@@ -92,12 +121,12 @@ impl Host {
 
     /// Its own address, as it sees it, unless it lives by IPv6 alone.
     pub fn address(&self) -> Ipv4Addr {
-        self.inner.attachment.address()
+        self.inner.first.attachment().address()
     }
 
     /// Its own IPv6 address, where its segment has IPv6.
     pub fn address_v6(&self) -> Option<Ipv6Addr> {
-        self.inner.attachment.address_v6()
+        self.inner.first.attachment().address_v6()
     }
 
     /// Gives it one more IPv4 address; yields that.
@@ -105,14 +134,28 @@ impl Host {
     /// # Errors
     /// When its network is full.
     pub async fn add_address(&self) -> Result<Ipv4Addr> {
-        let address = self.inner.attachment.one_more()?;
+        let address = self.inner.first.attachment().one_more()?;
         self.netns().ip([format!("address add {address} dev {INTERFACE}")]).await?;
         Ok(address.addr())
     }
 
-    /// The NATs in front of it, nearest first.
+    /// Its ways to the world. It has at least one.
+    pub fn uplinks(&self) -> impl Iterator<Item = &Uplink> {
+        std::iter::once(&self.inner.first).chain(&self.inner.more)
+    }
+
+    /// The uplink of this interface.
+    ///
+    /// # Errors
+    /// When it has none.
+    pub fn uplink(&self, interface: &str) -> Result<&Uplink> {
+        let found = self.uplinks().find(|uplink| uplink.interface() == interface);
+        found.ok_or_else(|| Error::Invalid(format!("{} has no uplink {interface}", self.name())))
+    }
+
+    /// The NATs in front of it, by its first uplink; nearest first.
     pub fn nats(&self) -> &[Nat] {
-        &self.inner.nats
+        self.inner.first.nats()
     }
 
     /// The NAT nearest to it, if any.
@@ -210,17 +253,8 @@ impl Host {
 
     /// Takes IPv4 from it, and gives it an address of this network, whose first one is its router.
     pub(crate) async fn live_by_ipv6(&self, network: Ipv6Net) -> Result<()> {
-        let first = u128::from(network.network());
-        let router = Ipv6Addr::from(first + 1);
-        let [.., number] = self.address().octets();
-        let own = Ipv6Addr::from(first + u128::from(number));
-        self.netns()
-            .ip([
-                format!("address flush dev {INTERFACE} scope global"),
-                format!("address add {own}/{} dev {INTERFACE} nodad", network.prefix_len()),
-                format!("route add default via {router} dev {INTERFACE}"),
-            ])
-            .await?;
+        let (own, router) = uplink::numbered(network, self.address());
+        self.inner.first.live_by_ipv6(own, router).await?;
         let what = format!("{} to reach its router", self.name());
         wait::until(&what, Duration::from_secs(15), || self.ping(router.into())).await
     }

@@ -3,6 +3,7 @@
 
 mod behaviour;
 mod conntrack;
+mod faults;
 mod profile;
 mod ready_made;
 mod truth;
@@ -19,9 +20,11 @@ use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 /// NATs as pure models, which the userspace NAT and the simulator share.
 pub use pinhole_sim::model;
 
+pub(crate) use self::profile::LAN;
 pub use self::{
     behaviour::Behaviour,
     conntrack::UdpMapping,
+    faults::Faults,
     profile::{Loss, Mapping, NatProfile, UdpFilter},
     ready_made::{LabProfile, lab_profiles, stock_profiles},
     truth::Truth,
@@ -29,7 +32,7 @@ pub use self::{
 };
 use self::{
     model::Time,
-    profile::{LAN, WAN, ruleset},
+    profile::{WAN, ruleset},
     userspace::{Oracle, Running, Translator},
 };
 use crate::{
@@ -119,6 +122,11 @@ impl Nat {
         self.inner.behind.as_ref()
     }
 
+    /// Its network on the inside.
+    pub fn inside(&self) -> Ipv4Net {
+        self.inner.network
+    }
+
     /// Its address on the outside.
     pub fn address(&self) -> Ipv4Addr {
         self.inner.outside.address()
@@ -176,7 +184,7 @@ impl Nat {
     }
 
     /// Routes a network of IPv6 of its own (RFC 3849) to the inside. Who has the bridge of the segment outside knows the way.
-    async fn serve_ipv6(&self) -> Result<Ipv6Net> {
+    pub(crate) async fn serve_ipv6(&self) -> Result<Ipv6Net> {
         let [.., number] = self.address().octets();
         let network = Ipv6Net::new_assert(Ipv6Addr::new(0x2001, 0xdb8, 0x114, number.into(), 0, 0, 0, 0), 64);
         self.inner.outside.lead_here(network).await?;
@@ -309,6 +317,50 @@ impl Nat {
     /// When the rules cannot be replaced.
     pub async fn set_loss(&self, loss: Loss) -> Result<()> {
         self.change(|profile| profile.loss = loss, |nat, _| nat.set_loss(loss.into())).await
+    }
+
+    /// Changes what is lost beyond it, of any kind of packet, each way by itself.
+    ///
+    /// # Errors
+    /// When the rules cannot be replaced.
+    pub async fn set_faults(&self, faults: Faults) -> Result<()> {
+        self.nft(faults::ruleset(faults)).await
+    }
+
+    /// Begins to count what hosts inside send to the world: [`Nat::count`] yields how many packets that are since.
+    ///
+    /// # Errors
+    /// When the rules cannot be replaced.
+    pub async fn meter(&self) -> Result<()> {
+        self.nft(faults::meter()).await
+    }
+
+    /// How many packets hosts inside have sent to the world since [`Nat::meter`].
+    ///
+    /// # Errors
+    /// When nobody counts.
+    pub async fn count(&self) -> Result<u64> {
+        let list = ["-j", "list", "counter", "inet", faults::METER, "outbound"];
+        let text = self.netns().command("nft").args(list).run().await?;
+        faults::packets(&text).ok_or_else(|| Error::Invalid(format!("no count in {text}")))
+    }
+
+    /// Changes how long a round trip through it takes, for packets to come: those on their way stay in order.
+    ///
+    /// # Errors
+    /// When it is a netfilter NAT, which delays nothing.
+    pub fn set_round_trip(&self, round_trip: Duration) -> Result<()> {
+        self.userspace()?.change(|nat, _| nat.set_round_trip(round_trip));
+        Ok(())
+    }
+
+    /// Plugs a host in.
+    pub(crate) async fn plug_in(&self, host: &Netns, interface: &'static str) -> Result<Attachment> {
+        self.inner.inside.attach(host, interface).await
+    }
+
+    async fn nft(&self, rules: String) -> Result<()> {
+        self.netns().command("nft").args(["-f", "-"]).stdin(rules).run().await.map(drop)
     }
 
     /// Changes how public ports are picked; flows in force keep theirs with netfilter.

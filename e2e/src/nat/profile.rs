@@ -46,6 +46,15 @@ impl Loss {
     pub const fn percent(percent: u16) -> Self {
         Self::per_mille(percent.saturating_mul(10))
     }
+
+    /// The end of a rule that loses so much. None: it loses nothing.
+    pub(super) fn verdict(self) -> Option<String> {
+        match self.0 {
+            0 => None,
+            1000 => Some("drop".to_owned()),
+            tenths => Some(format!("numgen random mod 1000 < {tenths} drop")),
+        }
+    }
 }
 
 impl From<Loss> for model::Loss {
@@ -213,12 +222,8 @@ fn shifted(ports: &RangeInclusive<u16>, reboot: u32) -> (u16, u16) {
 
 fn filter(profile: &NatProfile) -> String {
     let mut rules = String::new();
-    match profile.loss.0 {
-        0 => {}
-        1000 => rules.push_str("    meta l4proto udp drop\n"),
-        tenths => {
-            let _ = writeln!(rules, "    meta l4proto udp numgen random mod 1000 < {tenths} drop");
-        }
+    if let Some(verdict) = profile.loss.verdict() {
+        let _ = writeln!(rules, "    meta l4proto udp {verdict}");
     }
     if profile.deaf {
         let _ = writeln!(rules, "    iifname \"{WAN}\" meta l4proto udp drop");

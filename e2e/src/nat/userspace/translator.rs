@@ -254,6 +254,11 @@ impl Translator {
         self.profile.deaf = ports;
     }
 
+    /// Changes how long a round trip takes. Packets do not overtake those on their way.
+    pub fn set_round_trip(&mut self, round_trip: Duration) {
+        self.profile.nat.rtt_ms = round_trip.as_secs_f64() * 1e3;
+    }
+
     /// Changes how much UDP gets lost, each way.
     pub fn set_loss(&mut self, loss: Loss) {
         self.profile.nat.loss = loss;

@@ -363,6 +363,23 @@ fn packets_take_half_the_round_trip_each_way_and_stay_in_order() {
 }
 
 #[test]
+fn a_round_trip_that_grows_and_shrinks_keeps_packets_in_order() {
+    let mut nat = Translator::new(profile(8.0, 20.0), PUBLIC);
+    let send = |nat: &mut Translator, ms: u32, n| {
+        nat.handle_packet(at(0.001 * f64::from(ms)), &build::udp(end(CLIENT), end(GATEWAY), &[n]));
+    };
+    nat.set_round_trip(Duration::from_secs(1));
+    send(&mut nat, 0, 0);
+    assert!(nat.poll_transmit(at(0.499)).is_none());
+    nat.set_round_trip(Duration::ZERO);
+    send(&mut nat, 100, 1);
+    assert!(nat.poll_transmit(at(0.1)).is_none(), "it would overtake");
+    let arrived =
+        |nat: &mut Translator| Packet::parse(&nat.poll_transmit(at(0.5)).unwrap()).unwrap().payload()[0];
+    assert_eq!([arrived(&mut nat), arrived(&mut nat)], [0, 1]);
+}
+
+#[test]
 fn errors_about_mappings_find_their_way_and_others_do_not() {
     let mut world = World::new(profile(8.0, 20.0));
     let (client, gateway) = (end(CLIENT), end(GATEWAY));

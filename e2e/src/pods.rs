@@ -105,6 +105,11 @@ impl HiddenNetwork {
         Ok(hidden)
     }
 
+    /// Its host's namespace.
+    pub const fn netns(&self) -> &Netns {
+        &self.netns
+    }
+
     /// A program to run on the host.
     pub fn command(&self, program: impl AsRef<std::ffi::OsStr>) -> Command {
         self.netns.command(program)

@@ -188,6 +188,20 @@ impl Attachment {
         netns::carry([(netns, interface, false), (&self.segment.inner.netns, &self.port, true)]).await
     }
 
+    /// Has the segment's bridge know who has these addresses, as an announcement does (RFC 5227, section 2.3): a router that asked
+    /// while nobody answered asks again once a second only, and loses what comes meanwhile.
+    pub(crate) async fn announce(&self, netns: &Netns, interface: &str, addresses: &[IpNet]) -> Result<()> {
+        let shown = netns.command("ip").args(["-json", "link", "show", interface]).run().await?;
+        let unknown = || Error::Invalid(format!("{interface} of {netns} has no link address: {shown}"));
+        let links: serde_json::Value = serde_json::from_str(&shown).map_err(|_| unknown())?;
+        let own = links.get(0).and_then(|link| link.get("address")?.as_str()).ok_or_else(unknown)?;
+        let Inner { netns: segment, bridge, .. } = &*self.segment.inner;
+        let line = |address: &IpNet| {
+            format!("neighbor replace {} lladdr {own} dev {bridge} nud stale", address.addr())
+        };
+        segment.ip(addresses.iter().map(line)).await
+    }
+
     /// Leases another number; yields the IPv4 address before and the one from now on.
     pub(crate) fn renumber(&self) -> Result<(Ipv4Net, Ipv4Net)> {
         let new = self.segment.lease()?;

@@ -197,7 +197,7 @@ impl Uplink {
         Ok(before)
     }
 
-    /// Plugs it in again, and gives it the same addresses and routes, as a DHCP client does with a lease that it has. Yields a
+    /// Plugs it in again, and gives it the same addresses and routes, as a DHCP client does with a lease that it has, which it announces. Yields a
     /// moment just before the routes.
     ///
     /// # Errors
@@ -206,11 +206,12 @@ impl Uplink {
         let interface = self.interface;
         self.host.ip([format!("link set {interface} up")]).await?;
         self.attachment.carries(&self.host, interface).await?;
-        let (addressing, routing) = {
+        let (addresses, addressing, routing) = {
             let lease = self.lease();
-            (lease.addressing(interface), lease.routing(interface))
+            (lease.addresses.clone(), lease.addressing(interface), lease.routing(interface))
         };
         self.host.ip(addressing).await?;
+        self.attachment.announce(&self.host, interface, &addresses).await?;
         let before = Moment::now();
         self.host.ip(routing).await?;
         Ok(before)
@@ -376,6 +377,23 @@ mod tests {
         wireless.set_metric(50).await.unwrap();
         assert!(way(&host, WORLD_V4).await.contains("dev wlan0"));
         assert!(host.uplink("eth1").is_err());
+    }
+
+    #[tokio::test]
+    async fn a_router_that_asked_in_vain_knows_at_once_who_is_back() {
+        let (_world, host) = roamer("announced", Families::V4).await;
+        let wired = host.uplink("eth0").unwrap();
+        let router = wired.nat().unwrap().netns();
+        wired.unplug().await.unwrap();
+        let known = async || {
+            router.command("ip").args(["neighbor", "show", &host.address().to_string()]).run().await.unwrap()
+        };
+        router.ip([format!("neighbor del {} dev lan0", host.address())]).await.unwrap();
+        let ping = router.command("ping").args(["-n", "-c", "1", "-W", "1", &host.address().to_string()]);
+        assert!(!ping.output().await.unwrap().status.success());
+        assert!(!known().await.contains("lladdr"), "{}", known().await);
+        wired.plug_in().await.unwrap();
+        assert!(known().await.contains("lladdr"), "{}", known().await);
     }
 
     #[tokio::test]

@@ -33,6 +33,8 @@ const EVERY: Duration = Duration::from_millis(1);
 const LENGTH: usize = 200;
 /// When so much was silent at the end, nothing is on its way any more.
 const SILENCE: u16 = 300;
+/// Until the first datagram of all is there.
+const PATIENCE: Duration = Duration::from_secs(15);
 /// What came so recently flows.
 const RECENT: Duration = Duration::from_millis(20);
 
@@ -52,17 +54,21 @@ struct Threads {
 }
 
 impl Streams {
-    /// Begins to send.
+    /// Begins to send. The near end speaks first, as there may be a NAT in between.
     ///
     /// # Errors
-    /// When a socket cannot be had.
-    pub fn begin(near: End<'_>, far: End<'_>) -> Result<Self> {
-        let sockets = [socket(near)?, socket(far)?];
-        let [near, far] = sockets.each_ref().map(|socket| local(socket));
-        let [near_socket, far_socket] = sockets;
-        connect(&near_socket, far?)?;
-        connect(&far_socket, near?)?;
-        let (near, far) = (Arc::new(near_socket), Arc::new(far_socket));
+    /// When a socket cannot be had, or nothing from the near end arrives at the far end.
+    pub async fn begin(near: End<'_>, far: End<'_>) -> Result<Self> {
+        let (near, far) = (socket(near)?, socket(far)?);
+        let to = far.local_addr().doing(|| "asking a stream's socket".to_owned())?;
+        connect(&near, to)?;
+        let heard = wait::until("the near end of a stream to be heard", PATIENCE, || async {
+            // Neither waits: both are asked again and again.
+            let sent = near.send(&[]);
+            far.recv_from(&mut []).map_err(|error| format!("{error}, sent {sent:?}"))
+        });
+        connect(&far, heard.await?.1)?;
+        let (near, far) = (Arc::new(near), Arc::new(far));
         let stop = Arc::new(AtomicBool::new(false));
         let begun = Instant::now();
         let last = BothWays::<Arc<AtomicU64>>::default();
@@ -144,10 +150,6 @@ fn socket(end: End<'_>) -> Result<UdpSocket> {
     Ok(socket)
 }
 
-fn local(socket: &UdpSocket) -> Result<SocketAddr> {
-    socket.local_addr().doing(|| "asking a stream's socket".to_owned())
-}
-
 fn connect(socket: &UdpSocket, to: SocketAddr) -> Result<()> {
     socket.connect(to).doing(|| format!("connecting a stream's socket to {to}"))
 }
@@ -198,19 +200,23 @@ fn receive(
 fn receive_one(socket: &UdpSocket) -> std::io::Result<Option<(usize, Moment)>> {
     let mut buffer = [0; LENGTH];
     let mut control = cmsg_space!(TimeSpec);
-    let stamped = {
+    let (received, stamped) = {
         let mut slices = [IoSliceMut::new(&mut buffer)];
         match recvmsg::<()>(socket.as_raw_fd(), &mut slices, Some(&mut control), MsgFlags::MSG_DONTWAIT) {
-            Ok(message) => message.cmsgs()?.find_map(|message| match message {
-                ControlMessageOwned::ScmTimestampns(at) => Some(Duration::from(at)),
-                _ => None,
-            }),
+            Ok(message) => {
+                let stamped = message.cmsgs()?.find_map(|message| match message {
+                    ControlMessageOwned::ScmTimestampns(at) => Some(Duration::from(at)),
+                    _ => None,
+                });
+                (message.bytes, stamped)
+            }
             Err(errno) => {
                 let error = IoError::from(errno);
                 return match error.kind() {
-                    ErrorKind::WouldBlock | ErrorKind::Interrupted => Ok(None),
+                    ErrorKind::WouldBlock
+                    | ErrorKind::Interrupted
                     // What was sent in vain, told late.
-                    ErrorKind::ConnectionRefused
+                    | ErrorKind::ConnectionRefused
                     | ErrorKind::HostUnreachable
                     | ErrorKind::NetworkUnreachable => Ok(None),
                     _ => Err(error),
@@ -218,6 +224,10 @@ fn receive_one(socket: &UdpSocket) -> std::io::Result<Option<(usize, Moment)>> {
             }
         }
     };
+    if received < LENGTH {
+        // One of those that the stream was opened with.
+        return receive_one(socket);
+    }
     let number = buffer.first_chunk().and_then(|number| usize::try_from(u64::from_be_bytes(*number)).ok());
     let at = stamped.map_or_else(Moment::now, Moment::since_1970);
     Ok(number.map(|number| (number, at)))
@@ -233,7 +243,7 @@ mod tests {
         let netns = OwnedNetns(Netns::create("streams").await.unwrap());
         let [near, far] = ["127.0.0.1", "127.0.0.2"]
             .map(|address| End { netns: &netns.0, address: address.parse().unwrap() });
-        let streams = Streams::begin(near, far).unwrap();
+        let streams = Streams::begin(near, far).await.unwrap();
         streams.flow(Duration::from_secs(5)).await.unwrap();
         let begun = Moment::now();
         let rules = "table inet cut { chain in { type filter hook input priority filter; ip daddr 127.0.0.2 drop; }; }";
@@ -251,6 +261,5 @@ mod tests {
         assert!(up.longest.lasted > Duration::from_millis(800) && up.lost > 800, "{up}");
         assert!(up.longest.lasted < lasted + Duration::from_millis(500), "{up}");
         assert!(up.longest.began.since(begun) < Duration::from_millis(500), "{up}");
-        assert!(records.up.back_after(cut).is_some_and(|back| back > Duration::from_millis(800)));
     }
 }

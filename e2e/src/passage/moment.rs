@@ -1,7 +1,7 @@
 //! A point in time that sockets, commands and tests share.
 
 use std::{
-    ops::{Add, Sub},
+    ops::Add,
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
@@ -36,13 +36,5 @@ impl Add<Duration> for Moment {
 
     fn add(self, later: Duration) -> Self {
         Self(self.0.saturating_add(later))
-    }
-}
-
-impl Sub<Duration> for Moment {
-    type Output = Self;
-
-    fn sub(self, earlier: Duration) -> Self {
-        Self(self.0.saturating_sub(earlier))
     }
 }

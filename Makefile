@@ -16,7 +16,7 @@ ADVISED_DIR  = $(or $(CARGO_HOME),$(HOME)/.cargo)/advisory-dbs
 ADVISED_DAYS = 60
 BENCH = cargo run --quiet --locked --package pinhole-e2e --bin pinhole-bench --
 
-.PHONY: demo test test-lab test-waiting soak bench bench-crowd bench-flood bench-strangers bench-ready bench-peers bench-nat bench-wakes bench-reach profile lab-ready lab-up lab-down sim check lint crds packages deny advisories
+.PHONY: demo test test-lab test-waiting soak bench-mobility bench bench-crowd bench-flood bench-strangers bench-ready bench-peers bench-nat bench-wakes bench-reach profile lab-ready lab-up lab-down sim check lint crds packages deny advisories
 
 demo:       ; @$(LAB) demo
 # The lab's tool as `cargo test` builds it: with any other set of crates most would be compiled twice.
@@ -34,6 +34,8 @@ test-lab:     ; @$(TEST) --test lab
 test-waiting: ; @$(TEST) --no-fail-fast $(WAITING:%=--test %); waiting=$$?; $(TEST) --doc && exit $$waiting
 # Tunnels saturated for ten minutes up, down and both ways; about half an hour.
 soak: lab-ready ; @PINHOLE_SOAK_SECONDS=600 $(TEST) --test lab -- saturating
+# Fifty switches of each kind from network to network, with what was lost meanwhile and for how long nothing came; half an hour.
+bench-mobility: lab-ready ; @PINHOLE_MOBILITY_TRIALS=50 $(TEST) --test lab -- mobility
 # Real agents behind NATs with the timeouts of stock systems (30/120 s and the like), adaptive against a static
 # keepalive of 25 s; about 25 minutes. `make bench-nat ARGS='--minutes 60 --wakes 3000 -o json'`
 bench-nat:  ; @$(LAB) bench-nat $(ARGS)

@@ -5,13 +5,10 @@
 
 use std::{
     net::{IpAddr, Ipv4Addr, SocketAddrV4},
-    sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 
 use anyhow::{Context, bail, ensure};
-use futures::StreamExt;
-use kube::runtime::{WatchStreamExt, watcher};
 use pinhole_crds::ClientPhase;
 use pinhole_e2e::{
     Lab,
@@ -27,13 +24,12 @@ use pinhole_e2e::{
     vpn::{Exposure, PATIENCE, Vpn},
     wait,
 };
-use tokio::{
-    task::JoinHandle,
-    time::{Instant, sleep_until},
-};
+use tokio::time::{Instant, sleep_until};
 
 use crate::{
-    Outcome, product,
+    Outcome,
+    phases::{Phases, phases_told},
+    product,
     stock::{configuration, wg_up},
     tests,
 };
@@ -137,46 +133,6 @@ fn megabits(rates: &[f64]) -> String {
     rates.iter().map(|rate| format!("{:.0}", rate / 1e6)).collect::<Vec<_>>().join(" and ")
 }
 
-/// Every phase that clients of a VPN go through, as the API server tells it.
-struct Phases {
-    seen: Arc<Mutex<Vec<Option<ClientPhase>>>>,
-    task: JoinHandle<()>,
-}
-
-impl Phases {
-    fn watch(vpn: &Vpn<'_>) -> Self {
-        let seen: Arc<Mutex<Vec<_>>> = Arc::default();
-        let told = Arc::clone(&seen);
-        let objects = watcher(vpn.clients(), watcher::Config::default()).default_backoff().applied_objects();
-        let task = tokio::spawn(async move {
-            let mut objects = std::pin::pin!(objects);
-            while let Some(object) = objects.next().await {
-                let Ok(client) = object else { continue };
-                let phase = client.status.and_then(|status| status.phase);
-                lock(&told).push(phase);
-            }
-        });
-        Self { seen, task }
-    }
-
-    fn must_all_be_connected(&self) -> Outcome {
-        let seen = lock(&self.seen);
-        let all = !seen.is_empty() && seen.iter().all(|phase| *phase == Some(ClientPhase::Connected));
-        ensure!(all, "the VPNClient went through {seen:?}");
-        Ok(())
-    }
-}
-
-impl Drop for Phases {
-    fn drop(&mut self) {
-        self.task.abort();
-    }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
 /// A client that is connected, and every disconnect from then on.
 struct Client {
     device: Device,
@@ -222,14 +178,6 @@ impl Client {
         let status = self.device.status().await?;
         Ok([status.tx_bytes, status.rx_bytes])
     }
-}
-
-/// What a client's log tells of its phases.
-fn phases_told(device: &Device) -> anyhow::Result<Vec<String>> {
-    let log = device.process().context("it is not up")?.log();
-    let told: Vec<_> = log.lines().filter(|line| line.contains("phase=")).map(str::to_owned).collect();
-    ensure!(!told.is_empty(), "the log tells of no phase: {log}");
-    Ok(told)
 }
 
 /// Beats on their way through a netfilter NAT: counted, and their answers dropped where that is wanted.

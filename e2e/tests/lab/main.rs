@@ -25,8 +25,10 @@ mod kinds;
 #[allow(clippy::unwrap_used, clippy::expect_used, reason = "a machine that does not boot is a failed test")]
 mod machine;
 mod many_clients;
+mod mobility;
 mod nats;
 mod newer;
+mod phases;
 mod product;
 mod quiet;
 mod reach;
@@ -105,6 +107,7 @@ fn all() -> Vec<Test> {
         resilience::tests(),
         stale_mapping::tests(),
         keepalive_under_load::tests(),
+        mobility::tests(),
         hosts::tests(),
         watched::tests(),
         newer::tests(),
@@ -117,7 +120,7 @@ fn all() -> Vec<Test> {
 
 /// No test of the lab takes longer than this unless it hangs: some wait for one another.
 fn patience() -> Duration {
-    Duration::from_mins(20) + 4 * keepalive_under_load::soak()
+    Duration::from_mins(20) + 4 * keepalive_under_load::soak() + mobility::trials() * Duration::from_mins(1)
 }
 
 /// The one lab, started by the first test that needs it.

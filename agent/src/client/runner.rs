@@ -123,6 +123,9 @@ struct Runner<'a> {
     /// The replica that routes lead to.
     routed: Option<PublicKey>,
     outer: Vec<SocketAddr>,
+    /// All that names resolved to.
+    known: Vec<Candidate<PublicKey>>,
+    /// Those of them that can be reached from the networks of now; all where none can.
     candidates: Vec<Candidate<PublicKey>>,
     tried: TriedWays,
     source: Option<IpAddr>,
@@ -258,6 +261,7 @@ pub(super) async fn run(
         names,
         routed: None,
         outer: Vec::new(),
+        known: Vec::new(),
         candidates: Vec::new(),
         tried: TriedWays::default(),
         source: None,
@@ -438,6 +442,7 @@ impl Runner<'_> {
                 self.keepalive.handle_answer(at, peer, answer);
             }
             TunnelEvent::EndpointChanged { .. }
+            | TunnelEvent::Elsewhere { .. }
             | TunnelEvent::HandshakeTimedOut { .. }
             // Those are for gateways.
             | TunnelEvent::WakeUnanswered { .. }
@@ -693,27 +698,50 @@ impl Runner<'_> {
     fn handle_resolved(&mut self, resolved: Resolved) {
         self.resolving = false;
         // Names that do not resolve now keep the addresses they had.
-        let known: Vec<_> = self.settings.replicas.iter().map(|replica| replica.public_key).collect();
-        let mut candidates = resolved.candidates;
-        if candidates.is_empty() {
-            candidates.extend(self.candidates.iter().filter(|candidate| known.contains(&candidate.replica)));
+        if resolved.candidates.is_empty() {
+            let settings = &self.settings;
+            self.known.retain(|candidate| settings.replica(&candidate.replica).is_some());
+        } else {
+            self.known = resolved.candidates;
         }
-        let (ways, none): (Vec<_>, Vec<_>) = candidates
-            .into_iter()
-            .partition(|candidate| source_towards(candidate.endpoint, Some(FWMARK)).is_some());
-        self.candidates = if ways.is_empty() { none } else { ways };
         for address in resolved.outer {
             if !self.outer.contains(&address) {
                 self.outer.push(address);
             }
         }
-        if self.candidates.is_empty() {
+        if self.known.is_empty() {
             self.last_error =
                 Some("no address of the gateway is known: its name does not resolve".to_owned());
         }
         self.look_around();
-        self.health.handle_candidates(Instant::now(), self.candidates.clone());
         self.install();
+    }
+
+    /// Which of the known ways there are from here, and where that is.
+    fn look_around(&mut self) {
+        let (ways, none): (Vec<_>, Vec<_>) = self
+            .known
+            .iter()
+            .partition(|candidate| source_towards(candidate.endpoint, Some(FWMARK)).is_some());
+        self.candidates = if ways.is_empty() { none } else { ways };
+        let source = self.source_now();
+        let name = source.map(local_network);
+        let network = match source {
+            None => Network::Unreachable,
+            now if now == self.source && self.network == name => Network::Unchanged,
+            _ => Network::Changed,
+        };
+        (self.source, self.network) = (source, name);
+        if network == Network::Changed {
+            self.tunnel.forget_own_addresses();
+        }
+        let now = Instant::now();
+        self.health.handle_candidates(now, self.candidates.clone());
+        self.health.handle_network(now, network);
+        if network == Network::Changed {
+            // From another address its connection carries nothing any more.
+            self.ask_session();
+        }
     }
 
     fn resolve(&mut self) {
@@ -737,30 +765,10 @@ impl Runner<'_> {
 
     fn check_network(&mut self) {
         self.keep_routes();
-        if self.candidates.is_empty() {
+        if self.known.is_empty() {
             return self.resolve();
         }
-        let (source, name) = (self.source, self.network.clone());
         self.look_around();
-        let network = match self.source {
-            None => Network::Unreachable,
-            now if now == source && self.network == name => Network::Unchanged,
-            _ => Network::Changed,
-        };
-        if network == Network::Changed {
-            self.tunnel.forget_own_addresses();
-        }
-        self.health.handle_network(Instant::now(), network);
-        if network == Network::Changed {
-            // From another address its connection carries nothing any more.
-            self.ask_session();
-        }
-    }
-
-    /// Where this machine is now.
-    fn look_around(&mut self) {
-        self.source = self.source_now();
-        self.network = self.source.map(local_network);
     }
 
     /// The gateway's replica, where there is but one.

@@ -18,7 +18,8 @@ pub(super) enum Message {
     Initiation,
     Response { receiver: u32 },
     CookieReply { receiver: u32 },
-    Data { receiver: u32 },
+    /// `counter`: how many were sent by this key before it.
+    Data { receiver: u32, counter: u64 },
 }
 
 impl Message {
@@ -31,7 +32,7 @@ impl Message {
             ([3, 0, 0, 0], COOKIE_REPLY) => Some(Self::CookieReply { receiver: receiver_at(4)? }),
             ([4, 0, 0, 0], DATA_OVERHEAD..) => {
                 let counter = field::<8>(datagram, 8).map(u64::from_le_bytes)?;
-                (counter <= LAST_COUNTER).then_some(Self::Data { receiver: receiver_at(4)? })
+                (counter <= LAST_COUNTER).then_some(Self::Data { receiver: receiver_at(4)?, counter })
             }
             _ => None,
         }
@@ -41,7 +42,7 @@ impl Message {
     pub(super) const fn receiver(self) -> Option<u32> {
         match self {
             Self::Initiation => None,
-            Self::Response { receiver } | Self::CookieReply { receiver } | Self::Data { receiver } => {
+            Self::Response { receiver } | Self::CookieReply { receiver } | Self::Data { receiver, .. } => {
                 Some(receiver)
             }
         }
@@ -72,7 +73,7 @@ mod tests {
         assert_eq!(Message::parse(&message(1, 148)), Some(Message::Initiation));
         assert_eq!(Message::parse(&message(2, 92)), Some(Message::Response { receiver: 0 }));
         assert_eq!(Message::parse(&message(3, 64)), Some(Message::CookieReply { receiver: 0 }));
-        assert_eq!(Message::parse(&message(4, 32)), Some(Message::Data { receiver: 0 }));
+        assert_eq!(Message::parse(&message(4, 32)), Some(Message::Data { receiver: 0, counter: 0 }));
         for (kind, length) in [(1, 147), (1, 149), (2, 91), (3, 65), (4, 31), (0, 148), (5, 148), (0x80, 32)]
         {
             assert_eq!(Message::parse(&message(kind, length)), None, "type {kind}, {length} bytes");

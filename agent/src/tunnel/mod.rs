@@ -28,6 +28,7 @@ mod ip;
 mod key;
 mod lookout;
 mod message;
+mod newest;
 mod offloads;
 mod output;
 mod padding;
@@ -57,6 +58,7 @@ pub use error::TunnelError;
 pub use event::{SendFailure, TunnelEvent};
 pub use handle::{Probe, Tunnel};
 pub use key::{KeyError, PresharedKey, PrivateKey, PublicKey};
+pub(crate) use newest::is_newer_session;
 pub use offloads::Offloads;
 pub use stats::{BeatCounts, Discards, PeerStats, Traffic, Work};
 

@@ -18,6 +18,7 @@ use super::{
     destinations::{Destinations, Limits, Refusal},
     gate::{Allowance, Bucket},
     message::{DATA_OVERHEAD, INITIATION, Message},
+    newest::{Newest, Sent},
     output::Output,
     padding::Padding,
     path::{Local, Path},
@@ -45,6 +46,8 @@ const WAITING_TOGETHER: usize = 8192;
 
 /// A datagram that the network delivers twice comes again within this.
 const TWICE: Duration = Duration::from_secs(1);
+/// How often the owner is told of packets by older sessions from elsewhere.
+const ELSEWHERE_INTERVAL: Duration = Duration::from_secs(1);
 
 /// What the peers of a shard have in common.
 pub(super) struct Context {
@@ -148,6 +151,10 @@ pub(super) struct Peer {
     failing: Option<SendFailure>,
     /// When something authenticated last came from the endpoint.
     seen_there: Option<Instant>,
+    /// The newest of its data messages, whose place is followed.
+    newest: Newest,
+    /// When the owner was last told of one by an older session from elsewhere.
+    told_elsewhere: Option<Instant>,
 }
 
 impl Peer {
@@ -182,6 +189,8 @@ impl Peer {
             touched: false,
             failing: None,
             seen_there: None,
+            newest: Newest::default(),
+            told_elsewhere: None,
         }
     }
 
@@ -238,6 +247,8 @@ impl Peer {
         self.polled = None;
         self.has_session = false;
         self.new_keys = None;
+        // Sessions are counted anew.
+        self.newest = Newest::default();
         self.timers = self.timers.anew();
     }
 
@@ -429,8 +440,9 @@ impl Peer {
     ) {
         self.poll_if_stale(now, common, out);
         match message {
-            Message::Data { receiver } => {
-                if !self.receive_data(now, (from, receiver), datagram, is_own, common, out) {
+            Message::Data { receiver, counter } => {
+                let sent = Sent { session: receiver, counter };
+                if !self.receive_data(now, (from, sent), datagram, is_own, common, out) {
                     self.stats.dropped += 1;
                     return;
                 }
@@ -594,7 +606,7 @@ impl Peer {
     fn receive_data<O: Output>(
         &mut self,
         now: Instant,
-        (from, session): (Path, u32),
+        (from, sent): (Path, Sent),
         datagram: &[u8],
         is_own: impl Fn(IpAddr) -> bool,
         common: &Context,
@@ -608,7 +620,7 @@ impl Peer {
                 TunnResult::Done => {
                     self.stats.received_messages.count(datagram.len());
                     self.stats.last_data = Some(now);
-                    self.authenticated(now, (from, Some(session)), false, &common.notices, out);
+                    self.authenticated(now, (from, Some(sent)), false, &common.notices, out);
                     return true;
                 }
                 TunnResult::Err(_) | TunnResult::WriteToNetwork(_) => return false,
@@ -616,7 +628,7 @@ impl Peer {
         let verdict = judge(packet, source, is_own, &mut self.limits, common);
         self.stats.received_messages.count(datagram.len());
         self.stats.last_data = Some(now);
-        self.authenticated(now, (from, Some(session)), true, &common.notices, out);
+        self.authenticated(now, (from, Some(sent)), true, &common.notices, out);
         match verdict {
             Verdict::Deliver(length) => {
                 self.stats.received.count(length);
@@ -637,11 +649,12 @@ impl Peer {
         }
     }
 
-    /// Follows the peer to where an authenticated packet came from.
+    /// Follows the peer to where an authenticated packet came from, unless it is late. `sent` is `None` for a handshake
+    /// message, whose stamp or number was checked already.
     fn authenticated<O: Output>(
         &mut self,
         now: Instant,
-        (from, session): (Path, Option<u32>),
+        (from, sent): (Path, Option<Sent>),
         data: bool,
         notices: &Notices,
         out: &mut O,
@@ -650,14 +663,33 @@ impl Peer {
         self.heard(now, out);
         self.stats.last_answered_send = self.stats.last_send;
         self.failing = None;
+        let is_newest = sent.is_none_or(|sent| self.newest.take(sent));
+        if !is_newest && self.endpoint.is_some_and(|endpoint| endpoint.path.remote != from.remote) {
+            return self.came_late(now, from.remote, sent, out);
+        }
         let idle = self.seen_there.replace(now).map(|seen| now.saturating_duration_since(seen));
         let before = self.endpoint();
         self.asleep.seen(now, before != Some(from.remote));
         self.follow(from, notices);
         if before != Some(from.remote) {
             self.stats.endpoint_changes += u64::from(before.is_some());
-            let to = from.remote;
+            let (to, session) = (from.remote, sent.map(|sent| sent.session));
             out.event(TunnelEvent::EndpointChanged { peer: self.key, from: before, to, idle, session });
+        }
+    }
+
+    /// Tells of a packet that came from elsewhere after one that was sent later, where that may be another machine's.
+    fn came_late<O: Output>(&mut self, now: Instant, at: SocketAddr, sent: Option<Sent>, out: &mut O) {
+        let (Some(sent), Some(newest), Some(place)) = (sent, self.newest.session(), self.endpoint()) else {
+            return;
+        };
+        let is_told = self
+            .told_elsewhere
+            .is_some_and(|told| now.saturating_duration_since(told) < ELSEWHERE_INTERVAL);
+        if sent.session != newest && !is_told {
+            self.told_elsewhere = Some(now);
+            let (other, newest) = ((at, sent.session), (place, newest));
+            out.event(TunnelEvent::Elsewhere { peer: self.key, other, newest });
         }
     }
 
@@ -844,6 +876,7 @@ impl Peer {
             self.tunn = None;
             self.polled = None;
             self.new_keys = None;
+            self.newest = Newest::default();
         }
     }
 

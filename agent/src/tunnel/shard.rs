@@ -175,7 +175,7 @@ impl Shard {
                     self.receive(now, from, self.slot_of(receiver), (message, datagram), out);
                 }
             }
-            Message::CookieReply { receiver } | Message::Data { receiver } => {
+            Message::CookieReply { receiver } | Message::Data { receiver, .. } => {
                 self.receive(now, from, self.slot_of(receiver), (message, datagram), out);
             }
         }

@@ -18,7 +18,7 @@ use pinhole_e2e::{
     Lab,
     capture::{Capture, Kind},
     device::{Device, Status},
-    host::{Host, Uplink, Wiring},
+    host::{Families, Host, Uplink, Wiring},
     nat::{Faults, Loss, NatProfile, UserspaceProfile, model::Profile},
     passage::{BothWays, End, Gap, Moment, Record, Spread, Streams, Transfer, Transferred, longest_stall},
     ping,
@@ -40,6 +40,7 @@ tests![
     break_before_make_costs_a_round_trip_once_the_route_exists,
     without_a_network_it_is_dormant_at_once_and_back_by_the_event,
     retries_into_silence_are_jittered_and_regular,
+    ipv4_to_ipv6_and_back_keeps_a_tcp_transfer,
     ten_flaps_a_minute_cost_a_bounded_number_of_packets,
     two_tunnels_of_one_machine_move_together,
     a_path_that_is_slow_or_lossy_is_not_called_dead,
@@ -460,6 +461,42 @@ async fn retries_into_silence_are_jittered_and_regular(lab: &Lab) -> Outcome {
     ensure!(long.iter().zip(long.iter().skip(1)).any(|(one, next)| !alike(one, next)), "{long:?}");
     nat.set_faults(Faults::NONE).await?;
     roamer.device.connected(MOST + SOON).await?;
+    roamer.leave().await
+}
+
+async fn ipv4_to_ipv6_and_back_keeps_a_tcp_transfer(lab: &Lab) -> Outcome {
+    let (_alone, _) = product::alone(lab).await?;
+    let wirings = [wired(), wireless().families(Families::V6)];
+    let roamer = Roamer::connect(lab, "mobile-families", "[10.151.5.0/24]", &wirings).await?;
+    let (v4, v6) = (roamer.uplink(WIRED)?, roamer.uplink(WIRELESS)?);
+    let before = roamer.identity().await?;
+    v6.unplug().await?;
+    let mut outages = Outages::new("IPv4 to IPv6 and back", roamer.round_trip().await? + SWITCH);
+    let begun = Moment::now();
+    let (streams, transfer) = (roamer.streams().await?, roamer.transfer()?);
+    let mut windows = Vec::new();
+    let mut uplinks = [v4, v6];
+    for _ in 0..2 * trials().div_ceil(2) {
+        let [from, to] = uplinks;
+        from.unplug().await?;
+        streams.are_silent_for(Duration::from_millis(200), SOON).await?;
+        let moment = to.plug_in().await?;
+        windows.push(roamer.settles_on(to, &streams, moment).await?);
+        let is_v6 = to.interface() == WIRELESS;
+        let moved = |client: &VPNClient| {
+            let endpoint = client.status.as_ref().and_then(|status| status.endpoint.as_ref());
+            endpoint.is_some_and(|endpoint| endpoint.starts_with('[') == is_v6)
+        };
+        roamer.client("to be seen by its other family", SOON, moved).await?;
+        roamer.device.connected(NEWS).await?;
+        uplinks = [to, from];
+    }
+    let ended = Moment::now();
+    let (records, came) = (streams.end().await?, transfer.end().await.context("the transfer")?);
+    outages.add(&records, &windows);
+    tell_stalls("IPv4 to IPv6 and back", &came, begun..ended);
+    ensure!(roamer.identity().await? == before, "{before:?}");
+    outages.must_be_bounded()?;
     roamer.leave().await
 }
 

@@ -256,7 +256,8 @@ impl<K: PeerId> ClientHealth<K> {
         match self.state {
             State::Idle if !self.candidates.is_empty() => self.search(now, 0),
             State::Connected { .. } if !self.knows_active() => self.search(now, 0),
-            State::Searching { step: Step::Pause { .. }, rounds: 0, .. } => self.try_next(now),
+            // Without a route to any of them it is the route that will tell.
+            State::Searching { step: Step::Pause { .. }, rounds: 0, .. } if self.routed => self.try_next(now),
             _ => {}
         }
     }
@@ -1002,6 +1003,24 @@ mod tests {
         world.act();
         world.run_for(RTT * 2);
         assert_eq!(world.phase(), Phase::Connected);
+    }
+
+    #[test]
+    fn ways_that_are_found_without_a_route_wait_for_it_and_are_tried_once_with_it() {
+        let mut world = World::with(Mode::Loopback, &[way(1, 1)]);
+        world.run_for(Duration::from_secs(1));
+        world.alive.clear();
+        world.health.handle_network(world.now, Network::Unreachable);
+        world.act();
+        let tries = world.tries.len();
+        world.alive.insert(way(1, 2));
+        world.health.handle_candidates(world.now, vec![way(1, 2)]);
+        world.act();
+        assert_eq!((world.phase(), world.tries.len()), (Phase::Dormant, tries));
+        world.health.handle_network(world.now, Network::Changed);
+        world.act();
+        world.run_for(RTT * 2);
+        assert_eq!((world.phase(), world.tries.len()), (Phase::Connected, tries + 1));
     }
 
     #[test]

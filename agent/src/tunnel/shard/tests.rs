@@ -478,6 +478,61 @@ fn the_endpoint_follows_authentic_packets_only_and_at_once() {
 }
 
 #[test]
+fn a_packet_that_is_late_on_the_way_left_turns_nothing_back_to_it() {
+    let (now, mut client, mut gateway) = connected();
+    let elsewhere: SocketAddr = "198.51.100.7:4500".parse().unwrap();
+    client.sends(now, &gateway, 1);
+    let late = client.made.take_datagrams();
+    client.sends(now, &gateway, 2);
+    let newer = client.made.take_datagrams();
+    gateway.receives(now, elsewhere, &newer);
+    assert_eq!((gateway.stats(&client).endpoint, gateway.made.moves()), (Some(elsewhere), 1));
+    gateway.receives(now, client.address, &late);
+    assert_eq!((gateway.stats(&client).endpoint, gateway.made.moves()), (Some(elsewhere), 1));
+    assert_eq!(gateway.made.packets.len(), 2, "it is delivered all the same");
+    assert!(!gateway.made.events.iter().any(|event| matches!(event, TunnelEvent::Elsewhere { .. })));
+    client.sends(now, &gateway, 3);
+    gateway.receives(now, client.address, &client.made.take_datagrams());
+    assert_eq!(gateway.stats(&client).endpoint, Some(client.address), "it is back");
+}
+
+#[test]
+fn what_comes_from_elsewhere_by_an_older_session_is_not_followed_and_told_of_once_a_second() {
+    let (mut now, mut client, mut gateway) = connected();
+    let elsewhere: SocketAddr = "198.51.100.7:4500".parse().unwrap();
+    let old: Vec<_> = (0..4)
+        .map(|n| {
+            client.sends(now, &gateway, n);
+            client.made.take_datagrams()
+        })
+        .collect();
+    now += Duration::from_secs(6);
+    client.shard.handshake(now, &gateway.key, &mut client.made);
+    exchange(now, &mut client, &mut gateway);
+    client.sends(now, &gateway, 9);
+    gateway.receives(now, client.address, &client.made.take_datagrams());
+    for (datagrams, pause) in old.iter().zip([0, 999, 1, 1000]) {
+        now += Duration::from_millis(pause);
+        gateway.receives(now, elsewhere, datagrams);
+    }
+    assert_eq!((gateway.stats(&client).endpoint, gateway.made.moves()), (Some(client.address), 0));
+    let told: Vec<_> = gateway
+        .made
+        .events
+        .iter()
+        .filter_map(|event| match event {
+            TunnelEvent::Elsewhere { other, newest, .. } => Some((*other, *newest)),
+            _ => None,
+        })
+        .collect();
+    assert_eq!(told.len(), 3, "{told:?}");
+    for (other, newest) in told {
+        assert_eq!((other.0, newest.0), (elsewhere, client.address));
+        assert!(crate::tunnel::is_newer_session(newest.1, other.1));
+    }
+}
+
+#[test]
 fn a_replayed_initiation_is_not_answered() {
     let (now, mut client, mut gateway) = pair();
     client.sends(now, &gateway, 1);

@@ -10,8 +10,8 @@ use std::{
 use ipnet::IpNet;
 use libtest_mimic::{Arguments, Failed, Trial};
 use pinhole_agent::kernel::{
-    DeviceMtu, FullTunnel, InnerAddresses, MAIN_TABLE, Masquerade, RouteChanges, RouteSocket, RouteType,
-    TunDevice, TunnelFilter, Way, forward_v6,
+    DeviceMtu, FullTunnel, InnerAddresses, Link, LinkKind, MAIN_TABLE, Masquerade, RouteChanges, RouteSocket,
+    RouteType, TunDevice, TunnelFilter, Way, forward_v6,
 };
 
 #[path = "namespace/mod.rs"]
@@ -36,6 +36,8 @@ const TESTS: &[(&str, fn())] = &[
     ("a_prefix_that_somebody_else_has_costs_no_other_prefix", a_prefix_of_somebody_else_costs_no_other),
     ("a_device_without_ipv6_has_its_addresses_of_ipv4", a_device_without_ipv6_has_the_others),
     ("the_way_of_a_packet_goes_by_its_source_and_its_mark", the_way_goes_by_source_and_mark),
+    ("a_way_by_a_device_is_one_that_a_route_leads", a_way_by_a_device_is_one_that_a_route_leads),
+    ("devices_are_told_with_their_kind_and_their_carrier", devices_are_told_with_kind_and_carrier),
     ("whatever_may_lead_packets_another_way_is_told", whatever_may_lead_another_way_is_told),
     ("forwarding_is_switched_by_device", forwarding_is_switched_by_device),
     ("clients_go_out_in_the_name_of_the_host", clients_go_out_in_the_name_of_the_host),
@@ -351,6 +353,86 @@ fn the_way_goes_by_source_and_mark() {
             [Some(first), Some(second), None]
         );
     }
+}
+
+fn a_way_by_a_device_is_one_that_a_route_leads() {
+    let namespace = two_homed();
+    let (_tunnel, socket, third) = namespace.run(|| device("pin0"));
+    let index = |name: &'static str| namespace.run(move || RouteSocket::index_of(name).unwrap());
+    let [first, second] = ["eth0", "eth1"].map(index);
+    let socket = Arc::new(Mutex::new(socket));
+    for [to, near, own, far, own_there, neighbour] in [
+        ["203.0.113.9", "192.0.2.2", "192.0.2.1", "198.51.100.2", "198.51.100.1", "198.51.100.7"],
+        ["2001:db8:9::9", "2001:db8::2", "2001:db8::1", "2001:db8:1::2", "2001:db8:1::1", "2001:db8:1::7"],
+    ] {
+        let family = if to.contains(':') { "-6" } else { "-4" };
+        let ip = |words: &str| namespace.ip(&format!("{family} {words}"));
+        let [to, near, own, far, own_there, neighbour]: [IpAddr; 6] =
+            [to, near, own, far, own_there, neighbour].map(|text| text.parse().unwrap());
+        let by =
+            |to: IpAddr, device, mark| socket.lock().unwrap().way_by((to, 9).into(), device, mark).unwrap();
+        let way = |device, gateway, source| Some(Way { device, gateway, source: Some(source) });
+        let [by_first, by_second] = [way(first, Some(near), own), way(second, Some(far), own_there)];
+
+        assert_eq!([by(to, first, 0), by(to, second, 0)], [None; 2], "no route at all");
+        ip(&format!("route add default via {near} metric 100"));
+        assert_eq!([by(to, first, 0), by(to, second, 0)], [by_first, None], "one default route");
+        ip(&format!("route add default via {far} metric 600"));
+        assert_eq!([by(to, first, 0), by(to, second, 0)], [by_first, by_second], "whatever their metrics");
+        assert_eq!(by(to, third, 0), None);
+        assert_eq!(by(neighbour, second, 0), way(second, None, own_there));
+        assert_eq!(by(neighbour, first, 0), way(first, Some(near), own), "another network of that prefix");
+        assert_eq!([by(own, first, 0), by(own_there, first, 0).and_then(|way| way.gateway)], [None, None]);
+        assert_eq!(by(to, 4_242, 0), None, "no such device");
+
+        ip("route add default dev pin0 metric 50");
+        assert_eq!(by(to, third, 0).map(|way| (way.device, way.gateway)), Some((third, None)));
+        ip(&format!("route add {to} dev pin0 table 7"));
+        ip(&format!("route add unreachable {to} table 8"));
+        ip("rule add not fwmark 9 table 7");
+        ip("rule add fwmark 8 table 8");
+        assert_eq!([by(to, first, 0), by(to, first, 9)], [by_first; 2]);
+        assert_eq!(by(to, first, 8), None, "what is unreachable has no neighbours either");
+        ip("rule add fwmark 9 oif eth1 blackhole");
+        assert_eq!([by(to, second, 0), by(to, second, 9)], [by_second, None]);
+
+        ip(&format!("route add 5.0.0.0/8 nexthop via {near} nexthop via {far}")
+            .replace("5.0.0.0/8", if family == "-6" { "2001:db8:5::/48" } else { "5.0.0.0/8" }));
+        let shared: IpAddr = if family == "-6" { "2001:db8:5::5" } else { "5.5.5.5" }.parse().unwrap();
+        assert_eq!(
+            [by(shared, first, 0), by(shared, second, 0)],
+            [by_first, by_second],
+            "a route with two ways"
+        );
+        ip("route del default dev pin0");
+    }
+}
+
+fn devices_are_told_with_kind_and_carrier() {
+    let namespace = Namespace::new();
+    let _tunnel = namespace.run(|| device("pin0").0);
+    for words in [
+        "link add eth0 type veth peer name far0",
+        "link add eth1 type veth peer name far1",
+        "link add wlan0 type veth peer name far2",
+        "link add br0 type bridge",
+        "link set far0 up",
+        "link set eth0 up",
+        "link set eth1 up",
+        "link set far2 up",
+    ] {
+        namespace.ip(words);
+    }
+    let mut links = namespace.run(|| RouteSocket::open().unwrap().links().unwrap());
+    links.sort_by(|a, b| a.name.cmp(&b.name));
+    let (names, kinds): (Vec<String>, Vec<(LinkKind, bool)>) =
+        links.iter().map(|link| (link.name.clone(), (link.kind, link.is_up))).unzip();
+    assert_eq!(names, ["br0", "eth0", "eth1", "far0", "far1", "far2", "pin0", "wlan0"]);
+    let [on, off] = [(LinkKind::Wired, true), (LinkKind::Wired, false)];
+    assert_eq!(kinds, [off, on, off, on, off, off, (LinkKind::Tunnel, true), (LinkKind::Wireless, false)]);
+    let index = namespace.run(|| RouteSocket::index_of("eth0").unwrap());
+    let eth0 = Link { index, name: "eth0".to_owned(), kind: LinkKind::Wired, is_up: true };
+    assert_eq!(links[1], eth0);
 }
 
 fn whatever_may_lead_another_way_is_told() {

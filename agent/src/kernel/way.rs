@@ -17,6 +17,9 @@ const RTA_MARK: u16 = 16;
 const LOCAL: u8 = 2;
 /// `RTM_F_FIB_MATCH`: the route itself, which of an own address names the device that has it (Linux 4.13).
 const MATCHED: u32 = 0x2000;
+/// No route, one that refuses, or a source or a device that is none.
+const NO_WAY: [Errno; 6] =
+    [Errno::ENETUNREACH, Errno::EHOSTUNREACH, Errno::EPERM, Errno::EACCES, Errno::EINVAL, Errno::ENODEV];
 
 /// The way by which packets leave.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -44,14 +47,24 @@ impl RouteSocket {
         {
             message = message.attribute(RTA_OIF, &to.scope_id().to_ne_bytes());
         }
-        let Some(answer) = self.find(&message)? else { return Ok(None) };
-        let is_way = matches!(kind_of(&answer), Some(UNICAST | LOCAL));
-        let there = |kind| attribute(&answer, kind).and_then(address);
-        Ok(device_of(&answer).filter(|_| is_way).map(|device| Way {
-            device,
-            gateway: there(RTA_GATEWAY),
-            source: there(RTA_PREFSRC),
-        }))
+        Ok(self.find(&message)?.as_deref().and_then(way_of))
+    }
+
+    /// The way of packets with this mark (0: none) by one device, whatever metric its routes have. `None` where no route
+    /// leads there by it now, or there is no such device.
+    pub fn way_by(&mut self, to: SocketAddr, device: u32, mark: u32) -> Result<Option<Way>, KernelError> {
+        let ask = |flags| {
+            let message = ask(to.ip(), None, flags).attribute(RTA_MARK, &mark.to_ne_bytes());
+            message.attribute(RTA_OIF, &device.to_ne_bytes())
+        };
+        // Where no route leads there by the device, the kernel takes whatever is asked for to be its neighbour (IPv4). It has
+        // no such route to show, only an answer.
+        if self.find(&ask(MATCHED))?.is_none() {
+            return Ok(None);
+        }
+        let way = self.find(&ask(0))?.as_deref().and_then(way_of);
+        // To an own address it leads by the loopback device, whatever was asked for.
+        Ok(way.filter(|way| way.device == device))
     }
 
     /// The device that has an address, or the loopback device for one without any. `None` where it is not this machine's.
@@ -63,15 +76,7 @@ impl RouteSocket {
     fn find(&mut self, message: &Message) -> Result<Option<Vec<u8>>, KernelError> {
         match self.0.get("look up a route", message) {
             Ok(answer) => Ok(Some(answer)),
-            // No route, one that refuses, or a source that is none.
-            Err(error)
-                if matches!(
-                    error.errno(),
-                    Some(Errno::ENETUNREACH | Errno::EHOSTUNREACH | Errno::EPERM | Errno::EINVAL)
-                ) =>
-            {
-                Ok(None)
-            }
+            Err(error) if error.errno().is_some_and(|errno| NO_WAY.contains(&errno)) => Ok(None),
             Err(error) => Err(error),
         }
     }
@@ -86,6 +91,16 @@ fn ask(to: IpAddr, from: Option<IpAddr>, flags: u32) -> Message {
         Some(from) => message.attribute(RTA_SRC, &octets(from)),
         None => message,
     }
+}
+
+fn way_of(answer: &[u8]) -> Option<Way> {
+    let is_way = matches!(kind_of(answer), Some(UNICAST | LOCAL));
+    let there = |kind| attribute(answer, kind).and_then(address);
+    device_of(answer).filter(|_| is_way).map(|device| Way {
+        device,
+        gateway: there(RTA_GATEWAY),
+        source: there(RTA_PREFSRC),
+    })
 }
 
 fn kind_of(route: &[u8]) -> Option<u8> {

@@ -8,7 +8,7 @@ use pinhole_proto::printable;
 use super::{Failure, LONGEST_MESSAGE, Tunnel};
 use crate::{
     client::{
-        self, ClientError, Question, Status,
+        self, ClientError, Question, Status, Uplink,
         control::{self, Binding, Churn},
     },
     tunnel::Offloads,
@@ -111,21 +111,47 @@ const HEADINGS: [&str; 12] = [
     "RX/TX",
 ];
 
-fn table(statuses: &[Status]) -> String {
-    let mut rows = vec![HEADINGS.map(str::to_owned)];
-    // A gateway has its say in some of them: nothing in a cell acts on the terminal.
-    rows.extend(statuses.iter().map(|status| row(status).map(|cell| printable(&cell, CELL))));
-    let mut widths = [0; HEADINGS.len()];
-    for row in &rows {
+const WAY_HEADINGS: [&str; 6] = ["NAME", "BY", "KIND", "FROM", "TO", "STATE"];
+
+/// Cells under their headings. A gateway has its say in some of them: nothing in a cell acts on the terminal.
+fn columns<const N: usize>(headings: [&str; N], rows: impl IntoIterator<Item = [String; N]>) -> String {
+    let mut all = vec![headings.map(str::to_owned)];
+    all.extend(rows.into_iter().map(|row| row.map(|cell| printable(&cell, CELL))));
+    let mut widths = [0; N];
+    for row in &all {
         for (width, cell) in widths.iter_mut().zip(row) {
             *width = (*width).max(cell.chars().count());
         }
     }
     let mut text = String::new();
-    for row in &rows {
+    for row in &all {
         let cells: Vec<String> =
             row.iter().zip(widths).map(|(cell, width)| format!("{cell:width$}")).collect();
         let _ = writeln!(text, "{}", cells.join("  ").trim_end());
+    }
+    text
+}
+
+fn way(name: &str, uplink: &Uplink) -> [String; WAY_HEADINGS.len()] {
+    [
+        name.to_owned(),
+        uplink.interface.clone(),
+        uplink.kind.clone(),
+        uplink.source.map_or_else(|| "-".to_owned(), |source| source.to_string()),
+        uplink.endpoint.to_string(),
+        if uplink.in_use { "in use" } else { "spare" }.to_owned(),
+    ]
+}
+
+fn table(statuses: &[Status]) -> String {
+    let mut text = columns(HEADINGS, statuses.iter().map(row));
+    let ways: Vec<_> = statuses
+        .iter()
+        .flat_map(|status| status.uplinks.iter().map(|uplink| way(&status.name, uplink)))
+        .collect();
+    if !ways.is_empty() {
+        text.push('\n');
+        text.push_str(&columns(WAY_HEADINGS, ways));
     }
     for status in statuses {
         if let Some(error) =
@@ -261,6 +287,29 @@ mod tests {
         assert!(lines[1].contains("28-31s (Confirmed)") && lines[1].contains("3 (MappingLost 70s ago)"));
         assert_eq!(lines[2], "pinhole0: no route");
     }
+
+    #[test]
+    fn the_ways_of_a_tunnel_have_a_table_of_their_own() {
+        let uplink = |interface: &str, in_use: bool| Uplink {
+            interface: interface.into(),
+            kind: "Wired".into(),
+            source: in_use.then(|| [192, 0, 2, 7].into()),
+            endpoint: ([198, 51, 100, 1], 51820).into(),
+            in_use,
+        };
+        let uplinks = vec![uplink("eth0", true), uplink("eth1", false)];
+        let text = table(&[Status { name: "pinhole0".into(), uplinks, ..Status::default() }]);
+        let ways: Vec<_> = text.lines().skip_while(|line| !line.is_empty()).skip(1).collect();
+        assert_eq!(
+            ways,
+            [
+                "NAME      BY    KIND   FROM       TO                  STATE",
+                "pinhole0  eth0  Wired  192.0.2.7  198.51.100.1:51820  in use",
+                "pinhole0  eth1  Wired  -          198.51.100.1:51820  spare",
+            ]
+        );
+    }
+
     #[test]
     fn what_is_hostile_stays_in_its_cell_and_its_line() {
         for text in hostile::strings() {

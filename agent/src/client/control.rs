@@ -17,7 +17,7 @@ use tokio::{
     time::{sleep, timeout},
 };
 
-use super::{ClientError, Impairment, keepalive::Change};
+use super::{ClientError, Impairment, keepalive::Change, uplinks::Uplink};
 use crate::nat::{self, standby};
 
 /// In the tunnel's state directory.
@@ -59,6 +59,9 @@ pub struct Status {
     pub replica: Option<String>,
     /// Its `ip:port`.
     pub endpoint: Option<String>,
+    /// By which networks of this machine the gateway could be reached, and by which it is.
+    #[serde(default)]
+    pub uplinks: Vec<Uplink>,
     /// Own inner addresses.
     pub addresses: Vec<String>,
     /// What is reached through the tunnel.

@@ -18,6 +18,7 @@ mod sleeper;
 mod status_publisher;
 mod tried_ways;
 mod udp_block;
+mod uplinks;
 
 use std::{
     fmt,
@@ -36,6 +37,7 @@ pub use enrolment::{Credential, Invitation, Membership, hostname};
 pub use error::ClientError;
 pub use left_out::LeftOut;
 pub use routes::{Accepted, Choice, Impairment, Overlap};
+pub use uplinks::Uplink;
 
 use self::{
     control::Socket,

@@ -32,6 +32,7 @@ use super::{
     status_publisher::{Occasion, StatusPublisher},
     tried_ways::TriedWays,
     udp_block::UdpBlock,
+    uplinks::{self, Uplink},
 };
 use crate::{
     clock::Skew,
@@ -1255,6 +1256,7 @@ impl Runner<'_> {
             replica: replica.map(|replica| replica.name.clone()),
             endpoint: endpoint
                 .map(|endpoint| SocketAddr::new(endpoint.ip().to_canonical(), endpoint.port()).to_string()),
+            uplinks: self.uplinks(endpoint),
             addresses: self.settings.addresses.iter().map(ToString::to_string).collect(),
             routes: self.settings.routes.iter().map(ToString::to_string).collect(),
             mtu: self.settings.mtu,
@@ -1285,6 +1287,17 @@ impl Runner<'_> {
             key_shared: self.key_shared.is_some_and(|until| now < until),
             last_error: self.last_error.clone(),
         }
+    }
+
+    /// By which networks the gateway could be reached; `endpoint` is the one in use.
+    fn uplinks(&self, endpoint: Option<SocketAddr>) -> Vec<Uplink> {
+        let canonical = |at: SocketAddr| SocketAddr::new(at.ip().to_canonical(), at.port());
+        let others = self.known.iter().map(|candidate| candidate.endpoint);
+        let endpoints: Vec<_> = endpoint.into_iter().chain(others).map(canonical).collect();
+        uplinks::look(self.tunnel.index(), &endpoints, FWMARK).unwrap_or_else(|error| {
+            tracing::debug!(%error, category = error.category(), "this machine's networks are not seen");
+            Vec::new()
+        })
     }
 
     /// The phase, as it is to be called: who sleeps is not connected, nor is who lacks something that the pool promises.

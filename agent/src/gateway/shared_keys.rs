@@ -282,14 +282,19 @@ impl Watch {
     fn returns_by(&mut self, now: Instant, index: u32, place: SocketAddr) -> bool {
         // Other bits above the low byte: the peer was made anew, and its sessions count from there.
         self.sessions.retain(|session| session.index >> 8 == index >> 8);
-        let newest =
-            self.sessions.iter().copied().reduce(|a, b| if is_newer_session(b.index, a.index) { b } else { a });
+        let newest = self
+            .sessions
+            .iter()
+            .copied()
+            .reduce(|a, b| if is_newer_session(b.index, a.index) { b } else { a });
         let Some(known) = self.sessions.iter_mut().find(|session| session.index == index) else {
             push(&mut self.sessions, Session { index, place, since: now });
             return false;
         };
         let stayed = std::mem::replace(&mut known.place, place) == place;
-        let Some(newest) = newest.filter(|newest| is_newer_session(newest.index, index)) else { return false };
+        let Some(newest) = newest.filter(|newest| is_newer_session(newest.index, index)) else {
+            return false;
+        };
         let is_late = now.saturating_duration_since(newest.since) < LATE;
         if !stayed || newest.place == place || is_late {
             return false;

@@ -13,6 +13,9 @@ const IFLA_INFO_KIND: u16 = 1;
 /// `IF_OPER_UNKNOWN`: of drivers that do not tell, and TUN devices.
 const OPERATION_UNKNOWN: u8 = 0;
 const OPERATION_UP: u8 = 6;
+/// `<linux/if_arp.h>`; the C library names neither.
+const ARPHRD_RAWIP: u16 = 519;
+const ARPHRD_IP6GRE: u16 = 823;
 const DEVICES: &str = "/sys/class/net";
 
 /// A network device that is not the loopback device.
@@ -41,6 +44,19 @@ pub enum LinkKind {
     Tunnel,
     /// None of these, or not to be told: PPP is spoken over telephone lines, by modems and in tunnels.
     Other,
+}
+
+impl LinkKind {
+    /// Its name, for status and policy.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Wired => "Wired",
+            Self::Wireless => "Wireless",
+            Self::Cellular => "Cellular",
+            Self::Tunnel => "Tunnel",
+            Self::Other => "Other",
+        }
+    }
 }
 
 impl RouteSocket {
@@ -105,21 +121,21 @@ fn kind_of(name: &str, hardware: u16, driver: Option<&str>, device_type: Option<
     }
     match hardware {
         libc::ARPHRD_ETHER => LinkKind::Wired,
-        libc::ARPHRD_RAWIP => LinkKind::Cellular,
+        ARPHRD_RAWIP => LinkKind::Cellular,
         // WireGuard is among the first.
         libc::ARPHRD_NONE
         | libc::ARPHRD_TUNNEL
         | libc::ARPHRD_TUNNEL6
         | libc::ARPHRD_SIT
         | libc::ARPHRD_IPGRE
-        | libc::ARPHRD_IP6GRE => LinkKind::Tunnel,
+        | ARPHRD_IP6GRE => LinkKind::Tunnel,
         _ => LinkKind::Other,
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use libc::{ARPHRD_ETHER, ARPHRD_NONE, ARPHRD_PPP, ARPHRD_RAWIP, ARPHRD_TUNNEL};
+    use libc::{ARPHRD_ETHER, ARPHRD_NONE, ARPHRD_PPP, ARPHRD_TUNNEL};
 
     use super::*;
 

@@ -16,10 +16,17 @@ const LAST_COUNTER: u64 = u64::MAX - (1 << 13) - 1;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Message {
     Initiation,
-    Response { receiver: u32 },
-    CookieReply { receiver: u32 },
+    Response {
+        receiver: u32,
+    },
+    CookieReply {
+        receiver: u32,
+    },
     /// `counter`: how many were sent by this key before it.
-    Data { receiver: u32, counter: u64 },
+    Data {
+        receiver: u32,
+        counter: u64,
+    },
 }
 
 impl Message {

@@ -683,9 +683,8 @@ impl Peer {
         let (Some(sent), Some(newest), Some(place)) = (sent, self.newest.session(), self.endpoint()) else {
             return;
         };
-        let is_told = self
-            .told_elsewhere
-            .is_some_and(|told| now.saturating_duration_since(told) < ELSEWHERE_INTERVAL);
+        let is_told =
+            self.told_elsewhere.is_some_and(|told| now.saturating_duration_since(told) < ELSEWHERE_INTERVAL);
         if sent.session != newest && !is_told {
             self.told_elsewhere = Some(now);
             let (other, newest) = ((at, sent.session), (place, newest));

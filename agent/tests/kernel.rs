@@ -392,7 +392,9 @@ fn a_way_by_a_device_is_one_that_a_route_leads() {
         ip("rule add not fwmark 9 table 7");
         ip("rule add fwmark 8 table 8");
         assert_eq!([by(to, first, 0), by(to, first, 9)], [by_first; 2]);
-        assert_eq!(by(to, first, 8), None, "what is unreachable has no neighbours either");
+        // Bound to a device, Linux passes over an IPv6 route that refuses: it is the loopback device's.
+        let past_it = by_first.filter(|_| to.is_ipv6());
+        assert_eq!(by(to, first, 8), past_it, "what is unreachable has no neighbours either");
         ip("rule add fwmark 9 oif eth1 blackhole");
         assert_eq!([by(to, second, 0), by(to, second, 9)], [by_second, None]);
 

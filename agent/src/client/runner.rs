@@ -443,7 +443,6 @@ impl Runner<'_> {
                 self.keepalive.handle_answer(at, peer, answer);
             }
             TunnelEvent::EndpointChanged { .. }
-            | TunnelEvent::Elsewhere { .. }
             | TunnelEvent::HandshakeTimedOut { .. }
             // Those are for gateways.
             | TunnelEvent::WakeUnanswered { .. }

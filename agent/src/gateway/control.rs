@@ -693,9 +693,6 @@ impl Control {
                 self.changed(now);
             }
             TunnelEvent::EndpointChanged { .. } => self.changed(now),
-            TunnelEvent::Elsewhere { peer, other, newest } => {
-                self.shared_keys.handle_elsewhere(now, peer, other, newest);
-            }
             TunnelEvent::SendFailed { category, .. } => {
                 *self.counters.send_failures.entry(category.category()).or_default() += 1;
                 self.oversized |= category == crate::tunnel::SendFailure::TooLarge;

@@ -15,7 +15,7 @@ use std::{
 };
 
 use super::told::{Instance, plain};
-use crate::tunnel::{PublicKey, is_newer_session};
+use crate::tunnel::PublicKey;
 
 /// A place that was left so lately is no new one: to and fro within that time is no churn, and nothing is learnt of it.
 const BACK: Duration = Duration::from_secs(30);
@@ -154,24 +154,6 @@ impl SharedKeys {
         if flaps { Seen::Flapped } else { Seen::Moved { begins } }
     }
 
-    /// A packet by an older session than the client's newest came from elsewhere, and the tunnel did not follow it: `other` is
-    /// its place and session, `newest` those of the client.
-    pub(super) fn handle_elsewhere(
-        &mut self,
-        now: Instant,
-        peer: PublicKey,
-        other: (SocketAddr, u32),
-        newest: (SocketAddr, u32),
-    ) {
-        let watch = self.watches.entry(peer).or_default();
-        let (at, place) = (plain(other.0), plain(newest.0));
-        watch.note(now, newest.1, place);
-        let returns = watch.returns_by(now, other.1, at);
-        if returns && (watch.is_certain_by_tunnel() || self.shared.contains_key(&peer)) {
-            self.share(now, peer, Some((at, place)), true);
-        }
-    }
-
     /// A client's agent attached: which process it is, and where its connection comes from.
     pub(super) fn handle_attached(
         &mut self,
@@ -269,32 +251,19 @@ impl Watch {
         was_here
     }
 
-    /// The session with this index is the newest, and used from there.
-    fn note(&mut self, now: Instant, index: u32, place: SocketAddr) {
-        match self.sessions.iter_mut().find(|session| session.index == index) {
-            Some(known) => known.place = place,
-            None => push(&mut self.sessions, Session { index, place, since: now }),
-        }
-    }
-
-    /// A packet by this session moved the endpoint, or would have. Whether another machine sent it than the one whose place this was, and that
+    /// A packet by this session moved the endpoint. Whether another machine sent it than the one whose place this was, and that
     /// is not late.
     fn returns_by(&mut self, now: Instant, index: u32, place: SocketAddr) -> bool {
         // Other bits above the low byte: the peer was made anew, and its sessions count from there.
         self.sessions.retain(|session| session.index >> 8 == index >> 8);
-        let newest = self
-            .sessions
-            .iter()
-            .copied()
-            .reduce(|a, b| if is_newer_session(b.index, a.index) { b } else { a });
+        let newest =
+            self.sessions.iter().copied().reduce(|a, b| if is_newer(b.index, a.index) { b } else { a });
         let Some(known) = self.sessions.iter_mut().find(|session| session.index == index) else {
             push(&mut self.sessions, Session { index, place, since: now });
             return false;
         };
         let stayed = std::mem::replace(&mut known.place, place) == place;
-        let Some(newest) = newest.filter(|newest| is_newer_session(newest.index, index)) else {
-            return false;
-        };
+        let Some(newest) = newest.filter(|newest| is_newer(newest.index, index)) else { return false };
         let is_late = now.saturating_duration_since(newest.since) < LATE;
         if !stayed || newest.place == place || is_late {
             return false;
@@ -334,6 +303,11 @@ impl Watch {
         push(&mut self.takeovers, now);
         (true, other)
     }
+}
+
+/// Whether one session is newer than another of the same peer. The low byte of indices counts, and begins anew.
+fn is_newer(index: u32, than: u32) -> bool {
+    (1..128).contains(&(index.wrapping_sub(than) & 0xff))
 }
 
 fn are_same(some: Option<(SocketAddr, SocketAddr)>, others: Option<(SocketAddr, SocketAddr)>) -> bool {

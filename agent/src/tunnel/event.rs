@@ -27,7 +27,7 @@ pub enum TunnelEvent {
         /// The peer.
         peer: PublicKey,
     },
-    /// An authenticated packet that was sent after all before came from elsewhere, and the tunnel follows it.
+    /// An authenticated packet that is not late came from elsewhere, and the tunnel follows it.
     EndpointChanged {
         /// The peer.
         peer: PublicKey,
@@ -40,16 +40,6 @@ pub enum TunnelEvent {
         /// Own index of the session that the packet came by; its low byte counts up with each handshake. `None` for a
         /// handshake message.
         session: Option<u32>,
-    },
-    /// An authenticated packet came from elsewhere by an older session than the peer's newest, and is not followed: it is late,
-    /// or another machine has the peer's key. Told of a peer once a second at most.
-    Elsewhere {
-        /// The peer.
-        peer: PublicKey,
-        /// Where that packet came from, and own index of its session.
-        other: (SocketAddr, u32),
-        /// Where the peer is, and own index of its newest session.
-        newest: (SocketAddr, u32),
     },
     /// The answer to a probe came back through the tunnel.
     ProbeAnswered {

@@ -58,7 +58,6 @@ pub use error::TunnelError;
 pub use event::{SendFailure, TunnelEvent};
 pub use handle::{Probe, Tunnel};
 pub use key::{KeyError, PresharedKey, PrivateKey, PublicKey};
-pub(crate) use newest::is_newer_session;
 pub use offloads::Offloads;
 pub use stats::{BeatCounts, Discards, PeerStats, Traffic, Work};
 

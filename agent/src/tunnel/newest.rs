@@ -1,49 +1,43 @@
-//! Whether a data message was sent after all that came from its peer before. Pure.
+//! Whether a data message was sent after all that came by its session before. Pure.
 //!
 //! A peer that has two ways at once, or has just left one, is where its newest packet came from: what is late on the other way
-//! must not turn answers back to it. WireGuard numbers the packets of a session (whitepaper, section 5.4.6), and a peer sends
-//! by its newest session alone.
+//! must not turn answers back to it. WireGuard numbers the packets of a session (whitepaper, section 5.4.6). Between sessions
+//! nothing is compared: of two that were made within a moment, boringtun sends now by the one and now by the other.
 
 /// What tells how new a data message is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Sent {
-    /// Own index of the session. Its low byte counts up with each handshake.
+    /// Own index of the session.
     pub(super) session: u32,
     /// How many were sent by the session before it.
     pub(super) counter: u64,
 }
 
-/// The newest data message of a peer, as far as they have come.
+/// Sessions of a peer that may be in use at one time: the current one, the one before, and one that crossed it.
+const SESSIONS: usize = 3;
+
+/// The newest data message of each session of a peer, the session last met first.
 #[derive(Debug, Default)]
-pub(super) struct Newest(Option<Sent>);
+pub(super) struct Newest([Option<Sent>; SESSIONS]);
 
 impl Newest {
-    /// Takes note of an authentic one. Whether none came before that was sent later.
+    /// Takes note of an authentic one. Whether none of its session came before that was sent later.
     pub(super) fn take(&mut self, sent: Sent) -> bool {
-        let is_newest = self.0.is_none_or(|known| {
-            if known.session == sent.session {
-                sent.counter > known.counter
-            } else {
-                is_newer_session(sent.session, known.session)
+        match self.0.iter_mut().flatten().find(|known| known.session == sent.session) {
+            Some(known) => {
+                let is_newest = sent.counter > known.counter;
+                known.counter = known.counter.max(sent.counter);
+                is_newest
             }
-        });
-        if is_newest {
-            self.0 = Some(sent);
+            None => {
+                self.0.rotate_right(1);
+                if let Some(first) = self.0.first_mut() {
+                    *first = Some(sent);
+                }
+                true
+            }
         }
-        is_newest
     }
-
-    /// The session that was used last.
-    pub(super) fn session(&self) -> Option<u32> {
-        self.0.map(|newest| newest.session)
-    }
-}
-
-/// Whether a session, by its own index, began after another of the same peer. Of sessions that are up at the same time there
-/// are a few, so a low byte that begins anew is no question.
-pub(crate) const fn is_newer_session(index: u32, than: u32) -> bool {
-    let ahead = index.to_le_bytes()[0].wrapping_sub(than.to_le_bytes()[0]);
-    ahead != 0 && ahead < 0x80
 }
 
 #[cfg(test)]
@@ -51,16 +45,13 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    const SLOT: u32 = 7 << 8;
-
-    fn sent(session: u8, counter: u64) -> Sent {
-        Sent { session: SLOT | u32::from(session), counter }
+    fn sent(session: u32, counter: u64) -> Sent {
+        Sent { session, counter }
     }
 
     #[test]
     fn a_later_number_of_a_session_is_newer_and_one_that_is_late_is_not() {
         let mut newest = Newest::default();
-        assert_eq!(newest.session(), None);
         assert!(newest.take(sent(1, 5)), "the first");
         assert!(newest.take(sent(1, 9)));
         assert!(!newest.take(sent(1, 8)), "late");
@@ -69,29 +60,35 @@ mod tests {
     }
 
     #[test]
-    fn what_a_later_session_sends_is_newer_whatever_its_number() {
+    fn two_sessions_that_are_used_in_turn_both_count() {
         let mut newest = Newest::default();
-        assert!(newest.take(sent(255, 1000)));
-        assert!(newest.take(sent(0, 0)), "the low byte begins anew");
-        assert!(!newest.take(sent(255, 1001)), "by the session before");
-        assert_eq!(newest.session(), Some(SLOT));
+        for counter in 0..20 {
+            assert!(newest.take(sent(1, counter)));
+            assert!(newest.take(sent(2, counter)));
+            assert!(newest.take(sent(3, counter)));
+        }
+        assert!(!newest.take(sent(1, 18)) && !newest.take(sent(2, 18)));
     }
 
     proptest! {
-        /// However the network delays them, the one that is followed last was sent last.
+        /// However the network delays the packets of a session, the one that is followed last was sent last.
         #[test]
         fn in_any_order_the_newest_is_the_last_that_counted(
-            mut order in proptest::collection::vec((0..4_u8, 0..50_u64), 1..60),
+            order in proptest::collection::vec((0..3_u32, 0..50_u64), 1..60),
         ) {
             let mut newest = Newest::default();
-            let mut followed = None;
+            let mut followed = std::collections::BTreeMap::new();
             for &(session, counter) in &order {
                 if newest.take(sent(session, counter)) {
-                    followed = Some((session, counter));
+                    followed.insert(session, counter);
                 }
             }
-            order.sort_unstable();
-            prop_assert_eq!(followed, order.last().copied());
+            let mut last = std::collections::BTreeMap::new();
+            for &(session, counter) in &order {
+                let last = last.entry(session).or_insert(counter);
+                *last = counter.max(*last);
+            }
+            prop_assert_eq!(followed, last);
         }
     }
 }

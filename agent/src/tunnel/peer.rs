@@ -46,8 +46,6 @@ const WAITING_TOGETHER: usize = 8192;
 
 /// A datagram that the network delivers twice comes again within this.
 const TWICE: Duration = Duration::from_secs(1);
-/// How often the owner is told of packets by older sessions from elsewhere.
-const ELSEWHERE_INTERVAL: Duration = Duration::from_secs(1);
 
 /// What the peers of a shard have in common.
 pub(super) struct Context {
@@ -151,10 +149,8 @@ pub(super) struct Peer {
     failing: Option<SendFailure>,
     /// When something authenticated last came from the endpoint.
     seen_there: Option<Instant>,
-    /// The newest of its data messages, whose place is followed.
+    /// The newest of its data messages: where they come from is followed.
     newest: Newest,
-    /// When the owner was last told of one by an older session from elsewhere.
-    told_elsewhere: Option<Instant>,
 }
 
 impl Peer {
@@ -190,7 +186,6 @@ impl Peer {
             failing: None,
             seen_there: None,
             newest: Newest::default(),
-            told_elsewhere: None,
         }
     }
 
@@ -665,7 +660,7 @@ impl Peer {
         self.failing = None;
         let is_newest = sent.is_none_or(|sent| self.newest.take(sent));
         if !is_newest && self.endpoint.is_some_and(|endpoint| endpoint.path.remote != from.remote) {
-            return self.came_late(now, from.remote, sent, out);
+            return;
         }
         let idle = self.seen_there.replace(now).map(|seen| now.saturating_duration_since(seen));
         let before = self.endpoint();
@@ -675,20 +670,6 @@ impl Peer {
             self.stats.endpoint_changes += u64::from(before.is_some());
             let (to, session) = (from.remote, sent.map(|sent| sent.session));
             out.event(TunnelEvent::EndpointChanged { peer: self.key, from: before, to, idle, session });
-        }
-    }
-
-    /// Tells of a packet that came from elsewhere after one that was sent later, where that may be another machine's.
-    fn came_late<O: Output>(&mut self, now: Instant, at: SocketAddr, sent: Option<Sent>, out: &mut O) {
-        let (Some(sent), Some(newest), Some(place)) = (sent, self.newest.session(), self.endpoint()) else {
-            return;
-        };
-        let is_told =
-            self.told_elsewhere.is_some_and(|told| now.saturating_duration_since(told) < ELSEWHERE_INTERVAL);
-        if sent.session != newest && !is_told {
-            self.told_elsewhere = Some(now);
-            let (other, newest) = ((at, sent.session), (place, newest));
-            out.event(TunnelEvent::Elsewhere { peer: self.key, other, newest });
         }
     }
 

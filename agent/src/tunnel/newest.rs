@@ -23,20 +23,17 @@ pub(super) struct Newest([Option<Sent>; SESSIONS]);
 impl Newest {
     /// Takes note of an authentic one. Whether none of its session came before that was sent later.
     pub(super) fn take(&mut self, sent: Sent) -> bool {
-        match self.0.iter_mut().flatten().find(|known| known.session == sent.session) {
-            Some(known) => {
-                let is_newest = sent.counter > known.counter;
-                known.counter = known.counter.max(sent.counter);
-                is_newest
-            }
-            None => {
-                self.0.rotate_right(1);
-                if let Some(first) = self.0.first_mut() {
-                    *first = Some(sent);
-                }
-                true
-            }
+        if let Some(known) = self.0.iter_mut().flatten().find(|known| known.session == sent.session) {
+            let is_newest = sent.counter > known.counter;
+            known.counter = known.counter.max(sent.counter);
+            return is_newest;
         }
+        // The one that was met longest ago goes.
+        self.0.rotate_right(1);
+        if let Some(first) = self.0.first_mut() {
+            *first = Some(sent);
+        }
+        true
     }
 }
 

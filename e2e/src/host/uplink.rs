@@ -401,8 +401,14 @@ mod tests {
         let (_world, host) = roamer("carrier", Families::V4).await;
         let wired = host.uplink("eth0").unwrap();
         wired.lose_carrier().await.unwrap();
-        let shown = host.exec("ip", ["address", "show", "eth0"]).await.unwrap();
-        assert!(shown.contains("NO-CARRIER") && shown.contains("inet "), "{shown}");
+        // The kernel shows it a moment later.
+        let shown = async || {
+            let shown =
+                host.exec("ip", ["address", "show", "eth0"]).await.map_err(|error| error.to_string())?;
+            if shown.contains("NO-CARRIER") { Ok(shown) } else { Err(shown) }
+        };
+        let shown = wait::until("no carrier", Duration::from_secs(5), shown).await.unwrap();
+        assert!(shown.contains("inet "), "{shown}");
         assert!(!reaches(&host, WORLD_V4).await);
         wired.regain_carrier().await.unwrap();
         assert!(reaches(&host, WORLD_V4).await);

@@ -723,6 +723,7 @@ impl Runner<'_> {
             .known
             .iter()
             .partition(|candidate| source_towards(candidate.endpoint, Some(FWMARK)).is_some());
+        let is_first = self.candidates.is_empty();
         self.candidates = if ways.is_empty() { none } else { ways };
         let source = self.source_now();
         let name = source.map(local_network);
@@ -736,8 +737,14 @@ impl Runner<'_> {
             self.tunnel.forget_own_addresses();
         }
         let now = Instant::now();
-        self.health.handle_candidates(now, self.candidates.clone());
-        self.health.handle_network(now, network);
+        if is_first {
+            // The first network is no change of it, for which what was just begun would be begun again.
+            self.health.handle_network(now, network);
+            self.health.handle_candidates(now, self.candidates.clone());
+        } else {
+            self.health.handle_candidates(now, self.candidates.clone());
+            self.health.handle_network(now, network);
+        }
         if network == Network::Changed {
             // From another address its connection carries nothing any more.
             self.ask_session();

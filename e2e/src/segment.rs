@@ -240,6 +240,34 @@ impl Drop for Attachment {
     }
 }
 
+/// The one machine of [`world`].
+#[cfg(test)]
+pub(crate) const WORLD_V4: &str = "203.0.113.10";
+#[cfg(test)]
+pub(crate) const WORLD_V6: &str = "2001:db8:113::10";
+
+/// A world of one machine, for tests without a cluster, and its segment for NATs to plug into.
+#[cfg(test)]
+pub(crate) async fn world(name: &str) -> (crate::nat::OwnedNetns, Segment) {
+    let world = crate::nat::OwnedNetns(Netns::create(&format!("{name}-world")).await.unwrap());
+    let lines = [
+        bridge("eth0"),
+        format!("address add {WORLD_V4}/24 dev eth0"),
+        format!("address add {WORLD_V6}/64 dev eth0 nodad"),
+        "link set eth0 up".to_owned(),
+    ];
+    world.0.ip(lines).await.unwrap();
+    let outside = Segment::over(Layout {
+        netns: &world.0,
+        bridge: "eth0",
+        v4: "203.0.113.0/24".parse().unwrap(),
+        v6: Some("2001:db8:113::/64".parse().unwrap()),
+        gateways: Vec::new(),
+        numbers: 32..64,
+    });
+    (world, outside)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -373,6 +373,11 @@ fn parse(config: v1::ClientConfig, key: &PrivateKey) -> Result<Settings, ClientE
     Ok(settings)
 }
 
+/// IPv4 as such, also where a socket of both families shows it.
+fn canonical(address: SocketAddr) -> SocketAddr {
+    SocketAddr::new(address.ip().to_canonical(), address.port())
+}
+
 fn texts(endpoints: &[HostPort]) -> Vec<String> {
     endpoints.iter().map(ToString::to_string).collect()
 }
@@ -723,7 +728,6 @@ impl Runner<'_> {
             .known
             .iter()
             .partition(|candidate| source_towards(candidate.endpoint, Some(FWMARK)).is_some());
-        let is_first = self.candidates.is_empty();
         self.candidates = if ways.is_empty() { none } else { ways };
         let source = self.source_now();
         let name = source.map(local_network);
@@ -733,19 +737,9 @@ impl Runner<'_> {
             _ => Network::Changed,
         };
         (self.source, self.network) = (source, name);
+        self.health.handle_surroundings(Instant::now(), self.candidates.clone(), network);
         if network == Network::Changed {
             self.tunnel.forget_own_addresses();
-        }
-        let now = Instant::now();
-        if is_first {
-            // The first network is no change of it, for which what was just begun would be begun again.
-            self.health.handle_network(now, network);
-            self.health.handle_candidates(now, self.candidates.clone());
-        } else {
-            self.health.handle_candidates(now, self.candidates.clone());
-            self.health.handle_network(now, network);
-        }
-        if network == Network::Changed {
             // From another address its connection carries nothing any more.
             self.ask_session();
         }
@@ -1260,8 +1254,7 @@ impl Runner<'_> {
             pool: format!("{}/{}", membership.namespace, membership.pool),
             gateway: membership.server_name.clone(),
             replica: replica.map(|replica| replica.name.clone()),
-            endpoint: endpoint
-                .map(|endpoint| SocketAddr::new(endpoint.ip().to_canonical(), endpoint.port()).to_string()),
+            endpoint: endpoint.map(|endpoint| canonical(endpoint).to_string()),
             uplinks: self.uplinks(endpoint),
             addresses: self.settings.addresses.iter().map(ToString::to_string).collect(),
             routes: self.settings.routes.iter().map(ToString::to_string).collect(),
@@ -1297,7 +1290,6 @@ impl Runner<'_> {
 
     /// By which networks the gateway could be reached; `endpoint` is the one in use.
     fn uplinks(&self, endpoint: Option<SocketAddr>) -> Vec<Uplink> {
-        let canonical = |at: SocketAddr| SocketAddr::new(at.ip().to_canonical(), at.port());
         let others = self.known.iter().map(|candidate| candidate.endpoint);
         let endpoints: Vec<_> = endpoint.into_iter().chain(others).map(canonical).collect();
         uplinks::look(self.tunnel.index(), &endpoints, FWMARK).unwrap_or_else(|error| {

@@ -238,13 +238,17 @@ impl Peer {
 
     /// Forgets its sessions and the newest of its initiations: the next one counts, whatever its stamp.
     pub(super) fn begin_anew(&mut self) {
+        self.forget_tunn();
+        self.has_session = false;
+        self.timers = self.timers.anew();
+    }
+
+    /// The next one begins to count sessions anew.
+    fn forget_tunn(&mut self) {
         self.tunn = None;
         self.polled = None;
-        self.has_session = false;
         self.new_keys = None;
-        // Sessions are counted anew.
         self.newest = Newest::default();
-        self.timers = self.timers.anew();
     }
 
     /// Sends one initiation to where its last one came from that was not new. It is not repeated, and the endpoint follows an
@@ -853,10 +857,7 @@ impl Peer {
     fn follow_clock(&mut self) {
         let gained = self.anchor.map(|anchor| Clocks::now().gained_since(&anchor));
         if self.tunn.is_some() && !self.has_session && gained.is_some_and(|gained| gained >= JUMP) {
-            self.tunn = None;
-            self.polled = None;
-            self.new_keys = None;
-            self.newest = Newest::default();
+            self.forget_tunn();
         }
     }
 

@@ -197,8 +197,8 @@ impl Uplink {
         Ok(before)
     }
 
-    /// Plugs it in again, and gives it the same addresses and routes, as a DHCP client does with a lease that it has, which it announces. Yields a
-    /// moment just before the routes.
+    /// Plugs it in again, and gives it the same addresses and routes, as a DHCP client does with a lease that it has, which it
+    /// announces. Yields a moment just before the routes.
     ///
     /// # Errors
     /// What `ip` says, or when the link does not come up.
@@ -277,12 +277,10 @@ mod tests {
     use crate::{
         host::Host,
         nat::{Faults, Loss, NatProfile, OwnedNetns},
-        segment::{self, Layout, Segment},
+        segment::{self, WORLD_V4, WORLD_V6},
         wait,
     };
 
-    const WORLD_V4: &str = "203.0.113.10";
-    const WORLD_V6: &str = "2001:db8:113::10";
     const PATIENCE: Duration = Duration::from_secs(15);
 
     fn lease() -> Lease {
@@ -325,22 +323,7 @@ mod tests {
 
     /// A host with two uplinks and a world of one machine.
     async fn roamer(name: &str, wireless: Families) -> (OwnedNetns, Host) {
-        let world = OwnedNetns(Netns::create(&format!("{name}-world")).await.unwrap());
-        let lines = [
-            segment::bridge("eth0"),
-            format!("address add {WORLD_V4}/24 dev eth0"),
-            format!("address add {WORLD_V6}/64 dev eth0 nodad"),
-            "link set eth0 up".to_owned(),
-        ];
-        world.0.ip(lines).await.unwrap();
-        let outside = Segment::over(Layout {
-            netns: &world.0,
-            bridge: "eth0",
-            v4: "203.0.113.0/24".parse().unwrap(),
-            v6: Some("2001:db8:113::/64".parse().unwrap()),
-            gateways: Vec::new(),
-            numbers: 32..64,
-        });
+        let (world, outside) = segment::world(name).await;
         let wirings =
             [Wiring::wired(NatProfile::home()), Wiring::wireless(NatProfile::carrier()).families(wireless)];
         let host = Host::roaming(name, &outside, &wirings).await.unwrap();

@@ -461,27 +461,12 @@ pub(crate) fn first_address(network: ipnet::Ipv4Net) -> Option<IpNet> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::segment::Layout;
+    use crate::segment::{self, WORLD_V6};
 
     #[tokio::test]
     async fn a_host_with_ipv6_alone_is_reached_as_long_as_its_firewall_remembers_it() {
-        let world = OwnedNetns(Netns::create("six-world").await.unwrap());
-        let own: Ipv6Addr = "2001:db8:113::10".parse().unwrap();
-        let lines = [
-            segment::bridge("eth0"),
-            "address add 203.0.113.10/24 dev eth0".to_owned(),
-            format!("address add {own}/64 dev eth0 nodad"),
-            "link set eth0 up".to_owned(),
-        ];
-        world.0.ip(lines).await.unwrap();
-        let outside = Segment::over(Layout {
-            netns: &world.0,
-            bridge: "eth0",
-            v4: "203.0.113.0/24".parse().unwrap(),
-            v6: Some("2001:db8:113::/64".parse().unwrap()),
-            gateways: Vec::new(),
-            numbers: 32..64,
-        });
+        let (world, outside) = segment::world("six").await;
+        let own: Ipv6Addr = WORLD_V6.parse().unwrap();
         let firewall = Nat::create("six-test", &outside, None, NatProfile::home().into()).await.unwrap();
         let host = firewall.ipv6_host("six-test").await.unwrap();
         let other = firewall.ipv6_host("six-other").await.unwrap();

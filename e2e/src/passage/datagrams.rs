@@ -116,9 +116,8 @@ impl Streams {
     /// When a socket failed.
     pub async fn end(mut self) -> Result<BothWays<Record>> {
         self.stop.store(true, Ordering::SeqCst);
-        let Some(BothWays { up, down }) = self.threads.take() else { return Ok(BothWays::default()) };
-        let joined = tokio::task::spawn_blocking(|| Ok(BothWays { up: up.record()?, down: down.record()? }));
-        joined.await.map_err(|error| Error::Invalid(error.to_string()))?
+        let Some(threads) = self.threads.take() else { return Ok(BothWays::default()) };
+        threads.join(Threads::record).await
     }
 
     fn silent_for(&self, last: &AtomicU64) -> Option<Duration> {

@@ -18,7 +18,10 @@ pub use self::{
     spread::Spread,
     transfer::{Transfer, Transferred},
 };
-use crate::netns::Netns;
+use crate::{
+    error::{Error, Result},
+    netns::Netns,
+};
 
 /// One end of a measurement.
 #[derive(Debug, Clone, Copy)]
@@ -42,6 +45,16 @@ impl<T> BothWays<T> {
     /// Each with what it is called.
     pub fn named(&self) -> [(&'static str, &T); 2] {
         [("up", &self.up), ("down", &self.down)]
+    }
+
+    /// Has the threads of each come to their end, away from those that drive tasks.
+    async fn join<U: Send + 'static>(self, end: fn(T) -> Result<U>) -> Result<BothWays<U>>
+    where
+        T: Send + 'static,
+    {
+        let joined =
+            tokio::task::spawn_blocking(move || Ok(BothWays { up: end(self.up)?, down: end(self.down)? }));
+        joined.await.map_err(|error| Error::Invalid(error.to_string()))?
     }
 
     /// The same made of each.

@@ -85,9 +85,8 @@ impl Transfer {
     /// When the connection did not survive, or a byte is missing or wrong.
     pub async fn end(mut self) -> Result<BothWays<Transferred>> {
         self.stop.store(true, Ordering::SeqCst);
-        let Some(BothWays { up, down }) = self.threads.take() else { return Ok(BothWays::default()) };
-        let joined = tokio::task::spawn_blocking(|| Ok(BothWays { up: up.came()?, down: down.came()? }));
-        joined.await.map_err(|error| Error::Invalid(error.to_string()))?
+        let Some(threads) = self.threads.take() else { return Ok(BothWays::default()) };
+        threads.join(Threads::came).await
     }
 }
 

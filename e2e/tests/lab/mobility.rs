@@ -239,8 +239,7 @@ fn inner(status: &Status) -> anyhow::Result<IpAddr> {
 struct Outages {
     row: &'static str,
     bound: Duration,
-    up: Vec<Outage>,
-    down: Vec<Outage>,
+    each: BothWays<Vec<Outage>>,
 }
 
 /// The longest time in which nothing came, after a switch.
@@ -264,19 +263,19 @@ impl Outage {
 
 impl Outages {
     fn new(row: &'static str, bound: Duration) -> Self {
-        Self { row, bound, up: Vec::new(), down: Vec::new() }
+        Self { row, bound, each: BothWays::default() }
     }
 
     /// The longest gap of each window.
     fn add(&mut self, records: &BothWays<Record>, windows: &[Range<Moment>]) {
-        self.up.extend(windows.iter().map(|window| Outage::of(&records.up, window)));
-        self.down.extend(windows.iter().map(|window| Outage::of(&records.down, window)));
+        self.each.up.extend(windows.iter().map(|window| Outage::of(&records.up, window)));
+        self.each.down.extend(windows.iter().map(|window| Outage::of(&records.down, window)));
     }
 
     /// Prints them; they may not be above the bound.
     fn must_be_bounded(self) -> Outcome {
-        let Self { row, bound, up, down } = self;
-        for (way, outages) in [("up", up), ("down", down)] {
+        let Self { row, bound, each } = self;
+        for (way, outages) in each.named() {
             ensure!(!outages.is_empty(), "{row}: nothing was tried");
             let spread = Spread::of(outages.iter().map(|outage| outage.lasted));
             println!("mobility {row}, {way}: {spread}");

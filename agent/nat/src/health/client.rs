@@ -372,6 +372,18 @@ impl<K: PeerId> ClientHealth<K> {
         }
     }
 
+    /// The machine looked around: these are the ways there are, the best first, from a network that is or is not another.
+    pub fn handle_surroundings(&mut self, now: Instant, candidates: Vec<Candidate<K>>, network: Network) {
+        if matches!(self.state, State::Idle) {
+            // The first network is no change of it, for which what was just begun would be begun again.
+            self.handle_network(now, network);
+            self.handle_candidates(now, candidates);
+        } else {
+            self.handle_candidates(now, candidates);
+            self.handle_network(now, network);
+        }
+    }
+
     /// The user or the gateway ended it.
     pub fn handle_stop(&mut self) {
         self.state = State::Stopped;
@@ -1021,6 +1033,22 @@ mod tests {
         world.act();
         world.run_for(RTT * 2);
         assert_eq!((world.phase(), world.tries.len()), (Phase::Connected, tries + 1));
+    }
+
+    #[test]
+    fn the_first_way_is_tried_once_and_another_familys_at_once_with_its_network() {
+        let mut world = World::with(Mode::Loopback, &[]);
+        let look = |world: &mut World, candidates: &[Candidate<u8>], network| {
+            world.alive = candidates.iter().copied().collect();
+            world.health.handle_surroundings(world.now, candidates.to_vec(), network);
+            world.act();
+            world.run_for(RTT * 2);
+            (world.phase(), world.tries.len())
+        };
+        assert_eq!(look(&mut world, &[way(1, 1)], Network::Changed), (Phase::Connected, 1));
+        world.alive.clear();
+        world.health.handle_network(world.now, Network::Unreachable);
+        assert_eq!(look(&mut world, &[way(1, 2)], Network::Changed), (Phase::Connected, 2));
     }
 
     #[test]
